@@ -1,0 +1,10 @@
+"""The one exception a user is meant to read."""
+
+
+class UserError(Exception):
+    """Something the user can mend.
+
+    The message is one sentence (two at most): what is wrong, where (file and line of the data, key
+    of the recipe), and what to do about it. The command prints it without a traceback and exits
+    with status 2.
+    """

@@ -1,0 +1,142 @@
+"""The one way this package writes a file: temporary name, flush to disk, rename.
+
+No reader ever sees half a file, whatever moment the writer is killed at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from planearly.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a temporary neighbour of ``path``; on success flush it and rename it to ``path``.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; ``path`` is left as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise storage_error(error, path) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """As :func:`atomic_write`, for a folder: fill the yielded one, it then takes the name ``path``.
+
+    An existing folder of that name is replaced.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
+        old = path.with_name(f".{path.name}.{os.getpid()}.old")
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise storage_error(error, path) from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def storage_error(error: OSError, path: Path) -> UserError:
+    """One sentence for a failed write."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(
+            f"the disk is full while writing {path}: free some space and start again; "
+            "everything finished so far is kept"
+        )
+    return UserError(f"cannot write {path} ({error.strerror or error}): check the folder's rights")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON with a final newline."""
+    with atomic_write(path, "w") as handle:
+        handle.write(json.dumps(value, indent=1, ensure_ascii=False, default=_plain) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a missing or broken one is a :class:`UserError` that names it."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error})") from error
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write a ``.npy`` file."""
+    with atomic_write(path) as handle:
+        np.save(handle, array, allow_pickle=False)
+
+
+def read_array(path: Path, mapped: bool = True) -> np.ndarray:
+    """Read a ``.npy`` file, memory-mapped read-only unless ``mapped`` is false or it is empty."""
+    array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    return array if array.size else np.array(array)
+
+
+def digest(value: Any) -> str:
+    """Hex SHA-256 of a JSON-able value in canonical form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

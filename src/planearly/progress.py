@@ -1,0 +1,103 @@
+"""Progress of anything a person waits for: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+_LOG_SECONDS = 15.0
+
+
+def short(value: float) -> str:
+    """``1234567`` as ``1.23M``: three significant digits and a decimal prefix."""
+    for limit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g}{suffix}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as ``42 s``, ``3 min 20 s`` or ``2 h 05 min``."""
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+class Meter:
+    """Counts what is done; knows the rate and the time left."""
+
+    def __init__(self, name: str, total: float | None, unit: str, done: float = 0) -> None:
+        self.name, self.total, self.unit = name, total, unit
+        self.done = self._start = done
+        self._began = time.monotonic()
+        self._logged = self._began
+        self._progress: Progress | None = None
+        if sys.stderr.isatty():
+            self._progress = Progress(
+                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"),
+                console=console, transient=True,
+            )
+            self._task = self._progress.add_task(name, total=total, completed=done, text="")
+            self._progress.start()
+
+    def advance(self, amount: float, note: str = "") -> None:
+        """Add ``amount`` units; ``note`` (a loss, a file name) is shown beside the rate."""
+        self.done += amount
+        now = time.monotonic()
+        if self._progress is not None:
+            self._progress.update(self._task, completed=self.done, text=self.text(note))
+        elif now - self._logged >= _LOG_SECONDS:
+            self._logged = now
+            console.print(f"{self.name}: {self.text(note)}", markup=False)
+
+    def text(self, note: str = "") -> str:
+        elapsed = max(time.monotonic() - self._began, 1e-9)
+        rate = (self.done - self._start) / elapsed
+        parts = [f"{short(self.done)}"]
+        if self.total:
+            parts[0] += f"/{short(self.total)}"
+        parts[0] += f" {self.unit}"
+        parts.append(f"{short(rate)} {self.unit}/s")
+        if self.total and rate > 0:
+            parts.append(f"{duration((self.total - self.done) / rate)} left")
+        if note:
+            parts.append(note)
+        return ", ".join(parts)
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        elapsed = time.monotonic() - self._began
+        done = self.done - self._start
+        console.print(
+            f"{self.name}: {short(done)} {self.unit} in {duration(elapsed)} "
+            f"({short(done / max(elapsed, 1e-9))} {self.unit}/s)",
+            markup=False,
+        )
+
+
+@contextlib.contextmanager
+def progress(name: str, total: float | None, unit: str, done: float = 0) -> Iterator[Meter]:
+    """``with progress("embedding", n, "windows") as meter: meter.advance(batch)``.
+
+    ``done`` is where a resumed piece of work starts: shown as done, left out of the rate.
+    """
+    meter = Meter(name, total, unit, done)
+    try:
+        yield meter
+    finally:
+        meter.close()
+
+
+def say(text: str) -> None:
+    """One line for the person at the terminal (standard error; results go to standard output)."""
+    console.print(text, markup=False)

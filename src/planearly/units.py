@@ -1,0 +1,56 @@
+"""Sizes as people write them: ``126M`` parameters, ``50GB``, ``2h``, ``$300``."""
+
+from __future__ import annotations
+
+import re
+
+from planearly.errors import UserError
+
+_SCALE = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
+_BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+          "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_SECONDS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600, "hours": 3600, "hour": 3600,
+            "d": 86400, "days": 86400, "day": 86400}
+
+
+def _split(text: object, what: str) -> tuple[float, str]:
+    match = re.fullmatch(
+        r"\s*([+-]?(?:\d[\d_,]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([a-zA-Z]*)\s*", str(text)
+    )
+    if not match:
+        raise UserError(f"{what}: '{text}' is not a number with a unit")
+    value = float(match[1].replace("_", "").replace(",", ""))
+    if value < 0 or value != value or value == float("inf"):
+        raise UserError(f"{what}: '{text}' must be a finite number that is not negative")
+    return value, match[2].lower()
+
+
+def count(text: object, what: str = "count") -> int:
+    """``126M``, ``1.5B``, ``8k`` or a plain number of tokens, parameters or domains.
+
+    Raises:
+        UserError: not a number, negative, or a unit of something else (``50GB``, ``2h``).
+    """
+    value, unit = _split(text, what)
+    if unit not in _SCALE:
+        raise UserError(f"{what}: '{text}' should be a count such as 8k, 126M or 1.5B")
+    return round(value * _SCALE[unit])
+
+
+def size(text: object, what: str = "size") -> int:
+    """``50GB``, ``512MiB`` or a plain number of bytes."""
+    value, unit = _split(text, what)
+    unit = unit or "b"
+    if unit not in _BYTES:
+        raise UserError(f"{what}: '{text}' should be a number of bytes such as 50GB or 512MiB")
+    return round(value * _BYTES[unit])
+
+
+def hours(text: object, what: str = "hours") -> float:
+    """``2h``, ``90min``, ``3d`` or a plain number of hours, in hours."""
+    value, unit = _split(text, what)
+    if unit == "":
+        return value
+    if unit not in _SECONDS:
+        raise UserError(f"{what}: '{text}' should be a time such as 2h, 90min or 3d")
+    return value * _SECONDS[unit] / 3600
