@@ -1,0 +1,105 @@
+"""Packing windows into rows."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planearly.data.pack import Rows, pack_rows
+
+
+@st.composite
+def packings(draw):
+    context = draw(st.integers(1, 40))
+    n_groups = draw(st.integers(1, 5))
+    n = draw(st.integers(0, 80))
+    lengths = draw(st.lists(st.integers(1, context), min_size=n, max_size=n))
+    groups = draw(st.lists(st.integers(-1, n_groups - 1), min_size=n, max_size=n))
+    return np.array(lengths, np.int64), np.array(groups, np.int64), n_groups, context
+
+
+@settings(max_examples=200, deadline=None)
+@given(packings(), st.integers(0, 3))
+def test_every_window_once_in_a_row_of_its_group(packing, seed):
+    lengths, groups, n_groups, context = packing
+    rows = pack_rows(lengths, groups, n_groups, context, seed)
+    assert sorted(rows.windows) == np.flatnonzero(groups >= 0).tolist()
+    assert len(rows.group_offsets) == n_groups + 1
+    assert rows.group_offsets[0] == 0 and rows.group_offsets[-1] == len(rows)
+    assert rows.row_offsets[0] == 0 and rows.row_offsets[-1] == len(rows.windows)
+    for group in range(n_groups):
+        for row in range(rows.group_offsets[group], rows.group_offsets[group + 1]):
+            windows = rows.row(row)
+            assert len(windows) > 0
+            assert (groups[windows] == group).all()
+            assert lengths[windows].sum() <= context
+        # Two rows that would fit into one another are never left apart (any-fit property).
+        used = sorted(lengths[rows.row(r)].sum() for r in
+                      range(rows.group_offsets[group], rows.group_offsets[group + 1]))
+        assert len(used) < 2 or used[0] + used[1] > context
+    if len(rows):
+        assert rows.fill == lengths[groups >= 0].sum() / (len(rows) * context)
+
+
+def test_best_fit_decreasing_stays_within_its_bound():
+    # Johnson 1973: at most 11/9 of the fewest rows possible, plus 4.
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 65, 5_000)
+    rows = pack_rows(lengths, np.zeros(5_000, int), 1, 64, 0)
+    assert len(rows) <= 11 / 9 * np.ceil(lengths.sum() / 64) + 4
+    assert rows.fill > 0.985
+
+
+def test_perfect_packing_is_found():
+    rows = pack_rows(np.array([3, 5, 8, 1, 7]), np.zeros(5, int), 1, 8, 0)
+    assert len(rows) == 3 and rows.fill == 1.0
+
+
+def test_same_arguments_same_rows_and_the_seed_matters():
+    rng = np.random.default_rng(1)
+    lengths, groups = rng.integers(1, 33, 2_000), rng.integers(-1, 7, 2_000)
+    first, again, other = (pack_rows(lengths, groups, 7, 32, seed) for seed in (5, 5, 6))
+    assert (first.windows == again.windows).all()
+    assert (first.row_offsets == again.row_offsets).all()
+    assert not (first.windows == other.windows).all()
+    assert len(first) == len(other)
+
+
+def test_order_inside_rows_is_not_by_length():
+    lengths = np.tile([20, 12], 500)
+    rows = pack_rows(lengths, np.zeros(1_000, int), 1, 32, 0)
+    long_first = np.mean([lengths[rows.row(r)[0]] == 20 for r in range(len(rows))])
+    assert len(rows) == 500 and 0.4 < long_first < 0.6
+
+
+def test_saved_rows_load_again(tmp_path):
+    rows = pack_rows(np.array([4, 2, 1, 4]), np.array([1, 0, 0, -1]), 3, 4, 0)
+    rows.save(tmp_path)
+    loaded = Rows.load(tmp_path)
+    for name in ("group_offsets", "row_offsets", "windows"):
+        assert (getattr(rows, name) == getattr(loaded, name)).all()
+    assert loaded.fill == rows.fill
+
+
+def test_nothing_to_pack():
+    rows = pack_rows(np.array([4]), np.array([-1]), 2, 4, 0)
+    assert len(rows) == 0 and rows.group_offsets.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("lengths, groups", [([5], [0]), ([0], [0]), ([1], [2])])
+def test_wrong_lengths_and_groups_are_refused(lengths, groups):
+    with pytest.raises(ValueError):
+        pack_rows(np.array(lengths), np.array(groups), 2, 4, 0)
+
+
+def test_a_million_windows_take_seconds():
+    rng = np.random.default_rng(2)
+    lengths, groups = rng.integers(1, 1025, 1_000_000), rng.integers(0, 1024, 1_000_000)
+    start = time.process_time()
+    rows = pack_rows(lengths, groups, 1024, 1024, 0)
+    assert time.process_time() - start < 8
+    assert rows.fill > 0.96
