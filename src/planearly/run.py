@@ -1,0 +1,170 @@
+"""The run folder: stages that are done once, kept with a manifest, and continued when interrupted.
+
+A stage is a folder ``NAME-FINGERPRINT``; the fingerprint covers the stage's settings and the
+fingerprints of the stages and the digests of the files it reads. So a changed input makes exactly
+the stages that depend on it again, beside the old ones, which are kept; a finished stage is one
+whose ``manifest.json`` exists, written last. A stage that was interrupted finds what it left in its
+folder and goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import planearly
+from planearly.config import Recipe
+from planearly.errors import UserError
+from planearly.files import atomic_write, digest, file_digest, read_json, write_json
+from planearly.progress import say
+from planearly.train import parallel
+
+MANIFEST = "manifest.json"
+
+
+class Run:
+    """A run folder and the recipe that is run in it."""
+
+    def __init__(self, out: Path, recipe: Recipe) -> None:
+        self.out, self.recipe = out, recipe
+        self.made: list[Path] = []
+        self.reused: list[Path] = []
+        self.used: list[Path] = []
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Run]:
+        """Take the folder for this process and note the recipe in it.
+
+        Raises:
+            UserError: another process works in the folder, or it cannot be written.
+        """
+        parallel.start()
+        if parallel.rank() > 0:
+            yield self
+            return
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            lock = open(self.out / ".lock", "w")  # noqa: SIM115 (held while the run lasts)
+        except OSError as error:
+            raise UserError(f"cannot write in {self.out} ({error.strerror}): choose another --out"
+                            ) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"another planearly works in {self.out}: wait for it, or choose another --out"
+                ) from error
+            self._note_recipe()
+            yield self
+
+    def _note_recipe(self) -> None:
+        path = self.out / "recipe.yaml"
+        now = self.recipe.to_dict()
+        if path.exists():
+            before = yaml.safe_load(path.read_text("utf-8"))
+            changed = sorted(_differences(before, now))
+            if changed:
+                say(f"{self.out} holds a run with other settings ({', '.join(changed[:6])}"
+                    f"{', ...' if len(changed) > 6 else ''}): what depends on them is made anew, "
+                    "beside the old results, which are kept")
+        with atomic_write(path, "w") as handle:
+            yaml.safe_dump(now, handle, sort_keys=False)
+
+    def stage(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, Path],
+        build: Callable[[Path], dict[str, Any] | None],
+        every_rank: bool = False,
+    ) -> Path:
+        """The folder of a finished stage; built now unless it is there already.
+
+        Args:
+            name: place under the run folder, such as ``pretrain/slm``.
+            settings: everything else that the result depends on.
+            inputs: finished stages that it reads.
+            build: fills the folder and returns facts for the manifest; may find there what an
+                interrupted call left. Under ``torchrun`` the first process calls it alone unless
+                ``every_rank``.
+        """
+        recipe = {
+            "stage": name,
+            "settings": dict(settings),
+            "inputs": {key: read_json(path / MANIFEST)["fingerprint"]
+                       for key, path in sorted(inputs.items())},
+        }
+        fingerprint = digest(recipe)
+        folder = self.out / f"{name}-{fingerprint[:8]}"
+        if folder not in self.used:
+            self.used.append(folder)
+        if (folder / MANIFEST).exists():
+            if folder not in self.made and folder not in self.reused:
+                self.reused.append(folder)
+            return folder
+        parallel.barrier()  # nobody starts a stage while another still looks for its manifest
+        if parallel.rank() == 0 or every_rank:
+            began = time.monotonic()
+            started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            if parallel.rank() == 0:
+                say(f"── {name}")
+                folder.mkdir(parents=True, exist_ok=True)
+            if every_rank:
+                parallel.barrier()
+            facts = build(folder) or {}
+            if parallel.rank() == 0:
+                write_json(folder / MANIFEST, {
+                    **recipe, "fingerprint": fingerprint,
+                    "folders": {key: os.path.relpath(path, self.out)
+                                for key, path in sorted(inputs.items())},
+                    "versions": versions(), "started": started,
+                    "seconds": round(time.monotonic() - began, 3), **facts,
+                })
+                self.made.append(folder)
+        parallel.barrier()
+        return folder
+
+    def file_digests(self, paths: list[Path]) -> list[str]:
+        """SHA-256 of each file; remembered in the run folder by path, size and time of change."""
+        cache_path = self.out / ".digests.json"
+        cache: dict[str, str] = read_json(cache_path) if cache_path.exists() else {}
+        known = len(cache)
+        digests = []
+        for path in paths:
+            status = path.stat()
+            place = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+            if place not in cache:
+                cache[place] = file_digest(path)
+            digests.append(cache[place])
+        if len(cache) > known and parallel.rank() == 0:
+            write_json(cache_path, cache)
+        return digests
+
+
+def facts(stage: Path) -> dict[str, Any]:
+    """The manifest of a finished stage."""
+    return read_json(stage / MANIFEST)
+
+
+def versions() -> dict[str, str]:
+    return {"planearly": planearly.__version__, "torch": torch.__version__,
+            "python": platform.python_version()}
+
+
+def _differences(before: Any, now: Any, place: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in before.keys() | now.keys():
+            yield from _differences(before.get(key), now.get(key), f"{place}.{key}".strip("."))
+    elif before != now:
+        yield place

@@ -1,0 +1,366 @@
+"""The training loop: the only one.
+
+Pretraining, fine-tuning, distillation and projected networks differ in the stream of batches, the
+objective and the model handed in; what happens to them is here, top to bottom: take the rows of a
+step, sum the loss over microbatches, divide by the global number of real targets, clip, update,
+and now and then log, validate, save. A run that was killed continues from its last checkpoint and
+ends with the weights that an uninterrupted one ends with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from planearly import config
+from planearly.data.loader import Batch, Stream, prefetch
+from planearly.device import bf16_is_fast
+from planearly.files import read_json, write_json
+from planearly.model.transformer import IGNORE, Transformer
+from planearly.progress import progress, say, short
+from planearly.train import checkpoint, optim, parallel
+from planearly.train.metrics import Metrics
+from planearly.train.objective import NextToken, Objective
+
+CHECKPOINT, BEST, FINAL, OUTCOME = (
+    "checkpoint.safetensors", "best.safetensors", "final.safetensors", "outcome.json"
+)
+
+
+class Trainable(Protocol):
+    """A model the loop can train: microbatches run through one dense ``body``.
+
+    A dense model is its own body (:class:`Dense`). A projected network builds the body's weights of
+    the groups in a step once, lends them to the body group by group, and takes their gradients back
+    at the end of the step.
+    """
+
+    module: nn.Module
+    """Holds the trained parameters."""
+    body: Transformer
+    """Runs a microbatch."""
+
+    def microbatches(self, groups: np.ndarray, rows: int) -> list[np.ndarray]:
+        """Divide a step's rows, given by their groups, into index arrays of at most ``rows``."""
+
+    def begin(self, groups: np.ndarray) -> None:
+        """A step with rows of these groups starts."""
+
+    def select(self, group: int) -> None:
+        """The next microbatch holds rows of ``group``."""
+
+    def end(self) -> None:
+        """All microbatches are done: gradients of ``module`` are to be complete."""
+
+
+class Dense:
+    """A dense model as a :class:`Trainable`."""
+
+    def __init__(self, model: Transformer) -> None:
+        self.module = self.body = model
+
+    def microbatches(self, groups: np.ndarray, rows: int) -> list[np.ndarray]:
+        return np.array_split(np.arange(len(groups)), math.ceil(len(groups) / rows))
+
+    def begin(self, groups: np.ndarray) -> None:
+        pass
+
+    def select(self, group: int) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+@dataclass
+class Outcome:
+    """What a training run came to; kept in ``outcome.json``."""
+
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    loss: float = math.nan
+    best_step: int = 0
+    best_validation: float | None = None
+    first_validation: float | None = None
+    stopped: str = ""
+    optimizer: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Since:
+    """Sums since the last line of metrics."""
+
+    loss: float = 0.0
+    tokens: float = 0.0
+    seconds: float = 0.0
+
+
+def tune_allocator() -> None:
+    """Keep glibc from returning large buffers to the kernel after every operation.
+
+    On CPU the activations of each step are otherwise mapped and zeroed anew, a third of the time
+    of a bfloat16 step (benchmarks/train_throughput.py shows both).
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context in which a forward pass runs: matrix products in bfloat16 where asked or fast."""
+    use = precision == "bf16" or (precision == "auto" and bf16_is_fast(device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=use)
+
+
+def can_compile() -> bool:
+    """Whether torch.compile has what it needs on this machine (a C++ compiler on CPU)."""
+    from torch._inductor import cpp_builder, exc
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except (exc.InvalidCxxCompiler, OSError):
+        return False
+    return True
+
+
+def compiled(function: Callable[..., Tensor], wish: str, tokens: float) -> Callable[..., Tensor]:
+    """``function`` compiled where it pays: long runs, and a compiler at hand; else as it is."""
+    if wish == "no" or (wish == "auto" and tokens < 1_000_000):
+        return function
+    if not can_compile():
+        say("torch.compile finds no C++ compiler here: training runs uncompiled, more slowly")
+        return function
+    return torch.compile(function, dynamic=False)
+
+
+def microbatch_rows(settings: config.Train, context: int, device: torch.device) -> int:
+    """Rows of a forward pass: as the recipe says, else what suits the device."""
+    tokens = settings.microbatch_tokens or (65_536 if device.type == "cuda" else 4_096)
+    return max(tokens // context, 1)
+
+
+def train(
+    model: Trainable,
+    stream: Stream,
+    steps: int,
+    settings: config.Train,
+    folder: Path,
+    *,
+    name: str,
+    optimizer: optim.Settings | None = None,
+    objective: Objective | None = None,
+    validate: Callable[[Transformer], float] | None = None,
+    validate_steps: int | None = None,
+    patience: int | None = None,
+    snapshots: tuple[int, ...] = (),
+) -> Outcome:
+    """Train for ``steps`` optimiser steps of ``settings.batch_tokens`` tokens, or stop early.
+
+    Args:
+        stream: answers for any range of rows; step t takes rows [t R, (t + 1) R).
+        folder: gets ``metrics.jsonl``, the checkpoint, the best and the final weights, and
+            ``outcome.json``; what an interrupted call left there is continued.
+        validate: mean nats per token on held-out text, called every ``validate_steps``.
+        patience: validations without improvement after which training stops, and the weights of
+            the best validation become the final ones; None trains to the end and keeps the last.
+        snapshots: steps after which the weights are also kept as ``step-N.safetensors``.
+
+    Returns:
+        The outcome; ``final.safetensors`` holds the weights, and ``model`` has them too.
+    """
+    final, outcome_path = folder / FINAL, folder / OUTCOME
+    device = parallel.device()
+    model.module.to(device)
+    if outcome_path.exists():
+        checkpoint.set_weights(model.module, checkpoint.load_tensors(final)[0], final)
+        return Outcome(**read_json(outcome_path))
+    if device.type == "cpu":
+        tune_allocator()
+    rate = optimizer or optim.resolve(settings.optimizer, steps)
+    optimizers = optim.build(model.module, rate)
+    outcome, since = Outcome(optimizer=asdict(rate)), Since()
+    bad = 0
+    saved = folder / CHECKPOINT
+    if saved.exists():
+        note = checkpoint.load_training(saved, model.module, optimizers)
+        outcome, bad = Outcome(**note["outcome"]), note["bad"]
+        since = Since(**note["since"]) if parallel.rank() == 0 else since
+        say(f"{name}: continues after step {outcome.steps} of {steps}")
+    parallel.barrier()
+
+    rows = max(settings.batch_tokens // stream.context, 1)
+    parallel.check_rows(rows)
+    per_pass = microbatch_rows(settings, stream.context, device)
+    goal = objective or NextToken()
+    loss_of = compiled(
+        lambda inputs, targets: goal(model.body, inputs, targets),
+        settings.compile, steps * rows * stream.context,
+    )
+    every = validate_steps or settings.validate_steps or max(steps // 20, 1)
+    metrics = Metrics(folder / "metrics.jsonl", outcome.steps) if parallel.rank() == 0 else None
+
+    def ranges() -> Iterator[tuple[int, int]]:
+        for step in range(outcome.steps, steps):
+            yield parallel.share(step * rows, (step + 1) * rows)
+
+    def save() -> None:
+        (loss,) = parallel.sum_scalars(since.loss)
+        if parallel.rank() == 0:
+            note = {"outcome": asdict(outcome), "bad": bad,
+                    "since": asdict(Since(loss, since.tokens, since.seconds))}
+            checkpoint.save_training(saved, model.module, optimizers, note)
+        parallel.barrier()
+
+    def validation() -> bool:
+        """Validate; True when patience is at its end."""
+        nonlocal bad
+        assert validate is not None
+        value = validate(model.body)
+        if outcome.first_validation is None:
+            outcome.first_validation = value
+        record(validation=value)
+        if outcome.best_validation is None or value < outcome.best_validation:
+            outcome.best_validation, outcome.best_step, bad = value, outcome.steps, 0
+            if patience is not None and parallel.rank() == 0:
+                checkpoint.save_tensors(folder / BEST, checkpoint.weights(model.module), {})
+        else:
+            bad += 1
+        return patience is not None and bad >= patience
+
+    def record(**values: float) -> None:
+        if metrics is not None:
+            metrics.write({"step": outcome.steps, "tokens": outcome.tokens, **values})
+
+    clock = time.monotonic()
+    last_save = clock
+    spent = outcome.seconds
+    pending = torch.zeros((), device=device, dtype=torch.float64)
+    total = steps * rows * stream.context
+    stop = False
+    if validate is not None and patience is not None and outcome.steps == 0:
+        validation()
+    with progress(name, total, "tokens", outcome.steps * rows * stream.context) as meter:
+        for batch in prefetch(stream, ranges()):
+            if stop := patience is not None and bad >= patience:
+                break
+            step_loss, counted = accumulate(model, batch, per_pass, loss_of, settings, device)
+            factor = optim.set_rates(optimizers, rate, outcome.steps, steps)
+            norm = apply(model.module, optimizers, counted, rate.clip)
+            outcome.steps += 1
+            outcome.tokens += int(counted)
+            outcome.seconds = spent + time.monotonic() - clock
+            pending += step_loss
+            since.tokens += counted
+            last = outcome.steps == steps
+            log = outcome.steps % settings.log_steps == 0 or last
+            due = not last and _time_to_save(last_save, settings.checkpoint_seconds)
+            if log or due:  # the only steps at which the host waits for the device
+                since.loss += pending.item()
+                pending.zero_()
+            if log:
+                (summed,) = parallel.sum_scalars(since.loss)
+                outcome.loss = summed / since.tokens
+                if not math.isfinite(outcome.loss):
+                    raise FloatingPointError(
+                        f"{name}: the loss is not finite at step {outcome.steps}"
+                    )
+                record(loss=outcome.loss, norm=float(norm), lr_factor=factor,
+                       seconds=outcome.seconds,
+                       tokens_per_second=since.tokens / (outcome.seconds - since.seconds))
+                since = Since(seconds=outcome.seconds)
+            meter.advance(rows * stream.context, f"loss {outcome.loss:.3f}")
+            if validate is not None and (outcome.steps % every == 0 or last):
+                validation()
+            if outcome.steps in snapshots and parallel.rank() == 0:
+                checkpoint.save_tensors(
+                    folder / f"step-{outcome.steps}.safetensors",
+                    checkpoint.weights(model.module), {"tokens": outcome.tokens},
+                )
+            if due:
+                save()
+                last_save = time.monotonic()
+
+    outcome.seconds = spent + time.monotonic() - clock
+    outcome.stopped = "early" if stop or (patience is not None and bad >= patience) else "end"
+    if patience is not None:
+        parallel.barrier()
+        best = folder / BEST
+        checkpoint.set_weights(model.module, checkpoint.load_tensors(best)[0], best)
+    if parallel.rank() == 0:
+        assert metrics is not None
+        metrics.close()
+        checkpoint.save_tensors(final, checkpoint.weights(model.module), {})
+        write_json(outcome_path, asdict(outcome))
+        saved.unlink(missing_ok=True)
+        (folder / BEST).unlink(missing_ok=True)
+    parallel.barrier()
+    say(f"{name}: {short(outcome.tokens)} tokens, loss {outcome.loss:.4f}"
+        + (f", best validation {outcome.best_validation:.4f} at step {outcome.best_step}"
+           if outcome.best_validation is not None else ""))
+    return outcome
+
+
+def accumulate(
+    model: Trainable, batch: Batch, per_pass: int, loss_of: Callable[[Tensor, Tensor], Tensor],
+    settings: config.Train, device: torch.device,
+) -> tuple[Tensor, float]:
+    """Backward passes over a step's rows; gradients of the *summed* loss end up in the module.
+
+    Returns:
+        This process's summed loss (float64 scalar on the device), and the global target count.
+    """
+    model.begin(batch.groups)
+    loss = torch.zeros((), device=device, dtype=torch.float64)
+    for rows in model.microbatches(batch.groups, per_pass):
+        part = batch.take(rows)
+        model.select(int(part.groups[0]))
+        inputs = part.inputs.to(device, non_blocking=True)
+        targets = part.targets.to(device, non_blocking=True)
+        with autocast(settings.precision, device):
+            value = loss_of(inputs, targets)
+        value.backward()
+        loss += value.detach()
+    model.end()
+    (counted,) = parallel.sum_scalars(float((batch.targets != IGNORE).sum()))
+    return loss, counted
+
+
+def apply(
+    module: nn.Module, optimizers: list[torch.optim.Optimizer], counted: float, clip: float
+) -> Tensor:
+    """One update from summed gradients: mean over targets and processes, clipped to norm ``clip``.
+
+    Returns:
+        The gradient norm before clipping.
+    """
+    trained = [p for p in module.parameters() if p.grad is not None]
+    gradients = [p.grad for p in trained if p.grad is not None]
+    parallel.sum_gradients(gradients)
+    norm = nn.utils.get_total_norm(gradients) / counted
+    # one pass over the gradients does both: the mean over targets and the clipping
+    torch._foreach_mul_(gradients, torch.clamp(clip / (norm + 1e-6), max=1.0) / counted)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def _time_to_save(last: float, seconds: float) -> bool:
+    """Whether a checkpoint is due; the first process decides for all."""
+    due = time.monotonic() - last >= seconds
+    if parallel.world() > 1:
+        due = parallel.sum_scalars(float(due and parallel.rank() == 0))[0] > 0
+    return due or bool(os.environ.get("PLANEARLY_CHECKPOINT_EVERY_STEP"))

@@ -1,0 +1,39 @@
+"""``metrics.jsonl``: one JSON object a line, cut back to the checkpoint when a run resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from planearly.files import atomic_write
+
+
+class Metrics:
+    """Appends records that carry a ``step``."""
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [r for r in read(path) if r["step"] <= resume_step]
+        with atomic_write(path, "w") as handle:
+            handle.writelines(json.dumps(record) + "\n" for record in kept)
+        self._handle = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
+
+    def write(self, record: dict[str, Any]) -> None:
+        self._handle.write(json.dumps(record) + "\n")
+        self._handle.flush()
+
+    def close(self) -> None:
+        self._handle.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Whole records of a metrics file; a last line cut by a kill is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text("utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            records.append(json.loads(line))
+    return records

@@ -1,0 +1,34 @@
+"""What a training step minimises: a function of model and batch that returns a sum over targets.
+
+Next-token cross-entropy is :meth:`Transformer.loss` itself; objectives that need more (a teacher's
+distribution) are other functions of the same form, and the loop knows no difference.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from planearly.model.transformer import Transformer
+
+
+class Objective(Protocol):
+    """Loss of one microbatch, summed over its real targets: a scalar Tensor in nats.
+
+    Args of a call: the dense model; inputs int64 [rows, time]; targets int64 [rows, time].
+    """
+
+    flops_per_token: float
+    """FLOPs spent per token beside the model's own forward and backward pass."""
+
+    def __call__(self, model: Transformer, inputs: Tensor, targets: Tensor) -> Tensor: ...
+
+
+class NextToken:
+    """Cross-entropy of the next token."""
+
+    flops_per_token = 0.0
+
+    def __call__(self, model: Transformer, inputs: Tensor, targets: Tensor) -> Tensor:
+        return model.loss(inputs, targets)

@@ -1,0 +1,100 @@
+"""Several processes as one: what training needs of torch.distributed, and nothing else does.
+
+Started under ``torchrun`` a run finds its place in the environment; alone, every function here is
+the identity. The model stays whole on every process and gradients are summed once per step
+(data parallelism); losses are sums and token counts are global, so the number of processes changes
+nothing but the order of additions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from planearly.errors import UserError
+
+_BUCKET = 1 << 25
+"""Elements that are summed in one collective call (128 MB of float32)."""
+
+
+def start() -> None:
+    """Join the process group that ``torchrun`` describes, if there is one and it is not joined."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("nccl")
+    else:
+        dist.init_process_group("gloo")
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def device() -> torch.device:
+    """Where this process computes: its own GPU, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def share(start: int, stop: int) -> tuple[int, int]:
+    """This process's part of the places [start, stop): contiguous, sizes differ by at most one."""
+    size, own = stop - start, rank()
+    return start + size * own // world(), start + size * (own + 1) // world()
+
+
+def sum_scalars(*values: float) -> list[float]:
+    """Sum of each value over the processes, in float64."""
+    if not dist.is_initialized():
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.float64, device=device())
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+@torch.no_grad()
+def sum_gradients(gradients: Iterable[Tensor]) -> None:
+    """Sum every gradient over the processes, in place, in a few large messages."""
+    if not dist.is_initialized():
+        return
+    bucket: list[Tensor] = []
+    size = 0
+
+    def flush() -> None:
+        flat = torch.cat([g.reshape(-1) for g in bucket])
+        dist.all_reduce(flat)
+        for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    for gradient in gradients:
+        bucket.append(gradient)
+        size += gradient.numel()
+        if size >= _BUCKET:
+            flush()
+            bucket, size = [], 0
+    if bucket:
+        flush()
+
+
+def check_rows(rows: int) -> None:
+    """Refuse a batch of fewer rows than processes."""
+    if rows < world():
+        raise UserError(
+            f"a step of {rows} rows cannot be divided among {world()} processes: "
+            "raise 'pretrain.batch_tokens' (and 'finetune.batch_tokens') or start fewer"
+        )
