@@ -246,7 +246,9 @@ def find(recipe: str | Path) -> Path:
     if packaged.is_file():
         return packaged
     known = sorted(p.stem for p in recipes_folder().glob("*.yaml"))
-    raise UserError(f"there is no recipe '{recipe}'; the ones that come along are {', '.join(known)}")
+    raise UserError(
+        f"there is no recipe '{recipe}'; the ones that come along are {', '.join(known)}"
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

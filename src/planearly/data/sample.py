@@ -68,7 +68,7 @@ def permute(index: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
 
 
 def _reverse(value: np.ndarray) -> np.ndarray:
-    """The 64 bits of each uint64 in reverse order: the van der Corput radical inverse, times 2^64."""
+    """The 64 bits of each uint64 in reverse order: van der Corput's radical inverse times 2^64."""
     for shift, mask in ((1, 0x5555555555555555), (2, 0x3333333333333333),
                         (4, 0x0F0F0F0F0F0F0F0F), (8, 0x00FF00FF00FF00FF),
                         (16, 0x0000FFFF0000FFFF)):
