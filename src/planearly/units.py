@@ -54,3 +54,13 @@ def hours(text: object, what: str = "hours") -> float:
     if unit not in _SECONDS:
         raise UserError(f"{what}: '{text}' should be a time such as 2h, 90min or 3d")
     return value * _SECONDS[unit] / 3600
+
+
+def money(text: object, what: str = "money") -> float:
+    """``$300``, ``300 USD``, ``2.5k`` or a plain number, as a number of units of currency."""
+    value, unit = _split(str(text).strip().lstrip("$€£"), what)
+    if unit in _SCALE:
+        return value * _SCALE[unit]
+    if unit in _BYTES or unit in _SECONDS or len(unit) != 3:
+        raise UserError(f"{what}: '{text}' should be an amount such as $300 or 300 USD")
+    return value

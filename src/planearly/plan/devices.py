@@ -1,0 +1,269 @@
+"""Devices: what the data sheet promises, and what `planearly calibrate` measured.
+
+A measured device takes precedence over the data sheet. How much of the peak a training step
+reaches depends on the model's width: matrix products grow with its square, the traffic between
+them with the width itself. So 1 / utilisation is taken as linear in 1 / width,
+
+    seconds per token = FLOPs / rate x (a + b / d_model).
+
+For a data-sheet device, a and b come from the paper's Table 2 (A100: GPU-hours per 1B tokens of
+training 2.2 and 7.7, of inference 0.61 and 2.54, at widths 1,024 and 2,816; least squares of the
+four log ratios, all within 10%); b is scaled by the device's ratio of peak rate to memory
+bandwidth. For a calibrated one they come from its own measured steps.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from planearly import files
+from planearly.errors import UserError
+
+PAPER_A, PAPER_B = 1.2465, 1545.2
+"""Fit to the paper's Table 2 with our FLOP counts (tests/test_cost.py repeats it)."""
+
+_A100_BALANCE = 312e12 / 2.039e12
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device to plan for; rates in FLOP/s, memory in bytes, bandwidth in bytes/s."""
+
+    name: str
+    peak: float | None
+    """Dense bf16 matrix rate of the data sheet (fp16 where the device has no bf16)."""
+    memory: float | None
+    bandwidth: float | None
+    source: str
+    a: float
+    b: float
+    rate: float
+    """What a and b refer to: the measured matrix rate if there is one, else the peak."""
+    projection_overhead: float | None = None
+    """Measured time per token of a projected network over its plain model's, if calibrated."""
+    calibrated: bool = False
+
+    def utilisation(self, d_model: int) -> float:
+        """Share of ``rate`` that a step of a model of this width reaches."""
+        return 1.0 / (self.a + self.b / d_model)
+
+    def seconds(self, flops: float, d_model: int) -> float:
+        """Device-seconds of this many operations of a model of this width."""
+        return flops / (self.rate * self.utilisation(d_model))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One row of the data-sheet table."""
+
+    name: str
+    teraflops: float
+    gigabytes: float
+    gigabytes_per_second: float
+    source: str
+    pattern: str = ""
+    """Regular expression that finds the device in what the driver calls it."""
+    keys: tuple[str, ...] = field(default=())
+
+
+SHEETS = [
+    Sheet("A100-80GB", 312, 80, 2039, "NVIDIA A100 data sheet, SXM 80 GB", r"A100.*80GB",
+          ("a100", "a100-80gb")),
+    Sheet("A100-40GB", 312, 40, 1555, "NVIDIA A100 data sheet, 40 GB", r"A100", ("a100-40gb",)),
+    Sheet("H100-PCIe", 756, 80, 2000, "NVIDIA H100 data sheet, PCIe, without sparsity",
+          r"H100.*PCIe", ("h100-pcie",)),
+    Sheet("H100", 989, 80, 3350, "NVIDIA H100 data sheet, SXM, without sparsity", r"H100",
+          ("h100", "h100-sxm")),
+    Sheet("H200", 989, 141, 4800, "NVIDIA H200 data sheet, SXM, without sparsity", r"H200",
+          ("h200",)),
+    Sheet("B200", 2250, 180, 8000, "NVIDIA HGX B200 data sheet, per GPU, without sparsity",
+          r"B200", ("b200",)),
+    Sheet("L40S", 362, 48, 864, "NVIDIA L40S data sheet, without sparsity", r"L40S", ("l40s",)),
+    Sheet("L40", 181, 48, 864, "NVIDIA L40 data sheet, without sparsity", r"L40", ("l40",)),
+    Sheet("L4", 121, 24, 300, "NVIDIA L4 data sheet, without sparsity", r"\bL4\b", ("l4",)),
+    Sheet("A10G", 70, 24, 600, "NVIDIA A10G data sheet, without sparsity", r"A10G", ("a10g",)),
+    Sheet("A10", 125, 24, 600, "NVIDIA A10 data sheet, without sparsity", r"\bA10\b", ("a10",)),
+    Sheet("A40", 149.7, 48, 696, "NVIDIA A40 data sheet, without sparsity", r"\bA40\b", ("a40",)),
+    Sheet("RTX-A6000", 154.8, 48, 768, "NVIDIA RTX A6000 data sheet, without sparsity",
+          r"RTX A6000", ("rtx-a6000", "a6000")),
+    Sheet("RTX-5090", 209.5, 32, 1792, "NVIDIA RTX Blackwell architecture paper, fp32 accumulate",
+          r"RTX 5090", ("rtx-5090", "rtx5090", "5090")),
+    Sheet("RTX-4090", 165.2, 24, 1008, "NVIDIA Ada architecture paper, fp32 accumulate",
+          r"RTX 4090", ("rtx-4090", "rtx4090", "4090")),
+    Sheet("RTX-3090", 71, 24, 936, "NVIDIA GA102 architecture paper, fp32 accumulate",
+          r"RTX 3090", ("rtx-3090", "rtx3090", "3090")),
+    Sheet("V100-32GB", 125, 32, 900, "NVIDIA V100 data sheet, SXM2 32 GB, fp16: it has no bf16",
+          r"V100.*32GB", ("v100-32gb",)),
+    Sheet("V100", 125, 16, 900, "NVIDIA V100 data sheet, SXM2 16 GB, fp16: it has no bf16",
+          r"V100", ("v100", "v100-16gb")),
+    Sheet("T4", 65, 16, 320, "NVIDIA T4 data sheet, fp16: it has no bf16", r"\bT4\b", ("t4",)),
+    Sheet("MI300X", 1307, 192, 5300, "AMD MI300X data sheet, without sparsity", r"MI300X",
+          ("mi300x",)),
+    Sheet("MI250X", 383, 128, 3277, "AMD MI250X data sheet, both dies", r"MI250X", ("mi250x",)),
+]
+
+
+def find(name: str | None = None) -> Device:
+    """The device of this name: calibrated if it is, else from the data sheets.
+
+    Args:
+        name: a key of the table (``a100``), what the driver calls a device, or None or ``here``
+            for this machine's own.
+
+    Raises:
+        UserError: neither calibrated nor in the table.
+    """
+    asked = here() if name is None or name.lower() == "here" else name
+    calibration = find_calibration(asked)
+    sheet = find_sheet(asked)
+    if calibration is not None:
+        return from_calibration(calibration, sheet)
+    if sheet is not None:
+        return from_sheet(sheet)
+    known = [key for row in SHEETS for key in row.keys]
+    near = difflib.get_close_matches(asked.lower(), known, 1, 0.6)
+    hint = f"did you mean '{near[0]}'? If not, run" if near else "run"
+    raise UserError(
+        f"nothing is known about the device '{asked}': {hint} `planearly calibrate` on it "
+        f"(a minute of real steps), or choose from {', '.join(row.keys[0] for row in SHEETS)}"
+    )
+
+
+def find_sheet(name: str) -> Sheet | None:
+    """The data-sheet row for a key or a driver's name, or None."""
+    key = name.strip().lower().replace(" ", "-").removeprefix("nvidia-")
+    for sheet in SHEETS:
+        if key in sheet.keys:
+            return sheet
+    if re.search(r"nvidia|geforce|tesla|radeon|instinct|amd", name, re.IGNORECASE):
+        for sheet in SHEETS:
+            if re.search(sheet.pattern, name, re.IGNORECASE):
+                return sheet
+    return None
+
+
+def from_sheet(sheet: Sheet) -> Device:
+    """A device that nobody measured: the data sheet's rates, the paper's utilisation."""
+    peak, bandwidth = sheet.teraflops * 1e12, sheet.gigabytes_per_second * 1e9
+    return Device(
+        name=sheet.name, peak=peak, memory=sheet.gigabytes * 1e9, bandwidth=bandwidth,
+        source=f"{sheet.source}; utilisation as in the paper's Table 2",
+        a=PAPER_A, b=PAPER_B * (peak / bandwidth) / _A100_BALANCE, rate=peak,
+    )
+
+
+def from_calibration(measured: dict[str, Any], sheet: Sheet | None) -> Device:
+    """A device as measured: its matrix rate, and a curve through its measured steps."""
+    rate = float(measured["matmul_flops"])
+    points = [(s["d_model"], rate / s["flops_per_second"])
+              for name, s in measured["shapes"].items() if name != "pn"]
+    a, b = _through(points)
+    shapes = measured["shapes"]
+    overhead = None
+    if "pn" in shapes and "slm" in shapes:
+        overhead = shapes["slm"]["tokens_per_second"] / shapes["pn"]["tokens_per_second"]
+    return Device(
+        name=measured["device"], peak=sheet.teraflops * 1e12 if sheet else None,
+        memory=measured.get("memory") or (sheet.gigabytes * 1e9 if sheet else None),
+        bandwidth=measured.get("bandwidth"), source=f"calibrated {measured['when']}",
+        a=a, b=b, rate=rate, projection_overhead=overhead, calibrated=True,
+    )
+
+
+def _through(points: list[tuple[int, float]]) -> tuple[float, float]:
+    """a and b of 1/utilisation = a + b/width, neither negative, through one point or more."""
+    import numpy as np
+    from scipy.optimize import nnls
+
+    widths, inverse = (np.array(column, dtype=float) for column in zip(*points, strict=True))
+    if len(set(widths)) == 1:
+        return float(inverse.mean()), 0.0
+    design = np.stack([np.ones_like(widths), 1.0 / widths], axis=1) / inverse[:, None]
+    (a, b), _ = nnls(design, np.ones_like(inverse))
+    return float(a), float(b)
+
+
+# This machine, and what was measured ------------------------------------------------------------
+
+def here() -> str:
+    """This machine's device as manifests name it: the GPU, or the processor and its cores."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    return f"{_processor()} x{os.cpu_count()}"
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8", errors="replace")
+    except OSError:
+        text = ""
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    if match:
+        return match[1].strip()
+    import platform
+
+    return platform.processor() or platform.machine() or "processor"
+
+
+def memory_here() -> float | None:
+    """Bytes of memory of this machine's device, or None if the system does not tell."""
+    import torch
+
+    if torch.cuda.is_available():
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (ValueError, OSError):
+        return None
+
+
+def calibration_folder() -> Path:
+    """Where calibrations lie: ``$PLANEARLY_CACHE``, or the user's cache folder."""
+    base = os.environ.get("PLANEARLY_CACHE")
+    if base:
+        return Path(base) / "calibration"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") \
+        / "planearly" / "calibration"
+
+
+def calibration_file(device: str) -> Path:
+    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    return calibration_folder() / f"{slug}.json"
+
+
+def find_calibration(device: str) -> dict[str, Any] | None:
+    """What was measured on the device of this name (or of this table key), or None."""
+    exact = calibration_file(device)
+    if exact.is_file():
+        return _checked(exact)
+    sheet = find_sheet(device)
+    if sheet is None or not calibration_folder().is_dir():
+        return None
+    for file in sorted(calibration_folder().glob("*.json")):
+        measured = _checked(file)
+        if find_sheet(measured["device"]) is sheet:
+            return measured
+    return None
+
+
+def _checked(file: Path) -> dict[str, Any]:
+    measured = files.read_json(file)
+    try:
+        ok = measured["device"] and measured["matmul_flops"] > 0 and measured["when"] and all(
+            s["d_model"] > 0 and s["flops_per_second"] > 0 and s["tokens_per_second"] > 0
+            for s in measured["shapes"].values()) and "slm" in measured["shapes"]
+    except (KeyError, TypeError, AttributeError):
+        ok = False
+    if not ok:
+        raise UserError(f"{file} is not a calibration: delete it and run `planearly calibrate`")
+    return measured
