@@ -31,7 +31,8 @@ def roots(tmp_path: Path) -> list[tuple[str | None, Path]]:
              site / "kin" / "table.txt": "1.0 2.0 3.0 4.0 5.0 6.0\n" * 200,
              site / "kin" / "shared.py": f'def same():\n    """{prose(3)}"""\n'}
     for i in range(60):
-        files[site / "big" / f"part{i}.py"] = f'def f{i}(x, *, y=1):\n    """{prose(i)}"""\n'
+        files[site / "big" / f"part{i}.py"] = (f'def f{i}(x, *, y=1):\n    """{prose(i)}"""\n'
+                                                   f'class C{i}:\n    """{prose(-i - 1)}"""\n')
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -47,15 +48,18 @@ def test_build_splits_the_domain_by_file_and_keeps_it_out_of_the_rest(roots, tmp
     facts = pydocs.build(tmp_path / "out", "big", roots, workers=1)
     shards = sorted((tmp_path / "out" / "generic").iterdir())
     generic = {record["id"]: record for shard in shards for record in records(shard)}
-    assert set(generic) == {"python/json/__init__.py", "single.py", "kin/guide.rst"}
-    assert generic["single.py"]["source"] == "single"
-    assert generic["python/json/__init__.py"]["source"] == "python"
+    assert set(generic) == {"python/json/__init__.py#0", "single.py#0", "kin/guide.rst#0"}
+    assert generic["single.py#0"]["source"] == "single"
+    assert generic["python/json/__init__.py#0"]["source"] == "python"
     domain = tmp_path / "out" / "domain" / "big"
     split = {name: [record["id"] for record in records(domain / f"{name}.jsonl.zst")]
              for name in ("train", "valid", "test")}
     ids = [id for part in split.values() for id in part]
-    assert sorted(ids) == sorted(f"big/part{i}.py" for i in range(60))
-    assert 40 <= len(split["train"]) <= 56 and split["valid"] and split["test"]
+    assert sorted(ids) == sorted(f"big/part{i}.py#{n}" for i in range(60)
+                                 for n in (0, 1))
+    files = {name: {id.split("#")[0] for id in part} for name, part in split.items()}
+    assert sum(len(part) for part in files.values()) == 60  # no file is in two splits
+    assert 40 <= len(files["train"]) <= 56
     assert facts["documents"] == {"generic": 3, **{name: len(ids) for name, ids in split.items()}}
     assert facts["duplicates"] == 1  # kin/shared.py repeats a docstring of the domain
     assert facts["unreadable"] == 1
@@ -72,38 +76,38 @@ def test_build_is_the_same_byte_for_byte_whatever_the_workers(roots, tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def read(tmp_path: Path, code: str, id: str = "pkg/mod.py") -> list[pydocs.Section] | None:
+def read(tmp_path: Path, code: str, id: str = "pkg/mod.py") -> list[list[pydocs.Section]] | None:
     (tmp_path / "mod.py").write_text(code, "utf-8")
     return pydocs.read_source(pydocs.Source(str(tmp_path / "mod.py"), "pkg", id))
 
 
 def test_headings_carry_the_qualified_name_and_signature(tmp_path):
     text = prose(1)
-    sections = read(tmp_path, f'"""{text}"""\nclass A(B, list):\n    """{text}2"""\n'
+    module, sections = read(tmp_path, f'"""{text}"""\nclass A(B, list):\n    """{text}2"""\n'
                               f'    async def run(self, x: int = 1, *rest):\n'
                               f'        """{text}3"""\n'
                               f'        def inner():\n            """{text}4"""\n')
-    assert [section.heading for section in sections] == [
+    assert [section.heading for section in [*module, *sections]] == [
         "module pkg.mod", "class pkg.mod.A(B, list)", "pkg.mod.A.run(self, x: int=1, *rest)",
         "pkg.mod.A.run.inner()"]
-    assert sections[1].text == f"{text}2"
+    assert sections[0].text == f"{text}2"
 
 
 def test_documentation_of_compiled_functions_is_read_from_the_calls_that_attach_it(tmp_path):
     body = "\\n\\n" + prose(1)
-    sections = read(tmp_path, f'"""x"""\nadd_docstr(torch.abs, """abs(input){body}""" + "\\nEnd")\n'
+    documents = read(tmp_path, f'add_docstr(torch.abs, """abs(input){body}""" + "\\nEnd")\n'
                               f'add_newdoc("numpy", "ndarray", ("flat", "{body}"))\n'
                               f'print("{body}")\n')
-    assert [section.heading for section in sections] == ["torch.abs", "numpy.ndarray.flat"]
-    assert sections[0].text.startswith("abs(input)") and sections[0].text.endswith("End")
+    assert [section.heading for section, in documents] == ["torch.abs", "numpy.ndarray.flat"]
+    assert documents[0][0].text.startswith("abs(input)") and documents[0][0].text.endswith("End")
 
 
 def test_docstrings_are_cleaned_and_short_ones_left_out(tmp_path):
     text = prose(1)
-    sections = read(tmp_path, f'def f():\n    """First.   \n\n\n\n\n'
+    documents = read(tmp_path, f'def f():\n    """First.   \n\n\n\n\n'
                               f'    \\ud800\\x07{text}\n    """\n'
                               f'def g():\n    """{"x" * (pydocs.SHORTEST - 1)}"""\n')
-    assert [section.text for section in sections] == [f"First.\n\n? {text}"]
+    assert [section.text for section, in documents] == [f"First.\n\n? {text}"]
 
 
 def test_a_file_that_does_not_parse_is_none(tmp_path):

@@ -1,9 +1,10 @@
 """A corpus that every machine with this package has: the documentation of its Python packages.
 
 Docstrings, and the prose files shipped beside them, are read from the standard library and from
-site-packages; one document per source file, written as reference documentation reads: a heading
-with the qualified name and signature, then the text. One package is held out as "my domain", split
-by file. Sources are parsed, never imported. This is the demo's corpus: it needs no network.
+site-packages; one document per function, or class with its methods, written as reference
+documentation reads: a heading with the qualified name and signature, then the text. One package is
+held out as "my domain", split by source file. Sources are parsed, never imported. This is the
+demo's corpus: it needs no network.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from planearly.errors import UserError
 from planearly.files import atomic_folder, write_json
@@ -45,6 +46,8 @@ _NOT_PROSE = re.compile(
 )
 _DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
+Definition: TypeAlias = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
 
 class Source(NamedTuple):
     """A file to read: where it is, its package, and its path relative to the installation."""
@@ -65,7 +68,7 @@ def build(out: Path, held_out_package: str | None = None,
     """Write the corpus to the folder ``out``, replacing what is there.
 
     ``out/generic/{0..3}.jsonl.zst`` and ``out/domain/PACKAGE/{train,valid,test}.jsonl.zst`` hold
-    records ``{"text", "source": package, "id": relative path}``; ``out/corpus.json`` the counts.
+    records ``{"text", "source": package, "id": "path#number"}``; ``out/corpus.json`` the counts.
     The same installation gives the same bytes, whatever the number of workers.
 
     Args:
@@ -86,10 +89,10 @@ def build(out: Path, held_out_package: str | None = None,
     sources = find_sources(installation() if roots is None else roots)
     if not sources:
         raise UserError("no Python sources found under the installation's library folders")
-    sections, unreadable = _read_all(sources, workers or min(16, os.cpu_count() or 1))
+    found, unreadable = _read_all(sources, workers or min(16, os.cpu_count() or 1))
     text_of = Counter[str]()
-    for source, found in zip(sources, sections, strict=True):
-        text_of[source.package] += sum(len(section.text) for section in found)
+    for source, documents in zip(sources, found, strict=True):
+        text_of[source.package] += sum(len(s.text) for sections in documents for s in sections)
     domain = held_out_package or _choose(text_of)
     if text_of[domain] < 50 * SHORTEST:
         raise UserError(f"package '{domain}' has {text_of[domain]} characters of documentation "
@@ -102,21 +105,23 @@ def build(out: Path, held_out_package: str | None = None,
     seen: set[bytes] = set()
     duplicates = 0
     for i in order:
-        fresh = [section for section in sections[i] if not _repeats(section.text, seen)]
-        duplicates += len(sections[i]) - len(fresh)
-        if fresh:
-            text = "\n\n".join(f"{heading}\n\n{text}" for heading, text in fresh)
-            split = _split(sources[i].id) if sources[i].package == domain else "generic"
-            splits[split].append({"text": text, "source": sources[i].package, "id": sources[i].id})
-    for split, documents in splits.items():
-        if not documents:
-            raise UserError(f"package '{domain}' leaves no document for {split}; "
+        package, file = sources[i].package, sources[i].id
+        split = splits[_split(file) if package == domain else "generic"]
+        for number, sections in enumerate(found[i]):
+            fresh = [section for section in sections if not _repeats(section.text, seen)]
+            duplicates += len(sections) - len(fresh)
+            if fresh:
+                text = "\n\n".join(f"{heading}\n\n{text}" for heading, text in fresh)
+                split.append({"text": text, "source": package, "id": f"{file}#{number}"})
+    for name, split in splits.items():
+        if not split:
+            raise UserError(f"package '{domain}' leaves no document for {name}; "
                             "name a package of more files")
 
     facts = {
         "domain": domain,
-        "documents": {split: len(documents) for split, documents in splits.items()},
-        "bytes": {split: _bytes(documents) for split, documents in splits.items()},
+        "documents": {name: len(split) for name, split in splits.items()},
+        "bytes": {name: _bytes(split) for name, split in splits.items()},
         "packages": {name: size for name, size in text_of.most_common() if size},
         "duplicates": duplicates,
         "unreadable": unreadable,
@@ -124,8 +129,8 @@ def build(out: Path, held_out_package: str | None = None,
     with atomic_folder(out) as folder:
         for shard in range(SHARDS):
             _write(folder / "generic" / f"{shard}.jsonl.zst", splits["generic"][shard::SHARDS])
-        for split in ("train", "valid", "test"):
-            _write(folder / "domain" / domain / f"{split}.jsonl.zst", splits[split])
+        for name in ("train", "valid", "test"):
+            _write(folder / "domain" / domain / f"{name}.jsonl.zst", splits[name])
         write_json(folder / "corpus.json", facts)
     return facts
 
@@ -156,8 +161,8 @@ def find_sources(roots: Iterable[tuple[str | None, Path]]) -> list[Source]:
     return sorted(found, key=lambda source: source.id)
 
 
-def read_source(source: Source) -> list[Section] | None:
-    """The documentation in one file, in order; None for a file that cannot be read or parsed."""
+def read_source(source: Source) -> list[list[Section]] | None:
+    """The documents in one file, in order; None for a file that cannot be read or parsed."""
     try:
         raw = Path(source.path).read_bytes()
     except OSError:
@@ -165,43 +170,52 @@ def read_source(source: Source) -> list[Section] | None:
     if not source.path.endswith(".py"):
         text = _clean(raw.decode("utf-8", "replace"))
         title = Path(source.id).with_suffix("").as_posix()
-        return [Section(title, text)] if _is_prose(text) else []
+        return [[Section(title, text)]] if _is_prose(text) else []
     if b'"""' not in raw and b"'''" not in raw:
         return []  # parsing is the slow part, and nothing here is long enough
+    module = source.id.removeprefix(f"{_STDLIB}/").removesuffix(".py").removesuffix("/__init__")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # other people's invalid escapes
-            tree = ast.parse(raw)
+            found = list(_documents(ast.parse(raw), module.replace("/", ".")))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    module = source.id.removeprefix(f"{_STDLIB}/").removesuffix(".py").removesuffix("/__init__")
-    sections = (Section(heading, _clean(text)) for heading, text in
-                _docstrings(tree, module.replace("/", ".")))
-    return [section for section in sections if len(section.text) >= SHORTEST]
+    documents = []
+    for sections in found:
+        cleaned = [Section(heading, _clean(text)) for heading, text in sections]
+        documents.append([section for section in cleaned if len(section.text) >= SHORTEST])
+    return [document for document in documents if document]
 
 
-def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
-    """(heading, text) of a module, class or function and of all inside it, in source order."""
-    assert isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+def _documents(tree: ast.Module, name: str) -> Iterator[list[tuple[str, str]]]:
+    """The (heading, text) pairs of each document of a module, in source order."""
+    yield [(f"module {name}", ast.get_docstring(tree, clean=False) or "")]
+    for child in tree.body:
+        if isinstance(child, _DEFINITIONS):
+            yield list(_docstrings(child, f"{name}.{child.name}"))
+        elif isinstance(child, ast.Expr) and isinstance(child.value, ast.Call):
+            yield list(_documenting_call(child.value))
+        elif name == "pydoc_data.topics" and isinstance(child, ast.Assign):
+            # The language reference that help('TOPIC') shows: a dictionary of texts.
+            yield from ([(f"Python language reference: {topic}", text)]
+                        for topic, text in ast.literal_eval(child.value).items())
+
+
+def _docstrings(node: Definition, name: str) -> Iterator[tuple[str, str]]:
+    """(heading, text) of a class or function and of all defined inside it."""
     text = ast.get_docstring(node, clean=False)
     if text and len(text) >= SHORTEST:
         yield _heading(node, name), text
     for child in node.body:
         if isinstance(child, _DEFINITIONS):
             yield from _docstrings(child, f"{name}.{child.name}")
-        elif isinstance(child, ast.Expr) and isinstance(child.value, ast.Call):
-            yield from _documenting_call(child.value)
-        elif isinstance(child, ast.Assign) and isinstance(child.value, ast.Dict):
-            yield from _topics(child.value, name)
 
 
-def _heading(node: ast.AST, name: str) -> str:
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        return f"{name}({ast.unparse(node.args)})"
+def _heading(node: Definition, name: str) -> str:
     if isinstance(node, ast.ClassDef):
         bases = ", ".join(ast.unparse(base) for base in node.bases)
         return f"class {name}({bases})" if bases else f"class {name}"
-    return f"module {name}"
+    return f"{name}({ast.unparse(node.args)})"
 
 
 def _documenting_call(call: ast.Call) -> Iterator[tuple[str, str]]:
@@ -216,14 +230,6 @@ def _documenting_call(call: ast.Call) -> Iterator[tuple[str, str]]:
     inner = [value for _, _, value in strings if value.isidentifier() and value != name]
     if len(text) >= SHORTEST:
         yield ".".join([str(name), *inner]), text
-
-
-def _topics(table: ast.Dict, name: str) -> Iterator[tuple[str, str]]:
-    """The language reference that ``help('TOPIC')`` shows: a dictionary of texts."""
-    if name == "pydoc_data.topics":
-        for topic, text in zip(table.keys, table.values, strict=True):
-            if isinstance(topic, ast.Constant) and isinstance(text, ast.Constant):
-                yield f"Python language reference: {topic.value!s}", str(text.value)
 
 
 def _clean(text: str) -> str:
@@ -242,17 +248,17 @@ def _is_prose(text: str) -> bool:
     return letters > 0.75 * len(text) and len(text.split()) > 4 * len(lines)
 
 
-def _read_all(sources: list[Source], workers: int) -> tuple[list[list[Section]], int]:
-    sections, unreadable = [], 0
+def _read_all(sources: list[Source], workers: int) -> tuple[list[list[list[Section]]], int]:
+    documents, unreadable = [], 0
     # Spawned, not forked: the caller may hold threads (torch), and workers need none of its memory.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context) as pool, \
             progress("reading documentation", len(sources), "files") as meter:
         for found in pool.map(read_source, sources, chunksize=32):
             unreadable += found is None
-            sections.append(found or [])
+            documents.append(found or [])
             meter.advance(1)
-    return sections, unreadable
+    return documents, unreadable
 
 
 def _choose(text_of: Counter[str]) -> str:
