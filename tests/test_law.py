@@ -1,0 +1,92 @@
+"""The loss law recovers what made the data, knows its range, and refuses beyond it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from planearly.errors import UserError
+from planearly.plan import law
+
+PARAMS, PRETRAIN, SPEC = (1e6, 4e6, 16e6), (5e6, 2e7, 8e7), (1e4, 1e5, 1e6)
+
+
+def truth(n: float, d: float, s: float, shift: float = 0.0) -> float:
+    return 1.8 + shift + 30 * n ** -0.25 + 40 * d ** -0.28 + 20 * s ** -0.30
+
+
+def grid(noise: float = 0.0, seed: int = 0, domains: tuple[str, ...] = ("a",),
+         specs: tuple[float, ...] = SPEC) -> list[dict[str, Any]]:
+    random = np.random.default_rng(seed)
+    return [{"method": "slm", "domain": name, "inference_params": n, "pretrain_tokens": d,
+             "spec_tokens": s,
+             "ppl_after": math.exp(truth(n, d, s, i) * math.exp(noise * random.normal()))}
+            for n in PARAMS for d in PRETRAIN for s in specs for i, name in enumerate(domains)]
+
+
+def test_without_noise_the_law_extrapolates_to_the_truth() -> None:
+    fitted = law.fit(grid(), "slm", refits=5)
+    assert max(map(abs, fitted.residuals)) < 1e-4
+    for n, d, s in [(4e6, 2e7, 1e5), (1.6e8, 8e7, 1e5), (1.6e7, 8e8, 1e7)]:
+        assert fitted.predict(n, d, s).nll_per_token == pytest.approx(truth(n, d, s), rel=0.005)
+
+
+def test_intervals_hold_the_truth_and_are_not_vast() -> None:
+    inside = 0
+    for seed in range(10):
+        fitted = law.fit(grid(0.005, seed), "slm", refits=60, seed=seed)
+        point = fitted.predict(3.2e7, 4e8, 1e6)
+        low, high = point.ci95
+        inside += low <= math.exp(truth(3.2e7, 4e8, 1e6)) <= high
+        assert high / low < 1.25
+        assert point.extrapolation == pytest.approx(5)
+    assert inside >= 8
+
+
+def test_an_outlier_moves_the_law_little() -> None:
+    rows = grid()
+    rows[4]["ppl_after"] *= 3
+    fitted = law.fit(rows, "slm", refits=2)
+    assert fitted.predict(4e6, 2e7, 1e5).nll_per_token == \
+        pytest.approx(truth(4e6, 2e7, 1e5), rel=0.01)
+    assert max(fitted.residuals) > 0.1
+
+
+def test_it_refuses_beyond_ten_times_and_off_an_axis_that_was_not_varied() -> None:
+    fitted = law.fit(grid(specs=(1e5,)), "slm", refits=2)
+    assert fitted.axes == ("params", "pretrain_tokens")
+    assert fitted.predict(1.5e8, 8e8, 1e5).extrapolation == pytest.approx(10)
+    with pytest.raises(UserError, match="params of 1M to 16M"):
+        fitted.predict(1.7e8, 2e7, 1e5)
+    with pytest.raises(UserError, match="pretrain_tokens"):
+        fitted.predict(4e6, 4e5, 1e5)
+    with pytest.raises(UserError, match="was not varied"):
+        fitted.predict(4e6, 2e7, 1e6)
+
+
+def test_too_few_runs_are_refused() -> None:
+    with pytest.raises(UserError, match="at least three values"):
+        law.fit(grid()[:4], "slm")
+    with pytest.raises(UserError, match="there are 0 runs"):
+        law.fit(grid(), "slm-is")
+    two_sizes = [row for row in grid() if row["inference_params"] != PARAMS[1]]
+    with pytest.raises(UserError, match="2 of params"):
+        law.fit(two_sizes, "slm")
+
+
+def test_domains_are_averaged_as_the_papers_macro_average() -> None:
+    fitted = law.fit(grid(domains=("a", "b")), "slm", refits=2)
+    assert fitted.runs == 27
+    middle = fitted.predict(4e6, 2e7, 1e5)
+    assert middle.nll_per_token == pytest.approx(truth(4e6, 2e7, 1e5, 0.5), rel=0.002)
+    one = law.fit(grid(domains=("a", "b")), "slm", domain="b", refits=2)
+    assert one.predict(4e6, 2e7, 1e5).nll_per_token == \
+        pytest.approx(truth(4e6, 2e7, 1e5, 1.0), rel=0.002)
+
+
+def test_the_description_names_fit_residual_and_range() -> None:
+    text = law.fit(grid(0.005), "slm", refits=2).describe()
+    assert "27 runs" in text and "residual" in text and "10 times" in text
