@@ -117,6 +117,13 @@ def training_memory(parameters: int, shape: Shape, microbatch_tokens: int | None
     return 16.0 * parameters + tokens * per_token
 
 
+def projected_memory(shape: Shape, projected: config.Projected) -> float:
+    """Bytes of a projected network's step: its own, and each expert's dense weights and gradient.
+    """
+    dense = flops.projected_weights(shape, projected) * projected.experts
+    return training_memory(flops.projected_parameters(shape, projected), shape) + 8.0 * dense
+
+
 def inference_memory(shape: Shape, bits: float = 16.0, rows: int = 1) -> float:
     """Bytes of a deployed model: weights at ``bits`` each and a bfloat16 key-value cache."""
     cache = 2 * 2 * shape.layers * shape.d_model * shape.context * rows
@@ -225,9 +232,7 @@ def method_memory(setting: Setting, method: str) -> float:
     """Bytes of the method's largest training step on one device."""
     small, large = setting.small, setting.large
     if method == "slm-pn":
-        dense = flops.projected_weights(small, setting.projected) * setting.projected.experts
-        total = flops.projected_parameters(small, setting.projected)
-        return training_memory(total, small) + 8.0 * dense
+        return projected_memory(small, setting.projected)
     if method in LARGE or (method == "slm-d" and not setting.teacher_exists):
         return training_memory(flops.parameters(large), large)
     if method == "slm-d":
@@ -249,6 +254,6 @@ def break_even(a: MethodCost, b: MethodCost) -> float | None:
     """
     fixed = a.generic.device_hours - b.generic.device_hours
     per_domain = b.specialization.device_hours - a.specialization.device_hours
-    if fixed == 0 or per_domain == 0 or fixed * per_domain < 0:
+    if fixed == 0 or per_domain == 0 or (fixed > 0) != (per_domain > 0):
         return None
     return fixed / per_domain

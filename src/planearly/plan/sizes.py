@@ -1,0 +1,108 @@
+"""From a limit at inference to a model's shape.
+
+The paper's family (its section 4): 7 layers, a plain feed-forward of 4 widths with GELU, heads of
+128. A limit of 126M parameters gives its small model (width 1,024) and 771M its large one (2,816).
+"""
+
+from __future__ import annotations
+
+from planearly import config
+from planearly.errors import UserError
+from planearly.model import flops
+from planearly.model.transformer import Shape
+from planearly.plan.devices import Device
+from planearly.progress import short
+
+LAYERS = 7
+PAPER_SMALL, PAPER_LARGE = 126_000_000, 771_000_000
+RATIO = PAPER_LARGE / PAPER_SMALL
+
+BITS = {"fp32": 32.0, "bf16": 16.0, "fp16": 16.0, "q8_0": 8.5, "int8": 8.0, "q6_k": 6.5625,
+        "q5_k_m": 5.7, "q4_k_m": 4.85, "q4_0": 4.5, "int4": 4.0}
+"""Bits per weight; the GGUF kinds hold their block scales too (llama.cpp's quantize table)."""
+
+DECODING_SHARE = 0.6
+"""Share of the memory bandwidth that decoding reaches, one sequence at a time: an assumption."""
+
+
+def shape_for(limit: int) -> Shape:
+    """The largest shape of the family with at most ``limit`` parameters in total.
+
+    Widths are multiples of 128 from 1,024 up, of 64 from 256 up and of 32 below; that is also the
+    width of a head. The vocabulary is 32,768 and the context 1,024; below 30M parameters 8,192 and
+    256, where a large vocabulary would be most of the model.
+
+    Raises:
+        UserError: not even a width of 64 fits.
+    """
+    best = None
+    vocabulary, context = (32_768, 1_024) if limit >= 30_000_000 else (8_192, 256)
+    for width in [*range(64, 256, 32), *range(256, 1024, 64), *range(1024, 32_769, 128)]:
+        head = 128 if width >= 1024 else 64 if width >= 256 else 32
+        shape = Shape(layers=LAYERS, d_model=width, heads=width // head, d_ff=4 * width,
+                      vocab_size=vocabulary, context=context, ffn="gelu")
+        if flops.parameters(shape) > limit:
+            if best is None:
+                raise UserError(
+                    f"an inference limit of {short(limit)} parameters is below the smallest model "
+                    f"planned here ({short(flops.parameters(shape))}): raise it"
+                )
+            break
+        best = shape
+    assert best is not None
+    return best
+
+
+def bits(quantization: str) -> float:
+    """Bits per weight of a kind of quantisation.
+
+    Raises:
+        UserError: an unknown kind.
+    """
+    known = BITS.get(quantization.lower())
+    if known is None:
+        raise UserError(f"unknown quantisation '{quantization}': choose from {', '.join(BITS)}")
+    return known
+
+
+def limit_from_bytes(size: int, quantization: str) -> int:
+    """Parameters whose weights take at most ``size`` bytes (the key-value cache not included)."""
+    return int(size * 8 / bits(quantization))
+
+
+def limit_from_speed(tokens_per_second: float, device: Device, quantization: str) -> int:
+    """Parameters that a device decodes at this speed, one sequence at a time.
+
+    Every weight is read once per token, so the memory bandwidth decides.
+
+    Raises:
+        UserError: no speed, or the device's bandwidth is unknown.
+    """
+    if tokens_per_second <= 0:
+        raise UserError("--inference-speed: give a positive number of tokens per second")
+    if device.bandwidth is None:
+        raise UserError(
+            f"the memory bandwidth of {device.name} is unknown: run `planearly calibrate` on it, "
+            "or give --inference-params"
+        )
+    per_second = device.bandwidth * DECODING_SHARE
+    return int(per_second / tokens_per_second * 8 / bits(quantization))
+
+
+def projected_for(shape: Shape, memory: float | None) -> config.Projected | None:
+    """The projected network for this small model: 32 experts, or 16 where memory is short.
+
+    32 is the paper's best trade-off (its Figure 7); ranks 23 and 12 give its totals of 1,422M and
+    756M at the 126M shape.
+
+    Returns:
+        None if neither can be trained in ``memory`` bytes.
+    """
+    from planearly.plan import cost
+
+    matrices = ["up", "down"] if shape.ffn != "swiglu" else ["gate", "up", "down"]
+    for experts, rank in ((32, 23), (16, 12)):
+        projected = config.Projected(experts=experts, rank=rank, matrices=matrices)
+        if memory is None or cost.projected_memory(shape, projected) <= memory:
+            return projected
+    return None
