@@ -140,7 +140,9 @@ def _plain_log(axes: Axes) -> None:
     from matplotlib.ticker import FixedLocator, NullLocator
 
     low, high = axes.get_xlim()
-    steps = (1, 1.5, 2, 3, 5, 7) if high / low < 12 else (1, 2, 5) if high / low < 150 else (1,)
+    ratio = high / low
+    steps = ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8) if ratio < 4 else (1, 1.5, 2, 3, 5, 7)
+             if ratio < 12 else (1, 2, 5) if ratio < 150 else (1,))
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [step * 10.0**d for d in decades for step in steps if low <= step * 10.0**d <= high]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
@@ -150,7 +152,10 @@ def _plain_log(axes: Axes) -> None:
 
 def _legend(axes: Axes, entries: int) -> None:
     """Above the axes, so that it never hides data."""
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=min(3, max(1, entries)),
+    handles, names = axes.get_legend_handles_labels()
+    bars_first = sorted(range(len(names)), key=lambda i: not hasattr(handles[i], "patches"))
+    axes.legend([handles[i] for i in bars_first], [names[i] for i in bars_first],
+                loc="lower left", bbox_to_anchor=(0, 1.0), ncols=min(3, max(1, entries)),
                 frameon=False, borderaxespad=0.2, handletextpad=0.5, columnspacing=1.2)
 
 

@@ -135,15 +135,18 @@ def render(run: Path, facts: Facts) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
         trim_blocks=True, lstrip_blocks=True,
     )
-    environment.filters.update(number=_number, ppl=_ppl, si=_si, percent=_percent, flops=_flops,
+    environment.filters.update(number=_number, si=_si, percent=_percent, flops=_flops,
                                hours=_hours, label=label)
     rows = [row for row in facts.get("rows", ()) if row.get("ppl_after") is not None]
     methods = list(dict.fromkeys(
         [row["method"] for row in rows] + [curve["method"] for curve in facts.get("curves", ())]))
+    averages = macro(rows)
     return environment.get_template("page.html.j2").render(
         title=facts.get("title") or "planearly report",
         run=run, facts=facts, rows=rows,
-        best=_best(rows), macro=macro(rows), summary=summary(rows),
+        best=_best(rows), macro=averages,
+        best_macro=min(averages, key=lambda m: averages[m]["ppl_after"], default=None),
+        summary=summary(rows),
         legend=[METHODS[m] for m in dict.fromkeys(row["method"] for row in rows) if m in METHODS],
         perplexities=figures.perplexities(rows, _labels(methods)) if rows else None,
         sections=[_section(name, facts, methods) for name in _domain_names(facts)],
@@ -188,18 +191,18 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(domains) == 1:
         ranked = sorted(rows, key=lambda row: row["ppl_after"])
         if not pairs or ranked[0]["method"] != "slm-is":
-            listed = ", ".join(f"{label(r['method'])} {_ppl(r['ppl_after'])}" for r in ranked)
+            listed = ", ".join(f"{label(r['method'])} {_number(r['ppl_after'])}" for r in ranked)
             sentences.append(f"Perplexity on {domains[0]} after fine-tuning: {listed}.")
         best = ranked[0]
         if best.get("ppl_before"):
             sentences.append(
                 f"Fine-tuning on the domain's documents brought {label(best['method'])} from "
-                f"{_ppl(best['ppl_before'])} to {_ppl(best['ppl_after'])}.")
+                f"{_number(best['ppl_before'])} to {_number(best['ppl_after'])}.")
     elif averages and (not pairs or len(averages) > 2):
         best_method = min(averages, key=lambda m: averages[m]["ppl_after"])
         sentences.append(
             f"Best over the {len(domains)} domains is {label(best_method)}, with a macro-averaged "
-            f"perplexity of {_ppl(averages[best_method]['ppl_after'])} after fine-tuning.")
+            f"perplexity of {_number(averages[best_method]['ppl_after'])} after fine-tuning.")
     return sentences
 
 
@@ -213,8 +216,8 @@ def _compare(ours: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
         "unclear": f"{'lower' if a <= b else 'higher'}, but the 95% confidence intervals overlap, "
                    "so this run alone does not tell them apart",
     }[verdict]
-    return (f"After fine-tuning, SLM-is reaches a perplexity of {_ppl(a)} on {ours['domain']}, "
-            f"where the same model without importance sampling reaches {_ppl(b)}"
+    return (f"After fine-tuning, SLM-is reaches a perplexity of {_number(a)} on {ours['domain']}, "
+            f"where the same model without importance sampling reaches {_number(b)}"
             f"{_equal(ours, plain)}: {abs(1 - a / b):.1%} {ending}.")
 
 
@@ -223,9 +226,9 @@ def _compare_all(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -
     ours, plain = (math.exp(sum(math.log(pair[i]["ppl_after"]) for pair in pairs) / len(pairs))
                    for i in (0, 1))
     return (f"Over {len(pairs)} domains, SLM-is reaches a macro-averaged perplexity of "
-            f"{_ppl(ours)} after fine-tuning, where the same model without importance sampling "
-            f"reaches {_ppl(plain)}{_equal(*pairs[0])}. By more than the 95% confidence intervals "
-            f"it is lower in {verdicts.count('lower')} of them and higher in "
+            f"{_number(ours)} after fine-tuning, where the same model without importance sampling "
+            f"reaches {_number(plain)}{_equal(*pairs[0])}. By more than the 95% confidence "
+            f"intervals it is lower in {verdicts.count('lower')} of them and higher in "
             f"{verdicts.count('higher')}.")
 
 
@@ -311,11 +314,7 @@ def _labels(methods: Sequence[str]) -> dict[str, str]:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.3g}"
-
-
-def _ppl(value: float | None) -> str:
-    """Perplexity: one decimal, two below ten, none above a thousand."""
+    """Two decimals, one above ten, none above a thousand."""
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:,.{0 if value >= 1000 else 1 if value >= 10 else 2}f}"
@@ -326,7 +325,9 @@ def _si(value: float | None) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.3g}%"
+    if value is None:
+        return "–"
+    return "<0.1%" if 0 < value < 0.0005 else f"{100 * value:.1f}%"
 
 
 def _flops(value: float | None) -> str:
