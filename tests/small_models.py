@@ -1,0 +1,51 @@
+"""A tokenizer and a model folder small enough for a test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from planearly.export import export
+from planearly.model.transformer import Shape, Transformer
+
+EOT = "<|endoftext|>"
+TEXT = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs.",
+        "How vexingly quick daft zebras jump!", "In 1984 there were 366 days, or 52 weeks."]
+
+
+def tokenizer_folder(folder: Path, entries: int = 300) -> Path:
+    """A byte-level BPE tokenizer as the project makes them."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True),
+         pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(TEXT, trainers.BpeTrainer(
+        vocab_size=entries, special_tokens=[EOT], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(
+        {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": EOT, "eos_token": EOT}))
+    (folder / "special_tokens_map.json").write_text(json.dumps(
+        {"bos_token": EOT, "eos_token": EOT}))
+    return folder
+
+
+def small_model(ffn: str = "swiglu", context: int = 16) -> Transformer:
+    """An untrained model with uneven predictions."""
+    model = Transformer(Shape(2, 32, 4, 48, 300, context, ffn), seed=1)
+    with torch.no_grad():
+        model.embed.weight.mul_(6)
+    return model
+
+
+def model_folder(folder: Path, ffn: str = "swiglu", context: int = 16) -> Path:
+    """An exported model, its tokenizer inside."""
+    model = small_model(ffn, context)
+    export(model.state_dict(), model.shape, tokenizer_folder(folder / "tokenizer"),
+           folder / "export", {})
+    return folder / "export"
