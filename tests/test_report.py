@@ -208,17 +208,29 @@ def test_summary_of_one_domain_says_what_importance_sampling_bought():
     first, second = page.summary(example(["sklearn"])["rows"])
     assert first == ("After fine-tuning, SLM-is reaches a perplexity of 31.2 on sklearn, where the "
                      "same model without importance sampling reaches 35.0, at the same 2.5M tokens "
-                     "of pretraining: 10.9% lower, by more than the 95% confidence intervals.")
+                     "of pretraining: 10.9% lower, beyond the 95% confidence interval.")
     assert second == ("Fine-tuning on the domain's documents brought SLM-is from 44.1 to 31.2.")
 
 
 def test_summary_does_not_claim_what_the_intervals_do_not_carry():
     sentence = page.summary([row("slm", "d", 60, 35.0, 0.1), row("slm-is", "d", 50, 34.0, 0.1)])[0]
-    assert "2.9% lower, but the 95% confidence intervals overlap" in sentence
+    assert "2.9% lower, but within the 95% confidence interval, so" in sentence
     sentence = page.summary([row("slm", "d", 60, 30.0), row("slm-is", "d", 50, 36.0)])[0]
-    assert "20.0% higher, by more than the 95% confidence intervals: here importance" in sentence
+    assert "20.0% higher, beyond the 95% confidence interval: here importance" in sentence
     unequal = [row("slm", "d", 60, 35), {**row("slm-is", "d", 50, 30), "pretrain_tokens": 9}]
     assert "at the same" not in page.summary(unequal)[0]
+
+
+@pytest.mark.parametrize(("a", "b", "bounds", "says"), [
+    ("slm-is", "slm", [-0.05, -0.01], "2.9% lower, beyond the 95%"),
+    ("slm", "slm-is", [0.01, 0.05], "2.9% lower, beyond the 95%"),
+    ("slm", "slm-is", [-0.01, 0.05], "2.9% lower, but within the 95%"),
+])
+def test_summary_prefers_the_paired_difference(a, b, bounds, says):
+    rows = [row("slm", "d", 60, 35.0, 0.1), row("slm-is", "d", 50, 34.0, 0.1)]
+    other = {"domain": "e", "a": "slm-is", "b": "slm", "difference": 1.0, "ci95": [0.9, 1.1]}
+    paired = {"domain": "d", "a": a, "b": b, "difference": sum(bounds) / 2, "ci95": bounds}
+    assert says in page.summary(rows, [other, paired])[0]
 
 
 def test_summary_of_several_domains_averages_their_losses():

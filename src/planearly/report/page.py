@@ -112,7 +112,8 @@ class Source(TypedDict, total=False):
 class Facts(TypedDict, total=False):
     title: str
     recipe: Mapping[str, Any]  # Recipe.to_dict()
-    rows: Sequence[Mapping[str, Any]]  # results.json
+    rows: Sequence[Mapping[str, Any]]  # of results.json
+    comparisons: Sequence[Mapping[str, Any]]  # of results.json: nats per token of a minus b, paired
     curves: Sequence[Curve]
     domains: Sequence[Domain]
     costs: Sequence[Cost]
@@ -146,7 +147,7 @@ def render(run: Path, facts: Facts) -> str:
         run=run, facts=facts, rows=rows,
         best=_best(rows), macro=averages,
         best_macro=min(averages, key=lambda m: averages[m]["ppl_after"], default=None),
-        summary=summary(rows),
+        summary=summary(rows, facts.get("comparisons", ())),
         legend=[METHODS[m] for m in dict.fromkeys(row["method"] for row in rows) if m in METHODS],
         perplexities=figures.perplexities(rows, _labels(methods)) if rows else None,
         sections=[_section(name, facts, methods) for name in _domain_names(facts)],
@@ -178,15 +179,21 @@ def macro(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     return averages
 
 
-def summary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What came out, in sentences for somebody who reads nothing else."""
+def summary(rows: Sequence[Mapping[str, Any]],
+            comparisons: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """What came out, in sentences for somebody who reads nothing else.
+
+    Two methods are told apart by the paired difference on the same documents where ``comparisons``
+    has it, and else by whether their intervals overlap, which is more cautious.
+    """
     domains = list(dict.fromkeys(row["domain"] for row in rows))
     if not domains:
         return []
     of = {(row["domain"], row["method"]): row for row in rows}
     pairs = [(of[d, "slm-is"], of[d, "slm"]) for d in domains
              if (d, "slm-is") in of and (d, "slm") in of]
-    sentences = [_compare(*pairs[0])] if len(pairs) == 1 else [_compare_all(pairs)] if pairs else []
+    sentences = ([_compare(*pairs[0], comparisons)] if len(pairs) == 1
+                 else [_compare_all(pairs, comparisons)] if pairs else [])
     averages = macro(rows)
     if len(domains) == 1:
         ranked = sorted(rows, key=lambda row: row["ppl_after"])
@@ -206,33 +213,41 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return sentences
 
 
-def _compare(ours: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
+def _compare(ours: Mapping[str, Any], plain: Mapping[str, Any],
+             comparisons: Sequence[Mapping[str, Any]]) -> str:
     a, b = ours["ppl_after"], plain["ppl_after"]
-    verdict = _verdict(ours, plain)
     ending = {
-        "lower": "lower, by more than the 95% confidence intervals",
-        "higher": "higher, by more than the 95% confidence intervals: here importance sampling "
-                  "did not pay",
-        "unclear": f"{'lower' if a <= b else 'higher'}, but the 95% confidence intervals overlap, "
+        "lower": "lower, beyond the 95% confidence interval",
+        "higher": "higher, beyond the 95% confidence interval: here importance sampling did not "
+                  "pay",
+        "unclear": f"{'lower' if a <= b else 'higher'}, but within the 95% confidence interval, "
                    "so this run alone does not tell them apart",
-    }[verdict]
+    }[_verdict(ours, plain, comparisons)]
     return (f"After fine-tuning, SLM-is reaches a perplexity of {_number(a)} on {ours['domain']}, "
             f"where the same model without importance sampling reaches {_number(b)}"
             f"{_equal(ours, plain)}: {abs(1 - a / b):.1%} {ending}.")
 
 
-def _compare_all(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
-    verdicts = [_verdict(*pair) for pair in pairs]
+def _compare_all(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
+                 comparisons: Sequence[Mapping[str, Any]]) -> str:
+    verdicts = [_verdict(*pair, comparisons) for pair in pairs]
     ours, plain = (math.exp(sum(math.log(pair[i]["ppl_after"]) for pair in pairs) / len(pairs))
                    for i in (0, 1))
     return (f"Over {len(pairs)} domains, SLM-is reaches a macro-averaged perplexity of "
             f"{_number(ours)} after fine-tuning, where the same model without importance sampling "
-            f"reaches {_number(plain)}{_equal(*pairs[0])}. By more than the 95% confidence "
-            f"intervals it is lower in {verdicts.count('lower')} of them and higher in "
+            f"reaches {_number(plain)}{_equal(*pairs[0])}. Beyond the 95% confidence "
+            f"interval it is lower in {verdicts.count('lower')} of them and higher in "
             f"{verdicts.count('higher')}.")
 
 
-def _verdict(ours: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
+def _verdict(ours: Mapping[str, Any], plain: Mapping[str, Any],
+             comparisons: Sequence[Mapping[str, Any]]) -> str:
+    names = (ours["method"], plain["method"])
+    for found in comparisons:
+        if found["domain"] == ours["domain"] and {found["a"], found["b"]} == set(names):
+            low, high = sorted(bound if found["a"] == names[0] else -bound
+                               for bound in found["ci95"])
+            return "lower" if high < 0 else "higher" if low > 0 else "unclear"
     a, b = (row.get("ppl_after_ci") or [row["ppl_after"]] * 2 for row in (ours, plain))
     return "lower" if a[1] < b[0] else "higher" if a[0] > b[1] else "unclear"
 
