@@ -73,6 +73,8 @@ def example(names: list[str]) -> page.Facts:
         "title": "Small models for " + " and ".join(names),
         "recipe": {**Recipe().to_dict(), "name": "demo"},
         "rows": rows, "curves": curves,
+        "comparisons": [{"domain": name, "a": "slm-is", "b": "slm", "difference": -0.115,
+                         "ci95": [-0.125, -0.105], "units": 99} for name in names],
         "domains": [domain(name, i) for i, name in enumerate(names)],
         "costs": [
             {"stage": "embedding and clustering", "tokens": 11.2e6, "flops": 2.2e11,
