@@ -1,0 +1,221 @@
+"""The tokenizer: byte-level BPE or Unigram trained on generic text, or one taken as it is.
+
+Ours split numbers into digits, then words as GPT-2 does, and work on bytes: every text comes back
+exactly. ``<|endoftext|>`` (id 0) is the only special token; it begins and ends documents. A literal
+``<|endoftext|>`` in a text is encoded as text.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Iterable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from planearly import config, files
+from planearly.data.corpus import Problems, Unit, read_documents
+from planearly.data.text import pieces
+from planearly.errors import UserError
+from planearly.progress import progress, say
+
+EOT = "<|endoftext|>"
+_KNOWN_EOT = (EOT, "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", "<|im_end|>", "[SEP]", "<s>",
+              "<bos>", "<|begin_of_text|>")
+_PIECE = 1 << 16
+_READ_AHEAD = 20  # times sample_bytes: how much of a big corpus is read to draw the sample from
+
+
+def pre_tokenizer() -> Any:
+    return pre_tokenizers.Sequence([
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+    ])
+
+
+def train(texts: Iterable[str], settings: config.Tokenizer) -> Tokenizer:
+    """Train a tokenizer of at most ``settings.vocab_size`` entries (fewer on little text).
+
+    The same texts in the same order give the same tokenizer.
+    """
+    entries: dict[str, Any] = {
+        "vocab_size": settings.vocab_size, "special_tokens": [EOT], "show_progress": False,
+        "initial_alphabet": pre_tokenizers.ByteLevel.alphabet(),
+    }
+    unigram = settings.kind == "unigram"
+    tokenizer = Tokenizer(models.Unigram() if unigram else models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizer()
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = (trainers.UnigramTrainer(**entries) if unigram
+               else trainers.BpeTrainer(min_frequency=2, **entries))
+    tokenizer.train_from_iterator(texts, trainer)
+    if unigram:
+        tokenizer.model = _in_order(tokenizer)
+    return tokenizer
+
+
+def _in_order(tokenizer: Tokenizer) -> Any:
+    """The Unigram model with its pieces in an order that repeats.
+
+    The trainer keeps words in hash maps with random order: sums differ in their last bits, and
+    bytes that the text lacks get scores 0.0001 apart, from the lowest up, in any order. They all
+    get the lowest.
+    """
+    eot, *learned = json.loads(tokenizer.to_str())["model"]["vocab"]
+    lowest = min(score for _, score in learned)
+    lacking = lowest + 0.0001 * (len(pre_tokenizers.ByteLevel.alphabet()) + 1)
+    scored = ((piece, lowest if len(piece) == 1 and score <= lacking else score)
+              for piece, score in learned)
+    rounded = ((piece, round(score, 9)) for piece, score in scored)
+    return models.Unigram([tuple(eot), *sorted(rounded, key=lambda entry: (-entry[1], entry[0]))])
+
+
+def sample(units: list[Unit], settings: config.Data, n_bytes: int,
+           problems: Problems) -> list[str]:
+    """About ``n_bytes`` of text spread evenly over the files, in a fixed order.
+
+    Documents are drawn in pieces of 64k characters, the ones with the smallest hashes, so the same
+    files give the same sample. Of each file at most its share of ``20 * n_bytes`` is read; memory
+    is that of the sample.
+    """
+    total = sum(unit.size for unit in units) or len(units)
+    kept: list[tuple[int, int, str]] = []  # a heap: (-hash, running number, piece)
+    held = number = 0
+    with progress("sampling text for the tokenizer", None, "MB") as meter:
+        for unit in units:
+            left = _READ_AHEAD * n_bytes * (unit.size or 1) / total
+            for document in read_documents(unit, settings, problems):
+                for piece in pieces(document.text, _PIECE):
+                    key = int.from_bytes(blake2b(piece.encode(), digest_size=8).digest(), "big")
+                    heapq.heappush(kept, (-key, number, piece))
+                    number += 1
+                    held += len(piece)
+                    while held - len(kept[0][2]) >= n_bytes:
+                        held -= len(heapq.heappop(kept)[2])
+                meter.advance(document.n_bytes / 1e6)
+                left -= document.n_bytes
+                if left <= 0:
+                    break
+    return [piece for _, _, piece in sorted(kept, key=lambda item: item[1])]
+
+
+def build(settings: config.Tokenizer, data: config.Data, units: list[Unit], context: int,
+          folder: Path) -> dict[str, Any]:
+    """Train a tokenizer on a sample of the units' text, or take ``settings.path``; save it.
+
+    Returns:
+        What it is: kind, vocab_size (the real one), eot, eot_id, digest, sample_bytes.
+
+    Raises:
+        UserError: no text to train on; nothing usable at ``settings.path``.
+    """
+    used = 0
+    if settings.path:
+        tokenizer, eot = take(settings.path)
+        kind = f"taken from {settings.path}"
+    else:
+        problems = Problems(data.max_bad_share)
+        texts = sample(units, data, settings.sample_bytes, problems)
+        if not texts:
+            raise UserError(f"no text to train a tokenizer on; {problems.first()}".rstrip("; "))
+        used = sum(len(text.encode()) for text in texts)
+        say(f"training a {settings.kind} tokenizer of {settings.vocab_size} entries on "
+            f"{used / 1e6:.1f} MB")
+        tokenizer, eot, kind = train(texts, settings), EOT, settings.kind
+        if tokenizer.get_vocab_size() < settings.vocab_size:
+            say(f"the text is too little for {settings.vocab_size} entries: the tokenizer has "
+                f"{tokenizer.get_vocab_size()}")
+    save(tokenizer, folder, context, eot)
+    return {"kind": kind, "vocab_size": vocab_size(tokenizer), "eot": eot,
+            "eot_id": tokenizer.token_to_id(eot), "digest": digest(folder), "sample_bytes": used}
+
+
+def save(tokenizer: Tokenizer, folder: Path, context: int, eot: str = EOT) -> None:
+    """Write a folder that ``transformers.AutoTokenizer`` loads.
+
+    Texts are encoded without template (no special token is added), truncation or padding.
+    """
+    spec = json.loads(tokenizer.to_str())
+    spec["post_processor"] = spec["truncation"] = spec["padding"] = None
+    files.write_json(folder / "tokenizer.json", spec)
+    files.write_json(folder / "special_tokens_map.json", {"bos_token": eot, "eos_token": eot})
+    files.write_json(folder / "tokenizer_config.json", {
+        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": eot, "eos_token": eot,
+        "model_max_length": context, "clean_up_tokenization_spaces": False,
+    })
+
+
+def load(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder; special tokens that stand in a text are encoded as text."""
+    tokenizer = _read(Path(folder) / "tokenizer.json")
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _read(path: Path) -> Tokenizer:
+    if not path.is_file():
+        raise UserError(f"there is no tokenizer at {path}")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust side raises a bare Exception for anything it cannot read
+        raise UserError(f"{path} is not a tokenizer of the package tokenizers ({error})") from error
+
+
+def eot_id(folder: Path) -> int:
+    """The id that begins and ends documents."""
+    token = files.read_json(Path(folder) / "tokenizer_config.json")["eos_token"]
+    return load(folder).token_to_id(token)
+
+
+def vocab_size(tokenizer: Tokenizer) -> int:
+    """Rows that an embedding needs: the largest id plus one."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def digest(folder: Path) -> str:
+    """Hex SHA-256 that two folders share if they encode alike."""
+    folder = Path(folder)
+    token = files.read_json(folder / "tokenizer_config.json")["eos_token"]
+    return files.digest([files.file_digest(folder / "tokenizer.json"), token])
+
+
+def take(name: str) -> tuple[Tokenizer, str]:
+    """A tokenizer from a tokenizer.json, a model folder or the hub, and its end-of-text token.
+
+    Raises:
+        UserError: there is none, or it has no token that ends a text.
+    """
+    path = Path(name).expanduser()
+    path = path / "tokenizer.json" if (path / "tokenizer.json").is_file() else path
+    stated: Any = None
+    if path.is_file():
+        tokenizer = _read(path)
+        settings = path.with_name("tokenizer_config.json")
+        if settings.is_file():
+            values = files.read_json(settings)
+            stated = values.get("eos_token") or values.get("bos_token")
+            stated = stated.get("content") if isinstance(stated, dict) else stated
+    else:
+        import transformers
+        try:
+            loaded = transformers.AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError, KeyError) as error:
+            brief = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"no tokenizer could be taken from '{name}' ({brief}); give a "
+                            "tokenizer.json, a model folder or a hub name") from error
+        if not isinstance(getattr(loaded, "backend_tokenizer", None), tokenizers.Tokenizer):
+            raise UserError(f"the tokenizer of '{name}' has no tokenizer.json form")
+        tokenizer, stated = loaded.backend_tokenizer, loaded.eos_token or loaded.bos_token
+    for token in (stated, *_KNOWN_EOT):
+        if token and tokenizer.token_to_id(token) is not None:
+            return tokenizer, token
+    raise UserError(f"the tokenizer at '{name}' has no end-of-text token (such as {EOT} or </s>): "
+                    "take another, or train one (tokenizer.path=null)")
+
+
