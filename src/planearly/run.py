@@ -12,18 +12,20 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import functools
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import yaml
 
 import planearly
 from planearly.config import Recipe
+from planearly.data.corpus import Unit
 from planearly.errors import UserError
 from planearly.files import atomic_write, digest, file_digest, read_json, write_json
 from planearly.progress import say
@@ -37,6 +39,7 @@ class Run:
 
     def __init__(self, out: Path, recipe: Recipe) -> None:
         self.out, self.recipe = out, recipe
+        self.memory: dict[Any, Any] = {}
         self.made: list[Path] = []
         self.reused: list[Path] = []
         self.used: list[Path] = []
@@ -135,6 +138,13 @@ class Run:
         parallel.barrier()
         return folder
 
+    def unit_digests(self, units: Sequence[Unit]) -> list[str]:
+        """What each input is: a file's content, or the name and part of a hub dataset."""
+        local = [Path(unit.path) for unit in units if unit.kind != "hub"]
+        content = dict(zip(local, self.file_digests(local), strict=True))
+        return [digest([content.get(Path(unit.path), unit.path), unit.shard, repr(unit.keep)])
+                for unit in units]
+
     def file_digests(self, paths: list[Path]) -> list[str]:
         """SHA-256 of each file; remembered in the run folder by path, size and time of change."""
         cache_path = self.out / ".digests.json"
@@ -150,6 +160,25 @@ class Run:
         if len(cache) > known and parallel.rank() == 0:
             write_json(cache_path, cache)
         return digests
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def once(function: Callable[P, R]) -> Callable[P, R]:
+    """Remember a stage function's result for its run (its first argument) and other arguments."""
+
+    @functools.wraps(function)
+    def remembered(*args: P.args, **kwargs: P.kwargs) -> R:
+        run, *rest = args
+        assert isinstance(run, Run)
+        key = (function.__module__, function.__qualname__, *rest, *sorted(kwargs.items()))
+        if key not in run.memory:
+            run.memory[key] = function(*args, **kwargs)
+        return run.memory[key]
+
+    return remembered
 
 
 def facts(stage: Path) -> dict[str, Any]:

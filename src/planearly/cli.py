@@ -1,0 +1,168 @@
+"""The command: ``planearly VERB``. Results go to standard output, progress to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from planearly.errors import UserError
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    help="Which small language model to train for a domain, at what cost, and the training.",
+)
+
+RecipeArg = Annotated[str, typer.Argument(help="a recipe file, or the name of one: demo, nano, ...")]
+Settings = Annotated[list[str] | None, typer.Argument(help="recipe keys: key=value")]
+Out = Annotated[Path | None, typer.Option(help="run folder [default: runs/NAME]")]
+
+
+def _run(recipe: str, settings: list[str] | None, out: Path | None, until: str) -> None:
+    from planearly import config, pipeline
+
+    loaded = config.load(recipe, settings or [])
+    pipeline.run(loaded, out or Path("runs") / loaded.name, until)
+
+
+@app.command()
+def run(recipe: RecipeArg, settings: Settings = None, out: Out = None) -> None:
+    """Do all of it: prepare, cluster, weigh, pretrain, specialize, evaluate, export, report."""
+    _run(recipe, settings, out, "report")
+
+
+@app.command()
+def prepare(recipe: RecipeArg, settings: Settings = None, out: Out = None) -> None:
+    """Documents to windows of tokens."""
+    _run(recipe, settings, out, "prepare")
+
+
+@app.command()
+def cluster(recipe: RecipeArg, settings: Settings = None, out: Out = None) -> None:
+    """Embed and cluster the windows of both corpora."""
+    _run(recipe, settings, out, "cluster")
+
+
+@app.command()
+def weigh(recipe: RecipeArg, settings: Settings = None, out: Out = None) -> None:
+    """Importance weights of the clusters, and what they mean, before any training."""
+    _run(recipe, settings, out, "weigh")
+
+
+@app.command()
+def pretrain(recipe: RecipeArg, settings: Settings = None, out: Out = None) -> None:
+    """Pretrain what the recipe's methods need."""
+    _run(recipe, settings, out, "pretrain")
+
+
+@app.command()
+def specialize(recipe: RecipeArg, settings: Settings = None, out: Out = None) -> None:
+    """Fine-tune on the domains."""
+    _run(recipe, settings, out, "specialize")
+
+
+@app.command()
+def export(recipe: RecipeArg, settings: Settings = None, out: Out = None) -> None:
+    """Write the specialized models as Hugging Face folders."""
+    _run(recipe, settings, out, "export")
+
+
+@app.command()
+def report(recipe: RecipeArg, settings: Settings = None, out: Out = None) -> None:
+    """Write the report of a run, as one HTML file."""
+    _run(recipe, settings, out, "report")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="a model folder in Hugging Face format, or a recipe")],
+    files: Annotated[list[str] | None, typer.Argument(help="documents (or recipe keys)")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    context: Annotated[int | None, typer.Option(help="most tokens of a window")] = None,
+    text_field: Annotated[str, typer.Option(help="field that holds the text")] = "text",
+    out: Out = None,
+) -> None:
+    """Perplexity and bits per byte of any causal model folder on documents."""
+    if not Path(model).is_dir():
+        from planearly import config
+
+        if Path(model).suffix in (".yaml", ".yml") or not files or "=" in files[0]:
+            config.find(model)
+            return _run(model, files, out, "evaluate")
+        raise UserError(f"'{model}' is not a folder: give a model folder in Hugging Face format")
+    from planearly.evaluate.files import evaluate_files
+
+    if not files:
+        raise UserError("name the documents to evaluate on: planearly evaluate MODEL FILES...")
+    result = evaluate_files(Path(model), files, context=context, text_field=text_field)
+    if as_json:
+        print(json.dumps(result))
+        return
+    table = Table("file", "perplexity", "95% interval", "bits per byte", "tokens")
+    for name, one in [*result["files"].items(), ("all", result)]:
+        low, high = one["ci95"]
+        table.add_row(name, f"{one['perplexity']:.2f}", f"{low:.2f} to {high:.2f}",
+                      f"{one['bits_per_byte']:.3f}", f"{one['tokens']}")
+    Console().print(table)
+    return None
+
+
+@app.command()
+def generate(
+    model: Annotated[Path, typer.Argument(help="a model folder in Hugging Face format")],
+    prompt: Annotated[str, typer.Argument(help="text to continue")],
+    tokens: Annotated[int, typer.Option(help="most new tokens")] = 80,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 0.8,
+    top_p: Annotated[float, typer.Option(help="nucleus of the distribution")] = 0.95,
+    seed: Annotated[int, typer.Option(help="of the draws")] = 0,
+) -> None:
+    """Try a model: continue a prompt."""
+    from planearly.generate import generate as continue_prompt
+
+    print(continue_prompt(model, prompt, tokens, temperature, top_p, seed))
+
+
+@app.command()
+def recipes(
+    reference: Annotated[bool, typer.Option(help="print the reference of every key")] = False,
+) -> None:
+    """The recipes that come along, and what a recipe may hold."""
+    from planearly import config
+
+    if reference:
+        print(config.reference())
+        return
+    for path in sorted(config.recipes_folder().glob("*.yaml")):
+        first = path.read_text("utf-8").splitlines()[0]
+        print(f"{path.stem:16} {first.removeprefix('#').strip()}")
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point: errors a user can mend are one sentence and status 2."""
+    try:
+        app(args=arguments, standalone_mode=False)
+    except UserError as error:
+        print(f"planearly: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except typer.Exit as done:
+        raise SystemExit(done.exit_code) from None
+    except (KeyboardInterrupt, typer.Abort):
+        print("planearly: stopped; the same command continues from here", file=sys.stderr)
+        raise SystemExit(130) from None
+    except OSError as error:
+        from planearly.files import storage_error
+
+        if error.filename is None and error.errno is None:
+            raise
+        place = Path(error.filename) if isinstance(error.filename, str) else Path(".")
+        print(f"planearly: {storage_error(error, place)}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""``planearly run``: the stages of a recipe in order, and the summary at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from planearly.config import Recipe
+from planearly.progress import duration, say, short
+from planearly.run import Run
+from planearly.stages import groups, text
+from planearly.stages.methods import METHODS, check_methods
+from planearly.stages.results import evaluations, write_results
+from planearly.train import parallel
+
+VERBS = ("prepare", "cluster", "weigh", "pretrain", "specialize", "evaluate", "export", "report")
+
+
+def run(recipe: Recipe, out: Path, until: str = "report") -> dict[str, Any] | None:
+    """Run the stages of ``recipe`` in ``out`` up to a verb; what is done already is not done again.
+
+    Returns:
+        The contents of results.json when the run got that far.
+    """
+    check_methods(recipe.methods)
+    reach = VERBS.index(until)
+    with Run(out, recipe).opened() as this:
+        names = text.domain_names(this)
+        text.kept(this)
+        if reach >= VERBS.index("cluster"):
+            for name in names:
+                groups.domain_clusters(this, name)
+        methods = {method: METHODS[method] for method in recipe.methods}
+        if reach >= VERBS.index("weigh") and any(m.weighs for m in methods.values()):
+            for name in names:
+                groups.importance_weights(this, name)
+        if reach >= VERBS.index("pretrain"):
+            for name in names:
+                for method in methods.values():
+                    method.pretrain(this, name)
+        if reach < VERBS.index("specialize"):
+            return finish(this, until)
+        trained = [m.specialize(this, name) for name in names for m in methods.values()]
+        if reach >= VERBS.index("evaluate"):
+            for one in trained:
+                evaluations(this, one)
+        if reach < VERBS.index("export"):
+            return finish(this, until)
+        results = write_results(this, trained)
+        if parallel.rank() == 0 and reach >= VERBS.index("report"):
+            from planearly.stages.reporting import write
+
+            page = write(this, trained, results)
+            show(results)
+            say(f"report: {page}")
+        return finish(this, until, results)
+
+
+def finish(this: Run, until: str, results: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """Say what was made, and what to do next."""
+    if parallel.rank() > 0:
+        return results
+    say(f"{until}: {len(this.made)} stages made, {len(this.reused)} were there already, "
+        f"in {this.out}")
+    if results:
+        best = min(results["rows"], key=lambda r: r["ppl_after"])
+        say(f"try it: planearly generate {this.out / best['model']} \"...\"")
+    elif until != VERBS[-1]:
+        say("next: the same command with 'run' goes on from here")
+    return results
+
+
+def show(results: dict[str, Any]) -> None:
+    """The table of results on standard output."""
+    table = Table("domain", "method", "before", "after fine-tuning", "95% interval", "bits/byte",
+                  "parameters", "tokens", "FLOPs", "device time")
+    for row in results["rows"]:
+        low, high = row["ppl_after_ci"]
+        cost = row["cost"]
+        before = f"{row['ppl_before']:.2f}" if row["ppl_before"] else "-"
+        table.add_row(
+            row["domain"], row["method"], before, f"{row['ppl_after']:.2f}",
+            f"{low:.2f} to {high:.2f}", f"{row['bpb_after']:.3f}", short(row["inference_params"]),
+            short(cost["tokens"]), short(cost["flops"]), duration(cost["device_hours"] * 3600),
+        )
+    Console(width=None if Console().is_terminal else 140).print(table)
+    for pair in results["comparisons"]:
+        low, high = pair["ci95"]
+        sure = "" if low > 0 or high < 0 else " (not beyond its interval)"
+        better, worse = (pair["b"], pair["a"]) if pair["difference"] < 0 else (pair["a"], pair["b"])
+        Console(width=140).print(
+            f"{pair['domain']}: {better} is {abs(pair['difference']):.4f} nats per token better "
+            f"than {worse}, 95% interval {min(abs(low), abs(high)):.4f} to "
+            f"{max(abs(low), abs(high)):.4f}{sure}" if sure == "" else
+            f"{pair['domain']}: {pair['a']} and {pair['b']} differ by {pair['difference']:.4f} "
+            f"nats per token, 95% interval {low:.4f} to {high:.4f}: cannot be told apart",
+            highlight=False,
+        )
