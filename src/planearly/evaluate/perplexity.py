@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from planearly.model.transformer import IGNORE, Transformer
-from planearly.progress import progress
+from planearly.progress import Meter, progress
 
 if TYPE_CHECKING:
     from planearly.data.windows import TokenDataset
@@ -60,7 +60,7 @@ class Scores(NamedTuple):
 
 
 def score(forward: Forward, rows: Rows, lengths: np.ndarray, batch_tokens: int,
-          name: str | None = None) -> np.ndarray:
+          meter: Meter | None = None) -> np.ndarray:
     """Negative log-likelihood in nats of every target, float32, windows back to back.
 
     Windows are taken longest first, so that a batch holds windows of about one length.
@@ -68,14 +68,13 @@ def score(forward: Forward, rows: Rows, lengths: np.ndarray, batch_tokens: int,
     Args:
         lengths: int64 [n_windows], all positive.
         batch_tokens: positions of one forward pass (at least one window is taken).
-        name: shown as progress; None is silent.
+        meter: told of every token scored.
     """
     lengths = np.asarray(lengths, np.int64)
     starts = np.cumsum(lengths) - lengths
     nll = np.empty(int(lengths.sum()), np.float32)
     order = np.argsort(-lengths, kind="stable")
-    shown = progress(name, len(nll), "tokens") if name else contextlib.nullcontext()
-    with torch.no_grad(), shown as meter:
+    with torch.no_grad():
         taken = 0
         while taken < len(order):
             longest = int(lengths[order[taken]])
@@ -102,12 +101,17 @@ def batch_tokens(vocab_size: int) -> int:
 
 def evaluate(forward: Forward, dataset: TokenDataset, windows: np.ndarray | None = None,
              name: str | None = None) -> Scores:
-    """Score ``windows`` (all when None) of a token dataset, each once."""
+    """Score ``windows`` (all when None) of a token dataset, each once.
+
+    Args:
+        name: shown as progress; None is silent.
+    """
     ids = np.arange(len(dataset)) if windows is None else np.asarray(windows)
     chosen = dataset.windows[ids]
     lengths = chosen["length"].astype(np.int64)
-    nll = score(forward, lambda batch: dataset.rows([ids[i : i + 1] for i in batch]), lengths,
-                batch_tokens(dataset.meta["vocab_size"]), name)
+    with progress(name, lengths.sum(), "tokens") if name else contextlib.nullcontext() as meter:
+        nll = score(forward, lambda batch: dataset.rows([ids[i : i + 1] for i in batch]), lengths,
+                    batch_tokens(dataset.meta["vocab_size"]), meter)
     return Scores(nll, lengths, chosen["document"].astype(np.int64))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from planearly.device import best_device
 from planearly.errors import UserError
 from planearly.files import read_json
 from planearly.model.transformer import GATED, Shape
@@ -95,6 +96,43 @@ def from_hf(folder: Path) -> tuple[Shape, dict[str, Tensor]]:
             raise UserError(f"{folder} has no tensor '{missing[0]}': its weights are incomplete")
         state[name] = torch.cat([theirs[part].float() for part in parts])
     return shape, state
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    """Any causal language model in a folder, and its tokenizer, by plain `transformers`.
+
+    Float32 on a CPU, bfloat16 on a GPU. Nothing is fetched, unpickled, or run from the folder.
+
+    Raises:
+        UserError: no such folder, or `transformers` cannot load a causal model or tokenizer of it.
+    """
+    if not (folder / "config.json").is_file():
+        what = "has no config.json" if folder.is_dir() else "does not exist"
+        raise UserError(f"{folder} {what}: give a model folder in Hugging Face format")
+
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    device = best_device()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    refused = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+            dtype=torch.float32 if device.type == "cpu" else torch.bfloat16,
+            output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False)
+    except refused as error:
+        brief = " ".join(str(error).split())[:300]
+        raise UserError(f"transformers cannot load {folder} as a causal model ({brief})") from error
+    model, info = loaded
+    if info["missing_keys"]:
+        raise UserError(f"{folder} has no tensor '{min(info['missing_keys'])}': its weights are "
+                        "incomplete, or it is not a causal model")
+    return model.to(device).eval(), tokenizer
 
 
 def _names(shape: Shape) -> list[tuple[str, tuple[str, ...]]]:

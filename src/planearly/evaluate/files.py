@@ -1,0 +1,176 @@
+"""Perplexity of any causal model folder in Hugging Face format on any files of documents.
+
+The windows are those of the token datasets (:mod:`planearly.data.windows`): every document starts
+with the model's bos token (its eos token where it has no bos) and ends with its eos token, which is
+predicted too; the targets are cut into windows of at most ``context`` that do not overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from planearly import config
+from planearly.data.corpus import Problems, Unit, read_documents, resolve
+from planearly.data.encode import Encoder
+from planearly.data.text import pieces
+from planearly.errors import UserError
+from planearly.evaluate.perplexity import IGNORE, Forward, Scores, batch_tokens, score, summary
+from planearly.model import hf
+from planearly.progress import Meter, progress
+
+DEFAULT_CONTEXT = 1024
+_PIECE = 1 << 20
+"""Characters encoded at a time: longer documents are cut before a space."""
+_AT_ONCE = 1 << 20
+"""Tokens kept in memory and scored together."""
+
+Encode = Callable[[str], np.ndarray]
+
+
+def evaluate_files(model_folder: Path, files: list[str], context: int | None = None,
+                   text_field: str = "text") -> dict[str, Any]:
+    """Evaluate a model on documents.
+
+    Args:
+        files: files, folders, globs or hf://NAME, as for every corpus.
+        context: most targets of a window; None takes the most that the model reads, at most 1,024.
+            A model exported by planearly says the context it was trained with.
+        text_field: field that holds the text in JSONL or Parquet records.
+
+    Returns:
+        :func:`planearly.evaluate.perplexity.summary` of all documents together, and under
+        ``files`` that of each file by its path.
+
+    Raises:
+        UserError: no such file, no text, no model, a context the model cannot read, or a tokenizer
+            that does not belong to the model or has no token that ends a document.
+    """
+    units = resolve(files)
+    model, tokenizer = hf.load(model_folder)
+    embedding = model.get_input_embeddings().weight
+    start, end = _ends(tokenizer, model_folder)
+    encode = _encoder(tokenizer, start, end)
+    context = _context(model, model_folder, context)
+    settings = config.Data(text_field=text_field)
+    problems = Problems(settings.max_bad_share)
+
+    def forward(inputs: Any) -> Any:
+        if int(inputs.max()) >= len(embedding):
+            raise UserError(f"the tokenizer in {model_folder} gives token {int(inputs.max())}, the "
+                            f"model has {len(embedding)}: they do not belong together")
+        return model(input_ids=inputs.to(embedding.device), use_cache=False).logits
+
+    scores: dict[str, list[Scores]] = {}
+    n_bytes: dict[str, int] = {}
+    with progress("evaluating", None, "tokens") as meter:
+        for unit in units:
+            for streams, size in _batches(unit, settings, problems, encode):
+                n_bytes[unit.path] = n_bytes.get(unit.path, 0) + size
+                scores.setdefault(unit.path, []).append(
+                    _score(forward, streams, context, len(embedding), meter))
+    problems.check()
+    problems.tell()
+    if not scores:
+        raise UserError(f"there is no text to evaluate on in {', '.join(files)}; "
+                        f"{problems.first()}".rstrip("; "))
+    joined = {name: _join(parts) for name, parts in scores.items()}
+    found = {name: summary(*one.units(), n_bytes[name]) for name, one in joined.items()}
+    total = summary(*_join(list(joined.values())).units(), sum(n_bytes.values()))
+    if not np.isfinite(total["nll_per_token"]):
+        raise UserError(f"the model in {model_folder} gives likelihoods that are not numbers: its "
+                        "weights are damaged")
+    return {**total, "files": found}
+
+
+def _context(model: Any, folder: Path, asked: int | None) -> int:
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if asked is None:
+        return min(most or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    if asked < 1 or (most and asked > most):
+        raise UserError(f"the context is {asked}; the model in {folder} reads 1 to "
+                        f"{most or 'any number of'} tokens")
+    return asked
+
+
+def _ends(tokenizer: Any, folder: Path) -> tuple[int, int]:
+    """Ids of the token before a document and of the one after it."""
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer in {folder} has no eos_token, so it cannot say where a "
+                        "document ends: name one in tokenizer_config.json")
+    start = tokenizer.bos_token_id
+    return (tokenizer.eos_token_id if start is None else start), tokenizer.eos_token_id
+
+
+def _encoder(tokenizer: Any, start: int, end: int) -> Encode:
+    """Text to a document's whole stream; the names of special tokens in a text are text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if isinstance(backend, tokenizers.Tokenizer):
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True
+        encoder = Encoder(backend)
+
+        def ids(text: str) -> Any:
+            return encoder.encode([text])[0]
+    else:
+        def ids(text: str) -> Any:
+            return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    def encode(text: str) -> np.ndarray:
+        return np.concatenate([[start], *(ids(piece) for piece in pieces(text, _PIECE)), [end]],
+                              dtype=np.int64)
+
+    return encode
+
+
+def _batches(unit: Unit, settings: config.Data, problems: Problems,
+             encode: Encode) -> Iterator[tuple[list[np.ndarray], int]]:
+    """The documents of a file as streams, about a million tokens at a time, and their bytes."""
+    streams: list[np.ndarray] = []
+    tokens = size = 0
+    for document in read_documents(unit, settings, problems):
+        stream = encode(document.text)
+        if len(stream) <= 2:
+            continue
+        streams.append(stream)
+        tokens += len(stream)
+        size += document.n_bytes
+        if tokens >= _AT_ONCE:
+            yield streams, size
+            streams, tokens, size = [], 0, 0
+    if streams:
+        yield streams, size
+
+
+def _score(forward: Forward, streams: list[np.ndarray], context: int, vocab_size: int,
+           meter: Meter) -> Scores:
+    """Score whole documents, cut into windows."""
+    targets = np.array([len(stream) - 1 for stream in streams])
+    counts = -(-targets // context)
+    documents = np.repeat(np.arange(len(streams)), counts)
+    before = (np.arange(len(documents)) - np.repeat(np.cumsum(counts) - counts, counts)) * context
+    offsets = (np.cumsum(targets + 1) - targets - 1)[documents] + before
+    lengths = np.minimum(context, targets[documents] - before)
+    stream = np.concatenate(streams)
+
+    def rows(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        position = np.arange(lengths[ids].max())
+        inside = position < lengths[ids, None]
+        place = np.where(inside, offsets[ids, None] + position, 0)
+        return np.where(inside, stream[place], 0), np.where(inside, stream[place + 1], IGNORE)
+
+    nll = score(forward, rows, lengths, batch_tokens(vocab_size), meter)
+    return Scores(nll, lengths, documents)
+
+
+def _join(parts: list[Scores]) -> Scores:
+    """Scores one after the other; no document is in two of them."""
+    counts = [int(part.documents.max()) + 1 for part in parts]
+    documents = [part.documents + sum(counts[:i]) for i, part in enumerate(parts)]
+    return Scores(np.concatenate([part.nll for part in parts]),
+                  np.concatenate([part.lengths for part in parts]), np.concatenate(documents))
