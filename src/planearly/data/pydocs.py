@@ -29,9 +29,9 @@ from planearly.files import atomic_folder, write_json
 from planearly.progress import progress
 
 #: Packages to hold out, best first. All come with planearly's dependencies. Each is large, of one
-#: subject, and has kin in the rest that resembles it without repeating it (scikit-learn: SciPy,
-#: NumPy and NetworkX have its style of documentation; torch and sentence-transformers its subject).
-HELD_OUT = ("sklearn", "scipy", "torch", "networkx", "numpy")
+#: subject, and has kin in the rest that resembles it without repeating it (SciPy: NumPy,
+#: scikit-learn and NetworkX have its style of documentation, NumPy and SymPy its subject).
+HELD_OUT = ("scipy", "sklearn", "torch", "networkx", "numpy")
 SHORTEST = 200  # characters of a docstring worth reading; a split needs a few hundred of them
 SHARDS = 4  # files of the generic corpus, so that later stages can read them side by side
 _SHORTEST_PROSE = 1_000
