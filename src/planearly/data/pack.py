@@ -55,9 +55,10 @@ class Rows:
     def load(cls, folder: Path) -> Rows:
         """Read what :meth:`save` wrote; the arrays are memory-mapped."""
         meta = files.read_json(folder / "rows.json")
-        arrays = (files.read_array(folder / f"{name}.npy")
-                  for name in ("group_offsets", "row_offsets", "windows"))
-        return cls(*arrays, fill=meta["fill"])
+        group_offsets, row_offsets, windows = (
+            files.read_array(folder / f"{name}.npy")
+            for name in ("group_offsets", "row_offsets", "windows"))
+        return cls(group_offsets, row_offsets, windows, meta["fill"])
 
 
 def pack_rows(lengths: np.ndarray, groups: np.ndarray, n_groups: int, context: int,

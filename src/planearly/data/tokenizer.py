@@ -170,7 +170,10 @@ def _read(path: Path) -> Tokenizer:
 def eot_id(folder: Path) -> int:
     """The id that begins and ends documents."""
     token = files.read_json(Path(folder) / "tokenizer_config.json")["eos_token"]
-    return load(folder).token_to_id(token)
+    found = load(folder).token_to_id(token)
+    if found is None:
+        raise UserError(f"{folder}: its eos_token '{token}' is not in its vocabulary")
+    return found
 
 
 def vocab_size(tokenizer: Tokenizer) -> int:

@@ -1,0 +1,313 @@
+"""Documents to shards of tokens, in parcels of files that a pool of processes works off.
+
+A parcel is one big file or several small ones; its result is a *part*: the shard with the tokens,
+its documents and paragraphs, and a marker written last. A part that is there is not made again, so
+work that was killed goes on where it was. Parts depend on nothing but their files and the
+tokenizer: any number of processes makes the same ones. Memory is that of a batch per process.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from planearly import config, files
+from planearly.data import tokenizer as tk
+from planearly.data.corpus import Document, Problems, Unit, read_documents
+from planearly.data.encode import Encoder
+from planearly.data.text import fingerprint, pieces
+from planearly.errors import UserError
+from planearly.progress import progress
+
+PARAGRAPH = np.dtype([("hash", "<u8"), ("document", "<u8")])
+
+PART_DOCUMENT = np.dtype([("source", "<u4"), ("bytes", "<u8"), ("hash", "<u8"), ("unit", "<u4"),
+                          ("line", "<u8"), ("offset", "<u8"), ("tokens", "<u8")])
+"""A document of a part: ``offset`` of its first EOT in the shard, ``tokens`` it has as targets."""
+
+MAX_SOURCES = 1_000
+"""Sources told apart; documents of further ones count as "other"."""
+
+_PIECE, _BATCH = 1 << 17, 1 << 21  # characters
+_PARCEL = 64 << 20  # bytes of text
+_PACKED = 3.5  # bytes of text in a byte of .gz, .zst or .parquet, about
+_POOL_BYTES = 24e6  # below, starting processes costs more than they save
+
+
+@dataclass(frozen=True)
+class Job:
+    """One parcel: what to read (with file numbers), and where its part goes."""
+
+    number: int
+    units: list[tuple[int, Unit]]
+    tokenizer: Path
+    settings: config.Data
+    out: Path
+    limit: int | None
+    key: str
+
+    @property
+    def shard(self) -> Path:
+        return self.out / shard_name(self.number)
+
+    @property
+    def marker(self) -> Path:
+        return self.out / "parts" / f"{self.number:05d}.json"
+
+    def part(self, what: str) -> Path:
+        return self.out / "parts" / f"{self.number:05d}-{what}.bin"
+
+    def done(self) -> dict[str, Any] | None:
+        """What the marker tells, if the part is there and made of the same."""
+        if not self.marker.is_file():
+            return None
+        found = files.read_json(self.marker)
+        return found if found["key"] == self.key and self.shard.is_file() else None
+
+    def read(self, what: str, dtype: np.dtype) -> np.ndarray:
+        path = self.part(what)
+        return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
+
+
+def shard_name(shard: int) -> str:
+    return f"tokens-{shard:05d}.bin"
+
+
+def jobs(units: list[Unit], tokenizer: Path, settings: config.Data, out: Path,
+         limit: int | None) -> list[Job]:
+    """The parcels: neighbouring files of about 64 MB of text (or a 256th of all, if more)."""
+    encodes = tk.digest(tokenizer)
+    target = max(_PARCEL, sum(map(_text_bytes, units)) / 256)
+    parcels: list[list[tuple[int, Unit]]] = []
+    held = target + 1.0
+    for numbered in enumerate(units):
+        size = _text_bytes(numbered[1]) if numbered[1].kind != "hub" else target
+        if held + size > target:
+            parcels.append([])
+            held = 0.0
+        parcels[-1].append(numbered)
+        held += size
+    return [Job(number, parcel, tokenizer, settings, out, limit,
+                files.digest([[(i, asdict(unit)) for i, unit in parcel], encodes, limit,
+                              settings.text_field, settings.source_field]))
+            for number, parcel in enumerate(parcels)]
+
+
+def make_parts(work: list[Job], limit: int | None, name: str,
+               processes: int | None = None) -> list[dict[str, Any]]:
+    """Make the parts that are not there yet; return the markers of those needed.
+
+    With a ``limit``, only as many parts as are needed for that many tokens.
+
+    Raises:
+        UserError: a damaged file, too many bad records, a full disk, a killed process.
+    """
+    results: dict[int, dict[str, Any]] = {}
+    for job in work:
+        if found := job.done():
+            results[job.number] = found
+    left = [job for job in work if job.number not in results]
+    sizes = {job.number: sum(_text_bytes(unit) for _, unit in job.units) for job in work}
+    total = sum(sizes.values()) / 1e6
+    problems = Problems(work[0].settings.max_bad_share) if work else Problems(0)
+    for found in results.values():
+        problems.add(found["problems"])
+
+    def enough() -> bool:
+        tokens = 0
+        for job in work:
+            if job.number not in results:
+                return False
+            tokens += results[job.number]["tokens"]
+            if limit is not None and tokens >= limit:
+                return True
+        return True
+
+    def finish(job: Job, marker: dict[str, Any]) -> None:
+        results[job.number] = marker
+        problems.add(marker["problems"])
+        if problems.good + problems.bad >= 1_000:
+            problems.check()
+
+    processes = processes or min(os.cpu_count() or 1, len(left))
+    if sum(sizes[job.number] for job in left) < _POOL_BYTES:
+        processes = 1
+    done = sum(sizes[number] for number in results) / 1e6
+    with progress(f"tokenizing {name}", None if limit else total, "MB", done) as meter:
+        if processes <= 1:
+            for job in left:
+                if enough():
+                    break
+                finish(job, make_part(job, meter.advance))
+        else:
+            _pool(left, processes, enough, finish, meter.advance)
+    used: list[dict[str, Any]] = []
+    for job in work:
+        if limit is not None and sum(marker["tokens"] for marker in used) >= limit:
+            break
+        used.append(results[job.number])
+    return used
+
+
+def _text_bytes(unit: Unit) -> float:
+    packed = unit.kind == "parquet" or unit.path.endswith((".gz", ".zst"))
+    return unit.size * (_PACKED if packed else 1.0)
+
+
+def _pool(left: list[Job], processes: int, enough: Callable[[], bool],
+          finish: Callable[[Job, dict[str, Any]], None], advance: Callable[[float], None]) -> None:
+    """Work parcels off in order with several processes, one more at hand than they can take."""
+    spawn = multiprocessing.get_context("spawn")
+    counter = spawn.Value("d", 0.0)
+    seen = 0.0
+    queue = iter(left)
+    running: dict[concurrent.futures.Future[dict[str, Any]], Job] = {}
+    with concurrent.futures.ProcessPoolExecutor(
+        processes, mp_context=spawn, initializer=_start_process, initargs=(counter,)
+    ) as pool:
+        try:
+            while not enough():
+                while len(running) <= processes and (job := next(queue, None)) is not None:
+                    running[pool.submit(_make_part_in_process, job)] = job
+                ready, _ = concurrent.futures.wait(
+                    running, 0.5, concurrent.futures.FIRST_COMPLETED)
+                advance(counter.value - seen)
+                seen = counter.value
+                for future in ready:
+                    finish(running.pop(future), future.result())
+        except BrokenProcessPool as error:
+            raise UserError("a process that tokenizes was killed (is memory short?); start again: "
+                            "what is finished is kept") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_counter: Any = None
+
+
+def _start_process(counter: Any) -> None:
+    """Keep the shared counter; end with the parent, even if that one is killed."""
+    global _counter
+    _counter = counter
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _make_part_in_process(job: Job) -> dict[str, Any]:
+    def advance(megabytes: float) -> None:
+        with _counter.get_lock():
+            _counter.value += megabytes
+    return make_part(job, advance)
+
+
+def make_part(job: Job, advance: Callable[[float], None]) -> dict[str, Any]:
+    """Tokenize one parcel; write its part, the marker last; return the marker.
+
+    Stops after the batch in which the limit of tokens is reached.
+    """
+    encoder = Encoder(tk.load(job.tokenizer))
+    eot = tk.eot_id(job.tokenizer)
+    problems = Problems(job.settings.max_bad_share)
+    sources: dict[str, int] = {}
+    n_documents = n_tokens = offset = n_paragraphs = 0
+    with (files.atomic_write(job.shard) as shard,
+          files.atomic_write(job.part("documents")) as to_documents,
+          files.atomic_write(job.part("paragraphs")) as to_paragraphs):
+        opened, length = 0, 0  # where the open document begins, and its tokens so far
+        for batch in _batches(_documents(job, problems)):
+            stream, counts = _stream(encoder, eot, batch)
+            shard.write(stream.tobytes())
+            records: list[tuple[int, ...]] = []
+            for count, first, last in zip(counts.tolist(), batch.first, batch.last, strict=True):
+                if first:
+                    opened, length = offset, 0
+                length += count
+                offset += count + first + last
+                if last:
+                    unit, document = batch.documents[len(records)]
+                    digest, paragraphs = fingerprint(document.text)
+                    source = document.source
+                    if source not in sources and len(sources) >= MAX_SOURCES:
+                        source = "other"
+                    records.append((sources.setdefault(source, len(sources)), document.n_bytes,
+                                    digest, unit, document.line, opened, length + 1))
+                    n_tokens += length + 1
+                    if paragraphs:
+                        found = np.empty(len(paragraphs), PARAGRAPH)
+                        found["hash"], found["document"] = paragraphs, n_documents
+                        to_paragraphs.write(found.tobytes())
+                        n_paragraphs += len(paragraphs)
+                    n_documents += 1
+            to_documents.write(np.array(records, PART_DOCUMENT).tobytes())
+            advance(sum(document.n_bytes for _, document in batch.documents) / 1e6)
+            if job.limit is not None and n_tokens >= job.limit:
+                break
+    marker = {"key": job.key, "documents": n_documents, "tokens": n_tokens,
+              "paragraphs": n_paragraphs, "sources": list(sources), "problems": problems.to_dict()}
+    files.write_json(job.marker, marker)
+    return marker
+
+
+@dataclass
+class _Batch:
+    """Pieces of documents; which of them begin and end one; the documents that end here."""
+
+    pieces: list[str]
+    first: list[bool]
+    last: list[bool]
+    documents: list[tuple[int, Document]]
+
+
+def _documents(job: Job, problems: Problems) -> Iterator[tuple[int, Document]]:
+    for number, unit in job.units:
+        for document in read_documents(unit, job.settings, problems):
+            yield number, document
+
+
+def _batches(documents: Iterator[tuple[int, Document]]) -> Iterator[_Batch]:
+    """Batches of about two million characters; a long document goes over several."""
+    batch, held = _Batch([], [], [], []), 0
+    for numbered in documents:
+        first = True
+        text = numbered[1].text
+        seen = 0
+        for piece in pieces(text, _PIECE):
+            seen += len(piece)
+            batch.pieces.append(piece)
+            batch.first.append(first)
+            batch.last.append(seen == len(text))
+            first = False
+            held += len(piece)
+            if batch.last[-1]:
+                batch.documents.append(numbered)
+            if held >= _BATCH:
+                yield batch
+                batch, held = _Batch([], [], [], []), 0
+    if batch.pieces:
+        yield batch
+
+
+def _stream(encoder: Encoder, eot: int, batch: _Batch) -> tuple[np.ndarray, np.ndarray]:
+    """The token stream of a batch, an EOT before each first and after each last piece."""
+    ids, counts = encoder.encode(batch.pieces)
+    first = np.array(batch.first, np.int64)
+    lengths = counts + first + np.array(batch.last, np.int64)
+    stream = np.full(lengths.sum(), eot, encoder.dtype)
+    start = np.cumsum(lengths) - lengths + first - (np.cumsum(counts) - counts)
+    stream[np.repeat(start, counts) + np.arange(len(ids))] = ids
+    return stream, counts
