@@ -109,14 +109,14 @@ def add_up(folders: Iterable[Path]) -> dict[str, Any]:
         made["entry"] = _entry(made["manifest"], made["folder"])
     methods: dict[str, Any] = {}
     for fingerprint, made in stages.items():
-        kind, method, domain = _parts(made["manifest"]["stage"])
+        kind, method, domain = parts(made["manifest"]["stage"])
         if kind == "specialize":
             used = [f for f in _ancestors(fingerprint, stages)
-                    if _parts(stages[f]["manifest"]["stage"])[0] in ("pretrain", "specialize")]
+                    if parts(stages[f]["manifest"]["stage"])[0] in ("pretrain", "specialize")]
             of = methods.setdefault(method, {"generic": set(), "domains": {}})
             own = of["domains"].setdefault(domain, set())
             for each in used:
-                if _parts(stages[each]["manifest"]["stage"])[2] is None:
+                if parts(stages[each]["manifest"]["stage"])[2] is None:
                     of["generic"].add(each)
                 else:
                     own.add(each)
@@ -137,7 +137,7 @@ def _entry(manifest: Mapping[str, Any], folder: str) -> dict[str, Any]:
             "predicted_hours": predicted_hours(booked, manifest)}
 
 
-def _parts(stage: str) -> tuple[str, str, str | None]:
+def parts(stage: str) -> tuple[str, str, str | None]:
     """``pretrain/slm-is.arxiv`` as kind, method and domain (None: before the domain is known)."""
     kind, _, rest = stage.partition("/")
     method, _, domain = rest.partition(".")

@@ -175,7 +175,8 @@ def importance_weights(run: Run, name: str, k: int | None = None) -> Path:
             groups = read_array(mine / f"assignment-{k}.npy")[used]
             generic = generic_weights(packed[k])
             scored[k] = histogram.smooth(
-                groups, size, generic / generic.sum(), tau=recipe.importance.smoothing
+                groups, size, generic, tau=recipe.importance.smoothing,
+                documents=dataset.windows["document"][used],
             )
         best = max(candidates, key=lambda k: scored[k].gain)
         generic = generic_weights(packed[best]).astype(np.int64)
@@ -185,13 +186,14 @@ def importance_weights(run: Run, name: str, k: int | None = None) -> Path:
             parent=read_array(parent_file) if parent_file.exists() else None,
             centroids=read_array(clustered / f"centroids-{best}.npy"),
             realised=lambda w: Sampler(generic, w, sampler_seed(run)).counts(draws),
+            context=recipe.context,
         )
         for sentence in importance.explain(weights, warn_epochs=recipe.importance.warn_epochs):
             say(f"  {sentence}")
         write_array(folder / "weights.npy", weights.weights)
         write_array(folder / "domain.npy", scored[best].p)
         details = importance.facts(weights)
-        write_json(folder / "weights.json", details)
+        write_json(folder / "clusters.json", details.pop("clusters"))
         counts = np.bincount(read_array(mine / f"assignment-{best}.npy")[used], size, best)
         return {
             "k": best, "tau": scored[best].tau, "windows": len(used),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from planearly.data import corpus, overlap, pydocs, tokenizer, windows
+from planearly.data import corpus, domains, overlap, pydocs, tokenizer, windows
 from planearly.data.sample import mix
 from planearly.data.windows import TokenDataset
 from planearly.errors import UserError
@@ -80,7 +80,7 @@ def tokenizer_folder(run: Run) -> Path:
         settings |= {"generic": run.unit_digests(units), **_reading(run)}
 
     def build(folder: Path) -> dict[str, Any]:
-        return tokenizer.make(units, recipe.tokenizer, recipe.data, folder)
+        return tokenizer.build(recipe.tokenizer, recipe.data, units, recipe.context, folder)
 
     return run.stage("tokenizer", settings, {}, build)
 
@@ -111,7 +111,7 @@ def domain(run: Run, name: str) -> Path:
     ``train-excluded.npy`` masks the training documents that hold text of valid or test.
     """
     recipe = run.recipe
-    splits = corpus.domain_units(
+    splits = domains.domain_splits(
         sources(run)[1], domain_names(run)[name], recipe.data, recipe.seed
     )
     tokens = tokenizer_folder(run)
@@ -151,12 +151,12 @@ def kept(run: Run) -> Path:
     """
     names = domain_names(run)
     everything = generic(run)
-    domains = {name: domain(run, name) for name in names}
+    folders = {name: domain(run, name) for name in names}
     settings = {"held_out_tokens": run.recipe.data.generic_eval_tokens, "seed": run.recipe.seed}
 
     def build(folder: Path) -> dict[str, Any]:
         dataset = TokenDataset(everything)
-        held_out = [TokenDataset(path / split) for path in domains.values()
+        held_out = [TokenDataset(path / split) for path in folders.values()
                     for split in ("valid", "test")]
         mask, report = overlap.held_out_overlap(dataset, held_out)
         test = documents_up_to(dataset, ~mask, settings["held_out_tokens"], run.recipe.seed + 1)
@@ -173,7 +173,7 @@ def kept(run: Run) -> Path:
         return {"overlap": report, "excluded": digest(np.flatnonzero(mask)),
                 "generic_test_windows": len(test)}
 
-    return run.stage("kept", settings, {"generic": everything, **domains}, build)
+    return run.stage("kept", settings, {"generic": everything, **folders}, build)
 
 
 def kept_digest(run: Run) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from planearly import config
-from planearly.data import tokenizer
 from planearly.data.loader import MixedStream, RowStream, Stream
 from planearly.data.pack import Rows, pack_rows
 from planearly.data.windows import TokenDataset
@@ -32,7 +31,7 @@ Validate = Callable[[Transformer], float]
 def shape_of(run: Run, large: bool = False) -> Shape:
     """Shape of the recipe's small (or large) model with the run's real vocabulary."""
     recipe = run.recipe
-    entries = tokenizer.size(text.tokenizer_folder(run))
+    entries = facts(text.tokenizer_folder(run))["vocab_size"]
     return Shape.of(recipe.large if large else recipe.model, entries, recipe.context)
 
 
