@@ -57,60 +57,69 @@ class Encoder:
                     np.array([len(p) for p in parts], np.int64))
         per_text = [_CHUNK.findall(text) for text in texts]
         chunks = [chunk for found in per_text for chunk in found]
-        table = self._table
-        unknown = [chunk for chunk in dict.fromkeys(chunks) if chunk not in table]
-        if unknown:
-            self._learn(unknown)
-        numbers = np.fromiter(map(table.__getitem__, chunks), np.int64, len(chunks))
+        numbers = np.fromiter(map(self._table.__getitem__, chunks), np.int64, len(chunks))
+        self._learn()
         counts = self._counts[numbers]
         starts = np.concatenate([[0], np.cumsum(counts)])
         within = np.arange(starts[-1]) - np.repeat(starts[:-1], counts)
         ids = self._ids[np.repeat(self._starts[numbers], counts) + within]
         ends = starts[np.cumsum([len(found) for found in per_text], dtype=np.int64)]
-        if len(table) > _TABLE_CHUNKS or len(self._ids) > _TABLE_TOKENS:
+        if len(self._table) > _TABLE_CHUNKS or len(self._ids) > _TABLE_TOKENS:
             self._reset()
         return ids, np.diff(ends, prepend=0)
 
     def _reset(self) -> None:
-        self._table: dict[str, int] = {}
+        self._table = _Table()
         self._ids = np.empty(0, self.dtype)
         self._starts = self._counts = np.empty(0, np.int64)
 
-    def _learn(self, chunks: list[str]) -> None:
-        """Encode new chunks, many in one text with a separator between them."""
-        joined: list[list[str]] = [[]]
-        length = 0
-        alone = []
-        for chunk in chunks:
-            if _SEPARATOR in chunk:
-                alone.append(chunk)
-                continue
-            if length > _JOINED:
-                joined.append([])
-                length = 0
-            joined[-1].append(chunk)
-            length += len(chunk) + 1
-        texts = [*(_SEPARATOR.join(part) for part in joined), *alone]
-        encoded = [np.array(e.ids, self.dtype) for e in
-                   self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-        parts = []
+    def _learn(self) -> None:
+        """Encode the new chunks, many in one text with a separator between them."""
+        new, self._table.new = self._table.new, []
+        if not new:
+            return
+        alone = [i for i, chunk in enumerate(new) if _SEPARATOR in chunk]
+        shared = [i for i, chunk in enumerate(new) if _SEPARATOR not in chunk]
+        groups: list[list[str]] = []
+        room = 0
+        for i in shared:
+            if room <= 0:
+                groups.append([])
+                room = _JOINED
+            groups[-1].append(new[i])
+            room -= len(new[i]) + 1
+        texts = [*map(_SEPARATOR.join, groups), *(new[i] for i in alone)]
         separator = self.tokenizer.encode(_SEPARATOR, add_special_tokens=False).ids[0]
-        order = [chunk for part in joined for chunk in part] + alone
-        counts = []
-        for part, ids in zip(joined, encoded, strict=False):
-            if part:
-                is_gap = ids == separator
-                gaps = np.concatenate([[-1], np.flatnonzero(is_gap), [len(ids)]])
-                counts.append(np.diff(gaps) - 1)
-                parts.append(ids[~is_gap])
-        for ids in encoded[len(joined):]:
-            counts.append(np.array([len(ids)]))
+        counts, parts = [], [self._ids]
+        encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        for number, one in enumerate(encoded):
+            ids = np.array(one.ids, self.dtype)
+            if number < len(groups):
+                gaps = np.flatnonzero(ids == separator)
+                counts.append(np.diff(gaps, prepend=-1, append=len(ids)) - 1)
+                ids = np.delete(ids, gaps)
+            else:
+                counts.append(np.array([len(ids)]))
             parts.append(ids)
-        base = len(self._table)
-        self._table.update((chunk, base + i) for i, chunk in enumerate(order))
-        self._ids = np.concatenate([self._ids, *parts])
-        self._counts = np.concatenate([self._counts, *counts])
-        self._starts = np.cumsum(self._counts) - self._counts
+        in_order = np.argsort(np.array(shared + alone))
+        found = np.concatenate(counts)
+        start = len(self._ids) + np.cumsum(found) - found
+        self._ids = np.concatenate(parts)
+        self._counts = np.concatenate([self._counts, found[in_order]])
+        self._starts = np.concatenate([self._starts, start[in_order]])
+
+
+class _Table(dict[str, int]):
+    """Numbers chunks as they are first asked for, and lists the new ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.new: list[str] = []
+
+    def __missing__(self, chunk: str) -> int:
+        self[chunk] = number = len(self)
+        self.new.append(chunk)
+        return number
 
 
 def _splits_as_ours(tokenizer: Tokenizer) -> bool:
