@@ -32,6 +32,7 @@ KNOWN = ".jsonl, .json, .parquet, .txt or .md (all but Parquet also as .gz or .z
 
 _TOLERATED = 2  # this many bad records never stop the work: one slip in a set of twenty is 5%
 _EXAMPLES = 100
+_BUFFER = 1 << 17  # bytes
 
 
 @dataclass(frozen=True)
@@ -330,30 +331,31 @@ def _lines(unit: Unit, problems: Problems) -> Iterator[tuple[str, int, Any]]:
             number += 1
             if number == 1 and ".json" in Path(unit.path).suffixes and line[:1] == b"[":
                 raise UserError(f"{unit.path} is one JSON list; write one object per line (.jsonl)")
-            if line.isspace():
+            line = line.strip()
+            if not line:
                 continue
             try:
                 record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError:
                 problems.set_aside(unit.path, number, "not valid UTF-8")
             except (ValueError, RecursionError) as error:
-                problems.set_aside(unit.path, number, f"broken JSON ({_brief(error)})")
+                problems.set_aside(unit.path, number, f"broken JSON{_brief(error)}")
             else:
                 yield unit.path, number, record
 
 
 def _brief(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg.lower()} at column {error.colno}"
-    return str(error)
+        return f" at column {error.colno}: {error.msg.lower().removesuffix(' at')}"
+    return f": {error}"
 
 
 def _open(path: str) -> IO[bytes]:
     codec = _CODECS.get(Path(path).suffix.lower())
     if codec is None:
-        return open(path, "rb", buffering=1 << 20)
+        return open(path, "rb", buffering=_BUFFER)
     import pyarrow as pa
-    return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(path), codec), 1 << 20)
+    return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(path), codec), _BUFFER)
 
 
 def _parquet(unit: Unit, settings: config.Data,

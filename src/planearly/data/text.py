@@ -74,9 +74,9 @@ def fingerprint(text: str) -> tuple[int, list[int]]:
 def sections(text: str, least: int) -> list[int]:
     """Ends of the paragraphs of a text or, if there are fewer than ``least``, of its lines."""
     ends: list[int] = []
-    for pattern in (_BLANK_LINES, re.compile(r"\n+")):
-        ends = [m.end() for m in pattern.finditer(text)
-                if text[:m.start()].strip() and text[m.end():].strip()]
+    begin, stop = len(text) - len(text.lstrip()), len(text.rstrip())
+    for pattern in (_BLANK_LINES, re.compile(r"\n\s*")):
+        ends = [m.end() for m in pattern.finditer(text, begin, stop)]
         ends.append(len(text))
         if len(ends) >= least:
             break
