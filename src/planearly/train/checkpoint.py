@@ -1,8 +1,8 @@
 """Training state on disk: one safetensors file, written whole or not at all.
 
-Holds every parameter, every tensor of the optimisers' state under "parameter name / state name",
-and in the header what is not a tensor (step, seconds, best validation). Nothing is pickled, and a
-replicated state does not depend on the number of processes that wrote it.
+Holds every trainable parameter, every tensor of the optimisers' state under "parameter name / state
+name", and in the header what is not a tensor (step, seconds, best validation). Nothing is pickled,
+and a replicated state does not depend on the number of processes that wrote it.
 """
 
 from __future__ import annotations
@@ -47,18 +47,20 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters by name."""
-    return {name: p.detach() for name, p in module.named_parameters()}
+    """Trainable parameters by name; what is frozen (under adapters) is no state of a training."""
+    return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
 
 
 @torch.no_grad()
 def set_weights(module: nn.Module, tensors: dict[str, Tensor], source: Path | str) -> None:
-    """Copy named tensors into a module's parameters.
+    """Copy named tensors into a module's trainable parameters.
 
     Raises:
         UserError: a parameter is missing or has another shape.
     """
     for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         found = tensors.get(name)
         if found is None or found.shape != parameter.shape:
             has = "is missing" if found is None else f"has shape {list(found.shape)}"
