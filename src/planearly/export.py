@@ -118,7 +118,7 @@ def model_card(shape: Shape, card: dict[str, Any], gguf: str) -> str:
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# {_text(domain)}: a small language model" if domain else "# A small language model",
         f"A {kind} model of {short(flops.parameters(shape))} parameters ({shape.layers} layers, "
-        f"width {shape.d_model}, {shape.vocab_size} tokens) that reads at most {shape.context} "
+        f"width {shape.d_model}, vocabulary {shape.vocab_size}) that reads at most {shape.context} "
         "tokens" + (f", for text such as that of {_text(domain)}" if domain else "")
         + ". It continues text; it was not taught to follow instructions.",
         _method(method, card), _data(card.get("data") or {}), _cost(card.get("cost") or {}),
