@@ -96,7 +96,7 @@ def weigh(
     limit = most / draws
     families = _families(parent, centroids, rows)
     while True:
-        if limit.sum() < 1:
+        if limit.sum() < 1 - _NEGLIGIBLE * len(limit):
             raise _too_little(float(limit.sum()) * draws, draws, max_epochs, context)
         weights, moved = _flow(target, limit, rows, families)
         expected = weights * draws if realised is None else realised(weights)
@@ -239,7 +239,7 @@ def _too_little(supply: float, draws: int, max_epochs: float, context: int | Non
     unit = "rows" if context is None else "tokens"
     size = context or 1
     return UserError(
-        f"the generic corpus can supply {short(supply * size)} {unit} at {max_epochs:g} epochs per "
-        f"cluster, fewer than the {short(draws * size)} asked for: give more generic text, lower "
+        f"the generic corpus can supply {int(supply * size):,} {unit} at {max_epochs:g} epochs per "
+        f"cluster, fewer than the {draws * size:,} asked for: give more generic text, lower "
         "pretrain_tokens, or raise importance.max_epochs"
     )

