@@ -51,7 +51,7 @@ def hours(text: object, what: str = "hours") -> float:
     value, unit = _split(text, what)
     if unit == "":
         return value
-    if unit not in _SECONDS:
+    if unit not in _SECONDS or str(text).strip().endswith("M"):  # 126M is a count, 126m minutes
         raise UserError(f"{what}: '{text}' should be a time such as 2h, 90min or 3d")
     return value * _SECONDS[unit] / 3600
 

@@ -26,7 +26,7 @@ STEP_TOKENS = {"small": 8_192, "large": 16_384}
 DISTILLED_FACTOR = 15
 """Times the plain student's fine-tuning tokens that the paper's SLM-d used (its Table 3)."""
 BATCH_TOKENS = 262_144
-"""Tokens of a pretraining step, where the projection of a projected network is paid."""
+"""Tokens of a pretraining step, unless a recipe says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class Setting:
     teacher_exists: bool = False
     price: float | None = None
     """Money per device-hour."""
+    batch_tokens: int = BATCH_TOKENS
+    """Tokens of a pretraining step, where the projection of a projected network is paid."""
     distil_pretraining: bool = False
     """Whether the student of slm-d also learns from the teacher on the generic corpus, as the
     paper's cost of 1,850 hours implies; ours starts from the plain small model."""
@@ -170,13 +172,13 @@ def generic_token_cost(setting: Setting, method: str) -> Work:
     """Work per token of what a method pretrains: for ``slm-is``, once per domain; else once."""
     small, large = setting.small, setting.large
     if method == "slm-d" and setting.distil_pretraining:
-        return _distilled(setting, 1.0)
+        return distilled(setting, 1.0)
     if method in LARGE:
         return work(setting, 1.0, flops.training(large), large.d_model)
     plain = work(setting, 1.0, flops.training(small), small.d_model)
     if method != "slm-pn":
         return plain
-    steps = 1.0 / BATCH_TOKENS
+    steps = 1.0 / setting.batch_tokens
     extra = flops.projection_per_step(small, setting.projected, setting.projected.experts) * steps
     seconds = projection_seconds(setting, steps)
     if setting.device.projection_overhead is not None:
@@ -191,7 +193,7 @@ def finetuning(setting: Setting, method: str, tokens: float | None = None) -> Wo
     usual = finetuning_tokens(setting.spec_tokens, size)
     if method == "slm-d":
         teacher = finetuning(setting, "llm")
-        return teacher + _distilled(setting, tokens or usual * DISTILLED_FACTOR)
+        return teacher + distilled(setting, tokens or usual * DISTILLED_FACTOR)
     if method == "llm-lora":
         per_token = flops.lora_training(large, setting.lora.rank)
         return work(setting, tokens or usual * setting.lora.step_factor, per_token, large.d_model)
@@ -240,8 +242,8 @@ def method_memory(setting: Setting, method: str) -> float:
     return training_memory(flops.parameters(small), small)
 
 
-def _distilled(setting: Setting, tokens: float) -> Work:
-    """Student steps with a live teacher, each at its own width's utilisation."""
+def distilled(setting: Setting, tokens: float) -> Work:
+    """Work of student steps with a live teacher, each at its own width's utilisation."""
     student = work(setting, tokens, flops.training(setting.small), setting.small.d_model)
     teacher = work(setting, tokens, flops.forward(setting.large), setting.large.d_model)
     return replace(student + teacher, tokens=tokens)

@@ -366,11 +366,12 @@ def _perplexity(given: PlanInput, method: str, params: int,
                 tokens: float) -> tuple[dict[str, Any] | None, str]:
     law = given.laws.get(method)
     if law is None:
-        return None, "unknown: no law was fitted for this method"
+        return None, "unknown: no law was fitted to runs of your own (--results)"
     try:
-        return asdict(law.predict(params, tokens, given.spec_tokens)), law.describe()
+        found = asdict(law.predict(params, tokens, given.spec_tokens))
+        return found, f"predicted for {method} by {law.describe()}"
     except UserError as outside:
-        return None, f"unknown: {outside}"
+        return None, f"unknown for {method}: {outside}"
 
 
 # The choice ---------------------------------------------------------------------------------------

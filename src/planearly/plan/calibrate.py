@@ -1,0 +1,147 @@
+"""Measure this device: its matrix rate, its bandwidth, and real training steps of three models.
+
+Takes a minute or two. The result is kept by device name, and every plan and ledger made on the
+device uses it instead of the data sheet.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from planearly import config
+from planearly.data.loader import Batch
+from planearly.device import bf16_is_fast
+from planearly.files import write_json
+from planearly.model import flops
+from planearly.model.projected import Projected
+from planearly.model.transformer import Shape, Transformer
+from planearly.plan import devices
+from planearly.progress import duration, say, short
+from planearly.train import loop, optim, parallel
+
+_WARM_STEPS, _LEAST_STEPS = 2, 3
+
+
+def calibrate(recipe: config.Recipe, seconds: float = 60.0) -> Path:
+    """Measure, and write the calibration file.
+
+    Args:
+        recipe: its ``model``, ``projected`` and ``large`` are the shapes measured, its
+            ``pretrain`` section how they are trained.
+        seconds: of training steps in all, warming up and compiling not included.
+
+    Returns:
+        The file.
+    """
+    name, device = devices.here(), parallel.device()
+    if device.type == "cpu":
+        loop.tune_allocator()
+    began = time.monotonic()
+    cores = os.cpu_count() or 1
+    if os.getloadavg()[0] > 0.5 * cores:
+        say(f"other work is running on this machine (load {os.getloadavg()[0]:.1f} on {cores} "
+            "cores): calibrate again when it is idle, or plans will be too slow")
+    rate, kind = matmul_rate(device)
+    bandwidth = copy_rate(device)
+    say(f"{name}: {short(rate)}FLOP/s in {kind} matrix products, {short(bandwidth)}B/s of memory")
+    entries = recipe.tokenizer.vocab_size
+    small = Shape.of(recipe.model, entries, recipe.context)
+    large = Shape.of(recipe.large, entries, recipe.context)
+    plans: dict[str, tuple[Shape, Callable[[], Any], int]] = {
+        "slm": (small, lambda: loop.Dense(Transformer(small)), 1),
+        "pn": (small, lambda: Projected(small, recipe.projected), recipe.projected.experts),
+    }
+    if large.d_model != small.d_model:
+        plans["llm"] = (large, lambda: loop.Dense(Transformer(large)), 1)
+    measured = {}
+    for key, (shape, make, groups) in plans.items():
+        measured[key] = steps(make(), shape, recipe.pretrain, groups, device,
+                              seconds / len(plans))
+        say(f"{key}: {short(measured[key]['tokens_per_second'])} tokens/s, "
+            f"{short(measured[key]['flops_per_second'])}FLOP/s, "
+            f"{100 * measured[key]['flops_per_second'] / rate:.0f}% of the matrix rate")
+    path = devices.calibration_file(name)
+    write_json(path, {
+        "device": name, "when": datetime.date.today().isoformat(), "torch": torch.__version__,
+        "matmul_flops": rate, "matmul_kind": kind, "bandwidth": bandwidth,
+        "memory": devices.memory_here(), "recipe": recipe.name, "shapes": measured,
+    })
+    say(f"calibrated in {duration(time.monotonic() - began)}: {path}")
+    return path
+
+
+def steps(model: loop.Trainable, shape: Shape, settings: config.Train, groups: int,
+          device: torch.device, seconds: float) -> dict[str, Any]:
+    """Real optimiser steps on random tokens, by the training loop's own parts.
+
+    Returns:
+        ``tokens_per_second`` and ``flops_per_second`` at the median step, and what they belong to.
+    """
+    model.module.to(device)
+    rate = optim.resolve(settings.optimizer, 1_000_000)
+    optimizers = optim.build(model.module, rate)
+    rows = max(settings.batch_tokens // shape.context, 1)
+    random = np.random.default_rng(0)
+    per_pass = loop.microbatch_rows(settings, shape.context, device)
+    loss_of = loop.compiled(lambda x, y: model.body.loss(x, y), settings.compile, float("inf"))
+    times: list[float] = []
+    spent, number = 0.0, 0
+    while number < _WARM_STEPS + _LEAST_STEPS or spent < seconds:
+        tokens = torch.from_numpy(
+            random.integers(0, shape.vocab_size, (rows, shape.context + 1)))
+        batch = Batch(tokens[:, :-1], tokens[:, 1:], random.integers(0, groups, rows))
+        start = time.perf_counter()
+        loss, counted = loop.accumulate(model, batch, per_pass, loss_of, settings, device)
+        optim.set_rates(optimizers, rate, number, 1_000_000)
+        loop.apply(model.module, optimizers, counted, rate.clip)
+        loss.item()  # waits for the device
+        taken = time.perf_counter() - start
+        number += 1
+        if number > _WARM_STEPS:
+            times.append(taken)
+            spent += taken
+    speed = rows * shape.context / statistics.median(times)
+    return {"shape": shape.to_dict(), "d_model": shape.d_model, "tokens_per_second": speed,
+            "flops_per_token": flops.training(shape),
+            "flops_per_second": speed * flops.training(shape), "steps": len(times),
+            "settings": asdict(settings)}
+
+
+def matmul_rate(device: torch.device, seconds: float = 2.0) -> tuple[float, str]:
+    """FLOP/s of large square matrix products in the precision that training uses here."""
+    precise = not bf16_is_fast(device)
+    size = 8192 if device.type == "cuda" else 2048
+    kind = torch.float32 if precise else torch.bfloat16
+    a = torch.randn(size, size, device=device).to(kind)
+    fastest = _fastest(lambda: a @ a, device, seconds)
+    return 2 * size**3 / fastest, "float32" if precise else "bfloat16"
+
+
+def copy_rate(device: torch.device, seconds: float = 1.0) -> float:
+    """Bytes/s read and written by a large copy."""
+    count = 1 << (29 if device.type == "cuda" else 26)
+    source = torch.ones(count, device=device)
+    target = torch.empty_like(source)
+    fastest = _fastest(lambda: target.copy_(source), device, seconds)
+    return 2 * source.element_size() * count / fastest
+
+
+def _fastest(work: Callable[[], object], device: torch.device, seconds: float) -> float:
+    best, began = float("inf"), time.perf_counter()
+    while time.perf_counter() - began < seconds or best == float("inf"):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return best

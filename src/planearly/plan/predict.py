@@ -1,0 +1,105 @@
+"""What a recipe will cost, stage by stage, before anything of it runs.
+
+The stages are those that `planearly run` makes, with its own rules for steps; fine-tuning counts
+as much as its limits allow, and early stopping usually ends it sooner. What methods share is paid
+once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from planearly import config
+from planearly.errors import UserError
+from planearly.model import flops
+from planearly.model.transformer import Shape
+from planearly.plan import cost
+from planearly.plan.cost import Setting, Work
+from planearly.plan.devices import Device
+
+SELECTORS = ("slm-is", "slm-dsir", "slm-knn", "slm-top")
+"""Methods that pretrain per domain."""
+
+
+def predict(recipe: config.Recipe, device: Device) -> dict[str, Any]:
+    """Parameters of both shapes, and the work of every training stage and in all.
+
+    Returns:
+        ``params`` (small, large, projected), ``stages`` (list of ``stage``, ``tokens``, ``flops``,
+        ``device_hours``, ``money``), ``total`` (the same sums) and ``device``.
+
+    Raises:
+        UserError: the size of the specialization sets is not in the recipe.
+    """
+    setting = _setting(recipe, device)
+    domains = domain_names(recipe)
+    batch = max(recipe.pretrain.batch_tokens // recipe.context, 1) * recipe.context
+    tokens = recipe.pretrain_tokens // batch * batch
+    stages: dict[str, Work] = {}
+
+    def pretrained(name: str, kind: str) -> None:
+        stages[f"pretrain/{name}"] = cost.generic_token_cost(setting, kind) * tokens
+
+    for method in recipe.methods:
+        if method in ("slm", "slm-d"):
+            pretrained("slm", "slm")
+        if method in (*cost.LARGE, "slm-d"):
+            pretrained("llm", "llm")
+        if method in ("slm-pn", "slm-mix"):
+            pretrained(method, method)
+        for domain in domains:
+            if method in SELECTORS:
+                pretrained(f"{method}.{domain}", "slm")
+            stages[f"specialize/{method}.{domain}"] = _finetuning(recipe, setting, method)
+            if method == "slm-d":
+                stages[f"specialize/llm.{domain}"] = _finetuning(recipe, setting, "llm")
+    total = sum(stages.values(), cost.work(setting, 0.0, 0.0, setting.small.d_model))
+    return {
+        "device": device.name,
+        "params": {"small": flops.parameters(setting.small),
+                   "large": flops.parameters(setting.large),
+                   "projected": flops.projected_parameters(setting.small, recipe.projected)},
+        "stages": [{"stage": name, **vars(work)} for name, work in stages.items()],
+        "total": vars(total),
+    }
+
+
+def domain_names(recipe: config.Recipe) -> list[str]:
+    """The recipe's domains: those it names, or all folders under ``domains_root``."""
+    if recipe.domains:
+        return [Path(name).stem if "/" in name else name for name in recipe.domains]
+    root = Path(recipe.domains_root or "")
+    if recipe.domains_root and root.is_dir():
+        return sorted(p.name for p in root.iterdir() if p.is_dir())
+    raise UserError("the recipe names no domains: give 'domains', or a 'domains_root' that exists")
+
+
+def _setting(recipe: config.Recipe, device: Device) -> Setting:
+    if recipe.spec_tokens is None:
+        raise UserError("give 'spec_tokens' in the recipe: without it the size of the "
+                        "specialization sets is known only once they are read")
+    entries = recipe.tokenizer.vocab_size
+    return Setting(
+        small=Shape.of(recipe.model, entries, recipe.context),
+        large=Shape.of(recipe.large, entries, recipe.context), device=device,
+        projected=recipe.projected, experts=recipe.mixture.experts, lora=recipe.lora,
+        spec_tokens=recipe.spec_tokens, price=recipe.cost.price_per_hour,
+        batch_tokens=recipe.pretrain.batch_tokens,
+    )
+
+
+def _finetuning(recipe: config.Recipe, setting: Setting, method: str) -> Work:
+    """Fine-tuning to the limits of the recipe."""
+    from planearly.stages.training import finetune_limits
+
+    finetune = recipe.finetune
+    rows = max(finetune.batch_tokens // recipe.context, 1)
+    steps, _ = finetune_limits(finetune, setting.spec_tokens,
+                               -(-setting.spec_tokens // recipe.context), rows)
+    tokens = float(steps * rows * recipe.context)
+    if method == "llm-lora":
+        tokens *= recipe.lora.step_factor
+    if method == "slm-d":
+        return cost.distilled(setting, tokens)
+    return cost.finetuning(setting, method, tokens)

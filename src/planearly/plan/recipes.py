@@ -1,0 +1,87 @@
+"""Recipe files for `planearly run` from a plan, one per method."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from planearly import config
+from planearly.files import atomic_write
+from planearly.model.transformer import Shape
+from planearly.plan import cost
+from planearly.plan.recommend import CHECKPOINT, Plan, Row
+
+_PLACES = {"generic": ["PATH/TO/GENERIC"], "domains": ["PATH/TO/YOUR/DOCUMENTS"]}
+
+
+def recipe(plan: Plan, row: Row, generic: list[str], domains: list[str]) -> str:
+    """The recipe of one method, as YAML with a comment that says what it is for.
+
+    Args:
+        generic: paths of the generic corpus; a placeholder if empty.
+        domains: paths of the specialization sets; a placeholder if empty.
+    """
+    setting, method = plan.setting, row.method
+    size = "large" if method in cost.LARGE else "small"
+    steps = math.ceil(cost.finetuning_tokens(plan.given.spec_tokens, size)
+                      / cost.STEP_TOKENS[size])
+    pretraining = _batch(row.pretrain_tokens, setting.small.context)
+    # learning rates were chosen for these two sizes; a plan takes those of the nearer one
+    base = config.load("slm-126m" if setting.small.context >= 1024 else "nano")
+    values: dict[str, Any] = {
+        "name": f"planned-{method}",
+        "generic": generic or _PLACES["generic"],
+        "domains": domains or _PLACES["domains"],
+        "methods": [method],
+        "context": setting.small.context,
+        "pretrain_tokens": max(round(row.pretrain_tokens), 1),
+        "spec_tokens": plan.given.spec_tokens,
+        "tokenizer": {"vocab_size": setting.small.vocab_size},
+        "cluster": {"k": sorted({plan.clusters, setting.experts, setting.projected.experts})},
+        "importance": {"k": plan.clusters},
+        "model": _model(setting.small),
+        "large": _model(setting.large),
+        "projected": {"experts": setting.projected.experts, "rank": setting.projected.rank,
+                      "matrices": setting.projected.matrices},
+        "mixture": {"experts": setting.experts},
+        "expert": plan.expert,
+        "pretrain": {"batch_tokens": pretraining, "optimizer": _optimizer(base.pretrain)},
+        "finetune": {"batch_tokens": cost.STEP_TOKENS[size], "max_steps": steps,
+                     "optimizer": _optimizer(base.finetune)},
+    }
+    if plan.given.price is not None:
+        values["cost"] = {"price_per_hour": plan.given.price, "currency": plan.given.currency}
+    chosen = "recommended: " + plan.reason if method == plan.recommended else row.why
+    head = f"# {method}, planned by `planearly plan` for {setting.device.name}; {chosen}\n"
+    return head + yaml.safe_dump(values, sort_keys=False, width=100)
+
+
+def write(plan: Plan, folder: Path, generic: list[str], domains: list[str]) -> list[Path]:
+    """Write the recipe of every feasible method that trains from fresh weights."""
+    written = []
+    for row in plan.rows:
+        if row.feasible and row.method != CHECKPOINT:
+            path = folder / f"{row.method}.yaml"
+            with atomic_write(path, "w") as handle:
+                handle.write(recipe(plan, row, generic, domains))
+            written.append(path)
+    return written
+
+
+def _model(shape: Shape) -> dict[str, Any]:
+    return {"layers": shape.layers, "d_model": shape.d_model, "heads": shape.heads,
+            "d_ff": shape.d_ff, "ffn": shape.ffn, "tie_embeddings": shape.tie_embeddings}
+
+
+def _optimizer(train: config.Train) -> dict[str, Any]:
+    return {key: value for key, value in asdict(train.optimizer).items() if value is not None}
+
+
+def _batch(tokens: float, context: int) -> int:
+    """Tokens of a step: at least some 2,000 steps in the run, between 8,192 and 262,144."""
+    power = 2 ** int(math.log2(max(tokens / 2000, 1)))
+    return max(min(power, cost.BATCH_TOKENS), 8_192, context)

@@ -1,0 +1,204 @@
+"""A plan and a ledger for a person: text on the terminal, a section of a page."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from markupsafe import Markup, escape
+from rich.console import Console
+from rich.table import Table
+
+from planearly.plan.recommend import Plan, Row
+from planearly.progress import short
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
+"""Okabe and Ito's palette, readable with any colour vision."""
+
+COLUMNS = ("method", "ok", "tokens before", "per domain", "FLOPs in all", "hours before",
+           "per domain", "in all", "money in all", "perplexity")
+
+
+def cells(plan: Plan, row: Row) -> list[str]:
+    """A row of the table of methods, in the order of ``COLUMNS``."""
+    costs = row.cost
+    perplexity = "unknown"
+    if row.perplexity:
+        low, high = row.perplexity["ci95"]
+        perplexity = f"{row.perplexity['perplexity']:.1f} ({low:.1f} to {high:.1f})"
+    return [
+        row.method, "yes" if row.feasible else "no",
+        short(costs.generic.tokens), short(costs.specialization.tokens),
+        f"{row.total.flops:.1e}".replace("+", ""), number(costs.generic.device_hours),
+        number(costs.specialization.device_hours), number(row.total.device_hours),
+        "-" if row.total.money is None else f"{row.total.money:,.0f} {plan.given.currency}",
+        perplexity,
+    ]
+
+
+def deployed(plan: Plan) -> list[str]:
+    """One line for each deployed model: what inference costs."""
+    lines: dict[tuple[int, int], tuple[str, list[str]]] = {}
+    for row in plan.rows:
+        costs = row.cost
+        lines.setdefault(
+            (costs.inference_params, costs.inference_flops),
+            (f"{short(costs.inference_params)} parameters, {short(costs.inference_flops)}FLOP per "
+             f"token, {short(row.inference_bytes)}B at {plan.given.quantization} with the "
+             "key-value cache of one full context", []))[1].append(row.method)
+    return [f"{', '.join(methods)}: {line}" for line, methods in lines.values()]
+
+
+def number(value: float) -> str:
+    """Hours and counts with about three digits."""
+    if value == 0:
+        return "0"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def text(plan: Plan, console: Console) -> None:
+    """Print the plan: the recommendation first, then everything it was chosen from."""
+    given, setting = plan.given, plan.setting
+    console.print(f"Recommended: [bold]{plan.recommended}[/bold]"
+                  + (f" (expert: {plan.expert})" if plan.recommended in ("slm-pn", "slm-mix")
+                     else ""))
+    console.print(f"Because {plan.reason}.\n", markup=False)
+    keep = [i for i, name in enumerate(COLUMNS)
+            if (name != "money in all" or given.price is not None)
+            and (name != "perplexity" or any(row.perplexity for row in plan.rows))]
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    for i in keep:
+        table.add_column(COLUMNS[i], justify="left" if i == 0 else "right", no_wrap=i == 0)
+    for row in plan.rows:
+        found = cells(plan, row)
+        table.add_row(*(found[i] for i in keep),
+                      style="bold" if row.method == plan.recommended else "")
+    domains = "one domain" if given.total_domains == 1 else f"{given.total_domains} domains"
+    console.print(f"All methods for {domains}, in device-hours of {setting.device.name}; of those "
+                  "not feasible, what the budgets would buy:", markup=False)
+    console.print(table)
+    console.print()
+    for row in plan.rows:
+        if not row.feasible:
+            console.print(f"{row.method} is not feasible: {row.why}.", markup=False)
+    console.print()
+    for line in deployed(plan):
+        console.print(f"Inference: {line}.", markup=False)
+    console.print()
+    for even in plan.break_evens:
+        a, b = even["methods"]
+        other = b if even["cheaper_below"] == a else a
+        console.print(f"Up to {even['domains']:.1f} domains {even['cheaper_below']} is cheaper "
+                      f"than {other}.", markup=False)
+    for note in plan.notes:
+        console.print(f"Note: {note}.", markup=False)
+    for line in sorted({row.perplexity_note for row in plan.rows if row.feasible}):
+        console.print(f"Perplexity is {line}.", markup=False)
+
+
+def section(plan: Plan) -> Markup:
+    """The plan as a section of an HTML page: recommendation, cost curves over N, table, notes."""
+    head = Markup("<h2>Plan</h2><p><strong>Recommended: {}</strong>, because {}.</p>").format(
+        plan.recommended, plan.reason)
+    header = Markup("").join(Markup("<th>{}</th>").format(c) for c in COLUMNS)
+    body = Markup("").join(
+        Markup("<tr title='{}'>{}</tr>").format(row.why, Markup("").join(
+            Markup("<td>{}</td>").format(c) for c in cells(plan, row)))
+        for row in plan.rows)
+    notes = Markup("").join(Markup("<li>{}.</li>").format(note) for note in _all_notes(plan))
+    caption = Markup("<figcaption>Device-hours over the number of domains, C(N) = C_generic + N "
+                     "C_specialization, on {}.</figcaption>").format(plan.setting.device.name)
+    return (Markup("<section class='plan'>") + head + Markup("<figure>") + curve(plan) + caption
+            + Markup("</figure><table><thead><tr>") + header + Markup("</tr></thead><tbody>")
+            + body + Markup("</tbody></table><ul>") + notes + Markup("</ul></section>"))
+
+
+def _all_notes(plan: Plan) -> list[str]:
+    """Everything below the table: why not, what inference costs, and the plan's notes."""
+    against = [f"{row.method} is not feasible: {row.why}" for row in plan.rows
+               if not row.feasible]
+    return against + [f"inference: {line}" for line in deployed(plan)] + plan.notes
+
+
+def curve(plan: Plan, width: int = 640, height: int = 360) -> Markup:
+    """Cost curves of the feasible methods over the number of domains, as an SVG with log axes."""
+    rows = [row for row in plan.rows if row.feasible and row.cost.total(1).device_hours > 0]
+    most = max(100, 2 * plan.given.total_domains)
+    domains = [most ** (i / 60) for i in range(61)]
+    lines = {row.method: [_hours(row, n) for n in domains] for row in rows}
+    values = [v for line in lines.values() for v in line]
+    low = math.floor(math.log10(min(values, default=0.1)))
+    high = max(math.ceil(math.log10(max(values, default=1.0))), low + 1)
+    left, right, top, bottom = 60, 130, 10, 40
+
+    def x(n: float) -> float:
+        return left + (width - left - right) * math.log(n) / math.log(most)
+
+    def y(v: float) -> float:
+        return top + (height - top - bottom) * (high - math.log10(v)) / (high - low)
+
+    parts = [f"<svg viewBox='0 0 {width} {height}' role='img' aria-label='device-hours over the "
+             "number of domains' font-family='sans-serif' font-size='12'>"]
+    for power in range(low, high + 1):
+        parts.append(f"<line x1='{left}' x2='{width - right}' y1='{y(10.0**power):.1f}' "
+                     f"y2='{y(10.0**power):.1f}' stroke='#ddd'/><text x='{left - 6}' "
+                     f"y='{y(10.0**power) + 4:.1f}' text-anchor='end'>{10.0**power:g}</text>")
+    for n in [d for d in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if d <= most]:
+        parts.append(f"<text x='{x(n):.1f}' y='{height - bottom + 18}' "
+                     f"text-anchor='middle'>{n}</text>")
+    parts.append(f"<text x='{(left + width - right) / 2}' y='{height - 4}' "
+                 "text-anchor='middle'>domains</text>")
+    taken: list[float] = []
+    order = sorted(lines.items(), key=lambda item: -item[1][-1])
+    for (method, line), colour in zip(order, _COLOURS * 2, strict=False):
+        points = " ".join(f"{x(n):.1f},{y(v):.1f}" for n, v in zip(domains, line, strict=True))
+        label = max(y(line[-1]) + 4, *(t + 14 for t in taken)) if taken else y(line[-1]) + 4
+        taken.append(label)
+        thick = 3 if method == plan.recommended else 1.5
+        parts.append(f"<polyline points='{points}' fill='none' stroke='{colour}' "
+                     f"stroke-width='{thick}'/><text x='{width - right + 6}' y='{label:.1f}' "
+                     f"fill='{colour}'>{escape(method)}</text>")
+    return Markup("".join(parts) + "</svg>")
+
+
+def _hours(row: Row, n: float) -> float:
+    return row.cost.generic.device_hours + n * row.cost.specialization.device_hours
+
+
+def predicted(found: dict[str, Any], console: Console) -> None:
+    """Print the stages of :func:`planearly.plan.predict.predict`."""
+    params = ", ".join(f"{name} {short(count)}" for name, count in found["params"].items())
+    console.print(f"Parameters: {params}", markup=False)
+    table = Table("stage", "tokens", "FLOPs", "device-hours", "money", box=None)
+    for entry in [*found["stages"], {"stage": "in all", **found["total"]}]:
+        table.add_row(entry["stage"], short(entry["tokens"]), f"{entry['flops']:.2e}",
+                      number(entry["device_hours"]),
+                      "-" if entry["money"] is None else f"{entry['money']:,.2f}")
+    console.print(table)
+    console.print(f"On {found['device']}; fine-tuning at its limits, early stopping ends sooner",
+                  markup=False)
+
+
+def ledger(found: dict[str, Any], console: Console) -> None:
+    """Print the sums of :func:`planearly.plan.ledger.add_up`."""
+    table = Table("method", "domain", "tokens", "FLOPs", "device-hours", "predicted", "of them",
+                  "money", "device")
+
+    def add(method: str, domain: str, of: dict[str, Any]) -> None:
+        predicted = of["predicted_hours"]
+        table.add_row(
+            method, domain, short(of["tokens"]), short(of["flops"]),
+            f"{of['device_hours']:.4g}", "unknown" if predicted is None else f"{predicted:.4g}",
+            "" if predicted is None else f"{of['actual_of_predicted']:.4g}",
+            f"{of['money']:.2f} {of['currency']}" if "money" in of else "-",
+            ", ".join(of["devices"]) or "unknown")
+
+    for method, of in found["methods"].items():
+        add(method, "before any", of["generic"])
+        for domain, sums in of["domains"].items():
+            add("", domain, sums)
+        add("", "in all", of["total"])
+    add("every stage once", "", found["total"])
+    console.print(table)
+    console.print("predicted: device-hours by the cost model; 'of them': what the stages with a "
+                  "prediction took", markup=False)
