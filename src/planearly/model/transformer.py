@@ -118,12 +118,21 @@ class Block(nn.Module):
         return x + self.ffn(self.ffn_norm(x))
 
 
-class Transformer(nn.Module):
-    """The dense language model.
+def initial_std(name: str, matrix: Tensor, shape: Shape) -> float:
+    """Standard deviation that a matrix [out, in] of the dense model starts with.
 
-    Weights start normal with variance 2 / (5 d_in) (Nguyen and Salazar 2019: 0.02 at width 1,024);
-    the matrices that write to the residual stream are scaled by (2 layers)^-1/2 (GPT-2).
+    The variance is 2 / (5 d_in) (Nguyen and Salazar 2019: 0.02 at width 1,024); the matrices that
+    write to the residual stream are scaled by (2 layers)^-1/2 (GPT-2).
     """
+    fan_in = shape.d_model if name == "embed.weight" else matrix.shape[1]
+    std = (0.4 / fan_in) ** 0.5
+    if name.endswith(("attn.o.weight", "ffn.down.weight")):
+        std *= (2 * shape.layers) ** -0.5
+    return std
+
+
+class Transformer(nn.Module):
+    """The dense language model; weights start normal, see :func:`initial_std`."""
 
     cos: Tensor
     sin: Tensor
@@ -151,11 +160,7 @@ class Transformer(nn.Module):
             if parameter.dim() == 1:
                 parameter.fill_(1.0)
                 continue
-            fan_in = self.shape.d_model if name == "embed.weight" else parameter.shape[1]
-            std = (0.4 / fan_in) ** 0.5
-            if name.endswith(("attn.o.weight", "ffn.down.weight")):
-                std *= (2 * self.shape.layers) ** -0.5
-            parameter.normal_(0.0, std, generator=generator)
+            parameter.normal_(0.0, initial_std(name, parameter, self.shape), generator=generator)
 
     @property
     def head_weight(self) -> Tensor:

@@ -143,7 +143,8 @@ def compiled(function: Callable[..., Tensor], wish: str, tokens: float) -> Calla
     if not can_compile():
         say("torch.compile finds no C++ compiler here: training runs uncompiled, more slowly")
         return function
-    return torch.compile(function, dynamic=False)
+    # one graph for the usual number of rows, one for all others (clusters differ in theirs)
+    return torch.compile(function)
 
 
 def microbatch_rows(settings: config.Train, context: int, device: torch.device) -> int:
@@ -281,7 +282,8 @@ def train(
                        seconds=outcome.seconds,
                        tokens_per_second=since.tokens / (outcome.seconds - since.seconds))
                 since = Since(seconds=outcome.seconds)
-            meter.advance(rows * stream.context, f"loss {outcome.loss:.3f}")
+            seen = math.isfinite(outcome.loss)
+            meter.advance(rows * stream.context, f"loss {outcome.loss:.3f}" if seen else "")
             if validate is not None and (outcome.steps % every == 0 or last):
                 validation()
             if outcome.steps in snapshots and parallel.rank() == 0:

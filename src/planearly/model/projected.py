@@ -1,0 +1,334 @@
+"""Projected networks: many small experts in one set of weights (paper, section 3).
+
+The matrix l of expert i is W(l, i) = sum_r (E_i M(l))_r T(l)_r: one vector E_i per expert, one
+matrix M(l) and one bank of slices T(l) per projected matrix. Everything else (embeddings,
+attention, norms) is shared. Every training window runs through the expert of its own cluster.
+
+Projecting an expert costs the operations of a handful of tokens but moves the whole bank through
+memory, so it is done once per optimiser step: one product makes the dense weights of all clusters
+in the step, microbatches run an ordinary dense model over them, whose gradients gather per cluster,
+and two products return these to the bank and the coefficients at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from planearly import config
+from planearly.errors import UserError
+from planearly.model.transformer import FFN_MATRICES, Shape, Transformer, initial_std
+from planearly.train import checkpoint
+
+
+def projected_names(shape: Shape, settings: config.Projected) -> list[str]:
+    """Names, in the dense model, of the matrices that a recipe projects.
+
+    Raises:
+        UserError: an unknown matrix or layer, or nothing to project.
+    """
+    known = sorted(set().union(*FFN_MATRICES.values()))
+    for matrix in settings.matrices:
+        if matrix not in known:
+            raise UserError(f"recipe key 'projected.matrices' holds '{matrix}'; "
+                            f"choose from {', '.join(known)}")
+    layers = range(shape.layers) if settings.layers is None else settings.layers
+    for layer in layers:
+        if not 0 <= layer < shape.layers:
+            raise UserError(f"recipe key 'projected.layers' holds {layer}; "
+                            f"the model's layers are 0 to {shape.layers - 1}")
+    names = [f"blocks.{layer}.ffn.{matrix}.weight" for layer in sorted(set(layers))
+             for matrix in FFN_MATRICES[shape.ffn] if matrix in settings.matrices]
+    if not names:
+        raise UserError("recipe keys 'projected.matrices' and 'projected.layers' leave nothing to "
+                        f"project in a model with a {shape.ffn} feed-forward")
+    return names
+
+
+def by_group(groups: np.ndarray, rows: int) -> list[np.ndarray]:
+    """Divide rows, given by their groups, into index arrays of one group and at most ``rows``.
+
+    Each group's are about equally many.
+    """
+    order = np.argsort(groups, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    return [piece for part in parts for piece in np.array_split(part, math.ceil(len(part) / rows))]
+
+
+class Bank(nn.Module):
+    """What replaces one projected matrix: ``slices`` T [h, out, in] and ``mixing`` M [m, h]."""
+
+    def __init__(self, size: Sequence[int], settings: config.Projected) -> None:
+        super().__init__()
+        self.slices = nn.Parameter(torch.empty(settings.rank, *size))
+        self.mixing = nn.Parameter(torch.empty(settings.embedding, settings.rank))
+        _mark(self.slices, settings.bank_lr)
+        _mark(self.mixing, settings.coefficient_lr)
+
+
+@dataclass
+class _Lent:
+    """Dense weights of the clusters of a step, for one projected matrix."""
+
+    coefficients: Tensor
+    """[n, h]"""
+    weights: Tensor
+    """[n, out * in]"""
+    gradients: Tensor | None
+    """As ``weights``; sums over the step's microbatches."""
+
+
+class Projected(nn.Module):
+    """All experts of a projected network; a :class:`planearly.train.loop.Trainable`.
+
+    ``body`` is the dense model. Its shared parameters are this module's own; in place of each
+    projected one it holds a leaf tensor of the cluster selected last.
+    """
+
+    def __init__(self, shape: Shape, settings: config.Projected, seed: int = 0,
+                 names: Sequence[str] | None = None) -> None:
+        """
+        Args:
+            names: parameters of the dense model to project, instead of those of the recipe.
+
+        Raises:
+            UserError: settings that do not fit the shape or each other.
+        """
+        super().__init__()
+        _check(settings)
+        self.shape, self.settings = shape, settings
+        self.names = projected_names(shape, settings) if names is None else list(names)
+        self.experts = nn.Parameter(torch.empty(settings.experts, settings.embedding))
+        _mark(self.experts, settings.coefficient_lr)
+        self.body = Transformer(shape, seed)
+        self.banks = nn.ModuleDict()
+        self._places: list[tuple[nn.Module, str]] = []
+        for name in self.names:
+            owner, _, attribute = name.rpartition(".")
+            place = self.body.get_submodule(owner)
+            self.banks[_key(name)] = Bank(getattr(place, attribute).shape, settings)
+            # a plain attribute from here on: not this module's parameter, but lent step by step
+            delattr(place, attribute)
+            setattr(place, attribute, None)
+            self._places.append((place, attribute))
+        self._slot: dict[int, int] = {}
+        self._vectors = torch.empty(0)
+        self._lent: list[_Lent] = []
+        self.initialise(seed)
+
+    @property
+    def module(self) -> nn.Module:
+        return self
+
+    def bank(self, name: str) -> Bank:
+        """The bank of a projected parameter, by its name in the dense model."""
+        bank = self.banks[_key(name)]
+        assert isinstance(bank, Bank)
+        return bank
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Draw fresh experts, each a well-scaled plain model; a function of the seed and settings.
+
+        Slices are drawn as plain layers are; an expert's matrix then has a plain layer's variance
+        times the squared norm of its coefficients alpha_i = E_i M, which is one: E_i is a unit
+        vector and the rows of M that it meets are orthonormal (with m > h only h of them can be, so
+        E starts in the first h coordinates). E_i is a part shared by all experts and one of its
+        own, with the share ``deviation`` of the square.
+        """
+        generator = torch.Generator().manual_seed(seed + 0x504E)
+        k, m = self.experts.shape
+        used = min(m, self.settings.rank)
+        deviation = self.settings.deviation if k > 1 and used > 1 else 0.0
+        own = torch.randn(k, used - 1, generator=generator)
+        self.experts.zero_()
+        self.experts[:, 0] = math.sqrt(1 - deviation)
+        self.experts[:, 1:used] = own * (math.sqrt(deviation) / own.norm(dim=1, keepdim=True))
+        for name in self.names:
+            bank = self.bank(name)
+            bank.mixing.normal_(0.0, self.settings.rank ** -0.5, generator=generator)
+            nn.init.orthogonal_(bank.mixing[:used], generator=generator)
+            matrix = bank.slices[0]
+            if matrix.dim() == 1:  # of a norm
+                bank.slices.fill_(1.0)
+            else:
+                std = initial_std(name, matrix, self.shape)
+                bank.slices.normal_(0.0, std, generator=generator)
+
+    def coefficients(self, vectors: Tensor) -> dict[str, Tensor]:
+        """alpha [n, h] of every projected matrix, of expert vectors [n, m]."""
+        return {name: vectors @ self.bank(name).mixing for name in self.names}
+
+    # Training: planearly.train.loop.Trainable --------------------------------------------------
+
+    def microbatches(self, groups: np.ndarray, rows: int) -> list[np.ndarray]:
+        """Rows by cluster, one cluster a microbatch."""
+        return by_group(groups, rows)
+
+    def begin(self, groups: np.ndarray) -> None:
+        """Project the experts of a step's clusters.
+
+        Raises:
+            UserError: a row belongs to no cluster of this network.
+        """
+        clusters = np.unique(groups)
+        if len(clusters) and not (clusters[0] >= 0 and clusters[-1] < len(self.experts)):
+            raise UserError(
+                f"a training row is of cluster {clusters[0] if clusters[0] < 0 else clusters[-1]} "
+                f"and the projected network has experts 0 to {len(self.experts) - 1}: train it on "
+                "generic text alone, clustered into as many clusters as it has experts"
+            )
+        self._slot = {int(cluster): slot for slot, cluster in enumerate(clusters)}
+        index = torch.from_numpy(clusters).to(self.experts.device)
+        self.lend(self.experts.detach()[index])
+
+    def select(self, group: int) -> None:
+        """Let the body run as the expert of a cluster of the step."""
+        self.show(self._slot[int(group)])
+
+    @torch.no_grad()
+    def end(self) -> None:
+        """Return the gathered gradients to the bank, M and E."""
+        gradient = self.collect()
+        index = torch.tensor(list(self._slot), device=self.experts.device)
+        _add_gradient(self.experts, torch.zeros_like(self.experts).index_copy(0, index, gradient))
+
+    @torch.no_grad()
+    def lend(self, vectors: Tensor, gradients: bool = True) -> None:
+        """Project any expert vectors [n, m] for the body to run as, slot by slot."""
+        self._vectors = vectors
+        self._lent = []
+        for name in self.names:
+            bank = self.bank(name)
+            coefficients = vectors @ bank.mixing
+            weights = coefficients @ bank.slices.flatten(1)
+            self._lent.append(
+                _Lent(coefficients, weights, torch.zeros_like(weights) if gradients else None)
+            )
+
+    def show(self, slot: int) -> None:
+        """Let the body run as the ``slot``-th of the vectors lent.
+
+        The weights are leaves whose ``grad`` is a part of one buffer, where backward passes add up.
+        """
+        for (place, attribute), name, lent in zip(
+            self._places, self.names, self._lent, strict=True
+        ):
+            size = self.bank(name).slices.shape[1:]
+            leaf = lent.weights[slot].view(size).detach()
+            if lent.gradients is not None:
+                leaf.requires_grad_().grad = lent.gradients[slot].view(size)
+            setattr(place, attribute, leaf)
+
+    @torch.no_grad()
+    def collect(self, bank_too: bool = True) -> Tensor:
+        """Take the lent weights back; gradient [n, m] of the vectors lent.
+
+        With W = C T, C = V M: dT = C^T dW, dC = dW T^T, dM = V^T dC, dV = dC M^T. Gradients of T
+        and M are added to their ``grad``, if ``bank_too``.
+        """
+        gradient = torch.zeros_like(self._vectors)
+        for (place, attribute), name in zip(self._places, self.names, strict=True):
+            setattr(place, attribute, None)
+            bank, lent = self.bank(name), self._lent.pop(0)
+            assert lent.gradients is not None
+            del lent.weights  # its memory serves the bank's gradient
+            by_coefficient = lent.gradients @ bank.slices.flatten(1).T
+            gradient += by_coefficient @ bank.mixing.T
+            if bank_too:
+                _add_gradient(bank.mixing, self._vectors.T @ by_coefficient)
+                _add_gradient(bank.slices, (lent.coefficients.T @ lent.gradients)
+                              .view_as(bank.slices))
+        return gradient
+
+    # Experts -----------------------------------------------------------------------------------
+
+    def vector(self, expert: int | Tensor) -> Tensor:
+        """The vector [m] of an expert given by number, or given as a vector already.
+
+        Raises:
+            UserError: there is no such expert.
+        """
+        if isinstance(expert, Tensor):
+            return expert.to(self.experts)
+        if not 0 <= expert < len(self.experts):
+            raise UserError(f"there is no expert {expert}: "
+                            f"this projected network has experts 0 to {len(self.experts) - 1}")
+        return self.experts.detach()[expert]
+
+    @torch.no_grad()
+    def materialise(self, expert: int | Tensor) -> dict[str, Tensor]:
+        """Weights of the small dense model of one expert, or of any vector [m], in closed form."""
+        vector = self.vector(expert)
+        dense = {name: p.detach().clone() for name, p in self.body.named_parameters()}
+        for name, coefficients in self.coefficients(vector).items():
+            dense[name] = torch.tensordot(coefficients, self.bank(name).slices, 1)
+        return dense
+
+    @classmethod
+    def from_dense(cls, state: Mapping[str, Tensor], shape: Shape, settings: config.Projected,
+                   seed: int = 0, source: str = "the checkpoint") -> Projected:
+        """A projected network whose experts are all exactly one dense model at the start.
+
+        The first slice of a bank is the dense matrix, with coefficient one for every expert; the
+        others are zero, with coefficients that differ per expert, so that the first step already
+        moves the experts apart (as the zero matrix of LoRA's pair, Hu et al. 2021).
+
+        Args:
+            state: weights by the names of :class:`Transformer`.
+
+        Raises:
+            UserError: a tensor is missing or has another shape; a network of one slice.
+        """
+        if settings.rank < 2 or settings.embedding < 2:
+            raise UserError("a projected network that starts from a dense model needs "
+                            "'projected.rank' and 'projected.embedding' of at least 2")
+        made = cls(shape, settings, seed)
+        dense = Transformer(shape)
+        checkpoint.set_weights(dense, dict(state), source)
+        weights = checkpoint.weights(dense)
+        with torch.no_grad():
+            for name, parameter in made.body.named_parameters():
+                parameter.copy_(weights[name])
+            made.experts[:, 1:] /= made.experts[:, :1]  # variance shares stay as in the recipe
+            made.experts[:, 0] = 1.0
+            for name in made.names:
+                bank = made.bank(name)
+                bank.slices.zero_()
+                bank.slices[0] = weights[name]
+                bank.mixing[0], bank.mixing[:, 0] = 0.0, 0.0
+                bank.mixing[0, 0] = 1.0
+        return made
+
+
+def _key(name: str) -> str:
+    return name.removesuffix(".weight").replace(".", "_")
+
+
+def _mark(parameter: nn.Parameter, scale: float) -> None:
+    """Tell the optimiser: this rate, and element by element (no matrix that acts on activations).
+    """
+    parameter.lr_scale, parameter.elementwise = scale, True  # type: ignore[attr-defined]
+
+
+def _add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
+    if not parameter.requires_grad:
+        return
+    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+
+def _check(settings: config.Projected) -> None:
+    for key in ("experts", "rank", "embedding"):
+        if getattr(settings, key) < 1:
+            raise UserError(f"recipe key 'projected.{key}' is {getattr(settings, key)}; "
+                            "it must be at least 1")
+    if not 0 <= settings.deviation < 1:
+        raise UserError(f"recipe key 'projected.deviation' is {settings.deviation}; "
+                        "it must be at least 0 and below 1")
+    if settings.experts > 1 and settings.embedding < 2:
+        raise UserError("recipe key 'projected.embedding' is 1; several experts need at least 2")
