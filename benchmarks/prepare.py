@@ -4,8 +4,9 @@
 
 Ours reads JSON lines, finds duplicates and long paragraphs, tokenizes and writes the token dataset;
 the peer reads the same JSON lines and tokenizes them with the same tokenizer by `datasets.map`, in
-batches, with as many processes as ours has. Each runs in a fresh process; ours once more on half of the text, to show
-that memory does not grow with the corpus. Peaks are of the largest process (resident memory).
+batches, with as many processes as ours has. Each runs in a fresh process; ours once more on half of
+the text, to show that memory does not grow with the corpus. Peaks are of the largest process
+(resident memory).
 """
 
 from __future__ import annotations

@@ -224,8 +224,29 @@ def test_killed_and_started_again_ends_alike(tmp_path, corpus, tokenizer):
         with pytest.raises(UserError, match="does not exist"):
             TokenDataset(tmp_path / "killed")
     assert start("killed").wait() == 0
-    finished = content(tmp_path / "killed")
-    assert {n: b for n, b in finished.items() if ".tmp" not in n} == content(tmp_path / "straight")
+    assert content(tmp_path / "killed") == content(tmp_path / "straight")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_processes_end_with_their_killed_parent(tmp_path, corpus, tokenizer):
+    for i in range(12):
+        write(corpus / f"{i:02d}.jsonl", [prose(i * 1_000 + j, 400) for j in range(300)])
+    script = SCRIPT.replace("200_000\n", "200_000; shards._POOL_BYTES = 0\n")
+    (tmp_path / "go.py").write_text(script)
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "go.py", corpus, tokenizer, tmp_path / "out", "2"],
+        stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list((tmp_path / "out" / "parts").glob("*.json")):
+        time.sleep(0.002)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.wait()
+    assert len(children) >= 2
+    for _ in range(200):
+        if not any(Path(f"/proc/{child}").exists() for child in children):
+            return
+        time.sleep(0.05)
+    pytest.fail("a process outlived its parent by ten seconds")
 
 
 def test_a_pool_of_processes_makes_the_same(tmp_path, corpus, tokenizer, monkeypatch):

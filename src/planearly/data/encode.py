@@ -34,7 +34,7 @@ _CHUNK = re.compile(
     rf"|[{_SPACE}]*[^{_SPACE}]+"
 )
 _SEPARATOR = "0"  # a digit is always a token of its own
-_TABLE_CHUNKS, _TABLE_TOKENS = 500_000, 8_000_000  # then the table is started afresh
+_TABLE_CHUNKS, _TABLE_TOKENS = 300_000, 4_000_000  # then the table is started afresh
 _JOINED = 1 << 16
 
 

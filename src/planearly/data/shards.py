@@ -37,7 +37,9 @@ PART_DOCUMENT = np.dtype([("source", "<u4"), ("bytes", "<u8"), ("hash", "<u8"), 
 MAX_SOURCES = 1_000
 """Sources told apart; documents of further ones count as "other"."""
 
-_PIECE, _BATCH = 1 << 17, 1 << 21  # characters
+# Characters. Our tokenizers give a text the same tokens in pieces as whole (pieces end before
+# whitespace); one taken from elsewhere may see a word begin at a piece where none did.
+_PIECE, _BATCH = 1 << 17, 1 << 21
 _PARCEL = 64 << 20  # bytes of text
 _PACKED = 3.5  # bytes of text in a byte of .gz, .zst or .parquet, about
 _POOL_BYTES = 24e6  # below, starting processes costs more than they save
@@ -254,7 +256,7 @@ def make_part(job: Job, advance: Callable[[float], None]) -> dict[str, Any]:
                         n_paragraphs += len(paragraphs)
                     n_documents += 1
             to_documents.write(np.array(records, PART_DOCUMENT).tobytes())
-            advance(sum(document.n_bytes for _, document in batch.documents) / 1e6)
+            advance(sum(map(len, batch.pieces)) / 1e6)
             if job.limit is not None and n_tokens >= job.limit:
                 break
     marker = {"key": job.key, "documents": n_documents, "tokens": n_tokens,

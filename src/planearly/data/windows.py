@@ -190,8 +190,8 @@ def tokenize_corpus(units: list[Unit], tokenizer: Path, context: int, settings: 
     }
     files.write_json(out / "dataset.json", meta)
     shutil.rmtree(out / "parts")
-    for stale in out.glob("tokens-*.bin"):
-        if stale.name >= shard_name(len(markers)):
+    for stale in [*out.glob("tokens-*.bin"), *out.glob(".*.tmp")]:  # of earlier, killed calls
+        if stale.suffix == ".tmp" or stale.name >= shard_name(len(markers)):
             stale.unlink()
     if meta["duplicates"]:
         say(f"{name}: dropped {meta['duplicates']} duplicate documents")
