@@ -1,0 +1,206 @@
+"""The command, as a person runs it: whole runs, kills at any moment, errors of one sentence."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_embed import tiny  # noqa: F401 (a fixture: a small sentence-transformers model)
+from test_methods import corpus
+
+SETTINGS = [
+    "name=small", "methods=[slm,slm-is]", "context=16", "pretrain_tokens=20000",
+    "data.generic_eval_tokens=500", "tokenizer.vocab_size=320", "cluster.k=[3,6]",
+    "model.layers=1", "model.d_model=32", "model.heads=2", "model.d_ff=48",
+    "pretrain.batch_tokens=256", "finetune.batch_tokens=128", "finetune.max_epochs=2",
+    "pretrain.log_steps=5", "pretrain.checkpoint_seconds=0", "finetune.checkpoint_seconds=0",
+]
+
+
+def command(*words: str, **environment: str) -> list[str]:
+    return [sys.executable, "-m", "planearly.cli", *map(str, words)]
+
+
+def call(*words, check: int | None = 0) -> subprocess.CompletedProcess:
+    done = subprocess.run(command(*words), capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if check is not None:
+        assert done.returncode == check, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, tiny):  # noqa: F811
+    """A recipe file on a corpus made up here."""
+    root = corpus(tmp_path_factory.mktemp("text"))
+    path = root / "small.yaml"
+    lines = [f"generic: [{root / 'generic.jsonl'}]", f"domains_root: {root / 'domains'}",
+             f"cluster: {{embedder: {tiny}}}"]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, tmp_path_factory):
+    """A finished run."""
+    out = tmp_path_factory.mktemp("whole")
+    call("run", recipe, *SETTINGS, "--out", out)
+    return out
+
+
+def weights(out: Path) -> dict[str, dict[str, torch.Tensor]]:
+    found = sorted(out.glob("*/**/final.safetensors"))
+    return {str(p.relative_to(out)): load_file(p) for p in found}
+
+
+def results(out: Path) -> dict:
+    """results.json without what a clock says."""
+    def timeless(value):
+        if isinstance(value, dict):
+            return {k: timeless(v) for k, v in value.items() if k != "device_hours"}
+        return [timeless(v) for v in value] if isinstance(value, list) else value
+
+    return timeless(json.loads((out / "results.json").read_text()))
+
+
+@pytest.mark.slow
+def test_rows_have_what_others_rely_on(whole):
+    rows = results(whole)["rows"]
+    assert [r["method"] for r in rows] == ["slm", "slm-is"]
+    for row in rows:
+        low, high = row["ppl_after_ci"]
+        assert low < row["ppl_after"] < high
+        assert row["ppl_after"] < row["ppl_before"]
+        assert row["bpb_after"] > 0 and row["generic_ppl"] > 1
+        assert row["params"] == row["inference_params"] > 10_000
+        assert row["pretrain_tokens"] > 15_000 and 0 < row["spec_tokens"]
+        assert row["domain"] == "law"
+        assert set(row["cost"]) >= {"tokens", "flops", "device"}
+        assert (whole / row["model"] / "model.safetensors").exists()
+        assert Path(row["model"]).name == "export"
+    page = (whole / "report.html").read_text()
+    assert "SLM-is" in page and "http://" not in page.split("</style>")[1].split("<svg")[0]
+
+
+@pytest.mark.slow
+def test_run_again_does_nothing(whole, recipe):
+    before = {p: p.stat().st_mtime_ns for p in whole.glob("*/**/*") if p.is_file()}
+    again = call("run", recipe, *SETTINGS, "--out", whole)
+    assert "0 stages made" in again.stderr
+    assert before == {p: p.stat().st_mtime_ns for p in whole.glob("*/**/*") if p.is_file()}
+
+
+@pytest.mark.slow
+def test_a_change_redoes_what_depends_on_it(whole, recipe, tmp_path_factory):
+    before = {p for p in whole.glob("**/manifest.json")}
+    call("run", recipe, *SETTINGS, "finetune.max_epochs=1", "--out", whole)
+    made = {p.parent.parent.name for p in set(whole.glob("**/manifest.json")) - before}
+    assert made == {"specialize", "evaluate", "model"}
+    assert len(list((whole / "earlier").glob("*.json"))) == 1
+    call("run", recipe, *SETTINGS, "--out", whole)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_the_same(whole, recipe, tmp_path):
+    out = tmp_path / "cut"
+    chance = random.Random(5)
+    kills = 0
+    where = set()
+    for _ in range(40):
+        process = subprocess.Popen(command("run", recipe, *SETTINGS, "--out", out),
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                   env={**os.environ, "OMP_NUM_THREADS": "1"})
+        if kills < 8:
+            # once it has begun to write again, let it go on for a moment and kill it
+            before = newest(out)
+            until = time.monotonic() + 60
+            while process.poll() is None and newest(out) == before and time.monotonic() < until:
+                time.sleep(0.01)
+            time.sleep(chance.uniform(0, 1.5))
+        if kills < 8 and process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+            where.add(newest(out)[1].split("-")[0])
+        if process.wait() == 0:
+            break
+    assert kills >= 4 and len(where) >= 3, f"killed {kills} times, at {where}"
+    one, other = weights(whole), weights(out)
+    assert other.keys() <= one.keys() and len(other) == 4
+    for name, tensors in other.items():
+        assert all(torch.equal(tensors[key], one[name][key]) for key in tensors), name
+    assert results(out) == results(whole)
+    assert not list(out.glob("**/.*.tmp"))
+
+
+def newest(out: Path) -> tuple[int, str]:
+    """Time of the latest change under a run folder, and the stage it is in."""
+    times = []
+    for folder, _, names in os.walk(out):
+        for name in names:
+            try:
+                times.append((os.stat(os.path.join(folder, name)).st_mtime_ns,
+                              os.path.relpath(folder, out)))
+            except FileNotFoundError:
+                continue
+    return max(times, default=(0, ""))
+
+
+@pytest.mark.slow
+def test_the_exported_model_is_evaluated_and_tried(whole, recipe):
+    row = results(whole)["rows"][1]
+    test = recipe.parent / "domains" / "law" / "test.jsonl"
+    done = call("evaluate", whole / row["model"], test, "--json")
+    found = json.loads(done.stdout)
+    assert found["perplexity"] == pytest.approx(row["ppl_after"], rel=1e-5)
+    assert found["tokens"] == row["test_tokens"]
+    text = call("generate", whole / row["model"], "The judge", "--tokens", "5").stdout
+    assert text.startswith("The judge")
+
+
+@pytest.mark.slow
+def test_stages_one_by_one_equal_the_run(recipe, whole, tmp_path):
+    out = tmp_path / "steps"
+    for verb in ("prepare", "cluster", "weigh", "pretrain", "specialize", "evaluate", "export"):
+        call(verb, recipe, *SETTINGS, "--out", out)
+    assert results(out)["rows"] == results(whole)["rows"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("words", "sentence"), [
+    (["run", "RECIPE", "contxt=3"], "did you mean 'context'"),
+    (["run", "RECIPE", "methods=[slm,best]"], "'methods' names 'best'"),
+    (["run", "no-such-recipe"], "there is no recipe"),
+    (["run", "RECIPE", "generic=[/no/such/file.jsonl]"], "/no/such/file.jsonl does not exist"),
+    (["run", "RECIPE", "domains=[nowhere]"], "nowhere"),
+    (["run", "RECIPE", *SETTINGS, "cluster.k=[100000]"], "cluster.k"),
+    (["evaluate", "/no/model", "x.jsonl"], "is not a folder"),
+])
+def test_a_mistake_is_one_sentence(recipe, tmp_path, words, sentence):
+    words = [str(recipe) if w == "RECIPE" else w for w in words]
+    extra = ["--out", str(tmp_path)] if words[0] == "run" else []
+    done = call(*words, *extra, check=2)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("planearly: ") and sentence in last
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_bad_lines_are_set_aside_and_told(recipe, tmp_path):
+    lines = (recipe.parent / "generic.jsonl").read_text().splitlines()
+    lines[5:5] = ["{broken", '{"words": "no text"}']
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("\n".join(lines))
+    done = call("prepare", recipe, *SETTINGS, f"generic=[{bad}]", "--out", tmp_path / "out")
+    assert "bad.jsonl" in done.stderr and "6" in done.stderr
+    many = tmp_path / "many.jsonl"
+    many.write_text("\n".join(lines[:20] + ["{broken"] * 20))
+    done = call("prepare", recipe, *SETTINGS, f"generic=[{many}]", "--out", tmp_path / "out",
+                check=2)
+    assert "many.jsonl" in done.stderr.strip().splitlines()[-1]
