@@ -73,6 +73,12 @@ class Importance:
 
 
 @dataclass
+class Selection:
+    epochs: float = key("passes over the generic windows that slm-dsir and slm-knn select", 4.0)
+    share: float = key("largest share of the generic corpus that they select", 0.5)
+
+
+@dataclass
 class Model:
     layers: int = key("transformer blocks", 6)
     d_model: int = key("width", 256)
@@ -185,6 +191,7 @@ class Recipe:
     tokenizer: Tokenizer = section("the tokenizer", Tokenizer)
     cluster: Cluster = section("embedding and clustering", Cluster)
     importance: Importance = section("cluster importance sampling (paper, section 3)", Importance)
+    selection: Selection = section("the selectors slm-dsir and slm-knn", Selection)
     model: Model = section("the small model", Model)
     large: Model = section("the large model (llm, and the teacher of slm-d)", Model)
     projected: Projected = section("the projected network, slm-pn", Projected)
@@ -354,6 +361,9 @@ def check(recipe: Recipe) -> None:
          recipe.importance.k, f"one of cluster.k {recipe.cluster.k}, or null")
     need(recipe.importance.max_epochs > 0, "importance.max_epochs", recipe.importance.max_epochs,
          "positive")
+    need(recipe.selection.epochs > 0, "selection.epochs", recipe.selection.epochs, "positive")
+    need(0 < recipe.selection.share <= 1, "selection.share", recipe.selection.share,
+         "above 0 and at most 1")
     need(0 < recipe.data.held_out < 0.5, "data.held_out", recipe.data.held_out,
          "between 0 and 0.5")
     for place, model in (("model", recipe.model), ("large", recipe.large)):

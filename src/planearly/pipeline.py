@@ -12,7 +12,7 @@ from planearly.config import Recipe
 from planearly.progress import duration, say, short
 from planearly.run import Run
 from planearly.stages import groups, text
-from planearly.stages.methods import METHODS, check_methods
+from planearly.stages.methods import METHODS, check_methods, check_tokens
 from planearly.stages.results import evaluations, write_results
 from planearly.train import parallel
 
@@ -25,9 +25,10 @@ def run(recipe: Recipe, out: Path, until: str = "report") -> dict[str, Any] | No
     Returns:
         The contents of results.json when the run got that far.
     """
-    check_methods(recipe.methods)
+    check_methods(recipe)
     reach = VERBS.index(until)
     with Run(out, recipe).opened() as this:
+        check_tokens(this)
         names = text.domain_names(this)
         text.kept(this)
         if reach >= VERBS.index("cluster"):

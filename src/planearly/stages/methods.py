@@ -9,9 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from planearly.config import Recipe
 from planearly.errors import UserError
+from planearly.model import flops
 from planearly.run import Run, facts, once
-from planearly.stages import groups, training
+from planearly.specialize import lora
+from planearly.stages import distilled, groups, selectors, training
 from planearly.stages.results import Trained
 
 
@@ -59,14 +62,100 @@ def slm_is(run: Run, domain: str) -> Trained:
     return Trained("slm-is", domain, base, tuned, [], [base, tuned], notes={"k": k})
 
 
+def slm_nopt(run: Run, domain: str) -> Trained:
+    """The small model on the specialization set alone, from fresh weights."""
+    tuned = training.specialize(run, f"slm-nopt.{domain}", domain, None)
+    return Trained("slm-nopt", domain, None, tuned, [], [tuned])
+
+
+@once
+def pretrained_llm(run: Run, domain: str = "") -> Path:
+    """A large model on the generic corpus as it is; the same for every domain."""
+    packed = groups.rows(run, groups.finest(run))
+    return training.pretrain(run, "llm", packed, groups.generic_weights(packed), large=True)
+
+
+def llm(run: Run, domain: str) -> Trained:
+    """The large model: generic pretraining, fine-tuning of all weights."""
+    base = pretrained_llm(run)
+    tuned = training.specialize(run, f"llm.{domain}", domain, base)
+    return Trained("llm", domain, base, tuned, [base], [tuned])
+
+
+def llm_lora(run: Run, domain: str) -> Trained:
+    """The large model: generic pretraining, low-rank adapters."""
+    base = pretrained_llm(run)
+    tuned = training.specialize(
+        run, f"llm-lora.{domain}", domain, base, adapters=run.recipe.lora)
+    trained = flops.lora_parameters(training.shape_of(run, large=True), run.recipe.lora.rank)
+    return Trained("llm-lora", domain, base, tuned, [base], [tuned],
+                   notes={"base": "llm", "adapter_params": trained})
+
+
+def pretrained_pair(run: Run, domain: str) -> Path:
+    """The student; and its teacher, where the run trains one."""
+    if not run.recipe.distill.teacher:
+        pretrained_llm(run)
+    return pretrained_slm(run)
+
+
+def slm_d(run: Run, domain: str) -> Trained:
+    """The small model, fine-tuned on the data and on the fine-tuned large model's distribution."""
+    base = pretrained_slm(run)
+    teacher = None if run.recipe.distill.teacher else llm(run, domain)
+    tuned = distilled.specialize(run, domain, base, teacher.tuned if teacher else None)
+    generic = [base, *(teacher.generic if teacher else [])]
+    own = [*(teacher.own if teacher else []), tuned]
+    # the teacher's tokens are in the cost; these are what the deployed model was pretrained on
+    notes = {"base": "slm", "pretrain_tokens": facts(base)["cost"]["tokens"]}
+    return Trained("slm-d", domain, base, tuned, generic, own, notes=notes)
+
+
+def selected(method: str) -> Method:
+    """Pretraining on what a selector takes of the generic corpus for the domain, fine-tuning."""
+
+    def pretrain(run: Run, domain: str) -> Path:
+        made = selectors.selection(run, method, domain)
+        return training.pretrain(
+            run, f"{method}.{domain}", made, training.weights_of(made), mixed_with=domain)
+
+    def specialize(run: Run, domain: str) -> Trained:
+        base = pretrain(run, domain)
+        tuned = training.specialize(run, f"{method}.{domain}", domain, base)
+        made = facts(selectors.selection(run, method, domain))
+        notes = {key: made[key] for key in ("k", "cluster", "ranks") if key in made}
+        return Trained(method, domain, base, tuned, [], [base, tuned], notes=notes)
+
+    return Method(pretrain, specialize, weighs=method == "slm-top")
+
+
+def nothing(run: Run, domain: str) -> None:
+    """No pretraining."""
+
+
 METHODS: dict[str, Method] = {
     "slm": Method(pretrained_slm, slm),
     "slm-is": Method(pretrained_is, slm_is, weighs=True),
+    "slm-nopt": Method(nothing, slm_nopt),
+    "llm": Method(pretrained_llm, llm),
+    "llm-lora": Method(pretrained_llm, llm_lora),
+    "slm-d": Method(pretrained_pair, slm_d),
+    **{method: selected(method) for method in selectors.SELECTORS},
 }
 
 
-def check_methods(names: list[str]) -> None:
-    """Refuse a method that does not exist, before anything runs."""
-    for name in names:
+def check_methods(recipe: Recipe) -> None:
+    """Refuse what cannot work, before anything runs."""
+    for name in recipe.methods:
         if name not in METHODS:
             raise UserError(f"recipe key 'methods' names '{name}'; known are {', '.join(METHODS)}")
+    if "llm-lora" in recipe.methods:
+        lora.check(recipe.lora, recipe.large.d_model, recipe.large.d_ff)
+    if "slm-d" in recipe.methods:
+        distilled.check(recipe)
+
+
+def check_tokens(run: Run) -> None:
+    """The same for what is known only with the run's tokenizer."""
+    if "slm-d" in run.recipe.methods:
+        distilled.check_vocabulary(run)

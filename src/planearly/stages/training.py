@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,16 @@ from planearly.data.pack import Rows, pack_rows
 from planearly.data.windows import TokenDataset
 from planearly.device import bf16_is_fast
 from planearly.evaluate.perplexity import mean_nll
-from planearly.files import read_array, read_json
+from planearly.files import atomic_write, read_array, read_json
 from planearly.model import flops
 from planearly.model.transformer import Shape, Transformer
 from planearly.plan import ledger
 from planearly.progress import say
-from planearly.run import Run, facts
+from planearly.run import Run, facts, once
+from planearly.specialize import lora
 from planearly.stages import groups, text
 from planearly.train import checkpoint, loop, optim, parallel
-from planearly.train.objective import Objective
+from planearly.train.objective import NextToken, Objective
 
 Validate = Callable[[Transformer], float]
 
@@ -116,10 +117,13 @@ def epochs(drawn: np.ndarray, available: np.ndarray) -> dict[str, Any]:
             "rows_drawn": drawn.tolist(), "rows_available": available.tolist()}
 
 
-def book(run: Run, name: str, outcome: loop.Outcome, flops_per_token: float) -> dict[str, Any]:
-    """The ledger entry of a training."""
+def book(run: Run, name: str, outcome: loop.Outcome, flops_per_token: float,
+         objective: Objective | None = None) -> dict[str, Any]:
+    """The ledger entry of a training, and of what its objective spent before it."""
+    flops_before = objective.flops_before if objective else 0.0
+    seconds = outcome.seconds * parallel.world() + (objective.seconds_before if objective else 0.0)
     return ledger.book(
-        name, outcome.tokens, outcome.tokens * flops_per_token, outcome.seconds * parallel.world(),
+        name, outcome.tokens, outcome.tokens * flops_per_token + flops_before, seconds,
         price_per_hour=run.recipe.cost.price_per_hour, currency=run.recipe.cost.currency,
     )
 
@@ -148,59 +152,98 @@ def finetune_limits(finetune: config.Finetune, tokens: int, epoch_rows: int,
     return max(min(limit, by_epochs), 1), factor
 
 
+@dataclass(frozen=True)
+class Replay:
+    """Generic rows beside the domain's own in fine-tuning, and their share of each step."""
+
+    rows: Path
+    weights: np.ndarray
+    share: float
+
+
+@once
+def replayed(run: Run) -> Replay | None:
+    """The recipe's ``finetune.replay_share`` of rows of the generic corpus as it is."""
+    if not run.recipe.finetune.replay_share:
+        return None
+    packed = groups.rows(run, groups.finest(run))
+    return Replay(packed, groups.generic_weights(packed), run.recipe.finetune.replay_share)
+
+
 def specialize(
     run: Run, stage: str, name: str, start: Path | None, *, large: bool = False,
-    objective: Callable[[], Objective] | None = None, inputs: dict[str, Path] | None = None,
-    settings: dict[str, Any] | None = None,
+    objective: Callable[[Path, RowStream], Objective] | None = None,
+    adapters: config.Lora | None = None, replay: Replay | None = None,
+    inputs: dict[str, Path] | None = None, settings: dict[str, Any] | None = None,
 ) -> Path:
     """Fine-tune on a domain with early stopping on its valid split; folder with the weights.
 
     Args:
-        start: a finished training stage; None starts from fresh weights (slm-nopt).
-        objective: makes another objective than next-token cross-entropy.
+        start: a finished training stage; None starts from fresh weights, at the base rate.
+        objective: makes another objective than next-token cross-entropy, from the stage's folder
+            and the domain's own rows.
+        adapters: train these, not the model; the kept weights are the merged ones, the adapters
+            lie beside them in ``adapters/``.
+        replay: generic rows to mix in (default: as the recipe says; none with fresh weights).
         settings: what else the result depends on.
     """
     recipe = run.recipe
     finetune = recipe.finetune
     shape = Shape(**facts(start)["shape"]) if start else shape_of(run, large)
+    replay = replay or (replayed(run) if start else None)
+    share = replay.share if replay else 0.0
     folders = {"domain": text.domain(run, name), **({"start": start} if start else {}),
-               **(inputs or {})}
-    if finetune.replay_share:
-        folders["rows"] = groups.rows(run, groups.finest(run))
+               **({"rows": replay.rows} if replay else {}), **(inputs or {})}
     values = {"train": train_settings(finetune), "spec_tokens": recipe.spec_tokens,
               "eval_tokens": recipe.data.eval_tokens, "seed": recipe.seed,
-              "shape": shape.to_dict(), **(settings or {})}
+              "shape": shape.to_dict(), **({"adapters": asdict(adapters)} if adapters else {}),
+              **(settings or {})}
 
     def build(folder: Path) -> dict[str, Any]:
         model = load_model(start) if start else Transformer(shape, recipe.seed)
         own, epoch_rows = domain_stream(run, name)
         stream: Stream = own
-        if finetune.replay_share:
-            packed = folders["rows"]
-            replay = generic_stream(run, packed, groups.generic_weights(packed))
-            shares = [1 - finetune.replay_share, finetune.replay_share]
-            stream = MixedStream([own, replay], shares, recipe.seed)
+        if replay:
+            generic = generic_stream(run, replay.rows, replay.weights)
+            stream = MixedStream([own, generic], [1 - share, share], recipe.seed)
         _, used = text.specialization_windows(run, name)
         tokens = int(own.dataset.windows["length"][used].sum())
-        batch_rows = max(finetune.batch_tokens // recipe.context, 1)
-        own_rows = max(round(batch_rows * (1 - finetune.replay_share)), 1)
+        own_rows = max(round(finetune.batch_tokens // recipe.context * (1 - share)), 1)
         steps, factor = finetune_limits(finetune, tokens, epoch_rows, own_rows)
-        rate = optim.resolve(finetune.optimizer, steps)
+        if not start:
+            factor = 1.0
+        place, flops_per_token = folder, flops.training(shape)
+        if adapters:
+            lora.add_adapters(model, adapters, recipe.seed)
+            steps = max(round(steps * adapters.step_factor), 1)
+            factor *= adapters.lr_factor
+            place, flops_per_token = folder / "adapters", flops.lora_training(shape, adapters.rank)
+        goal = objective(folder, own) if objective else NextToken()
         outcome = loop.train(
-            loop.Dense(model), stream, steps, finetune, folder, name=stage,
-            optimizer=rate.scaled(factor) if start else rate,
-            objective=objective() if objective else None,
+            loop.Dense(model), stream, steps, finetune, place, name=stage,
+            optimizer=optim.resolve(finetune.optimizer, steps).scaled(factor), objective=goal,
             validate=validator(run, name), patience=finetune.patience,
         )
-        extra = objective().flops_per_token if objective else 0.0
+        if adapters:
+            _merge(model, place, folder)
         say(f"  validation {outcome.first_validation:.4f} before, {outcome.best_validation:.4f} "
             f"at step {outcome.best_step}")
         return {
             "shape": shape.to_dict(), "outcome": asdict(outcome), "spec_tokens": tokens,
-            "cost": book(run, stage, outcome, flops.training(shape) + extra),
+            "cost": book(run, stage, outcome, flops_per_token + goal.flops_per_token, goal),
         }
 
     return run.stage(f"specialize/{stage}", values, folders, build, every_rank=True)
+
+
+def _merge(model: Transformer, adapted: Path, folder: Path) -> None:
+    """Make ``folder`` what a training of the dense model leaves, from that of its adapters."""
+    if parallel.rank() > 0:
+        return
+    checkpoint.save_tensors(folder / loop.FINAL, lora.merged(model), {})
+    for name in ("metrics.jsonl", loop.OUTCOME):
+        with atomic_write(folder / name) as handle:
+            handle.write((adapted / name).read_bytes())
 
 
 def outcome_of(stage: Path) -> dict[str, Any]:

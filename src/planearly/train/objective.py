@@ -21,6 +21,9 @@ class Objective(Protocol):
 
     flops_per_token: float
     """FLOPs spent per token beside the model's own forward and backward pass."""
+    flops_before: float
+    """FLOPs spent once, before the first step."""
+    seconds_before: float
 
     def __call__(self, model: Transformer, inputs: Tensor, targets: Tensor) -> Tensor: ...
 
@@ -28,7 +31,7 @@ class Objective(Protocol):
 class NextToken:
     """Cross-entropy of the next token."""
 
-    flops_per_token = 0.0
+    flops_per_token = flops_before = seconds_before = 0.0
 
     def __call__(self, model: Transformer, inputs: Tensor, targets: Tensor) -> Tensor:
         return model.loss(inputs, targets)

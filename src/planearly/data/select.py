@@ -1,0 +1,195 @@
+"""Selectors: from a generic corpus and a specialization set to what pretraining draws by.
+
+A selector's answer is a :class:`Selection`: the group of every generic window, and a weight for
+every group. Packing, sampler and pretraining are the same for all of them. Plain pretraining and
+cluster importance sampling group by cluster; the methods here, its peers, take some windows and
+leave the others out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from planearly.data.sample import mix
+
+BUCKETS = 10_000
+"""Buckets that DSIR hashes n-grams into."""
+
+_FIT_WINDOWS = 50_000
+"""Windows that DSIR's model of the generic corpus is counted on, spread evenly over it."""
+
+_SMOOTHING = 1e-8
+"""Added to DSIR's probabilities, as its authors' program does."""
+
+_WORDS = re.compile(r"\w+|[^\w\s]+")
+_BLOCK = 4096
+
+Texts = Callable[[np.ndarray], list[str]]
+"""Texts of the windows with these numbers."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to draw, and how.
+
+    Attributes:
+        groups: group of each generic window, int ``[n_windows]``; -1 is never drawn.
+        weights: float64 ``[n_groups]``; inside a group every row is drawn alike.
+        notes: facts for the manifest.
+    """
+
+    groups: np.ndarray
+    weights: np.ndarray
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def chosen(n: int, windows: np.ndarray, **notes: Any) -> Selection:
+    """The selection of ``windows`` among ``n``, each drawn alike."""
+    groups = np.full(n, -1)
+    groups[windows] = 0
+    return Selection(groups, np.ones(1), notes)
+
+
+def enough(order: np.ndarray, size: np.ndarray, need: float) -> np.ndarray:
+    """The first windows in ``order`` that together fill ``need`` rows.
+
+    Args:
+        size: share of a row that each window fills ``[n_windows]``.
+    """
+    filled = np.cumsum(size[order])
+    return order[: int(np.searchsorted(filled, need)) + 1]
+
+
+# Hashed n-grams (DSIR) --------------------------------------------------------------------------
+
+class Hasher:
+    """Words and pairs of words, lower case, as buckets (Xie et al. 2023, section 3)."""
+
+    def __init__(self, buckets: int = BUCKETS) -> None:
+        self.buckets = buckets
+        self._words: dict[str, int] = {}
+
+    def __call__(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Buckets of all unigrams and bigrams of all texts, and the number of the text of each."""
+        found = [_WORDS.findall(text.lower()) for text in texts]
+        counts = [len(words) for words in found]
+        hashes = np.fromiter((self._hash(word) for words in found for word in words), np.uint64,
+                             sum(counts))
+        text = np.repeat(np.arange(len(texts)), counts)
+        pair = text[1:] == text[:-1]
+        pairs = mix(hashes[:-1][pair], hashes[1:][pair])
+        grams = np.concatenate([mix(hashes), pairs]) % np.uint64(self.buckets)
+        return grams.astype(np.int64), np.concatenate([text, text[1:][pair]])
+
+    def _hash(self, word: str) -> int:
+        known = self._words.get(word)
+        if known is None:
+            digest = hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest()
+            known = self._words[word] = int.from_bytes(digest, "little")
+        return known
+
+
+def dsir(generic: Texts, candidates: np.ndarray, domain: Texts, own: np.ndarray, size: np.ndarray,
+         need: float, seed: int, advance: Callable[[int], None] = lambda n: None) -> np.ndarray:
+    """Data selection via importance resampling (Xie et al. 2023, arXiv 2302.03169).
+
+    Bag-of-n-grams models of the specialization set and of the generic corpus give each generic
+    window x the log weight  sum over its n-grams of ln p_domain - ln p_generic;  windows are then
+    resampled without replacement, which is taking the largest log weight + Gumbel noise.
+
+    Args:
+        generic, candidates: texts of generic windows; the numbers of those that may be taken.
+        domain, own: texts of the domain's windows; the numbers of its specialization set.
+        size: share of a row that each generic window fills ``[n_windows]``.
+        need: rows to fill.
+        advance: told of every block of windows that is done.
+
+    Returns:
+        int64 ``[n]``: numbers of the windows taken, by falling weight.
+    """
+    hasher = Hasher()
+    every = -(-len(candidates) // _FIT_WINDOWS)
+    target = _frequencies(hasher, domain, own)
+    raw = _frequencies(hasher, generic, candidates[::every])
+    gain = np.log(target + _SMOOTHING) - np.log(raw + _SMOOTHING)
+    weight = np.empty(len(candidates))
+    for start, block in _blocks(candidates):
+        grams, text = hasher(generic(block))
+        weight[start : start + len(block)] = np.bincount(text, gain[grams], len(block))
+        advance(len(block))
+    noise = np.random.default_rng(seed).gumbel(size=len(candidates))
+    order = np.argsort(-(weight + noise), kind="stable")
+    return enough(candidates[order], size, need)
+
+
+def _frequencies(hasher: Hasher, texts: Texts, windows: np.ndarray) -> np.ndarray:
+    counts = np.zeros(hasher.buckets)
+    for _, block in _blocks(windows):
+        counts += np.bincount(hasher(texts(block))[0], minlength=hasher.buckets)
+    return counts / max(counts.sum(), 1)
+
+
+def _blocks(windows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    for start in range(0, len(windows), _BLOCK):
+        yield start, windows[start : start + _BLOCK]
+
+
+# Nearest neighbours -----------------------------------------------------------------------------
+
+def neighbours(points: np.ndarray, candidates: np.ndarray, own: np.ndarray, size: np.ndarray,
+               need: float) -> tuple[np.ndarray, int]:
+    """Generic windows nearest to any specialization window: all first neighbours, all second, ...
+
+    Args:
+        points: embeddings of the generic windows ``[n_windows, dim]``, of unit norm.
+        candidates: numbers of those that may be taken.
+        own: embeddings of the specialization windows ``[m, dim]``.
+        size: share of a row that each generic window fills ``[n_windows]``.
+        need: rows to fill.
+
+    Returns:
+        Numbers of the windows taken, by rank and within it by cosine; and the last rank used.
+    """
+    mean = float(size[candidates].mean())
+    ranks = max(round(2 * need / (mean * len(own))), 1)
+    while True:
+        ranks = min(ranks, len(candidates))
+        nearest, cosine = _nearest(points, candidates, own, ranks)
+        rank = np.repeat(np.arange(ranks)[None], len(own), 0)
+        order = np.lexsort((nearest.ravel(), -cosine.ravel(), rank.ravel()))
+        listed = nearest.ravel()[order]
+        first = np.sort(np.unique(listed, return_index=True)[1])  # each window at its best rank
+        distinct = candidates[listed[first]]
+        taken = enough(distinct, size, need)
+        if size[taken].sum() >= need or ranks == len(candidates):
+            return taken, int(rank.ravel()[order][first[len(taken) - 1]]) + 1
+        ranks *= 2
+
+
+def _nearest(points: np.ndarray, candidates: np.ndarray, own: np.ndarray,
+             ranks: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices into ``candidates`` of each own point's neighbours, nearest first, and cosines."""
+    import torch
+
+    queries = torch.as_tensor(np.asarray(own, np.float32))
+    best = torch.empty(len(own), 0)
+    where = torch.empty(len(own), 0, dtype=torch.int64)
+    for start, block in _blocks(candidates):
+        table = torch.as_tensor(np.asarray(points[block], np.float32))
+        best = torch.cat([best, queries @ table.T], 1)
+        places = torch.arange(start, start + len(block)).expand(len(own), -1)
+        where = torch.cat([where, places], 1)
+        best, kept = best.topk(min(ranks, best.shape[1]), 1)
+        where = where.gather(1, kept)
+    return where.numpy(), best.numpy()
+
+
+def most_frequent(groups: np.ndarray, size: np.ndarray, k: int) -> int:
+    """The cluster that holds most of a set, by window-equivalents."""
+    return int(np.bincount(groups, size, k).argmax())
