@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -234,6 +236,10 @@ def test_the_page_is_whole_and_escaped() -> None:
     page = str(show.section(made))
     assert "<svg" in page and page.count("<polyline") == sum(r.feasible for r in made.rows)
     assert "<script>" not in page and "&lt;script&gt;" in page
+    drawn = ElementTree.fromstring(str(show.curve(made)))
+    for line in drawn.iter("polyline"):
+        places = [tuple(map(float, p.split(","))) for p in line.attrib["points"].split()]
+        assert all(60 <= x <= 510 and 10 <= y <= 320 for x, y in places)
 
 
 # The command --------------------------------------------------------------------------------------
@@ -303,8 +309,6 @@ def test_a_recipe_is_costed_stage_by_stage() -> None:
 ])
 def test_bad_input_is_one_clear_sentence(flags: list[str], says: str,
                                          capsys: pytest.CaptureFixture[str]) -> None:
-    import re
-
     with pytest.raises(SystemExit) as stopped:
         main([*ASKED, *flags])
     assert stopped.value.code == 2
