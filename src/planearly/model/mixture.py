@@ -72,12 +72,21 @@ class Mixture(nn.Module):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
 
+    @property
+    def count(self) -> int:
+        """k, the number of experts."""
+        return len(self.models)
+
+    def blend(self, share: Tensor) -> Tensor:
+        """Weights [k] of the experts in their average, of a histogram [k] of any positive scale."""
+        return share / share.sum()
+
     @torch.no_grad()
     def materialise(self, expert: int | Tensor) -> dict[str, Tensor]:
-        """Weights of one expert, or the average of all with weights [k]."""
+        """Weights of one expert, or the average of all with weights [k] that sum to one."""
         if not isinstance(expert, Tensor):
             return {n: p.detach().clone() for n, p in self.model(expert).named_parameters()}
-        share = expert.double() / expert.double().sum()
+        share = expert.double()
         states = [dict(model.named_parameters()) for model in self.models]
         return {
             name: sum(s * state[name].double() for s, state in zip(share, states, strict=True))

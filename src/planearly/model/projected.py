@@ -248,6 +248,19 @@ class Projected(nn.Module):
 
     # Experts -----------------------------------------------------------------------------------
 
+    @property
+    def count(self) -> int:
+        """k, the number of experts."""
+        return len(self.experts)
+
+    def blend(self, share: Tensor) -> Tensor:
+        """E* = sum_c p(c) E_c, a vector [m], of a histogram [k] of any positive scale.
+
+        The projection is linear in E: the blended model's matrices are the experts' averages.
+        """
+        share = share.to(self.experts)
+        return (share / share.sum()) @ self.experts.detach()
+
     def vector(self, expert: int | Tensor) -> Tensor:
         """The vector [m] of an expert given by number, or given as a vector already.
 

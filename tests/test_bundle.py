@@ -1,0 +1,125 @@
+"""Bundles: whole, and refused in one sentence where they are not."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+
+from planearly import config
+from planearly.cluster.embed import Embedder
+from planearly.data import tokenizer
+from planearly.errors import UserError
+from planearly.files import read_json, write_array, write_json
+from planearly.model.mixture import Mixture
+from planearly.model.projected import Projected
+from planearly.model.transformer import Shape
+from planearly.specialize import bundle
+from planearly.specialize.experts import Experts
+
+SHAPE = Shape(layers=1, d_model=16, heads=2, d_ff=24, vocab_size=20, context=8)
+K = 3
+CENTROIDS = np.eye(K, 5, dtype=np.float32)
+EMBEDDER = Embedder("toy", "d1" * 32, lambda: lambda texts: np.zeros((len(texts), 5), np.float32))
+
+
+def make(kind: str) -> Experts:
+    if kind == "slm-mix":
+        return Mixture(SHAPE, K, seed=3)
+    return Projected(SHAPE, config.Projected(experts=K, rank=2, embedding=4, layers=[0]), seed=3)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle, "load_embedder", lambda name, cache=None: EMBEDDER)
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> Path:
+    folder = tmp_path / "tokenizer"
+    vocabulary = {"<|endoftext|>": 0, **{c: i + 1 for i, c in enumerate("abcdefgh")}}
+    tokenizer.save(Tokenizer(models.BPE(vocabulary, [])), folder, 8)
+    return folder
+
+
+def save(folder: Path, words: Path, kind: str = "slm-pn", **changes: object) -> Path:
+    parts = {"centroids": CENTROIDS, "counts": np.array([4.0, 2.5, 1.0]), "embedder": EMBEDDER,
+             "tokenizer_folder": words, "recipe": config.Recipe(name="mine"), **changes}
+    bundle.save_bundle(folder, make(kind), **parts)  # type: ignore[arg-type]
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["slm-pn", "slm-mix"])
+def test_round_trip(kind: str, tmp_path: Path, words: Path, here: None) -> None:
+    save(tmp_path / "original", words, kind)
+    shutil.rmtree(words)
+    shutil.move(tmp_path / "original", tmp_path / "elsewhere")
+    found = bundle.load_bundle(tmp_path / "elsewhere")
+    model = make(kind)
+    for (name, ours), theirs in zip(model.named_parameters(), found.model.parameters(),
+                                    strict=True):
+        assert torch.equal(ours, theirs), name
+    assert found.kind == kind and type(found.model) is type(model)
+    assert np.array_equal(found.centroids, CENTROIDS) and found.counts.tolist() == [4.0, 2.5, 1.0]
+    assert found.recipe == config.Recipe(name="mine") and found.embedder is EMBEDDER
+    assert tokenizer.load(found.tokenizer).get_vocab_size() == 9
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_embedder_absent(tmp_path: Path, words: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str, cache: Path | None = None) -> Embedder:
+        raise UserError("no such model")
+
+    save(tmp_path / "b", words)
+    monkeypatch.setattr(bundle, "load_embedder", absent)
+    with pytest.raises(UserError, match=r"embedder 'toy', which cannot be loaded.*no such model"):
+        bundle.load_bundle(tmp_path / "b")
+
+
+def test_embedder_different(tmp_path: Path, words: Path, here: None) -> None:
+    save(tmp_path / "b", words, embedder=Embedder("toy", "ff" * 32, lambda: None))  # type: ignore
+    with pytest.raises(UserError, match=r"not the one.*d1d1d1d1d1d1 and ffffffffffff"):
+        bundle.load_bundle(tmp_path / "b")
+
+
+def test_clusters_that_do_not_match(tmp_path: Path, words: Path, here: None) -> None:
+    for changes, words_of in [
+        ({"centroids": CENTROIDS[:2]}, "2 clusters and the network 3 experts"),
+        ({"counts": np.array([1.0, 0.0, 2.0])}, "no text in cluster 1"),
+    ]:
+        with pytest.raises(UserError, match=words_of):
+            save(tmp_path / "refused", words, **changes)
+    assert not (tmp_path / "refused").exists()
+    folder = save(tmp_path / "b", words)
+    write_array(folder / "centroids.npy", np.eye(4, 5, dtype=np.float32))
+    with pytest.raises(UserError, match="4 clusters and the network 3 experts"):
+        bundle.load_bundle(folder)
+    write_array(folder / "centroids.npy", CENTROIDS)
+    write_array(folder / "counts.npy", np.array([1.0, 2.0, 0.0]))
+    with pytest.raises(UserError, match="no text in cluster 2"):
+        bundle.load_bundle(folder)
+
+
+def test_parts_that_do_not_fit(tmp_path: Path, words: Path, here: None) -> None:
+    folder = save(tmp_path / "b", words)
+    info = read_json(folder / "bundle.json")
+    write_json(folder / "bundle.json", {**info, "shape": {**info["shape"], "d_ff": 40}})
+    with pytest.raises(UserError, match=r"has shape \[2, 24, 16\] where this model needs"):
+        bundle.load_bundle(folder)
+    write_json(folder / "bundle.json", {**info, "projected": {**info["projected"], "experts": 4}})
+    with pytest.raises(UserError, match="3 experts and of 4"):
+        bundle.load_bundle(folder)
+    write_json(folder / "bundle.json", {**info, "format": 9})
+    with pytest.raises(UserError, match="format 9"):
+        bundle.load_bundle(folder)
+    write_json(folder / "bundle.json", info)
+    other = Tokenizer(models.BPE({"<|endoftext|>": 0, "z": 1}, []))
+    tokenizer.save(other, folder / "tokenizer", 8)
+    with pytest.raises(UserError, match=r"tokenizer .* is not the one"):
+        bundle.load_bundle(folder)
+    with pytest.raises(UserError, match="is not a bundle"):
+        bundle.load_bundle(tmp_path)
