@@ -49,3 +49,26 @@ def model_folder(folder: Path, ffn: str = "swiglu", context: int = 16) -> Path:
     export(model.state_dict(), model.shape, tokenizer_folder(folder / "tokenizer"),
            folder / "export", {})
     return folder / "export"
+
+
+def sentence_model(folder: Path, words: list[str]) -> Path:
+    """A random BERT of 32 numbers over some words, as a sentence-transformers folder."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling
+    from sentence_transformers.models import Transformer as Layers
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    tokenizer = BertWordPieceTokenizer(vocab={word: i for i, word in enumerate(vocabulary)})
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2,
+                         num_attention_heads=2, intermediate_size=64,
+                         max_position_embeddings=16)).save_pretrained(folder / "bert")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer._tokenizer, cls_token="[CLS]", sep_token="[SEP]",
+        pad_token="[PAD]", unk_token="[UNK]", mask_token="[MASK]",
+    ).save_pretrained(folder / "bert")
+    layers = Layers(str(folder / "bert"), max_seq_length=16)
+    SentenceTransformer(modules=[layers, Pooling(32)], device="cpu").save(str(folder / "st"))
+    return folder / "st"

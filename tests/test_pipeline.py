@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_embed import tiny  # noqa: F401 (a fixture: a small sentence-transformers model)
-from test_methods import corpus
+from small_models import sentence_model
+from test_methods import TOPICS, corpus
 
 SETTINGS = [
     "name=small", "methods=[slm,slm-is]", "context=16", "pretrain_tokens=20000",
@@ -37,9 +37,11 @@ def call(*words, check: int | None = 0) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory, tiny):  # noqa: F811
-    """A recipe file on a corpus made up here."""
+def recipe(tmp_path_factory):
+    """A recipe file on a corpus and with an embedder made up here."""
     root = corpus(tmp_path_factory.mktemp("text"))
+    words = [word for topic in TOPICS.values() for word in topic.split()]
+    tiny = sentence_model(tmp_path_factory.mktemp("embedder"), words)
     path = root / "small.yaml"
     lines = [f"generic: [{root / 'generic.jsonl'}]", f"domains_root: {root / 'domains'}",
              f"cluster: {{embedder: {tiny}}}"]

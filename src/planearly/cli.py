@@ -24,9 +24,11 @@ Out = Annotated[Path | None, typer.Option(help="run folder [default: runs/NAME]"
 
 
 def _run(recipe: str, settings: list[str] | None, out: Path | None, until: str) -> None:
-    from planearly import config, pipeline
+    from planearly import config
 
     loaded = config.load(recipe, settings or [])
+    from planearly import pipeline  # brings torch: a misspelt key is told without waiting for it
+
     pipeline.run(loaded, out or Path("runs") / loaded.name, until)
 
 
