@@ -25,6 +25,8 @@ STEP_TOKENS = {"small": 8_192, "large": 16_384}
 """Tokens of a fine-tuning step that the paper's Table 3 and its step limits imply."""
 DISTILLED_FACTOR = 15
 """Times the plain student's fine-tuning tokens that the paper's SLM-d used (its Table 3)."""
+EXPERT_CHOICE_TOKENS = 131_072
+"""Most tokens of the domain that every expert is scored on before fine-tuning."""
 BATCH_TOKENS = 262_144
 """Tokens of a pretraining step, unless a recipe says otherwise."""
 
@@ -201,8 +203,10 @@ def finetuning(setting: Setting, method: str, tokens: float | None = None) -> Wo
     return work(setting, tokens or usual, flops.training(shape), shape.d_model)
 
 
-def expert_choice(setting: Setting, tokens: float) -> Work:
-    """Scoring every expert on ``tokens`` of the domain, forward only (the default choice)."""
+def expert_choice(setting: Setting, method: str) -> Work:
+    """Scoring every expert on the domain, forward only: the default choice, the lowest loss."""
+    experts = setting.projected.experts if method == "slm-pn" else setting.experts
+    tokens = experts * min(setting.spec_tokens, EXPERT_CHOICE_TOKENS)
     small = setting.small
     return replace(work(setting, tokens, flops.forward(small), small.d_model), tokens=0.0)
 
@@ -223,6 +227,8 @@ def cost(setting: Setting, method: str, pretrain_tokens: float,
         generic = zero
     elif method == "slm-is":
         generic, specialization = zero, pretraining + specialization
+    elif method in ("slm-pn", "slm-mix"):
+        specialization = specialization + expert_choice(setting, method)
     elif method == "slm-d" and not setting.teacher_exists:
         teacher = work(setting, 1.0, flops.training(large), large.d_model)
         generic = pretraining + teacher * pretrain_tokens

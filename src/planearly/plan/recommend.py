@@ -296,11 +296,17 @@ def _finetuning(given: PlanInput, setting: Setting, kind: str,
                 usual: Work) -> tuple[float | None, bool]:
     """Tokens to fine-tune on (None: as many as usual), and whether not one pass is affordable."""
     budget = given.specialization_hours
-    if budget is None or usual.device_hours <= budget:
+    if budget is None:
         return None, False
-    fixed = cost.finetuning(setting, "llm").device_hours if kind == "slm-d" else 0.0
-    own = usual.device_hours - fixed
-    tokens = usual.tokens * max(budget - fixed, 0.0) / own
+    fixed, own = Work(), usual
+    if kind == "slm-d":
+        fixed = cost.finetuning(setting, "llm")
+        own = usual + fixed * -1.0
+    elif kind in ("slm-pn", "slm-mix"):
+        fixed = cost.expert_choice(setting, kind)
+    if fixed.device_hours + own.device_hours <= budget:
+        return None, False
+    tokens = own.tokens * max(budget - fixed.device_hours, 0.0) / own.device_hours
     return tokens, tokens < given.spec_tokens
 
 

@@ -181,24 +181,28 @@ def predicted(found: dict[str, Any], console: Console) -> None:
 
 def ledger(found: dict[str, Any], console: Console) -> None:
     """Print the sums of :func:`planearly.plan.ledger.add_up`."""
-    table = Table("method", "domain", "tokens", "FLOPs", "device-hours", "predicted", "of them",
-                  "money", "device")
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    for i, name in enumerate(("method", "domain", "tokens", "FLOPs", "device-hours", "predicted",
+                              "money")):
+        table.add_column(name, justify="left" if i < 2 else "right", no_wrap=True)
 
     def add(method: str, domain: str, of: dict[str, Any]) -> None:
-        predicted = of["predicted_hours"]
+        guess, actual = of["predicted_hours"], of["actual_of_predicted"]
         table.add_row(
-            method, domain, short(of["tokens"]), short(of["flops"]),
-            f"{of['device_hours']:.4g}", "unknown" if predicted is None else f"{predicted:.4g}",
-            "" if predicted is None else f"{of['actual_of_predicted']:.4g}",
-            f"{of['money']:.2f} {of['currency']}" if "money" in of else "-",
-            ", ".join(of["devices"]) or "unknown")
+            method, domain, short(of["tokens"]), f"{of['flops']:.2e}".replace("+", ""),
+            number(of["device_hours"]),
+            "unknown" if guess is None else f"{number(guess)} ({guess / actual - 1:+.0%})",
+            f"{of['money']:,.2f} {of['currency']}" if "money" in of else "-")
 
     for method, of in found["methods"].items():
-        add(method, "before any", of["generic"])
+        if of["generic"]["device_hours"]:
+            add(method, "before any", of["generic"])
         for domain, sums in of["domains"].items():
-            add("", domain, sums)
-        add("", "in all", of["total"])
-    add("every stage once", "", found["total"])
+            add(method, domain, sums)
+        if len(of["domains"]) + bool(of["generic"]["device_hours"]) > 1:
+            add(method, "in all", of["total"])
+    add("every stage", "once", found["total"])
     console.print(table)
-    console.print("predicted: device-hours by the cost model; 'of them': what the stages with a "
-                  "prediction took", markup=False)
+    console.print(f"On {', '.join(found['total']['devices']) or 'unknown devices'}. Predicted: the "
+                  "cost model's device-hours of the training stages, and how far off.",
+                  markup=False)
