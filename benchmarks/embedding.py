@@ -34,7 +34,7 @@ def windows(path: Path | None, n: int) -> list[str]:
         return [" ".join(rng.choice(words, 300))[:_CHARACTERS] for _ in range(n)]
     found: list[str] = []
     for unit in resolve([str(path)]):
-        for document in read_documents(unit, Data(), Problems()):
+        for document in read_documents(unit, Data(), Problems(1.0)):
             text = document.text
             found += [text[i : i + _CHARACTERS] for i in range(0, len(text), _CHARACTERS)]
             if len(found) >= n:

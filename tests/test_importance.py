@@ -100,6 +100,9 @@ def test_sentences_and_facts_tell_the_same():
     assert "effective rows of 1.11k" in text[0] and f"{found.divergence:.2f} nats" in text[0]
     assert "cluster, 0," in text[1] and "8.0 epochs" in text[1]
     assert "without the cap of 8 epochs it would be 24.0" in text[2]
+    assert "0% of these to kindred clusters" in text[2]
+    family = weigh(np.array([0.6, 0.2, 0.2]), rows, 400, 8, parent=np.array([0, 0, 1]))
+    assert "100% of these to kindred clusters" in explain(family)[2]
     assert text[3].startswith("warning: 1 clusters")
     told = facts(found)
     assert told["hottest_epochs"] == pytest.approx(8)

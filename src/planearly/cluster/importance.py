@@ -141,17 +141,18 @@ def explain(weights: Weights, warn_epochs: float = 4.0) -> list[str]:
         f"{weights.rows[hottest] / total:.1%} of the rows: {weights.epochs[hottest]:.1f} epochs",
     ]
     if weights.overflow > 1e-6:
-        near = weights.moved[0] / max(sum(weights.moved), _NEGLIGIBLE)
+        families = weights.moved[:-1]  # the last level is the whole corpus
+        near = sum(families) / max(sum(weights.moved), _NEGLIGIBLE)
         sentences.append(
             f"without the cap of {weights.max_epochs:g} epochs it would be "
             f"{weights.epochs_before.max():.1f}; the cap moves {weights.overflow:.1%} of the "
-            f"draws, {near:.0%} of these to the nearest clusters"
+            f"draws, {near:.0%} of these to kindred clusters"
         )
     hot = weights.epochs > warn_epochs
     if hot.any():
         sentences.append(
             f"warning: {int(hot.sum())} clusters, {weights.weights[hot].sum():.1%} of the draws, "
-            f"are passed over more than {warn_epochs:g} times: give more generic text, fewer "
+            f"are read more than {warn_epochs:g} times: give more generic text, fewer "
             "tokens of pretraining, or fewer clusters"
         )
     return sentences
