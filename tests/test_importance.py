@@ -73,7 +73,7 @@ def test_clusters_without_rows_are_never_drawn():
 
 
 def test_a_corpus_too_small_for_the_cap_is_one_sentence_with_what_it_can_supply():
-    with pytest.raises(UserError, match=r"can supply 16,000 tokens at 4 epochs .* the 25,600 asked"):
+    with pytest.raises(UserError, match=r"supply 16,000 tokens at 4 epochs .* the 25,600 asked"):
         weigh(np.array([0.5, 0.5]), np.array([10, 30]), 256, 4, context=100)
     with pytest.raises(UserError, match="no rows"):
         weigh(np.array([1.0]), np.array([0]), 10, 4)
