@@ -62,7 +62,7 @@ def test_a_bad_file_is_one_sentence(tmp_path):
     (tmp_path / "list.yaml").write_text("- a\n")
     with pytest.raises(UserError, match="key: value"):
         config.load(tmp_path / "list.yaml")
-    with pytest.raises(UserError, match="the ones that come along are .*demo.*nano"):
+    with pytest.raises(UserError, match=r"the ones that come along are .*demo.*nano"):
         config.load("nanno")
 
 

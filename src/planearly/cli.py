@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from planearly.errors import UserError
+from planearly.plan.cli import register
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
     help="Which small language model to train for a domain, at what cost, and the training.",
 )
 
-RecipeArg = Annotated[str, typer.Argument(help="a recipe file, or the name of one: demo, nano, ...")]
+RecipeArg = Annotated[str, typer.Argument(help="a recipe file, or a name: demo, nano, ...")]
 Settings = Annotated[list[str] | None, typer.Argument(help="recipe keys: key=value")]
 Out = Annotated[Path | None, typer.Option(help="run folder [default: runs/NAME]")]
 
@@ -82,7 +83,7 @@ def report(recipe: RecipeArg, settings: Settings = None, out: Out = None) -> Non
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="a model folder in Hugging Face format, or a recipe")],
+    model: Annotated[str, typer.Argument(help="a Hugging Face model folder, or a recipe")],
     files: Annotated[list[str] | None, typer.Argument(help="documents (or recipe keys)")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
     context: Annotated[int | None, typer.Option(help="most tokens of a window")] = None,
@@ -142,6 +143,9 @@ def recipes(
     for path in sorted(config.recipes_folder().glob("*.yaml")):
         first = path.read_text("utf-8").splitlines()[0]
         print(f"{path.stem:16} {first.removeprefix('#').strip()}")
+
+
+register(app)
 
 
 def main(arguments: list[str] | None = None) -> Any:

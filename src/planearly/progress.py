@@ -46,7 +46,7 @@ class Meter:
                 TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"),
                 console=console, transient=True,
             )
-            self._task = self._progress.add_task(name, total=total, completed=done, text="")
+            self._task = self._progress.add_task(name, total=total, completed=int(done), text="")
             self._progress.start()
 
     def advance(self, amount: float, note: str = "") -> None:

@@ -29,7 +29,7 @@ def mix(*values: int | np.ndarray) -> np.ndarray:
 
     The finaliser of SplitMix64 (Steele, Lea, Flood 2014), chained over the values.
     """
-    state = np.uint64(0x9E3779B97F4A7C15)
+    state = np.asarray(0x9E3779B97F4A7C15, dtype=np.uint64)
     with np.errstate(over="ignore"):
         for value in values:
             word = np.asarray(value).astype(np.uint64)

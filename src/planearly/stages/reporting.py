@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -56,7 +56,7 @@ def _curves(all_trained: list[Trained]) -> Iterator[page.Curve]:
                 shared = stage == "pretraining" and path in one.generic
                 yield {"stage": stage, "method": one.method,
                        "domain": None if shared else one.domain,
-                       "metrics": [page.Point(**r) for r in metrics.read(path / "metrics.jsonl")]}
+                       "metrics": cast(list[page.Point], metrics.read(path / "metrics.jsonl"))}
 
 
 def _domains(run: Run, all_trained: list[Trained]) -> Iterator[page.Domain]:
@@ -72,11 +72,9 @@ def _domains(run: Run, all_trained: list[Trained]) -> Iterator[page.Domain]:
         found, snippets = cluster_words(run, k)
         realised = [p for t in all_trained if t.method == "slm-is" and t.domain == name and t.base
                     for p in [facts(t.base)["epochs"]]]
-        drawn = np.asarray(realised[0]["rows_drawn"], np.float64) if realised else None
-        yield {
+        entry: page.Domain = {
             "name": name, "generic": rows / rows.sum(), "histogram": target,
             "expected_epochs": np.asarray(by_cluster["epochs"]),
-            **({"realised_epochs": drawn / np.maximum(rows, 1)} if drawn is not None else {}),
             "words": {c: found.get(c, []) for c in heaviest},
             "snippets": {c: snippets[c] for c in heaviest if c in snippets},
             "windows": made["windows"], "generic_windows": len(TokenDataset(text.generic(run))),
@@ -84,6 +82,10 @@ def _domains(run: Run, all_trained: list[Trained]) -> Iterator[page.Domain]:
             "divergence": made["weights"]["divergence"], "entropy": made["domain"]["entropy"],
             "generic_entropy": facts(groups.clusters(run))["levels"][str(k)]["entropy"],
         }
+        if realised:
+            drawn = np.asarray(realised[0]["rows_drawn"], np.float64)
+            entry["realised_epochs"] = drawn / np.maximum(rows, 1)
+        yield entry
 
 
 @once

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class Trained:
     generic: list[Path]
     own: list[Path]
     params: int | None = None
-    notes: dict[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -62,7 +63,7 @@ def evaluate(run: Run, stage: str, model_stage: Path, name: str) -> Path:
         found = {}
         for label, (dataset, windows) in sets.items():
             nll, tokens = perplexity.document_nll(
-                forward, dataset, windows, name=f"evaluating on {name if label == 'test' else label}"
+                forward, dataset, windows, f"evaluating on {name if label == 'test' else label}"
             )
             write_array(folder / f"{label}-nll.npy", nll)
             write_array(folder / f"{label}-tokens.npy", tokens)

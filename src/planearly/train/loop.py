@@ -46,10 +46,13 @@ class Trainable(Protocol):
     at the end of the step.
     """
 
-    module: nn.Module
-    """Holds the trained parameters."""
-    body: Transformer
-    """Runs a microbatch."""
+    @property
+    def module(self) -> nn.Module:
+        """Holds the trained parameters."""
+
+    @property
+    def body(self) -> Transformer:
+        """Runs a microbatch."""
 
     def microbatches(self, groups: np.ndarray, rows: int) -> list[np.ndarray]:
         """Divide a step's rows, given by their groups, into index arrays of at most ``rows``."""
