@@ -315,6 +315,16 @@ def test_parameters_are_as_counted(shape: Shape, settings: config.Projected) -> 
     assert sum(p.numel() for p in model.parameters()) == flops.projected_parameters(shape, settings)
 
 
+@pytest.mark.parametrize(("recipe", "experts", "paper"), [
+    ("pn-756m", 16, 756e6), ("pn-1422m", 32, 1422e6), ("pn-2770m", 64, 2770e6),
+])
+def test_recipes_come_near_the_papers_sizes(recipe: str, experts: int, paper: float) -> None:
+    made = config.load(recipe)
+    shape = Shape.of(made.model, made.tokenizer.vocab_size, made.context)
+    assert made.projected.experts == experts and experts in made.cluster.k
+    assert flops.projected_parameters(shape, made.projected) == pytest.approx(paper, rel=0.016)
+
+
 def test_compiled_body_is_not_compiled_again_for_every_cluster() -> None:
     torch._dynamo.reset()
     model = Projected(GATED, SETTINGS)
