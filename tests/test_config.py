@@ -33,7 +33,7 @@ def test_overrides_reach_every_depth(recipe):
     ("contxt=3", "unknown recipe key 'contxt'; did you mean 'context'"),
     ("model.layer=3", "unknown recipe key 'model.layer'; did you mean 'model.layers'"),
     ("finetune=3", "'finetune' is a section"),
-    ("finetune.optimizer.preset=adamw", "choose from modern, paper"),
+    ("finetune.optimizer.preset=sgd", "choose from modern, adamw, paper"),
     ("pretrain_tokens=50GB", "should be a count such as"),
     ("pretrain_tokens=-5", "not negative"),
     ("pretrain_tokens=many", "is not a number"),

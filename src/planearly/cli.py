@@ -58,15 +58,35 @@ def weigh(recipe: RecipeArg, settings: Settings = None, out: Out = None) -> None
 
 
 @app.command()
-def pretrain(recipe: RecipeArg, settings: Settings = None, out: Out = None) -> None:
+def pretrain(
+    recipe: RecipeArg, settings: Settings = None, out: Out = None,
+    expert: Annotated[int | None, typer.Option(help="train this expert of slm-mix only")] = None,
+) -> None:
     """Pretrain what the recipe's methods need."""
-    _run(recipe, settings, out, "pretrain")
+    alone = [] if expert is None else [f"mixture.expert={expert}", "methods=[slm-mix]"]
+    _run(recipe, [*(settings or []), *alone], out, "pretrain")
 
 
 @app.command()
-def specialize(recipe: RecipeArg, settings: Settings = None, out: Out = None) -> None:
-    """Fine-tune on the domains."""
-    _run(recipe, settings, out, "specialize")
+def specialize(
+    recipe: Annotated[str, typer.Argument(help="a recipe, or a bundle of slm-pn or slm-mix")],
+    settings: Annotated[list[str] | None, typer.Argument(
+        help="recipe keys key=value; with a bundle also the documents")] = None,
+    out: Out = None,
+) -> None:
+    """Fine-tune on the domains; or specialise a bundle on documents, offline."""
+    if not Path(recipe).is_dir():
+        return _run(recipe, settings, out, "specialize")
+    from planearly import pipeline
+    from planearly.stages.experts import from_bundle
+
+    words = settings or []
+    documents = [word for word in words if "=" not in word]
+    if not documents:
+        raise UserError("name the documents to specialise on: planearly specialize BUNDLE DOCS...")
+    made = from_bundle(Path(recipe), documents, [word for word in words if "=" in word])
+    pipeline.run(made, out or Path("runs") / made.name)
+    return None
 
 
 @app.command()

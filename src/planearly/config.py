@@ -98,6 +98,7 @@ class Projected:
     matrices: list[str] = key("projected feed-forward matrices", ["gate", "up", "down"])
     layers: list[int] | None = key("projected layers (null: all)", None)
     deviation: float = key("share of the coefficients' variance that differs per expert", 0.5)
+    tune_vector: bool = key("train the chosen expert's m numbers alone before fine-tuning", False)
     bank_lr: float = key("learning rate of the bank relative to a plain layer's", 1.0)
     coefficient_lr: float = key("learning rate of E and M relative to a plain layer's", 1.0)
 
@@ -110,8 +111,8 @@ class Mixture:
 
 @dataclass
 class Optimizer:
-    preset: Literal["modern", "paper"] = key("Muon and AdamW, warm-up-stable-decay; or Adam 1e-4",
-                                             "modern")
+    preset: Literal["modern", "adamw", "paper"] = key(
+        "Muon and AdamW, warm-up-stable-decay; AdamW alone; or the paper's Adam at 1e-4", "modern")
     lr: float | None = key("learning rate of the hidden matrices (null: the preset's)", None)
     embedding_lr: float | None = key("learning rate of embeddings and norms (null: preset's)", None)
     weight_decay: float | None = key("decoupled weight decay (null: the preset's)", None)
@@ -180,7 +181,9 @@ class Cost:
 class Recipe:
     name: str = key("shown in reports", "recipe")
     seed: int = key("of the split, the sampler and the weights", 0)
-    generic: list[str] = key("files, folders, globs or hf://NAME of the generic corpus", [])
+    generic: list[str] = key("files, folders, globs or hf://NAME of the generic corpus; or pydocs",
+                             [])
+    bundle: str | None = key("specialise from this pretrained slm-pn or slm-mix, offline", None)
     domains_root: str | None = key("folder with NAME/{train,valid,test}.* per domain", None)
     domains: list[str] = key("names under domains_root, or paths (empty: all of domains_root)", [])
     methods: list[str] = key("what to train and compare", ["slm", "slm-is"])
@@ -223,7 +226,11 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: no such recipe; not a mapping; an unknown key; a value of the wrong type.
     """
-    values = _read(find(recipe))
+    return override(_read(find(recipe)), overrides)
+
+
+def override(values: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe of plain values with ``key=value`` overrides, checked; as :func:`load`."""
     for item in overrides:
         name, separator, text = item.partition("=")
         if not separator:

@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from planearly.config import Recipe
+from planearly.errors import UserError
 from planearly.progress import duration, say, short
 from planearly.run import Run
-from planearly.stages import groups, text
+from planearly.stages import experts, groups, text
 from planearly.stages.methods import METHODS, check_methods, check_tokens
 from planearly.stages.results import evaluations, write_results
 from planearly.train import parallel
@@ -27,10 +28,14 @@ def run(recipe: Recipe, out: Path, until: str = "report") -> dict[str, Any] | No
     """
     check_methods(recipe)
     reach = VERBS.index(until)
+    if recipe.mixture.expert is not None and reach > VERBS.index("pretrain"):
+        raise UserError("recipe key 'mixture.expert' trains one expert of the mixture alone: use "
+                        "'planearly pretrain', and leave the key out once all are trained")
     with Run(out, recipe).opened() as this:
         check_tokens(this)
         names = text.domain_names(this)
-        text.kept(this)
+        if not recipe.bundle:
+            text.kept(this)
         if reach >= VERBS.index("cluster"):
             for name in names:
                 groups.domain_clusters(this, name)
@@ -42,6 +47,10 @@ def run(recipe: Recipe, out: Path, until: str = "report") -> dict[str, Any] | No
             for name in names:
                 for method in methods.values():
                     method.pretrain(this, name)
+            for method_name in experts.PRETRAINED.keys() & methods.keys():
+                if not recipe.bundle and recipe.mixture.expert is None:
+                    bundle = experts.save_bundle(this, method_name) / "bundle"
+                    say(f"for other domains: planearly specialize {bundle} DOCUMENTS")
         if reach < VERBS.index("specialize"):
             return finish(this, until)
         trained = [m.specialize(this, name) for name in names for m in methods.values()]

@@ -57,7 +57,10 @@ class Run:
             return
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            lock = open(self.out / ".lock", "w")  # noqa: SIM115 (held while the run lasts)
+            # experts of a mixture may be trained side by side in one folder
+            alone = self.recipe.mixture.expert
+            name = ".lock" if alone is None else f".lock-expert{alone}"
+            lock = open(self.out / name, "w")  # noqa: SIM115 (held while the run lasts)
         except OSError as error:
             raise UserError(f"cannot write in {self.out} ({error.strerror}): choose another --out"
                             ) from error

@@ -77,7 +77,7 @@ def assign(points: np.ndarray, centroids: np.ndarray, block: int = 65_536) -> np
     Memory does not grow with the number of points when they are memory-mapped.
     """
     device = best_device()
-    table = torch.as_tensor(centroids, dtype=torch.float32, device=device)
+    table = torch.from_numpy(np.array(centroids, np.float32)).to(device)
     nearest = np.empty(len(points), dtype=np.int32)
     for start in range(0, len(points), block):
         part = np.array(points[start : start + block], dtype=np.float32)

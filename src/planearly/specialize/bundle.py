@@ -17,6 +17,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -78,13 +79,11 @@ def save_bundle(folder: Path, model: Experts, *, centroids: np.ndarray, counts: 
         })
 
 
-def load_bundle(folder: Path, cache: Path | None = None) -> Bundle:
-    """Read a bundle and check that its parts fit each other and what is installed here.
+def read_info(folder: Path) -> dict[str, Any]:
+    """What ``bundle.json`` says, and the ``recipe`` of the pretraining as plain values.
 
     Raises:
-        UserError: not a bundle; its embedder is absent here, or another than the centroids were
-            made with; the number of clusters differs from that of experts; a cluster is empty;
-            weights or tokenizer do not fit the shape.
+        UserError: not a bundle, or one of another version.
     """
     if not (folder / _INFO).is_file():
         raise UserError(f"{folder} is not a bundle: it has no {_INFO}; "
@@ -93,7 +92,19 @@ def load_bundle(folder: Path, cache: Path | None = None) -> Bundle:
     if info.get("format") != _FORMAT or info.get("kind") not in _KINDS:
         raise UserError(f"{folder} is a bundle of format {info.get('format')} and kind "
                         f"{info.get('kind')}, which this version of planearly does not read")
-    recipe = config.build(config.Recipe, yaml.safe_load((folder / _RECIPE).read_text("utf-8")), "")
+    return {**info, "recipe": yaml.safe_load((folder / _RECIPE).read_text("utf-8"))}
+
+
+def load_bundle(folder: Path, cache: Path | None = None) -> Bundle:
+    """Read a bundle and check that its parts fit each other and what is installed here.
+
+    Raises:
+        UserError: not a bundle; its embedder is absent here, or another than the centroids were
+            made with; the number of clusters differs from that of experts; a cluster is empty;
+            weights or tokenizer do not fit the shape.
+    """
+    info = read_info(folder)
+    recipe = config.build(config.Recipe, info["recipe"], "")
     shape = Shape(**info["shape"])
     centroids, counts = (read_array(folder / name, mapped=False) for name in (_CENTROIDS, _COUNTS))
     check_clusters(info["experts"], centroids, counts, str(folder))

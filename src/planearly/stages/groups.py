@@ -49,6 +49,8 @@ def clusters(run: Run) -> Path:
     ``parent-K.npy`` int32 [K], the cluster of the next coarser level.
     """
     recipe = run.recipe
+    if recipe.bundle:
+        return _clusters_of(run, text.bundle(run))
     embedded = embeddings(run)
     everything = text.generic(run)
     ks = sorted(set(recipe.cluster.k), reverse=True)
@@ -89,6 +91,16 @@ def clusters(run: Run) -> Path:
         return {"levels": levels, "embedder": facts(embedded)["embedder"]}
 
     return run.stage("clusters", settings, {"embeddings": embedded}, build)
+
+
+def _clusters_of(run: Run, source: Path) -> Path:
+    """The clustering that a bundle brings."""
+    def build(folder: Path) -> dict[str, Any]:
+        centroids = read_array(source / "bundle" / "centroids.npy", mapped=False)
+        write_array(folder / f"centroids-{len(centroids)}.npy", centroids)
+        return {"embedder": facts(source)["embedder"]}
+
+    return run.stage("clusters", {}, {"bundle": source}, build)
 
 
 @once

@@ -14,7 +14,7 @@ from planearly.errors import UserError
 from planearly.model import flops
 from planearly.run import Run, facts, once
 from planearly.specialize import lora
-from planearly.stages import distilled, groups, selectors, training
+from planearly.stages import distilled, experts, groups, selectors, training
 from planearly.stages.results import Trained
 
 
@@ -123,7 +123,8 @@ def selected(method: str) -> Method:
         base = pretrain(run, domain)
         tuned = training.specialize(run, f"{method}.{domain}", domain, base)
         made = facts(selectors.selection(run, method, domain))
-        notes = {key: made[key] for key in ("k", "cluster", "ranks") if key in made}
+        notes: dict[str, object] = {
+            key: made[key] for key in ("k", "cluster", "ranks") if key in made}
         return Trained(method, domain, base, tuned, [], [base, tuned], notes=notes)
 
     return Method(pretrain, specialize, weighs=method == "slm-top")
@@ -133,6 +134,12 @@ def nothing(run: Run, domain: str) -> None:
     """No pretraining."""
 
 
+def with_experts(method: str) -> Method:
+    """One pretraining of experts for every domain; the domain's expert, fine-tuned."""
+    return Method(lambda run, domain: experts.PRETRAINED[method](run),
+                  lambda run, domain: experts.specialize(run, method, domain))
+
+
 METHODS: dict[str, Method] = {
     "slm": Method(pretrained_slm, slm),
     "slm-is": Method(pretrained_is, slm_is, weighs=True),
@@ -140,6 +147,7 @@ METHODS: dict[str, Method] = {
     "llm": Method(pretrained_llm, llm),
     "llm-lora": Method(pretrained_llm, llm_lora),
     "slm-d": Method(pretrained_pair, slm_d),
+    **{method: with_experts(method) for method in experts.PRETRAINED},
     **{method: selected(method) for method in selectors.SELECTORS},
 }
 
@@ -149,6 +157,9 @@ def check_methods(recipe: Recipe) -> None:
     for name in recipe.methods:
         if name not in METHODS:
             raise UserError(f"recipe key 'methods' names '{name}'; known are {', '.join(METHODS)}")
+    for method in experts.PRETRAINED:
+        if method in recipe.methods:
+            experts.check(recipe, method)
     if "llm-lora" in recipe.methods:
         lora.check(recipe.lora, recipe.large.d_model, recipe.large.d_ff)
     if "slm-d" in recipe.methods:

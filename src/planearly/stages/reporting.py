@@ -142,6 +142,8 @@ def _samples(run: Run, all_trained: list[Trained]) -> Iterator[page.Sample]:
 
 def _sources(run: Run, all_trained: list[Trained]) -> Iterator[page.Source]:
     """Tokens and passes of each pretraining over each source of the generic corpus."""
+    if run.recipe.bundle:
+        return
     dataset = TokenDataset(text.generic(run))
     names = dataset.meta["sources"]
     of_window = dataset.documents["source"][dataset.windows["document"].astype(np.int64)]
@@ -172,6 +174,8 @@ def _sources(run: Run, all_trained: list[Trained]) -> Iterator[page.Source]:
 
 
 def _warnings(run: Run, all_trained: list[Trained]) -> Iterator[str]:
+    if run.recipe.bundle:
+        return
     overlap = facts(text.kept(run)).get("overlap", {})
     if overlap.get("excluded"):
         yield (f"{overlap['excluded']} generic documents hold text of a domain's valid or test "

@@ -53,13 +53,17 @@ def evaluate(run: Run, stage: str, model_stage: Path, name: str) -> Path:
 
     ``test-nll.npy`` and ``test-tokens.npy`` hold the sums per document, for paired comparisons.
     """
-    inputs = {"model": model_stage, "domain": text.domain(run, name), "kept": text.kept(run)}
+    inputs = {"model": model_stage, "domain": text.domain(run, name)}
+    if not run.recipe.bundle:
+        inputs["kept"] = text.kept(run)
     settings = {"eval_tokens": run.recipe.data.eval_tokens, "seed": run.recipe.seed}
 
     def build(folder: Path) -> dict[str, Any]:
         model = training.load_model(model_stage).to(parallel.device())
         forward = perplexity.forward_of(model)
-        sets = {"test": text.held_out(run, name, "test"), "generic": text.generic_test(run)}
+        sets = {"test": text.held_out(run, name, "test")}
+        if not run.recipe.bundle:
+            sets["generic"] = text.generic_test(run)
         found = {}
         for label, (dataset, windows) in sets.items():
             nll, tokens = perplexity.document_nll(
@@ -120,8 +124,8 @@ def row(run: Run, trained: Trained, model: Path) -> dict[str, Any]:
         "inference_params": flops.parameters(shape),
         "non_embedding_params": flops.non_embedding(shape),
         "inference_flops_per_token": flops.forward(shape),
-        "generic_ppl": value["generic"]["perplexity"] if value else None,
-        "generic_ppl_after": tuned["generic"]["perplexity"],
+        "generic_ppl": value["generic"]["perplexity"] if value and "generic" in value else None,
+        "generic_ppl_after": tuned["generic"]["perplexity"] if "generic" in tuned else None,
         "ppl_before": value["test"]["perplexity"] if value else None,
         "ppl_before_ci": value["test"]["ci95"] if value else None,
         "ppl_after": tuned["test"]["perplexity"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from dataclasses import asdict
 from importlib import metadata
@@ -16,6 +17,7 @@ from planearly.data.windows import TokenDataset
 from planearly.errors import UserError
 from planearly.files import digest, read_array, write_array
 from planearly.run import Run, facts, once
+from planearly.specialize import bundle as bundles
 
 SPLITS = ("train", "valid", "test")
 
@@ -71,9 +73,26 @@ def _reading(run: Run) -> dict[str, Any]:
 
 
 @once
+def bundle(run: Run) -> Path:
+    """The recipe's bundle, checked, as a stage: ``bundle/`` in its folder."""
+    given = Path(run.recipe.bundle or "").expanduser()
+    files = run.file_digests(sorted(p for p in given.rglob("*") if p.is_file()))
+
+    def build(folder: Path) -> dict[str, Any]:
+        info = bundles.load_bundle(given)
+        shutil.copytree(given, folder / "bundle", dirs_exist_ok=True)
+        return {"kind": info.kind, "shape": info.model.shape.to_dict(),
+                "embedder": {"name": info.embedder.name, "digest": info.embedder.digest}}
+
+    return run.stage("bundle", {"files": files}, {}, build)
+
+
+@once
 def tokenizer_folder(run: Run) -> Path:
     """The tokenizer: trained on the generic corpus, or taken from where the recipe says."""
     recipe = run.recipe
+    if recipe.bundle:
+        return _tokenizer_of(run, bundle(run))
     units = corpus.resolve(sources(run)[0])
     settings: dict[str, Any] = asdict(recipe.tokenizer)
     if recipe.tokenizer.path is None:
@@ -83,6 +102,14 @@ def tokenizer_folder(run: Run) -> Path:
         return tokenizer.build(recipe.tokenizer, recipe.data, units, recipe.context, folder)
 
     return run.stage("tokenizer", settings, {}, build)
+
+
+def _tokenizer_of(run: Run, source: Path) -> Path:
+    def build(folder: Path) -> dict[str, Any]:
+        shutil.copytree(source / "bundle" / "tokenizer", folder, dirs_exist_ok=True)
+        return {"vocab_size": facts(source)["shape"]["vocab_size"]}
+
+    return run.stage("tokenizer", {}, {"bundle": source}, build)
 
 
 @once

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from planearly import config
 from planearly.data.loader import MixedStream, RowStream, Stream
@@ -17,11 +18,12 @@ from planearly.device import bf16_is_fast
 from planearly.evaluate.perplexity import mean_nll
 from planearly.files import atomic_write, read_array, read_json
 from planearly.model import flops
+from planearly.model.projected import Projected
 from planearly.model.transformer import Shape, Transformer
 from planearly.plan import ledger
 from planearly.progress import say
 from planearly.run import Run, facts, once
-from planearly.specialize import lora
+from planearly.specialize import experts, lora
 from planearly.stages import groups, text
 from planearly.train import checkpoint, loop, optim, parallel
 from planearly.train.objective import NextToken, Objective
@@ -65,40 +67,47 @@ def validator(run: Run, name: str) -> Validate:
 def pretrain(
     run: Run, stage: str, packed: Path, weights: np.ndarray, *, large: bool = False,
     inputs: dict[str, Path] | None = None, mixed_with: str | None = None,
+    network: Callable[[], loop.Trainable] | None = None, flops_per_step: float = 0.0,
+    settings: dict[str, Any] | None = None, share_of_steps: float = 1.0,
 ) -> Path:
-    """Pretrain a dense model on generic rows drawn by ``weights``; folder with the weights.
+    """Pretrain a model on generic rows drawn by ``weights``; folder with the weights.
 
     Args:
         mixed_with: a domain whose own text takes ``pretrain.specialization_share`` of the rows.
+        network: makes another model than the dense one, of ``flops_per_step`` beside its tokens'.
+        settings: what else the result depends on.
+        share_of_steps: of the recipe's pretraining.
     """
     recipe = run.recipe
     shape = shape_of(run, large)
     share = recipe.pretrain.specialization_share if mixed_with else 0.0
-    steps = groups.planned_rows(run) // max(recipe.pretrain.batch_tokens // recipe.context, 1)
-    settings: dict[str, Any] = {
+    batch_rows = max(recipe.pretrain.batch_tokens // recipe.context, 1)
+    steps = max(round(groups.planned_rows(run) // batch_rows * share_of_steps), 1)
+    values: dict[str, Any] = {
         "shape": shape.to_dict(), "train": train_settings(recipe.pretrain), "steps": steps,
-        "seed": recipe.seed, "specialization_share": share,
+        "seed": recipe.seed, "specialization_share": share, **(settings or {}),
     }
     if share and mixed_with:
-        settings["spec_tokens"] = recipe.spec_tokens
+        values["spec_tokens"] = recipe.spec_tokens
         inputs = {**(inputs or {}), "domain": text.domain(run, mixed_with)}
 
     def build(folder: Path) -> dict[str, Any]:
-        model = Transformer(shape, recipe.seed)
+        model = network() if network else loop.Dense(Transformer(shape, recipe.seed))
         generic = generic_stream(run, packed, weights)
         stream: Stream = generic
         if share and mixed_with:
             own, _ = domain_stream(run, mixed_with)
             stream = MixedStream([generic, own], [1 - share, share], recipe.seed)
-        outcome = loop.train(loop.Dense(model), stream, steps, recipe.pretrain, folder, name=stage)
-        drawn = generic.sampler.counts(round(groups.planned_rows(run) * (1 - share)))
+        outcome = loop.train(model, stream, steps, recipe.pretrain, folder, name=stage)
+        drawn = generic.sampler.counts(round(steps * batch_rows * (1 - share)))
+        per_token = flops.training(shape) + flops_per_step * steps / outcome.tokens
         return {
             "shape": shape.to_dict(), "outcome": asdict(outcome), "large": large,
-            "cost": book(run, stage, outcome, flops.training(shape)),
+            "cost": book(run, stage, outcome, per_token),
             "epochs": epochs(drawn, generic.sampler.rows_per_group),
         }
 
-    return run.stage(f"pretrain/{stage}", settings, {"rows": packed, **(inputs or {})}, build,
+    return run.stage(f"pretrain/{stage}", values, {"rows": packed, **(inputs or {})}, build,
                      every_rank=True)
 
 
@@ -170,6 +179,56 @@ def replayed(run: Run) -> Replay | None:
     return Replay(packed, groups.generic_weights(packed), run.recipe.finetune.replay_share)
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """Fine-tuning on a domain, ready to start."""
+
+    own: RowStream
+    stream: Stream
+    steps: int
+    tokens: int
+    """Of the specialization set."""
+    rate_factor: float
+    """Of the learning rate of a model that was trained before."""
+
+
+def tuning(run: Run, name: str, replay: Replay | None = None) -> Tuning:
+    """Rows, steps and rate for the domain's training text, with ``replay`` mixed in."""
+    finetune = run.recipe.finetune
+    share = replay.share if replay else 0.0
+    own, epoch_rows = domain_stream(run, name)
+    stream: Stream = own
+    if replay:
+        generic = generic_stream(run, replay.rows, replay.weights)
+        stream = MixedStream([own, generic], [1 - share, share], run.recipe.seed)
+    _, used = text.specialization_windows(run, name)
+    tokens = int(own.dataset.windows["length"][used].sum())
+    own_rows = max(round(finetune.batch_tokens // run.recipe.context * (1 - share)), 1)
+    steps, factor = finetune_limits(finetune, tokens, epoch_rows, own_rows)
+    return Tuning(own, stream, steps, tokens, factor)
+
+
+def finetune(run: Run, name: str, model: loop.Trainable, folder: Path, label: str) -> loop.Outcome:
+    """Fine-tune any model as the recipe says, with early stopping; not a stage of its own."""
+    settings, plan = run.recipe.finetune, tuning(run, name)
+    return loop.train(
+        model, plan.stream, plan.steps, settings, folder, name=label,
+        optimizer=optim.resolve(settings.optimizer, plan.steps).scaled(plan.rate_factor),
+        validate=validator(run, name), patience=settings.patience,
+    )
+
+
+def finetune_vector(run: Run, name: str, network: Projected, start: Tensor, folder: Path,
+                    label: str) -> tuple[Tensor, loop.Outcome]:
+    """Train one expert vector of a projected network on the domain, everything else frozen."""
+    settings, plan = run.recipe.finetune, tuning(run, name)
+    return experts.tune_vector(
+        network, start, plan.stream, plan.steps, settings, folder, name=label,
+        validate=validator(run, name), patience=settings.patience,
+        optimizer=optim.resolve(settings.optimizer, plan.steps),
+    )
+
+
 def specialize(
     run: Run, stage: str, name: str, start: Path | None, *, large: bool = False,
     objective: Callable[[Path, RowStream], Objective] | None = None,
@@ -188,48 +247,38 @@ def specialize(
         settings: what else the result depends on.
     """
     recipe = run.recipe
-    finetune = recipe.finetune
+    tune = recipe.finetune
     shape = Shape(**facts(start)["shape"]) if start else shape_of(run, large)
     replay = replay or (replayed(run) if start else None)
-    share = replay.share if replay else 0.0
     folders = {"domain": text.domain(run, name), **({"start": start} if start else {}),
                **({"rows": replay.rows} if replay else {}), **(inputs or {})}
-    values = {"train": train_settings(finetune), "spec_tokens": recipe.spec_tokens,
+    values = {"train": train_settings(tune), "spec_tokens": recipe.spec_tokens,
               "eval_tokens": recipe.data.eval_tokens, "seed": recipe.seed,
               "shape": shape.to_dict(), **({"adapters": asdict(adapters)} if adapters else {}),
               **(settings or {})}
 
     def build(folder: Path) -> dict[str, Any]:
         model = load_model(start) if start else Transformer(shape, recipe.seed)
-        own, epoch_rows = domain_stream(run, name)
-        stream: Stream = own
-        if replay:
-            generic = generic_stream(run, replay.rows, replay.weights)
-            stream = MixedStream([own, generic], [1 - share, share], recipe.seed)
-        _, used = text.specialization_windows(run, name)
-        tokens = int(own.dataset.windows["length"][used].sum())
-        own_rows = max(round(finetune.batch_tokens // recipe.context * (1 - share)), 1)
-        steps, factor = finetune_limits(finetune, tokens, epoch_rows, own_rows)
-        if not start:
-            factor = 1.0
+        plan = tuning(run, name, replay)
+        steps, factor = plan.steps, plan.rate_factor if start else 1.0
         place, flops_per_token = folder, flops.training(shape)
         if adapters:
             lora.add_adapters(model, adapters, recipe.seed)
             steps = max(round(steps * adapters.step_factor), 1)
             factor *= adapters.lr_factor
             place, flops_per_token = folder / "adapters", flops.lora_training(shape, adapters.rank)
-        goal = objective(folder, own) if objective else NextToken()
+        goal = objective(folder, plan.own) if objective else NextToken()
         outcome = loop.train(
-            loop.Dense(model), stream, steps, finetune, place, name=stage,
-            optimizer=optim.resolve(finetune.optimizer, steps).scaled(factor), objective=goal,
-            validate=validator(run, name), patience=finetune.patience,
+            loop.Dense(model), plan.stream, steps, tune, place, name=stage,
+            optimizer=optim.resolve(tune.optimizer, steps).scaled(factor), objective=goal,
+            validate=validator(run, name), patience=tune.patience,
         )
         if adapters:
             _merge(model, place, folder)
         say(f"  validation {outcome.first_validation:.4f} before, {outcome.best_validation:.4f} "
             f"at step {outcome.best_step}")
         return {
-            "shape": shape.to_dict(), "outcome": asdict(outcome), "spec_tokens": tokens,
+            "shape": shape.to_dict(), "outcome": asdict(outcome), "spec_tokens": plan.tokens,
             "cost": book(run, stage, outcome, flops_per_token + goal.flops_per_token, goal),
         }
 

@@ -1,8 +1,10 @@
-"""Optimisers: two presets, each a list of torch optimisers with their peak learning rates.
+"""Optimisers: presets, each a list of torch optimisers with their peak learning rates.
 
 ``paper``: Adam, 1e-4, clipping at 5.0, 1,000 warm-up steps (paper, section 4), then the inverse
 square root schedule. ``modern``: Muon (Jordan et al. 2024; torch's own) for the hidden matrices,
-AdamW for embeddings and norms, warm-up-stable-decay.
+AdamW for embeddings and norms, warm-up-stable-decay. ``adamw``: AdamW for all of them, otherwise
+as ``modern``; a projected network's bank is trained so in any case, so this is the fair preset to
+compare it under.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ class Settings:
 
 PRESETS = {
     "paper": Settings("paper", 1e-4, 1e-4, 0.0, 5.0, 1000, "inverse-sqrt", 0.0),
+    "adamw": Settings("adamw", 3e-3, 3e-3, 0.1, 1.0, 50, "wsd", 0.3),
     "modern": Settings("modern", 1e-2, 5e-3, 0.1, 1.0, 50, "wsd", 0.3),
 }
 
@@ -85,7 +88,8 @@ def build(module: nn.Module, settings: Settings) -> list[Optimizer]:
         ))
     if other:
         made.append(torch.optim.AdamW(
-            groups(other, settings.embedding_lr), betas=(0.9, 0.95), weight_decay=0.0, fused=True,
+            groups(other, settings.embedding_lr), betas=(0.9, 0.95), fused=True,
+            weight_decay=settings.weight_decay if settings.preset == "adamw" else 0.0,
         ))
     return made
 

@@ -1,0 +1,268 @@
+"""SLM-pn and SLM-mix: one pretraining for all domains, an expert for each (paper, section 3)."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from planearly import config
+from planearly.cluster import embed
+from planearly.data.windows import TokenDataset
+from planearly.device import bf16_is_fast
+from planearly.errors import UserError
+from planearly.evaluate.perplexity import mean_nll
+from planearly.files import read_array
+from planearly.model import flops
+from planearly.model.mixture import Mixture
+from planearly.model.projected import Projected
+from planearly.model.transformer import Shape, Transformer
+from planearly.plan import ledger
+from planearly.plan.cost import EXPERT_CHOICE_TOKENS
+from planearly.progress import say
+from planearly.run import Run, facts, once
+from planearly.specialize import bundle as bundles
+from planearly.specialize import experts
+from planearly.stages import groups, text, training
+from planearly.stages.results import Trained
+from planearly.train import checkpoint, loop, parallel
+
+
+def count(recipe: config.Recipe, method: str) -> int:
+    """Experts of a method, one per cluster."""
+    return recipe.projected.experts if method == "slm-pn" else recipe.mixture.experts
+
+
+def check(recipe: config.Recipe, method: str) -> None:
+    """Refuse a number of experts without its clustering."""
+    place = "projected.experts" if method == "slm-pn" else "mixture.experts"
+    if count(recipe, method) not in recipe.cluster.k:
+        raise UserError(f"recipe key '{place}' is {count(recipe, method)}, one expert per cluster: "
+                        f"it must be among 'cluster.k', {recipe.cluster.k}")
+    alone = recipe.mixture.expert
+    if method == "slm-mix" and alone is not None and not 0 <= alone < recipe.mixture.experts:
+        raise UserError(f"recipe key 'mixture.expert' is {alone}; the experts are 0 to "
+                        f"{recipe.mixture.experts - 1}")
+
+
+@once
+def pretrained_pn(run: Run, domain: str = "") -> Path:
+    """The projected network on the generic corpus, every row through its cluster's expert."""
+    if run.recipe.bundle:
+        return bundled(run)
+    settings = run.recipe.projected
+    shape = training.shape_of(run)
+    packed = groups.rows(run, settings.experts)
+    clusters = len(groups.generic_weights(packed))
+    return training.pretrain(
+        run, "slm-pn", packed, groups.generic_weights(packed),
+        network=lambda: Projected(shape, settings, run.recipe.seed),
+        flops_per_step=flops.projection_per_step(shape, settings, clusters),
+        settings={"projected": asdict(settings)},
+    )
+
+
+@once
+def pretrained_expert(run: Run, expert: int) -> Path:
+    """One expert of the mixture: a plain model on its cluster's rows, for its share of the steps.
+
+    Experts share nothing, so each can be trained on another machine (``mixture.expert``).
+    """
+    packed = groups.rows(run, run.recipe.mixture.experts)
+    weights = groups.generic_weights(packed)
+    alone = np.zeros_like(weights)
+    alone[expert] = 1.0
+    return training.pretrain(
+        run, f"slm-mix-expert{expert:03d}", packed, alone,
+        share_of_steps=float(weights[expert] / weights.sum()),
+    )
+
+
+def mixture_members(run: Run) -> list[Path]:
+    return [pretrained_expert(run, i) for i in range(run.recipe.mixture.experts)]
+
+
+@once
+def pretrained_mix(run: Run, domain: str = "") -> Path:
+    """All experts of the mixture, gathered; or only the one that ``mixture.expert`` names."""
+    if run.recipe.bundle:
+        return bundled(run)
+    recipe = run.recipe
+    if recipe.mixture.expert is not None:
+        return pretrained_expert(run, recipe.mixture.expert)
+    members = mixture_members(run)
+
+    def build(folder: Path) -> dict[str, Any]:
+        shape = Shape(**facts(members[0])["shape"])
+        mixture = Mixture(shape, len(members), recipe.seed)
+        for i, member in enumerate(members):
+            path = member / loop.FINAL
+            checkpoint.set_weights(mixture.model(i), checkpoint.load_tensors(path)[0], path)
+        checkpoint.save_tensors(folder / loop.FINAL, checkpoint.weights(mixture), {})
+        return {"shape": shape.to_dict()}
+
+    return run.stage("mixture", {}, {f"{i:03d}": m for i, m in enumerate(members)}, build)
+
+
+PRETRAINED = {"slm-pn": pretrained_pn, "slm-mix": pretrained_mix}
+
+
+def load(run: Run, method: str) -> experts.Experts:
+    """The pretrained network or mixture."""
+    stage = PRETRAINED[method](run)
+    shape = Shape(**facts(stage)["shape"])
+    model: experts.Experts
+    if method == "slm-pn":
+        model = Projected(shape, run.recipe.projected)
+    else:
+        model = Mixture(shape, run.recipe.mixture.experts)
+    path = stage / loop.FINAL
+    checkpoint.set_weights(model, checkpoint.load_tensors(path)[0], path)
+    return model
+
+
+@once
+def chosen(run: Run, method: str, name: str) -> Path:
+    """The domain's expert as a dense model, ready for fine-tuning, and why it was chosen."""
+    recipe = run.recipe
+    k = count(recipe, method)
+    base, mine = PRETRAINED[method](run), groups.domain_clusters(run, name)
+    settings: dict[str, Any] = {
+        "rule": recipe.expert, "spec_tokens": recipe.spec_tokens, "seed": recipe.seed, "k": k,
+        "tune_vector": recipe.projected.tune_vector and method == "slm-pn",
+    }
+    if recipe.expert == "best-tuned" or settings["tune_vector"]:
+        settings["finetune"] = training.train_settings(recipe.finetune)
+
+    def build(folder: Path) -> dict[str, Any]:
+        model = load(run, method)
+        dataset, used = text.specialization_windows(run, name)
+        size = np.asarray(dataset.windows["length"][used], np.float64)
+        share = np.bincount(read_array(mine / f"assignment-{k}.npy")[used], size, k)
+        sample = used[np.cumsum(size) <= max(EXPERT_CHOICE_TOKENS, size[0])]
+
+        def loss(dense: Transformer) -> float:
+            return mean_nll(dense, dataset, sample, bf16=bf16_is_fast(parallel.device()))
+
+        spent = Spent()
+
+        def tune(expert: int, state: dict[str, Tensor]) -> float:
+            dense = Transformer(model.shape)
+            checkpoint.set_weights(dense, state, f"expert {expert}")
+            outcome = training.finetune(run, name, loop.Dense(dense), folder / f"tuned-{expert}",
+                                        f"{method}.{name}, expert {expert}")
+            spent.add(outcome.tokens, flops.training(model.shape), outcome.seconds)
+            assert outcome.best_validation is not None
+            return outcome.best_validation
+
+        began = time.monotonic()
+        choice = experts.choose(model, recipe.expert, share, loss=loss, tune=tune)
+        if recipe.expert == "lowest-loss":
+            tokens = k * float(dataset.windows["length"][sample].sum())
+            spent.add(tokens, flops.forward(model.shape), time.monotonic() - began)
+        which: int | Tensor = choice.which
+        say(f"  {choice.reason}")
+        if settings["tune_vector"]:
+            assert isinstance(model, Projected)
+            which, outcome = training.finetune_vector(
+                run, name, model, model.vector(which), folder / "vector", f"{method}.{name} vector")
+            spent.add(outcome.tokens, flops.training(model.shape), outcome.seconds)
+        checkpoint.save_tensors(folder / loop.FINAL, model.materialise(which), {})
+        centroids = read_array(groups.clusters(run) / f"centroids-{k}.npy")
+        return {
+            "shape": model.shape.to_dict(), "choice": choice.facts(),
+            "similarity": experts.similarity(model, centroids), "histogram": share / share.sum(),
+            "cost": spent.booked(run, f"expert/{method}.{name}"),
+        }
+
+    return run.stage(f"expert/{method}.{name}", settings,
+                     {"model": base, "domain-clusters": mine}, build)
+
+
+class Spent:
+    """Tokens, FLOPs and seconds that choosing an expert took."""
+
+    def __init__(self) -> None:
+        self.tokens = self.flops = self.seconds = 0.0
+
+    def add(self, tokens: float, flops_per_token: float, seconds: float) -> None:
+        self.tokens += tokens
+        self.flops += tokens * flops_per_token
+        self.seconds += seconds
+
+    def booked(self, run: Run, stage: str) -> dict[str, Any]:
+        return ledger.book(stage, self.tokens, self.flops, self.seconds,
+                           price_per_hour=run.recipe.cost.price_per_hour,
+                           currency=run.recipe.cost.currency)
+
+
+def specialize(run: Run, method: str, name: str) -> Trained:
+    """The chosen expert, fine-tuned."""
+    base = PRETRAINED[method](run)
+    expert = chosen(run, method, name)
+    tuned = training.specialize(run, f"{method}.{name}", name, expert)
+    shape = Shape(**facts(expert)["shape"])
+    total = (flops.projected_parameters(shape, run.recipe.projected) if method == "slm-pn"
+             else flops.mixture_parameters(shape, run.recipe.mixture.experts))
+    choice = facts(expert)["choice"]
+    notes = {"expert": choice["rule"], "expert_number": choice["expert"],
+             "expert_share": choice["share"], "k": count(run.recipe, method)}
+    generic = mixture_members(run) if method == "slm-mix" and not run.recipe.bundle else [base]
+    return Trained(method, name, expert, tuned, generic, [expert, tuned], params=total,
+                   notes=notes)
+
+
+# Bundles ----------------------------------------------------------------------------------------
+
+def save_bundle(run: Run, method: str) -> Path:
+    """The pretrained model as a self-contained folder, ``bundle/`` of the stage."""
+    base = PRETRAINED[method](run)
+    clustered = groups.clusters(run)
+    k = count(run.recipe, method)
+
+    def build(folder: Path) -> None:
+        dataset = TokenDataset(text.generic(run))
+        size = np.asarray(dataset.windows["length"], np.float64) / dataset.context
+        counts = np.bincount(read_array(clustered / f"assignment-{k}.npy"), size, k)
+        bundles.save_bundle(
+            folder / "bundle", load(run, method), counts=counts,
+            centroids=read_array(clustered / f"centroids-{k}.npy"),
+            embedder=embed.load_embedder(run.recipe.cluster.embedder),
+            tokenizer_folder=text.tokenizer_folder(run), recipe=run.recipe,
+        )
+
+    return run.stage(f"bundle/{method}", {}, {"model": base, "clusters": clustered}, build)
+
+
+@once
+def bundled(run: Run) -> Path:
+    """The model of the recipe's bundle, as if it had been pretrained in this run."""
+    source = text.bundle(run)
+
+    def build(folder: Path) -> dict[str, Any]:
+        info = facts(source)
+        shutil.copyfile(source / "bundle" / "weights.safetensors", folder / loop.FINAL)
+        return {"shape": info["shape"], "cost": ledger.book("bundle", 0, 0, 0)}
+
+    return run.stage(f"pretrain/{facts(source)['kind']}", {}, {"bundle": source}, build)
+
+
+def from_bundle(folder: Path, documents: list[str], overrides: list[str]) -> config.Recipe:
+    """The recipe that specialises a bundle on documents: the bundle's own, without its corpus.
+
+    Raises:
+        UserError: not a bundle.
+    """
+    info = bundles.read_info(folder)
+    values = info["recipe"]
+    values |= {"bundle": str(folder), "generic": [], "domains_root": None, "domains": documents,
+               "methods": [info["kind"]], "name": "specialize"}
+    values["cluster"]["k"] = [info["experts"]]
+    values["importance"]["k"] = None
+    return config.override(values, overrides)
+

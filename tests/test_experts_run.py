@@ -1,0 +1,92 @@
+"""Projected networks and mixtures as a person runs them: rows, bundles, one expert alone."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from planearly import config, pipeline
+from planearly.errors import UserError
+from planearly.files import read_json
+from planearly.specialize import bundle as bundle_module
+from planearly.stages import experts
+from test_methods import Words, made, recipe  # noqa: F401 (made is a fixture)
+
+PROJECTED = {"experts": 3, "rank": 2, "embedding": 3}
+
+
+def settings(root, **over) -> config.Recipe:
+    return recipe(root, **{"methods": ["slm-pn", "slm-mix"], "projected": PROJECTED,
+                           "mixture": {"experts": 3}, **over})
+
+
+@pytest.mark.slow
+def test_both_write_their_rows_and_a_bundle_specialises_offline(
+        made, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle_module, "load_embedder", lambda name, cache=None: Words())
+    out = tmp_path / "run"
+    results = pipeline.run(settings(made), out)
+    pn, mix = results["rows"]
+    assert (pn["method"], mix["method"]) == ("slm-pn", "slm-mix")
+    for row in (pn, mix):
+        assert row["expert"] == "lowest-loss" and row["k"] == 3
+        assert row["params"] > row["inference_params"]
+        assert row["ppl_after"] < row["ppl_before"]
+        assert (out / row["model"] / "model.safetensors").exists()
+    assert mix["params"] == 3 * mix["inference_params"]
+    assert pn["cost"]["tokens"] > pn["specialization_cost"]["tokens"]
+
+    (bundle,) = out.glob("bundle/slm-pn-*/bundle")
+    documents = str(made / "domains" / "law")
+    offline = experts.from_bundle(bundle, [documents], [])
+    again = pipeline.run(offline, tmp_path / "offline")["rows"][0]
+    assert again["method"] == "slm-pn" and again["generic_ppl"] is None
+    assert again["ppl_before"] == pytest.approx(pn["ppl_before"], rel=1e-6)
+    assert again["expert_number"] == pn["expert_number"]
+    one, two = (load_file(next(root.glob("model/slm-pn.law-*/export/model.safetensors")))
+                for root in (out, tmp_path / "offline"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_every_rule_chooses(made, tmp_path):  # noqa: F811
+    out = tmp_path / "run"
+    chosen = {}
+    for rule in ("most-frequent", "blend", "best-tuned"):
+        row = pipeline.run(settings(made, expert=rule, methods=["slm-pn"]), out)["rows"][0]
+        assert row["expert"] == rule
+        chosen[rule] = row["expert_number"]
+    assert chosen["blend"] is None and chosen["best-tuned"] in range(3)
+    tuned = settings(made, expert="blend", methods=["slm-pn"],
+                     projected={**PROJECTED, "tune_vector": True})
+    assert pipeline.run(tuned, out)["rows"][0]["expert"] == "blend"
+    assert len(list(out.glob("pretrain/slm-pn-*"))) == 2  # tune_vector is a key of projected
+
+
+@pytest.mark.slow
+def test_experts_trained_one_by_one_are_those_trained_together(made, tmp_path):  # noqa: F811
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    pipeline.run(settings(made, methods=["slm-mix"]), together, "pretrain")
+    for expert in range(3):
+        mixture = {"experts": 3, "expert": expert}
+        pipeline.run(settings(made, methods=["slm-mix"], mixture=mixture), alone, "pretrain")
+    for expert in range(3):
+        one, two = (load_file(next(root.glob(f"pretrain/slm-mix-expert{expert:03d}-*"))
+                              / "final.safetensors") for root in (together, alone))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    pipeline.run(settings(made, methods=["slm-mix"]), alone, "pretrain")
+    shares = [read_json(p)["outcome"]["steps"]
+              for p in together.glob("pretrain/slm-mix-expert*/manifest.json")]
+    assert abs(np.sum(shares) - 40) <= 2
+
+
+def test_impossible_experts_are_one_sentence(made, tmp_path):  # noqa: F811
+    for over, sentence in (
+        ({"projected": {**PROJECTED, "experts": 5}}, "'projected.experts' is 5"),
+        ({"mixture": {"experts": 3, "expert": 7}}, "'mixture.expert' is 7"),
+        ({"mixture": {"experts": 3, "expert": 1}}, "use 'planearly pretrain'"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            pipeline.run(settings(made, **over), tmp_path / "run")
+    with pytest.raises(UserError, match="is not a bundle"):
+        experts.from_bundle(tmp_path, ["x"], [])
