@@ -31,6 +31,12 @@ METHODS = {
     "slm-nopt": "trained on the domain's documents alone, without pretraining",
     "slm-is": "pretrained on the generic corpus resampled so that its clusters are as frequent as "
               "in the domain's documents (cluster importance sampling), then fine-tuned on these",
+    "slm-dsir": "pretrained on the part of the generic corpus that importance resampling on hashed "
+                "n-grams (DSIR) selects for the domain's documents, then fine-tuned on these",
+    "slm-knn": "pretrained on the part of the generic corpus that is nearest to the domain's "
+               "documents by embedding, then fine-tuned on these",
+    "slm-top": "pretrained on the generic corpus's cluster that is most frequent in the domain's "
+               "documents, then fine-tuned on these",
     "slm-d": "pretrained on the generic corpus, then fine-tuned on a mix of the domain's documents "
              "and the predictions of a larger model fine-tuned on them (distillation)",
     "slm-mix": "one of a mixture of small models, each pretrained on one cluster of the generic "
