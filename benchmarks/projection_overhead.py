@@ -27,7 +27,7 @@ import torch
 from planearly import config
 from planearly.data.loader import Batch
 from planearly.data.sample import Interleave
-from planearly.model.projected import Projected
+from planearly.model.projected import Projected, by_group
 from planearly.model.transformer import Shape, Transformer
 from planearly.train import loop, optim
 
@@ -41,10 +41,13 @@ class Naive(Projected):
     def begin(self, groups: np.ndarray) -> None:
         pass
 
-    def select(self, group: int) -> None:
+    def microbatches(self, groups: np.ndarray, rows: int) -> list[np.ndarray]:
+        return by_group(groups, rows)
+
+    def select(self, groups: np.ndarray) -> None:
         for (place, attribute), name in zip(self._places, self.names, strict=True):
             bank = self.bank(name)
-            weight = (self.experts[group] @ bank.mixing) @ bank.slices.flatten(1)
+            weight = (self.experts[int(groups[0])] @ bank.mixing) @ bank.slices.flatten(1)
             setattr(place, attribute, weight.view(bank.slices.shape[1:]))
 
     def end(self) -> None:

@@ -85,7 +85,7 @@ def deferred(model: Projected, batch: Batch, rows: int) -> float:
     model.begin(batch.groups)
     for indices in model.microbatches(batch.groups, rows):
         part = batch.take(indices)
-        model.select(int(part.groups[0]))
+        model.select(part.groups)
         loss = nll(model.body, part.inputs, part.targets)
         loss.backward()
         total += loss.item()
@@ -142,7 +142,7 @@ def test_materialised_expert_is_the_networks(shape: Shape) -> None:
     for expert in range(5):
         dense = Transformer(shape)
         checkpoint.set_weights(dense, model.materialise(expert), "materialised")
-        model.select(expert)
+        model.show(expert)
         torch.testing.assert_close(model.body(inputs), dense(inputs), rtol=0, atol=1e-5)
     weights = torch.tensor([0.1, 0.2, 0.3, 0.2, 0.2])
     blend = model.materialise(model.blend(10 * weights))
@@ -173,7 +173,7 @@ def test_fresh_experts_are_scaled_as_the_plain_model(rank: int) -> None:
     model.begin(np.arange(8))
     scales = []
     for expert in range(8):
-        model.select(expert)
+        model.show(expert)
         scales.append(activation_scales(model.body, inputs))
     ratio = np.mean(scales, axis=0) / plain
     print(f"rank {rank}: experts over plain, by layer: {np.round(ratio, 3)}")
@@ -286,7 +286,7 @@ def test_mixture_trains_each_model_as_if_alone() -> None:
     mixture.begin(batch.groups)
     for rows in mixture.microbatches(batch.groups, 2):
         part = batch.take(rows)
-        mixture.select(int(part.groups[0]))
+        mixture.select(part.groups)
         nll(mixture.body, part.inputs, part.targets).backward()
     mixture.end()
     for group in range(3):
@@ -335,7 +335,7 @@ def test_compiled_body_is_not_compiled_again_for_every_cluster() -> None:
         model.begin(np.arange(5))
         for group, size in enumerate(sizes):
             part = batch.take(np.arange(size))
-            model.select(group)
+            model.select(np.array([group] * size))
             loss_of(part.inputs, part.targets).backward()
         model.end()
         assert counter.frame_count == 1 + (sizes[1] == 3)
@@ -360,7 +360,7 @@ def test_rows_of_no_expert_are_refused() -> None:
     with pytest.raises(UserError, match="no expert 5"):
         model.materialise(5)
     with pytest.raises(UserError, match="no expert 9"):
-        Mixture(GATED, 2).select(9)
+        Mixture(GATED, 2).select(np.array([9]))
 
 
 def test_a_checkpoint_that_does_not_fit() -> None:

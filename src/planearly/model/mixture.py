@@ -61,10 +61,10 @@ class Mixture(nn.Module):
     def begin(self, groups: np.ndarray) -> None:
         """Nothing to prepare."""
 
-    def select(self, group: int) -> None:
-        """Let the body be the model of a cluster."""
-        self.model(group)
-        self._selected = int(group)
+    def select(self, groups: np.ndarray) -> None:
+        """Let the body be the model of these rows' cluster."""
+        self._selected = int(groups[0])
+        self.model(self._selected)
 
     def end(self) -> None:
         """Give zeros to experts without rows: every process then sums the same gradients."""

@@ -7,7 +7,8 @@ attention, norms) is shared. Every training window runs through the expert of it
 Projecting an expert costs the operations of a handful of tokens but moves the whole bank through
 memory, so it is done once per optimiser step: one product makes the dense weights of all clusters
 in the step, microbatches run an ordinary dense model over them, whose gradients gather per cluster,
-and two products return these to the bank and the coefficients at the end.
+and two products return these to the bank and the coefficients at the end. A microbatch holds rows
+of several clusters, sorted; only the projected matrices see the difference.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from planearly import config
 from planearly.errors import UserError
+from planearly.model.grouped import GroupedLinear
 from planearly.model.transformer import FFN_MATRICES, Shape, Transformer, initial_std
 from planearly.train import checkpoint
 
@@ -112,10 +114,15 @@ class Projected(nn.Module):
             owner, _, attribute = name.rpartition(".")
             place = self.body.get_submodule(owner)
             self.banks[_key(name)] = Bank(getattr(place, attribute).shape, settings)
-            # a plain attribute from here on: not this module's parameter, but lent step by step
-            delattr(place, attribute)
+            # from here on not this module's parameter, but a plain attribute lent step by step
+            if isinstance(place, nn.Linear):
+                place = GroupedLinear()
+                self.body.set_submodule(owner, place)
+            else:
+                delattr(place, attribute)
             setattr(place, attribute, None)
             self._places.append((place, attribute))
+        self._grouped = all(isinstance(place, GroupedLinear) for place, _ in self._places)
         self._slot: dict[int, int] = {}
         self._vectors = torch.empty(0)
         self._lent: list[_Lent] = []
@@ -167,8 +174,11 @@ class Projected(nn.Module):
     # Training: planearly.train.loop.Trainable --------------------------------------------------
 
     def microbatches(self, groups: np.ndarray, rows: int) -> list[np.ndarray]:
-        """Rows by cluster, one cluster a microbatch."""
-        return by_group(groups, rows)
+        """Rows sorted by cluster, in equal parts (one cluster each where norms, say, differ too).
+        """
+        if not self._grouped:
+            return by_group(groups, rows)
+        return np.array_split(np.argsort(groups, kind="stable"), math.ceil(len(groups) / rows))
 
     def begin(self, groups: np.ndarray) -> None:
         """Project the experts of a step's clusters.
@@ -187,9 +197,11 @@ class Projected(nn.Module):
         index = torch.from_numpy(clusters).to(self.experts.device)
         self.lend(self.experts.detach()[index])
 
-    def select(self, group: int) -> None:
-        """Let the body run as the expert of a cluster of the step."""
-        self.show(self._slot[int(group)])
+    def select(self, groups: np.ndarray) -> None:
+        """Let the body run rows of these clusters of the step, sorted, as ``microbatches`` does."""
+        assert np.all(np.diff(groups) >= 0)
+        slots, counts = np.unique([self._slot[int(group)] for group in groups], return_counts=True)
+        self.show(int(slots[0]), counts)
 
     @torch.no_grad()
     def end(self) -> None:
@@ -211,19 +223,25 @@ class Projected(nn.Module):
                 _Lent(coefficients, weights, torch.zeros_like(weights) if gradients else None)
             )
 
-    def show(self, slot: int) -> None:
-        """Let the body run as the ``slot``-th of the vectors lent.
+    def show(self, slot: int, rows: Sequence[int] | np.ndarray = (1,)) -> None:
+        """Let the body run as the vectors lent from ``slot`` on, each for so many rows of a batch.
 
-        The weights are leaves whose ``grad`` is a part of one buffer, where backward passes add up.
+        As a single one it runs batches of any size. The weights are leaves whose ``grad`` is a part
+        of one buffer, where backward passes add up.
         """
+        n = len(rows)
+        ends = torch.from_numpy(np.cumsum(rows)) if n > 1 else None
         for (place, attribute), name, lent in zip(
             self._places, self.names, self._lent, strict=True
         ):
             size = self.bank(name).slices.shape[1:]
-            leaf = lent.weights[slot].view(size).detach()
+            part, shape = slice(slot, slot + n), (n, *size) if n > 1 else size
+            leaf = lent.weights[part].view(shape).detach()
             if lent.gradients is not None:
-                leaf.requires_grad_().grad = lent.gradients[slot].view(size)
+                leaf.requires_grad_().grad = lent.gradients[part].view(shape)
             setattr(place, attribute, leaf)
+            if isinstance(place, GroupedLinear):
+                place.ends = ends
 
     @torch.no_grad()
     def collect(self, bank_too: bool = True) -> Tensor:

@@ -163,7 +163,7 @@ class Vector:
         self.network.lend(self.vector.detach()[None])
         self.network.show(0)
 
-    def select(self, group: int) -> None:
+    def select(self, groups: np.ndarray) -> None:
         pass
 
     def end(self) -> None:

@@ -60,8 +60,8 @@ class Trainable(Protocol):
     def begin(self, groups: np.ndarray) -> None:
         """A step with rows of these groups starts."""
 
-    def select(self, group: int) -> None:
-        """The next microbatch holds rows of ``group``."""
+    def select(self, groups: np.ndarray) -> None:
+        """The next microbatch holds rows of these groups."""
 
     def end(self) -> None:
         """All microbatches are done: gradients of ``module`` are to be complete."""
@@ -79,7 +79,7 @@ class Dense:
     def begin(self, groups: np.ndarray) -> None:
         pass
 
-    def select(self, group: int) -> None:
+    def select(self, groups: np.ndarray) -> None:
         pass
 
     def end(self) -> None:
@@ -331,7 +331,7 @@ def accumulate(
     loss = torch.zeros((), device=device, dtype=torch.float64)
     for rows in model.microbatches(batch.groups, per_pass):
         part = batch.take(rows)
-        model.select(int(part.groups[0]))
+        model.select(part.groups)
         inputs = part.inputs.to(device, non_blocking=True)
         targets = part.targets.to(device, non_blocking=True)
         with autocast(settings.precision, device):
