@@ -1,0 +1,89 @@
+"""A linear layer whose rows have different weights: one matrix product per group of rows.
+
+Rows come sorted by group. The products are those of one group at a time, but everything around
+them (attention, embeddings, the loss) runs over all rows at once, in one compiled graph of fixed
+shape however the rows divide among groups.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@torch.library.custom_op("planearly::grouped_linear", mutates_args=())
+def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Rows of each group times its matrix transposed.
+
+    Args:
+        x: [rows, in], sorted by group.
+        weight: [n, out, in].
+        ends: int64 [n] on the CPU; group i is rows ends[i - 1] to ends[i].
+
+    Returns:
+        [rows, out]
+    """
+    result = x.new_empty(x.shape[0], weight.shape[1])
+    start = 0
+    for matrix, end in zip(weight, ends.tolist(), strict=True):
+        if end > start:
+            torch.mm(x[start:end], matrix.T, out=result[start:end])
+        start = end
+    return result
+
+
+@torch.library.custom_op("planearly::grouped_outer", mutates_args=())
+def grouped_outer(y: Tensor, x: Tensor, ends: Tensor) -> Tensor:
+    """For each group, y transposed times x: [n, out, in] of [rows, out] and [rows, in]."""
+    result = x.new_empty(len(ends), y.shape[1], x.shape[1])
+    start = 0
+    for matrix, end in zip(result, ends.tolist(), strict=True):
+        if end > start:
+            torch.mm(y[start:end].T, x[start:end], out=matrix)
+        else:
+            matrix.zero_()
+        start = end
+    return result
+
+
+@grouped_linear.register_fake
+def _(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[1])
+
+
+@grouped_outer.register_fake
+def _(y: Tensor, x: Tensor, ends: Tensor) -> Tensor:
+    return x.new_empty(ends.shape[0], y.shape[1], x.shape[1])
+
+
+def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
+    x, weight, ends = ctx.saved_tensors
+    return (grouped_linear(gradient, weight.transpose(1, 2), ends),
+            grouped_outer(gradient, x, ends), None)
+
+
+grouped_linear.register_autograd(_backward, setup_context=_keep)
+for _device in ("cpu", "cuda"):
+    torch.library.register_autocast("planearly::grouped_linear", _device, torch.bfloat16)
+
+
+class GroupedLinear(nn.Module):
+    """``nn.Linear`` without bias, whose weight is lent: [out, in], or [n, out, in] for n groups."""
+
+    weight: Tensor | None = None
+    ends: Tensor | None = None
+    """int64 [n]: rows of the batch (not tokens) up to the end of each group."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, ends = self.weight, self.ends
+        assert weight is not None
+        if ends is None:
+            return F.linear(x, weight)
+        rows, time, width = x.shape
+        flat = grouped_linear(x.reshape(rows * time, width), weight, ends * time)
+        return flat.view(rows, time, -1)
