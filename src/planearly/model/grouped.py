@@ -13,48 +13,43 @@ from torch import Tensor, nn
 
 
 @torch.library.custom_op("planearly::grouped_linear", mutates_args=())
-def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+def grouped_linear(x: Tensor, weight: Tensor, sizes: Tensor) -> Tensor:
     """Rows of each group times its matrix transposed.
 
     Args:
         x: [rows, in], sorted by group.
         weight: [n, out, in].
-        ends: int64 [n] on the CPU; group i is rows ends[i - 1] to ends[i].
+        sizes: int64 [n] on the CPU, rows of each group; they sum to ``rows``.
 
     Returns:
         [rows, out]
     """
     result = x.new_empty(x.shape[0], weight.shape[1])
-    start = 0
-    for matrix, end in zip(weight, ends.tolist(), strict=True):
-        if end > start:
-            torch.mm(x[start:end], matrix.T, out=result[start:end])
-        start = end
+    each = sizes.tolist()
+    for rows, matrix, out in zip(x.split(each), weight.mT.unbind(), result.split(each),
+                                 strict=True):
+        torch.mm(rows, matrix, out=out)
     return result
 
 
 @torch.library.custom_op("planearly::grouped_outer", mutates_args=())
-def grouped_outer(y: Tensor, x: Tensor, ends: Tensor) -> Tensor:
+def grouped_outer(y: Tensor, x: Tensor, sizes: Tensor) -> Tensor:
     """For each group, y transposed times x: [n, out, in] of [rows, out] and [rows, in]."""
-    result = x.new_empty(len(ends), y.shape[1], x.shape[1])
-    start = 0
-    for matrix, end in zip(result, ends.tolist(), strict=True):
-        if end > start:
-            torch.mm(y[start:end].T, x[start:end], out=matrix)
-        else:
-            matrix.zero_()
-        start = end
+    result = x.new_empty(len(sizes), y.shape[1], x.shape[1])
+    each = sizes.tolist()
+    for left, right, out in zip(y.T.split(each, 1), x.split(each), result.unbind(), strict=True):
+        torch.mm(left, right, out=out)
     return result
 
 
 @grouped_linear.register_fake
-def _(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+def _(x: Tensor, weight: Tensor, sizes: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[1])
 
 
 @grouped_outer.register_fake
-def _(y: Tensor, x: Tensor, ends: Tensor) -> Tensor:
-    return x.new_empty(ends.shape[0], y.shape[1], x.shape[1])
+def _(y: Tensor, x: Tensor, sizes: Tensor) -> Tensor:
+    return x.new_empty(sizes.shape[0], y.shape[1], x.shape[1])
 
 
 def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -62,9 +57,9 @@ def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
-    x, weight, ends = ctx.saved_tensors
-    return (grouped_linear(gradient, weight.transpose(1, 2), ends),
-            grouped_outer(gradient, x, ends), None)
+    x, weight, sizes = ctx.saved_tensors
+    return (grouped_linear(gradient, weight.mT, sizes),
+            grouped_outer(gradient, x, sizes), None)
 
 
 grouped_linear.register_autograd(_backward, setup_context=_keep)
@@ -76,14 +71,14 @@ class GroupedLinear(nn.Module):
     """``nn.Linear`` without bias, whose weight is lent: [out, in], or [n, out, in] for n groups."""
 
     weight: Tensor | None = None
-    ends: Tensor | None = None
-    """int64 [n]: rows of the batch (not tokens) up to the end of each group."""
+    sizes: Tensor | None = None
+    """int64 [n] on the CPU: rows of the batch (not tokens) of each group, which come sorted."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, ends = self.weight, self.ends
+        weight, sizes = self.weight, self.sizes
         assert weight is not None
-        if ends is None:
+        if sizes is None:
             return F.linear(x, weight)
         rows, time, width = x.shape
-        flat = grouped_linear(x.reshape(rows * time, width), weight, ends * time)
+        flat = grouped_linear(x.reshape(rows * time, width), weight, sizes * time)
         return flat.view(rows, time, -1)

@@ -230,7 +230,7 @@ class Projected(nn.Module):
         of one buffer, where backward passes add up.
         """
         n = len(rows)
-        ends = torch.from_numpy(np.cumsum(rows)) if n > 1 else None
+        sizes = torch.tensor(rows) if n > 1 else None
         for (place, attribute), name, lent in zip(
             self._places, self.names, self._lent, strict=True
         ):
@@ -241,7 +241,7 @@ class Projected(nn.Module):
                 leaf.requires_grad_().grad = lent.gradients[part].view(shape)
             setattr(place, attribute, leaf)
             if isinstance(place, GroupedLinear):
-                place.ends = ends
+                place.sizes = sizes
 
     @torch.no_grad()
     def collect(self, bank_too: bool = True) -> Tensor:
