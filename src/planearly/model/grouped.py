@@ -52,11 +52,11 @@ def _(y: Tensor, x: Tensor, sizes: Tensor) -> Tensor:
     return x.new_empty(sizes.shape[0], y.shape[1], x.shape[1])
 
 
-def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _keep(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
+def _backward(ctx, gradient: Tensor):
     x, weight, sizes = ctx.saved_tensors
     return (grouped_linear(gradient, weight.mT, sizes),
             grouped_outer(gradient, x, sizes), None)
