@@ -1,8 +1,9 @@
 """Training tokens per second at the nano shape, beside transformers.Trainer on an equal Llama.
 
 Both train the same architecture (the exported one) in bfloat16 on the same random tokens with
-AdamW, on all cores, each in processes of its own, in turns. Each side is run uncompiled and
-compiled and counts with its better figure; compilation and the first steps are left out.
+Adam, on all cores, each in processes of its own, in turns. Each side is run uncompiled and
+compiled, the peer also with the allocator settings that our loop makes, and counts with its best
+figure; compilation and the first steps are left out.
 
     python benchmarks/train_throughput.py --json
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -22,6 +24,16 @@ import numpy as np
 
 SKIP = 3
 """Steps at the start that do not count."""
+
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+VARIANTS: dict[str, tuple[str, str, dict[str, str]]] = {
+    "ours, eager": ("ours", "no", {}),
+    "ours, compiled": ("ours", "yes", {}),
+    "trainer, eager": ("trainer", "no", {}),
+    "trainer, compiled": ("trainer", "yes", {}),
+    "trainer, eager, our allocator settings": ("trainer", "no", ALLOCATOR),
+    "trainer, compiled, our allocator settings": ("trainer", "yes", ALLOCATOR),
+}
 
 
 def shape(name: str):
@@ -120,15 +132,14 @@ def main() -> None:
         return
     found: dict[str, list[float]] = {}
     for _ in range(asked.rounds):
-        for side in ("ours", "trainer"):
-            for compiled in ("no", "yes"):
-                command = [sys.executable, __file__, "--recipe", asked.recipe, "--steps",
-                           str(asked.steps), "--one", side, compiled]
-                done = subprocess.run(command, capture_output=True, text=True)
-                if done.returncode:
-                    raise SystemExit(done.stderr[-3000:])
-                found.setdefault(f"{side}, {'compiled' if compiled == 'yes' else 'eager'}",
-                                 []).append(json.loads(done.stdout.splitlines()[-1]))
+        for name, (side, compiled, environment) in VARIANTS.items():
+            command = [sys.executable, __file__, "--recipe", asked.recipe, "--steps",
+                       str(asked.steps), "--one", side, compiled]
+            done = subprocess.run(command, capture_output=True, text=True,
+                                  env={**os.environ, **environment})
+            if done.returncode:
+                raise SystemExit(done.stderr[-3000:])
+            found.setdefault(name, []).append(json.loads(done.stdout.splitlines()[-1]))
     medians = {name: statistics.median(values) for name, values in found.items()}
     print("| tokens/s | median | all rounds |\n|---|---|---|")
     for name, values in found.items():

@@ -22,7 +22,7 @@ def settings(root, **over) -> config.Recipe:
 
 @pytest.mark.slow
 def test_both_write_their_rows_and_a_bundle_specialises_offline(
-        made, tmp_path, monkeypatch):
+        made, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(bundle_module, "load_embedder", lambda name, cache=None: Words())
     out = tmp_path / "run"
     results = pipeline.run(settings(made), out)
