@@ -46,8 +46,8 @@ def test_links_and_modules_exist(page):
     text = page.read_text("utf-8")
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (page.parent / target).exists(), target
-    for module in re.findall(r"`((?:data|cluster|model|train|specialize|evaluate|plan|stages|report)"
-                             r"/\w+\.py)`", text):
+    parts = "data|cluster|model|train|specialize|evaluate|plan|stages|report"
+    for module in re.findall(rf"`((?:{parts})/\w+\.py)`", text):
         assert (ROOT / "src" / "planearly" / module).exists(), module
 
 

@@ -146,6 +146,7 @@ class Finetune(Train):
     batch_tokens: int = key("tokens per optimiser step", 4_096)
     max_steps: int | None = key("most steps (null: 2k, 4k or 30k by set size, as the paper)", None)
     max_epochs: float = key("most passes over the specialization set", 30.0)
+    scratch_epochs: float = key("the same where nothing was pretrained (slm-nopt)", 30.0)
     patience: int = key("validations without improvement before stopping", 3)
     lr_scale: float | None = key("learning rate as a share of pretraining's (null: by set size)",
                                  None)

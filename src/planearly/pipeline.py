@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +99,16 @@ def show(results: dict[str, Any]) -> None:
         )
     Console(width=None if Console().is_terminal else 140).print(table)
     for pair in results["comparisons"]:
-        low, high = pair["ci95"]
-        sure = "" if low > 0 or high < 0 else " (not beyond its interval)"
-        better, worse = (pair["b"], pair["a"]) if pair["difference"] < 0 else (pair["a"], pair["b"])
-        Console(width=140).print(
-            f"{pair['domain']}: {better} is {abs(pair['difference']):.4f} nats per token better "
-            f"than {worse}, 95% interval {min(abs(low), abs(high)):.4f} to "
-            f"{max(abs(low), abs(high)):.4f}{sure}" if sure == "" else
-            f"{pair['domain']}: {pair['a']} and {pair['b']} differ by {pair['difference']:.4f} "
-            f"nats per token, 95% interval {low:.4f} to {high:.4f}: cannot be told apart",
-            highlight=False,
-        )
+        say(verdict(pair))
+
+
+def verdict(pair: Mapping[str, Any]) -> str:
+    """One comparison of two methods on the same documents, in a sentence."""
+    low, high = sorted(abs(bound) for bound in pair["ci95"])
+    if pair["ci95"][0] < 0 < pair["ci95"][1]:
+        return (f"{pair['domain']}: {pair['a']} and {pair['b']} cannot be told apart "
+                f"({pair['difference']:+.4f} nats per token, 95% interval {pair['ci95'][0]:+.4f} "
+                f"to {pair['ci95'][1]:+.4f})")
+    better, worse = ("a", "b") if pair["difference"] < 0 else ("b", "a")
+    return (f"{pair['domain']}: {pair[better]} is {abs(pair['difference']):.4f} nats per token "
+            f"better than {pair[worse]}, 95% interval {low:.4f} to {high:.4f}")

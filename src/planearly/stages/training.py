@@ -147,18 +147,20 @@ def load_model(stage: Path) -> Transformer:
 
 
 def finetune_limits(finetune: config.Finetune, tokens: int, epoch_rows: int,
-                    batch_rows: int) -> tuple[int, float]:
+                    batch_rows: int, scratch: bool = False) -> tuple[int, float]:
     """Most steps and the learning rate's factor for a specialization set of ``tokens``.
 
     The paper's settings (its section 4): at 1M tokens a third of the rate and under 2k steps, at
     8M the base rate and at most 4k steps, at 64M 30k steps; sizes between go with the nearest in
-    ratio. ``finetune.max_epochs`` bounds the steps of small sets.
+    ratio. ``finetune.max_epochs`` bounds the steps of small sets. Training from ``scratch`` has the
+    base rate, and passes of its own.
     """
     size = "1M" if tokens < 2.8e6 else "8M" if tokens < 22.6e6 else "64M"
     limit = finetune.max_steps or {"1M": 2_000, "8M": 4_000, "64M": 30_000}[size]
     factor = finetune.lr_scale if finetune.lr_scale is not None else {"1M": 1 / 3}.get(size, 1.0)
-    by_epochs = int(np.ceil(finetune.max_epochs * epoch_rows / batch_rows))
-    return max(min(limit, by_epochs), 1), factor
+    passes = finetune.scratch_epochs if scratch else finetune.max_epochs
+    by_epochs = int(np.ceil(passes * epoch_rows / batch_rows))
+    return max(min(limit, by_epochs), 1), 1.0 if scratch else factor
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ class Tuning:
     """Of the learning rate of a model that was trained before."""
 
 
-def tuning(run: Run, name: str, replay: Replay | None = None) -> Tuning:
+def tuning(run: Run, name: str, replay: Replay | None = None, scratch: bool = False) -> Tuning:
     """Rows, steps and rate for the domain's training text, with ``replay`` mixed in."""
     finetune = run.recipe.finetune
     share = replay.share if replay else 0.0
@@ -204,7 +206,7 @@ def tuning(run: Run, name: str, replay: Replay | None = None) -> Tuning:
     _, used = text.specialization_windows(run, name)
     tokens = int(own.dataset.windows["length"][used].sum())
     own_rows = max(round(finetune.batch_tokens // run.recipe.context * (1 - share)), 1)
-    steps, factor = finetune_limits(finetune, tokens, epoch_rows, own_rows)
+    steps, factor = finetune_limits(finetune, tokens, epoch_rows, own_rows, scratch)
     return Tuning(own, stream, steps, tokens, factor)
 
 
@@ -259,8 +261,8 @@ def specialize(
 
     def build(folder: Path) -> dict[str, Any]:
         model = load_model(start) if start else Transformer(shape, recipe.seed)
-        plan = tuning(run, name, replay)
-        steps, factor = plan.steps, plan.rate_factor if start else 1.0
+        plan = tuning(run, name, replay, scratch=start is None)
+        steps, factor = plan.steps, plan.rate_factor
         place, flops_per_token = folder, flops.training(shape)
         if adapters:
             lora.add_adapters(model, adapters, recipe.seed)
