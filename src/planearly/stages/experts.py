@@ -181,7 +181,8 @@ def chosen(run: Run, method: str, name: str) -> Path:
         }
 
     return run.stage(f"expert/{method}.{name}", settings,
-                     {"model": base, "domain-clusters": mine}, build)
+                     {"model": base, "domain-clusters": mine}, build,
+                     every_rank="finetune" in settings)
 
 
 class Spent:

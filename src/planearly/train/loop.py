@@ -232,7 +232,8 @@ def train(
         """Validate; True when patience is at its end."""
         nonlocal bad
         assert validate is not None
-        value = validate(model.body)
+        # one value for all processes: they must agree on when to stop
+        value = parallel.sum_scalars(validate(model.body))[0] / parallel.world()
         if outcome.first_validation is None:
             outcome.first_validation = value
         record(validation=value)
