@@ -71,8 +71,9 @@ def test_experts_trained_one_by_one_are_those_trained_together(made, tmp_path): 
         mixture = {"experts": 3, "expert": expert}
         pipeline.run(settings(made, methods=["slm-mix"], mixture=mixture), alone, "pretrain")
     for expert in range(3):
-        one, two = (load_file(next(root.glob(f"pretrain/slm-mix-expert{expert:03d}-*"))
-                              / "final.safetensors") for root in (together, alone))
+        one, two = (load_file(next(
+            root.glob(f"pretrain/slm-mix-expert{expert:03d}-*/final.safetensors")))
+            for root in (together, alone))
         assert all(torch.equal(one[name], two[name]) for name in one)
     pipeline.run(settings(made, methods=["slm-mix"]), alone, "pretrain")
     shares = [read_json(p)["outcome"]["steps"]

@@ -177,10 +177,10 @@ def _warnings(run: Run, all_trained: list[Trained]) -> Iterator[str]:
     if run.recipe.bundle:
         return
     overlap = facts(text.kept(run)).get("overlap", {})
-    if overlap.get("excluded"):
-        yield (f"{overlap['excluded']} generic documents hold text of a domain's valid or test "
+    if overlap.get("documents"):
+        yield (f"{overlap['documents']} generic documents hold text of a domain's valid or test "
                "split and were not trained on")
-    bad = facts(text.generic(run))["corpus"].get("n_bad", 0)
+    bad = facts(text.generic(run))["corpus"]["set_aside"]
     if bad:
         yield f"{bad} records of the generic corpus could not be read and were set aside"
     for name in dict.fromkeys(t.domain for t in all_trained if t.method == "slm-is"):

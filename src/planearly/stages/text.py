@@ -16,6 +16,7 @@ from planearly.data.sample import mix
 from planearly.data.windows import TokenDataset
 from planearly.errors import UserError
 from planearly.files import digest, read_array, write_array
+from planearly.progress import say
 from planearly.run import Run, facts, once
 from planearly.specialize import bundle as bundles
 
@@ -161,6 +162,7 @@ def domain(run: Run, name: str) -> Path:
                 f"every training document of domain '{name}' also stands in its valid or test "
                 "split: give the domain more or other documents"
             )
+        tell_overlap(f"the training split of {name}", report)
         write_array(folder / "train-excluded.npy", mask)
         return {"corpus": metas, "overlap": report}
 
@@ -186,6 +188,7 @@ def kept(run: Run) -> Path:
         held_out = [TokenDataset(path / split) for path in folders.values()
                     for split in ("valid", "test")]
         mask, report = overlap.held_out_overlap(dataset, held_out)
+        tell_overlap("the generic corpus", report)
         test = documents_up_to(dataset, ~mask, settings["held_out_tokens"], run.recipe.seed + 1)
         mask = mask.copy()
         mask[np.unique(dataset.windows["document"][test])] = True
@@ -197,10 +200,20 @@ def kept(run: Run) -> Path:
             )
         write_array(folder / "excluded.npy", mask)
         write_array(folder / "generic-test.npy", test)
-        return {"overlap": report, "excluded": digest(np.flatnonzero(mask)),
+        also = {name: int(overlap.shared_documents(dataset, TokenDataset(path / "train")).sum())
+                for name, path in folders.items()}
+        return {"overlap": report, "also_in_train": also, "excluded": digest(np.flatnonzero(mask)),
                 "generic_test_windows": len(test)}
 
     return run.stage("kept", settings, {"generic": everything, **folders}, build)
+
+
+def tell_overlap(where: str, report: dict[str, Any]) -> None:
+    """Say what held-out text was found in a training set."""
+    if report["documents"]:
+        first = ", ".join(f"{key} {value}" for key, value in report["examples"][0].items())
+        say(f"  {report['documents']} documents of {where} hold text of a valid or test split and "
+            f"are left out of training; the first: {first}")
 
 
 def kept_digest(run: Run) -> str:
