@@ -1,7 +1,6 @@
 """Stages in one process: held-out text stays out of training, weights fit what is drawn."""
 
 import numpy as np
-from test_methods import corpus, made, recipe  # noqa: F401 (made is a fixture)
 
 from planearly import pipeline
 from planearly.data.pack import Rows
@@ -10,6 +9,7 @@ from planearly.data.windows import TokenDataset
 from planearly.files import read_array, read_json
 from planearly.run import Run, facts
 from planearly.stages import groups, text, training
+from test_methods import corpus, made, recipe  # noqa: F401 (made is a fixture)
 
 
 def opened(root, out, **over) -> Run:
