@@ -40,7 +40,9 @@ class Data:
     max_bad_share: float = key("stop when more than this share of records is unreadable", 0.01)
     max_tokens: int | None = key("read the generic corpus up to this many tokens (null: all)", None)
     held_out: float = key("share of a domain's documents for valid, and for test, if unsplit", 0.1)
-    eval_tokens: int | None = key("use at most this many tokens of valid and of test", None)
+    eval_tokens: int | None = key("use at most this many tokens of test (null: all)", None)
+    valid_tokens: int | None = key("the same of valid, which is scored ten times while fine-tuning",
+                                   200_000)
     generic_eval_tokens: int = key("tokens of the generic corpus held out to report on", 100_000)
 
 
@@ -131,7 +133,7 @@ class Train:
     precision: Literal["auto", "bf16", "fp32"] = key("matrix products (auto: bf16 if fast)", "auto")
     compile: Literal["auto", "yes", "no"] = key("torch.compile (auto: where it pays)", "auto")
     log_steps: int = key("steps between two lines of metrics", 20)
-    validate_steps: int | None = key("steps between validations (null: 20 in the run)", None)
+    validate_steps: int | None = key("steps between validations (null: 10 in the run)", None)
     checkpoint_seconds: float = key("seconds between two checkpoints", 60.0)
     optimizer: Optimizer = section("the optimiser", Optimizer)
 

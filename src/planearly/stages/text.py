@@ -255,10 +255,10 @@ def specialization_windows(run: Run, name: str) -> tuple[TokenDataset, np.ndarra
 
 @once
 def held_out(run: Run, name: str, split: str) -> tuple[TokenDataset, np.ndarray]:
-    """The domain's valid or test windows: at most ``data.eval_tokens`` tokens."""
+    """The domain's windows of ``valid`` or ``test``, up to the recipe's number of tokens."""
     dataset = TokenDataset(domain(run, name) / split)
     allowed = np.ones(len(dataset.documents), bool)
-    limit = run.recipe.data.eval_tokens
+    limit = run.recipe.data.valid_tokens if split == "valid" else run.recipe.data.eval_tokens
     return dataset, documents_up_to(dataset, allowed, limit, run.recipe.seed)
 
 

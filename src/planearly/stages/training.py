@@ -255,7 +255,7 @@ def specialize(
     folders = {"domain": text.domain(run, name), **({"start": start} if start else {}),
                **({"rows": replay.rows} if replay else {}), **(inputs or {})}
     values = {"train": train_settings(tune), "spec_tokens": recipe.spec_tokens,
-              "eval_tokens": recipe.data.eval_tokens, "seed": recipe.seed,
+              "valid_tokens": recipe.data.valid_tokens, "seed": recipe.seed,
               "shape": shape.to_dict(), **({"adapters": asdict(adapters)} if adapters else {}),
               **(settings or {})}
 

@@ -213,7 +213,7 @@ def train(
         lambda inputs, targets: goal(model.body, inputs, targets),
         settings.compile, steps * rows * stream.context,
     )
-    every = validate_steps or settings.validate_steps or max(steps // 20, 1)
+    every = validate_steps or settings.validate_steps or max(steps // 10, 1)
     metrics = Metrics(folder / "metrics.jsonl", outcome.steps) if parallel.rank() == 0 else None
 
     def ranges() -> Iterator[tuple[int, int]]:
