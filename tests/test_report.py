@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from markupsafe import Markup
 
 from planearly.config import Recipe
 from planearly.report import page, words
@@ -95,6 +96,7 @@ def example(names: list[str]) -> page.Facts:
                     for source, tokens in (("scipy", 1.1e6), ("numpy", 6e5), ("torch", 2e5))],
         "warnings": ["Cluster 17 is passed over 6.1 times in the pretraining of SLM-is; above 4 "
                      "passes repetition begins to cost."],
+        "plan": Markup("<section class='plan'><h2>Plan</h2></section>"),
         "next_steps": ["Give the pretraining of SLM-is more tokens: its validation loss was still "
                        "falling."],
     }
@@ -188,7 +190,8 @@ def test_a_missing_fact_leaves_its_section_out(missing, monkeypatch):
     del facts[missing]
     html = page.render(Path("run"), facts)
     heading = {"rows": "Results", "costs": "Costs", "samples": "Completions", "recipe": "Recipe",
-               "sources": "What was read in pretraining", "next_steps": "What to do next"}
+               "sources": "What was read in pretraining", "plan": "Plan",
+               "next_steps": "What to do next"}
     assert not Outline(html).open
     if missing in heading:
         assert f"<h2>{heading[missing]}</h2>" not in html

@@ -75,3 +75,32 @@ def test_windows_up_to_a_limit_are_nested_and_whole(made, tmp_path):  # noqa: F8
         # whole documents have all their bytes, parts their share
         assert text.text_bytes(dataset, np.arange(len(dataset))) == dataset.meta["n_bytes"]
         assert text.text_bytes(dataset, small) < text.text_bytes(dataset, large)
+
+
+def test_a_document_in_both_corpora_is_trained_on_as_the_domain_s(made, tmp_path):  # noqa: F811
+    train = (made / "domains" / "law" / "train.jsonl").read_text().splitlines()
+    generic = made / "generic.jsonl"
+    generic.write_text(generic.read_text() + "\n" + "\n".join(train[:2]))
+    run = opened(made, tmp_path / "run")
+    with run.opened():
+        kept = text.kept(run)
+        assert facts(kept)["also_in_train"] == {"law": 2}
+        last = len(TokenDataset(text.generic(run)).documents) - 1
+        assert read_array(kept / "excluded.npy")[[last - 1, last]].all()
+
+
+def test_replay_and_mixed_pretraining_train_and_are_booked(made, tmp_path):  # noqa: F811
+    mixed = recipe(
+        made, methods=["slm", "slm-is"],
+        finetune={"batch_tokens": 128, "compile": "no", "max_epochs": 3, "replay_share": 0.25},
+        pretrain={"batch_tokens": 128, "compile": "no", "specialization_share": 0.25})
+    out = tmp_path / "run"
+    rows = pipeline.run(mixed, out)["rows"]
+    assert all(row["ppl_after"] < row["ppl_before"] for row in rows)
+    (tuned,) = out.glob("specialize/slm-is.law-*/manifest.json")
+    assert "rows" in read_json(tuned)["inputs"]
+    (base,) = out.glob("pretrain/slm-is.law-*/manifest.json")
+    assert read_json(base)["settings"]["specialization_share"] == 0.25
+    drawn = np.sum(read_json(base)["epochs"]["rows_drawn"])
+    planned = mixed.pretrain_tokens // mixed.context
+    assert abs(drawn - 0.75 * planned) <= 1

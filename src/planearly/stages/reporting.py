@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from markupsafe import Markup
 
 from planearly.cluster import embed
 from planearly.data import tokenizer
 from planearly.data.pack import Rows
 from planearly.data.windows import TokenDataset
+from planearly.errors import UserError
 from planearly.files import read_array, read_json
 from planearly.generate import generate
-from planearly.plan import ledger
+from planearly.model import flops
+from planearly.plan import devices, ledger, recommend, show
 from planearly.report import page, words
 from planearly.run import MANIFEST, Run, facts, once
 from planearly.stages import groups, text, training
@@ -42,9 +45,30 @@ def write(run: Run, all_trained: list[Trained], results: dict[str, Any]) -> Path
         "warnings": list(_warnings(run, all_trained)),
         "next_steps": _next_steps(run, results),
     }
+    if (plan := _plan(run, all_trained)) is not None:
+        gathered["plan"] = plan
     out = run.out / "report.html"
     page.write_report(run.out, gathered, out)
     return out
+
+
+def _plan(run: Run, all_trained: list[Trained]) -> Markup | None:
+    """The planner's section for this corpus, this limit and this device, if it is calibrated."""
+    if run.recipe.bundle:
+        return None
+    try:
+        device = devices.find("here")
+    except UserError:
+        return None
+    first = all_trained[0]
+    dataset, used = text.specialization_windows(run, first.domain)
+    return show.section(recommend.recommend(recommend.PlanInput(
+        device=device, limit=flops.parameters(training.shape_of(run)),
+        generic_tokens=int(TokenDataset(text.generic(run)).meta["n_tokens"]),
+        spec_tokens=int(dataset.windows["length"][used].sum()), windows=len(used),
+        domains=len({t.domain for t in all_trained}), price=run.recipe.cost.price_per_hour,
+        currency=run.recipe.cost.currency,
+    )))
 
 
 def _curves(all_trained: list[Trained]) -> Iterator[page.Curve]:

@@ -174,9 +174,9 @@ def kept(run: Run) -> Path:
     """Which generic documents may be trained on.
 
     ``excluded.npy`` masks the generic documents that hold valid or test text of a domain of the
-    recipe, and those held out to report the generic perplexity on, whose windows are in
-    ``generic-test.npy``. Its digest (not the domains) is what pretraining depends on: a domain
-    that overlaps with nothing costs no new pretraining.
+    recipe, those that its training split has as well, and those held out to report the generic
+    perplexity on, whose windows are in ``generic-test.npy``. Its digest (not the domains) is what
+    pretraining depends on: a domain that overlaps with nothing costs no new pretraining.
     """
     names = domain_names(run)
     everything = generic(run)
@@ -189,8 +189,10 @@ def kept(run: Run) -> Path:
                     for split in ("valid", "test")]
         mask, report = overlap.held_out_overlap(dataset, held_out)
         tell_overlap("the generic corpus", report)
+        trains = [TokenDataset(path / "train") for path in folders.values()]
+        also = [overlap.shared_documents(dataset, train) for train in trains]
+        mask = np.logical_or.reduce([mask, *also])
         test = documents_up_to(dataset, ~mask, settings["held_out_tokens"], run.recipe.seed + 1)
-        mask = mask.copy()
         mask[np.unique(dataset.windows["document"][test])] = True
         if mask.all():
             raise UserError(
@@ -200,10 +202,9 @@ def kept(run: Run) -> Path:
             )
         write_array(folder / "excluded.npy", mask)
         write_array(folder / "generic-test.npy", test)
-        also = {name: int(overlap.shared_documents(dataset, TokenDataset(path / "train")).sum())
-                for name, path in folders.items()}
-        return {"overlap": report, "also_in_train": also, "excluded": digest(np.flatnonzero(mask)),
-                "generic_test_windows": len(test)}
+        duplicates = {name: int(found.sum()) for name, found in zip(names, also, strict=True)}
+        return {"overlap": report, "also_in_train": duplicates,
+                "excluded": digest(np.flatnonzero(mask)), "generic_test_windows": len(test)}
 
     return run.stage("kept", settings, {"generic": everything, **folders}, build)
 
