@@ -53,22 +53,24 @@ def write(run: Run, all_trained: list[Trained], results: dict[str, Any]) -> Path
 
 
 def _plan(run: Run, all_trained: list[Trained]) -> Markup | None:
-    """The planner's section for this corpus, this limit and this device, if it is calibrated."""
+    """The planner's section for this corpus, this limit and this device.
+
+    None where it has nothing to say: an uncalibrated device, a model below all that it plans.
+    """
     if run.recipe.bundle:
         return None
+    dataset, used = text.specialization_windows(run, all_trained[0].domain)
     try:
-        device = devices.find("here")
+        plan = recommend.recommend(recommend.PlanInput(
+            device=devices.find("here"), limit=flops.parameters(training.shape_of(run)),
+            generic_tokens=int(TokenDataset(text.generic(run)).meta["n_tokens"]),
+            spec_tokens=int(dataset.windows["length"][used].sum()), windows=len(used),
+            domains=len({t.domain for t in all_trained}), price=run.recipe.cost.price_per_hour,
+            currency=run.recipe.cost.currency,
+        ))
     except UserError:
         return None
-    first = all_trained[0]
-    dataset, used = text.specialization_windows(run, first.domain)
-    return show.section(recommend.recommend(recommend.PlanInput(
-        device=device, limit=flops.parameters(training.shape_of(run)),
-        generic_tokens=int(TokenDataset(text.generic(run)).meta["n_tokens"]),
-        spec_tokens=int(dataset.windows["length"][used].sum()), windows=len(used),
-        domains=len({t.domain for t in all_trained}), price=run.recipe.cost.price_per_hour,
-        currency=run.recipe.cost.currency,
-    )))
+    return show.section(plan)
 
 
 def _curves(all_trained: list[Trained]) -> Iterator[page.Curve]:
