@@ -141,7 +141,8 @@ def test_the_page_shows_every_fact(tmp_path):
     assert outline.count("svg") == 1 + 2 * 4
     headings = re.findall("<h2>(.*?)</h2>", html)
     assert headings == ["Results", "Domains", "Completions", "Costs",
-                        "What was read in pretraining", "What to do next", "The models", "Recipe"]
+                        "What was read in pretraining", "Plan", "What to do next", "The models",
+                        "Recipe"]
     for text in ("35.0 [34.3, 35.7]", "macro average", "estimator, fit", "1.83 nats", "5.12k",
                  "Cluster 17 is passed", "still falling", "{array-like, sparse matrix}", "97T",
                  "5 min 03 s", "specialize/slm-is-scipy-0a1b2c3d/export", "pretrain_tokens:"):
