@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from planearly import config
 from planearly.data.pack import pack_rows
-from planearly.model.transformer import IGNORE, Shape, Transformer
+from planearly.data.windows import IGNORE
+from planearly.model.transformer import Shape, Transformer
 from planearly.train import distill
 from planearly.train.distill import Distillation, Live, Stored, Taught, divergence, largest, store
 from test_loop import Words

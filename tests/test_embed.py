@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from planearly.cluster import embed
 from planearly.errors import UserError
 from planearly.files import read_json
+from small_models import sentence_model
 
 WORDS = ["the", "of", "cat", "dog", "sat", "on", "mat", "ran", "far", "##s", "##ing", ".", "un"]
 
@@ -22,25 +23,7 @@ WORDS = ["the", "of", "cat", "dog", "sat", "on", "mat", "ran", "far", "##s", "##
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
     """A random BERT of 32 numbers that reads 16 word pieces, as a sentence-transformers folder."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Pooling, Transformer
-    from tokenizers import BertWordPieceTokenizer
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("tiny")
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    tokenizer = BertWordPieceTokenizer(vocab={word: i for i, word in enumerate(vocabulary)})
-    torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2,
-                         num_attention_heads=2, intermediate_size=64,
-                         max_position_embeddings=16)).save_pretrained(folder / "bert")
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer._tokenizer, cls_token="[CLS]", sep_token="[SEP]",
-        pad_token="[PAD]", unk_token="[UNK]", mask_token="[MASK]",
-    ).save_pretrained(folder / "bert")
-    transformer = Transformer(str(folder / "bert"), max_seq_length=16)
-    SentenceTransformer(modules=[transformer, Pooling(32)], device="cpu").save(str(folder / "st"))
-    return folder / "st"
+    return sentence_model(tmp_path_factory.mktemp("tiny"), WORDS)
 
 
 def sentences(n: int, words: int, seed: int = 0) -> list[str]:

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 
 from planearly import config
 from planearly.data.loader import Batch, MixedStream, prefetch
-from planearly.model.transformer import IGNORE, Shape, Transformer
+from planearly.data.windows import IGNORE
+from planearly.model.transformer import Shape, Transformer
 from planearly.train import checkpoint, loop, metrics, optim, schedule
 from planearly.train.loop import Dense
 

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planearly.data.windows import IGNORE
 from planearly.evaluate import perplexity
-from planearly.model.transformer import IGNORE, Shape, Transformer
+from planearly.model.transformer import Shape, Transformer
 
 CONTEXT, VOCABULARY = 16, 61
 

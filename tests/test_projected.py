@@ -16,11 +16,12 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from planearly import config
 from planearly.data.loader import Batch
 from planearly.data.sample import Interleave
+from planearly.data.windows import IGNORE
 from planearly.errors import UserError
 from planearly.model import flops
 from planearly.model.mixture import Mixture
 from planearly.model.projected import Projected, by_group
-from planearly.model.transformer import IGNORE, Shape, Transformer
+from planearly.model.transformer import Shape, Transformer
 from planearly.train import checkpoint, loop
 
 GATED = Shape(layers=2, d_model=32, heads=2, d_ff=48, vocab_size=61, context=12)

@@ -71,7 +71,7 @@ class Importance:
     smoothing: float | None = key("windows' worth of generic prior, tau (null: leave-one-out)",
                                   None)
     max_epochs: float = key("cap on the passes over one cluster's windows", 16.0)
-    warn_epochs: float = key("warn when a cluster is passed over more often than this", 4.0)
+    warn_epochs: float = key("warn when a cluster is read more often than this", 4.0)
 
 
 @dataclass

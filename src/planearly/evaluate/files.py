@@ -18,8 +18,9 @@ from planearly import config
 from planearly.data.corpus import Problems, Unit, read_documents, resolve
 from planearly.data.encode import Encoder
 from planearly.data.text import pieces
+from planearly.data.windows import IGNORE
 from planearly.errors import UserError
-from planearly.evaluate.perplexity import IGNORE, Forward, Scores, batch_tokens, score, summary
+from planearly.evaluate.perplexity import Forward, Scores, batch_tokens, score, summary
 from planearly.model import hf
 from planearly.progress import Meter, progress
 

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from planearly.data.windows import IGNORE
 from planearly.device import best_device
-from planearly.model.transformer import IGNORE, Transformer
+from planearly.model.transformer import Transformer
 from planearly.progress import Meter, progress
 
 if TYPE_CHECKING:

@@ -17,9 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from planearly import config
-
-IGNORE = -100
-"""Target of a position that does not count (padding)."""
+from planearly.data.windows import IGNORE
 
 GATED = "swiglu"
 FFN_MATRICES = {"swiglu": ("gate", "up", "down"), "gelu": ("up", "down"), "relu2": ("up", "down")}

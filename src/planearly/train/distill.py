@@ -31,8 +31,9 @@ from torch import Tensor
 
 from planearly import config
 from planearly.data.loader import RowStream
+from planearly.data.windows import IGNORE
 from planearly.files import atomic_write, read_array, read_json, write_json
-from planearly.model.transformer import IGNORE, Transformer
+from planearly.model.transformer import Transformer
 from planearly.progress import progress
 
 _LOGITS = 1 << 25

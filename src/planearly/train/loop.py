@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from planearly import config
 from planearly.data.loader import Batch, Stream, prefetch
+from planearly.data.windows import IGNORE
 from planearly.device import bf16_is_fast
 from planearly.files import read_json, write_json
-from planearly.model.transformer import IGNORE, Transformer
+from planearly.model.transformer import Transformer
 from planearly.progress import progress, say, short
 from planearly.train import checkpoint, optim, parallel
 from planearly.train.metrics import Metrics
