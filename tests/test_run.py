@@ -53,6 +53,7 @@ def test_an_interrupted_stage_finds_what_it_left(run):
         seen.append(sorted(p.name for p in folder.iterdir()))
         if len(seen) == 1:
             (folder / "part").write_text("x")
+            (folder / ".result.json.123.tmp").write_text("half of a file, by a killed writer")
             raise KeyboardInterrupt
         return {}
 

@@ -73,6 +73,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def sweep(folder: Path) -> None:
+    """Remove the temporary files and folders that a killed writer left under ``folder``.
+
+    Only for whoever alone writes there.
+    """
+    for left in [*folder.rglob(".*.tmp"), *folder.rglob(".*.old")]:
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename inside ``folder`` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -27,7 +27,7 @@ import planearly
 from planearly.config import Recipe
 from planearly.data.corpus import Unit
 from planearly.errors import UserError
-from planearly.files import atomic_write, digest, file_digest, read_json, write_json
+from planearly.files import atomic_write, digest, file_digest, read_json, sweep, write_json
 from planearly.progress import say
 from planearly.train import parallel
 
@@ -126,6 +126,7 @@ class Run:
             if parallel.rank() == 0:
                 say(f"── {name}")
                 folder.mkdir(parents=True, exist_ok=True)
+                sweep(folder)
             if every_rank:
                 parallel.barrier()
             facts = build(folder) or {}
