@@ -71,6 +71,8 @@ class Run:
                 raise UserError(
                     f"another planearly works in {self.out}: wait for it, or choose another --out"
                 ) from error
+            for left in self.out.glob(".*.tmp") if alone is None else ():
+                left.unlink()  # by a run that was killed
             self._note_recipe()
             yield self
 
