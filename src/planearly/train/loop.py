@@ -114,8 +114,8 @@ class Since:
 def tune_allocator() -> None:
     """Keep glibc from returning large buffers to the kernel after every operation.
 
-    On CPU the activations of each step are otherwise mapped and zeroed anew (docs/experiments.md has
-    what that costs; benchmarks/train_throughput.py runs the peer with and without).
+    On CPU the activations of each step are otherwise mapped and zeroed anew (docs/experiments.md
+    has what that costs; benchmarks/train_throughput.py runs the peer with and without).
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
