@@ -109,8 +109,8 @@ def _sum_known(values: list[float | None]) -> float | None:
     return sum(known) if known else None
 
 
-def row(run: Run, trained: Trained, model: Path) -> dict[str, Any]:
-    """One row of results.json."""
+def row(run: Run, trained: Trained, model: Path | None = None) -> dict[str, Any]:
+    """One row of results.json; with the place of the exported ``model``, if it is."""
     before, after = evaluations(run, trained)
     tuned, made = facts(after), facts(trained.tuned)
     shape = Shape(**made["shape"])
@@ -136,7 +136,7 @@ def row(run: Run, trained: Trained, model: Path) -> dict[str, Any]:
         "cost": total_cost([*trained.generic, *trained.own]),
         "generic_cost": total_cost(trained.generic),
         "specialization_cost": total_cost(trained.own),
-        "model": os.path.relpath(model / "export", run.out),
+        **({"model": os.path.relpath(model / "export", run.out)} if model else {}),
         **{key: value for key, value in trained.notes.items() if key != "base"},
     }
 
