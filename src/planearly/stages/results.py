@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ class Trained:
         tuned: the model after fine-tuning.
         generic: training stages paid once, before the domain is known.
         own: training stages paid for this domain alone.
+        routed: makes the evaluation of the generic model where it is more than ``base``, or None.
         params: trained parameters of the generic model (a projected network's are more than its
             deployed model's).
         notes: further fields of the row in results.json.
@@ -41,6 +42,7 @@ class Trained:
     generic: list[Path]
     own: list[Path]
     params: int | None = None
+    routed: Callable[[], Path | None] = lambda: None
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -116,6 +118,8 @@ def row(run: Run, trained: Trained, model: Path | None = None) -> dict[str, Any]
     shape = Shape(**made["shape"])
     pretrained = [facts(p) for p in [*trained.generic, *trained.own] if p != trained.tuned]
     value = facts(before) if before else None
+    whole = trained.routed()
+    generic = facts(whole) if whole else value
     return {
         "method": trained.method, "domain": trained.domain, "seed": run.recipe.seed,
         "spec_tokens": made.get("spec_tokens"),
@@ -124,7 +128,8 @@ def row(run: Run, trained: Trained, model: Path | None = None) -> dict[str, Any]
         "inference_params": flops.parameters(shape),
         "non_embedding_params": flops.non_embedding(shape),
         "inference_flops_per_token": flops.forward(shape),
-        "generic_ppl": value["generic"]["perplexity"] if value and "generic" in value else None,
+        "generic_ppl": generic["generic"]["perplexity"] if generic and "generic" in generic
+        else None,
         "generic_ppl_after": tuned["generic"]["perplexity"] if "generic" in tuned else None,
         "ppl_before": value["test"]["perplexity"] if value else None,
         "ppl_before_ci": value["test"]["ci95"] if value else None,
