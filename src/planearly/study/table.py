@@ -83,8 +83,9 @@ class Table:
 
 def from_dict(values: Mapping[str, Any]) -> Table:
     """The inverse of :meth:`Table.to_dict`."""
-    drawn = values["figure"]
-    figure = Figure(**{**drawn, "x": Axis(**drawn["x"]), "y": Axis(**drawn["y"])}) if drawn else None
+    figure = None
+    if drawn := values["figure"]:
+        figure = Figure(**{**drawn, "x": Axis(**drawn["x"]), "y": Axis(**drawn["y"])})
     columns = [Column(**column) for column in values["columns"]]
     return Table(**{**values, "columns": columns, "figure": figure})
 
