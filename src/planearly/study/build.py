@@ -170,7 +170,7 @@ def smallest(cells: Cells, lines: list[Line]) -> list[Line]:
     """The lines at the smallest set size that any has."""
     sizes = [size for size in cells.values_of("spec_tokens")
              if any(line.arm.changes["spec_tokens"] == size for line in lines)]
-    return [line for line in lines if line.arm.changes["spec_tokens"] == sizes[0]]
+    return [line for line in lines if line.arm.changes["spec_tokens"] in sizes[:1]]
 
 
 def alone(lines: list[Line]) -> list[Line]:

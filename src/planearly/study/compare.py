@@ -78,7 +78,10 @@ class Cells:
         self.base = {key: self.own(key) for key in keys}
         self.domains = list(dict.fromkeys([*study.get("domains", ()),
                                            *(row["domain"] for row in self.all_rows)]))
-        self.methods = list(dict.fromkeys(row["method"] for row in self.all_rows))
+        self._by_method: dict[str, list[Row]] = {}
+        for row in self.all_rows:
+            self._by_method.setdefault(row["method"], []).append(row)
+        self.methods = list(self._by_method)
 
     def own(self, key: str) -> Any:
         """The recipe's value of a dotted key; None where it has none."""
@@ -94,8 +97,8 @@ class Cells:
             return {}
         wanted = {**self.base, **{k: v for k, v in arm.changes.items() if k in self.base}}
         found: dict[str, Row] = {}
-        for row in self.all_rows:
-            if row["method"] == arm.method and _equal(row["settings"], wanted) and (
+        for row in self._by_method.get(arm.method, ()):
+            if _equal(row["settings"], wanted) and (
                     len(row["tokens"]) > 1 and row.get(f"nll_{arm.when}") is not None):
                 found.setdefault(row["domain"], row)
         return {domain: found[domain] for domain in self.domains if domain in found}
@@ -110,10 +113,8 @@ class Cells:
         if key not in self.base:
             return [self.own(key)] if self.rows(arm) else []
         found: list[Any] = []
-        for row in self.all_rows:
-            value = row["settings"].get(key)
-            if row["method"] == arm.method and value not in found and (
-                    self.rows(Arm(arm.method, {**arm.changes, key: value}, arm.when))):
+        for value in self.values_of(key):
+            if self.rows(Arm(arm.method, {**arm.changes, key: value}, arm.when)):
                 found.append(value)
         return ascending(found)
 
