@@ -2,7 +2,8 @@
 
 A verdict needs the 95% interval of the paired difference, over the documents of the domains that
 every side has, to leave out zero (or the margin that the claim names), and every further seed to
-agree. Anything less cannot be judged, and the evidence says why.
+agree. Anything less cannot be judged, and the evidence says why. Intervals are each of 95%: among
+many claims, a wrong verdict by chance is to be expected now and then.
 """
 
 from __future__ import annotations
@@ -77,7 +78,11 @@ def judged(cells: Cells, text: str, sign: int, tests: Sequence[Test], table: str
         verdict = "not reproduced"
     elif known and not missing and all(side > 0 for side in sides):
         verdict = "reproduced"
-    evidence = "; ".join(f"{what}: {said(cells, found)}" for what, found in tests if found)
+    alike = len({tuple(found.domains) for found in known}) == 1
+    evidence = "; ".join(f"{what}: {said(cells, found, not alike)}"
+                         for what, found in tests if found)
+    if alike:
+        evidence += f", over {over(cells, known[0].domains)}"
     said_all = [evidence + "." if evidence else "", reason]
     if missing:
         said_all.append(f"Rows are missing for: {'; '.join(missing)}.")
@@ -99,11 +104,12 @@ def moved(found: Difference, by: float) -> Difference:
                    seeds=[nats + by for nats in found.seeds])
 
 
-def said(cells: Cells, found: Difference) -> str:
-    """A difference in words."""
+def said(cells: Cells, found: Difference, where: bool = True) -> str:
+    """A difference in words, and the domains that it is over."""
     seeds = ", ".join(f"{nats:+.3f}" for nats in found.seeds)
-    return (f"{found.nats:+.3f} nats per token [{found.low:+.3f}, {found.high:+.3f}] over "
-            f"{over(cells, found.domains)}" + (f", at other seeds {seeds}" if seeds else ""))
+    return (f"{found.nats:+.3f} nats per token [{found.low:+.3f}, {found.high:+.3f}]"
+            + (f" (at other seeds {seeds})" if seeds else "")
+            + (f" over {over(cells, found.domains)}" if where else ""))
 
 
 def versus(cells: Cells, a: Arm, b: Arm, within: Sequence[str] | None = None,
@@ -356,13 +362,12 @@ def crosses(cells: Cells) -> list[Claim]:
             continue
         meet = {unit: found[unit] is not None and found[unit] >= 1 for unit in ("flops", "hours")}
         counts = ", ".join(
-            f"{found[unit]:.1f} domains at equal {words}" if meet[unit] else
-            f"nowhere beyond one domain at equal {words}"
+            f"in {words} {f'at {found[unit]:.1f} domains' if meet[unit] else 'never beyond one'}"
             for unit, words in (("flops", "FLOPs"), ("hours", "device-hours")))
         verdict: Verdict = "cannot be judged"
         if len(set(meet.values())) == 1:
             verdict = "reproduced" if meet["flops"] else "not reproduced"
-        return [Claim(text, verdict, f"The curves meet at {counts}. {what}: "
+        return [Claim(text, verdict, f"The curves meet {counts}. {what}: "
                       f"{said(cells, quality)}." + (
                           "" if verdict != "cannot be judged" else
                           " FLOPs and device-hours disagree."), table)]

@@ -82,6 +82,7 @@ class Cells:
         for row in self.all_rows:
             self._by_method.setdefault(row["method"], []).append(row)
         self.methods = list(self._by_method)
+        self._found: dict[str, dict[str, Row]] = {}
 
     def own(self, key: str) -> Any:
         """The recipe's value of a dotted key; None where it has none."""
@@ -95,13 +96,16 @@ class Cells:
         if any(key not in self.base and value != self.own(key)
                for key, value in arm.changes.items()):
             return {}
-        wanted = {**self.base, **{k: v for k, v in arm.changes.items() if k in self.base}}
-        found: dict[str, Row] = {}
-        for row in self._by_method.get(arm.method, ()):
-            if _equal(row["settings"], wanted) and (
-                    len(row["tokens"]) > 1 and row.get(f"nll_{arm.when}") is not None):
-                found.setdefault(row["domain"], row)
-        return {domain: found[domain] for domain in self.domains if domain in found}
+        wanted = {key: arm.changes.get(key, own) for key, own in self.base.items()}
+        known = f"{arm.method} {arm.when} {wanted}"
+        if known not in self._found:
+            found: dict[str, Row] = {}
+            for row in self._by_method.get(arm.method, ()):
+                if len(row["tokens"]) > 1 and row.get(f"nll_{arm.when}") is not None and (
+                        all(row["settings"].get(key) == wanted[key] for key in wanted)):
+                    found.setdefault(row["domain"], row)
+            self._found[known] = {d: found[d] for d in self.domains if d in found}
+        return self._found[known]
 
     def same(self, a: Arm, b: Arm) -> bool:
         """Whether two arms are one cell."""
@@ -112,11 +116,8 @@ class Cells:
         """Values of ``key`` at which the arm has rows, ascending, null last."""
         if key not in self.base:
             return [self.own(key)] if self.rows(arm) else []
-        found: list[Any] = []
-        for value in self.values_of(key):
-            if self.rows(Arm(arm.method, {**arm.changes, key: value}, arm.when)):
-                found.append(value)
-        return ascending(found)
+        return [value for value in self.values_of(key)
+                if self.rows(Arm(arm.method, {**arm.changes, key: value}, arm.when))]
 
     def values_of(self, key: str) -> list[Any]:
         """All values of ``key`` in the study, ascending, null last."""
@@ -242,7 +243,3 @@ def crossing(fixed_a: float, each_a: float, fixed_b: float, each_b: float) -> fl
         return None
     found = (fixed_b - fixed_a) / (each_a - each_b)
     return found if found > 0 else None
-
-
-def _equal(settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    return all(settings.get(key) == value for key, value in wanted.items())
