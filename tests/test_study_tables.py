@@ -83,8 +83,10 @@ def row(method: str, domain: str, changes: Change, level: Level) -> dict[str, An
     hard = draw.normal(0, 0.5, DOCUMENTS)
     own = np.random.default_rng([*f"{method} {domain} {sorted(changes.items())}".encode()])
     base = level(method, settings, domain)
-    after = tokens * (base + hard + own.normal(0, 0.02, DOCUMENTS))
-    before = tokens * (base + 0.8 + hard + own.normal(0, 0.02, DOCUMENTS))
+    chance = own.normal(0, 0.02, (2, DOCUMENTS))
+    chance -= (chance @ tokens / tokens.sum())[:, None]  # differences are those of the levels
+    after = tokens * (base + hard + chance[0])
+    before = tokens * (base + 0.8 + hard + chance[1])
     pretrained = settings["pretrain_tokens"]
     generic = cost(pretrained, SHARED[method]) if method in SHARED else cost(0, 1)
     tuning = settings["spec_tokens"] * 5

@@ -73,7 +73,7 @@ def generic_perplexity(cells: Cells) -> list[Table]:
     lines = [line for line in smallest(cells, by_budget(cells))
              if line.arm.method in ("slm", "slm-mix", "slm-pn", "llm")]
     made = macro_table(
-        cells, lines, [METHOD, BUDGET], name="figure-03-generic", extra=[GENERIC],
+        cells, alone(lines), [METHOD, BUDGET], name="figure-03-generic", extra=[GENERIC],
         title="Generic perplexity by pretraining cost", paper="Figure 3",
         note="On held-out generic text, before fine-tuning. That of slm-pn and slm-mix is of the "
         "domain's expert alone on all of that text (the paper sends each text to its own expert), "
