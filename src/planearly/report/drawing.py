@@ -28,6 +28,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 INK = "#010203"  # replaced by the page's text colour
 GENERIC, DOMAIN = "#8C96A3", COLOURS[0]
 WIDTH = 4.9  # inches; two figures stand side by side on a desktop, one fills a phone
+_LETTERS = 72  # of a legend, side by side
 
 
 def style_of(name: str, names: Sequence[str]) -> tuple[str, str]:
@@ -109,10 +110,20 @@ def plain_log(axes: Axes, which: str = "x") -> None:
     axis.set_major_formatter(lambda value, _: short(value))
 
 
-def legend(axes: Axes, entries: int) -> None:
+def short_name(text: str, length: int = 24) -> str:
+    """A name that leaves the figure room: on one line, its middle left out where it is long."""
+    line = " ".join(text.split())
+    half = (length - 1) // 2
+    return line if len(line) <= length else f"{line[:half]}…{line[-half:]}"
+
+
+def legend(axes: Axes) -> None:
     """Above the axes, so that it never hides data."""
     handles, names = axes.get_legend_handles_labels()
+    if not names:
+        return
     bars_first = sorted(range(len(names)), key=lambda i: not hasattr(handles[i], "patches"))
+    columns = max(1, min(3, len(names), _LETTERS // (max(map(len, names)) + 6)))
     axes.legend([handles[i] for i in bars_first], [names[i] for i in bars_first],
-                loc="lower left", bbox_to_anchor=(0, 1.0), ncols=min(3, max(1, entries)),
+                loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns,
                 frameon=False, borderaxespad=0.2, handletextpad=0.5, columnspacing=1.2)

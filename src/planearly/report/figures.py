@@ -39,13 +39,13 @@ def perplexities(rows: Sequence[Mapping[str, Any]], label: Mapping[str, str]) ->
         for method in methods:
             colour, marker = drawing.style_of(method, methods)
             axes.plot([], [], marker, color=colour, label=label[method])
-        axes.set_yticks(range(len(domains)), domains)
+        axes.set_yticks(range(len(domains)), [drawing.short_name(d) for d in domains])
         axes.set_ylim(len(domains) - 0.45, -0.55)
         axes.set_xscale("log")
         drawing.plain_log(axes)
         axes.set_xlabel("perplexity on held-out text (lower is better)")
         axes.grid(axis="x")
-        drawing.legend(axes, len(methods))
+        drawing.legend(axes)
     return drawn.svg
 
 
@@ -78,7 +78,7 @@ def curves(runs: Sequence[Mapping[str, Any]], methods: Sequence[str],
         axes.set_xlabel(f"tokens ({unit})" if unit != "k" else "tokens (thousands)")
         axes.set_ylabel("loss (nats per token)")
         axes.grid(axis="y")
-        drawing.legend(axes, len(runs))
+        drawing.legend(axes)
     return drawn.svg
 
 
@@ -88,12 +88,13 @@ def histograms(clusters: Sequence[int], generic: Vector, domain: Vector,
     y = np.arange(len(clusters))
     with drawing.canvas(f"cluster histogram of {name}", 1.2 + 0.2 * len(clusters)) as drawn:
         axes = drawn.axes
-        axes.barh(y - 0.2, 100 * np.asarray(domain), 0.38, color=drawing.DOMAIN, label=name)
+        axes.barh(y - 0.2, 100 * np.asarray(domain), 0.38, color=drawing.DOMAIN,
+                  label=drawing.short_name(name))
         axes.barh(y + 0.2, 100 * np.asarray(generic), 0.38, color=drawing.GENERIC,
                   label="generic corpus")
         _cluster_axis(axes, clusters)
         axes.set_xlabel("share of windows (%)")
-        drawing.legend(axes, 2)
+        drawing.legend(axes)
     return drawn.svg
 
 
@@ -111,7 +112,7 @@ def epochs(clusters: Sequence[int], expected: Vector | None, realised: Vector | 
         _cluster_axis(axes, clusters)
         axes.set_xlim(left=0)
         axes.set_xlabel("epochs (1 = every window seen once)")
-        drawing.legend(axes, 2)
+        drawing.legend(axes)
     return drawn.svg
 
 
@@ -140,7 +141,7 @@ def similarity(experts: Sequence[Vector], centroids: Sequence[Vector], title: st
     theirs = np.asarray(centroids)
     # By the leading eigenvector, similar clusters come to lie beside each other.
     order = np.argsort(np.linalg.eigh(theirs)[1][:, -1], kind="stable")
-    with drawing.canvas(title, 2.6, 1, 2) as drawn:
+    with drawing.canvas(title, 2.15, 1, 2) as drawn:
         for panel, values, name in zip(drawn.panels, (np.asarray(experts), theirs),
                                        ("experts", "clusters"), strict=True):
             image = panel.imshow(values[np.ix_(order, order)], cmap="PuOr_r", vmin=-1, vmax=1,
