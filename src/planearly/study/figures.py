@@ -15,10 +15,12 @@ from planearly.study.table import Axis, Figure, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.transforms import Transform
 
 Row = Mapping[str, Any]
 
 _LINES_HEIGHT = 3.1  # inches
+_APART = 2.6  # points between lines, so that intervals at the same x do not hide each other
 
 
 def draw(table: Table) -> drawing.Canvas | None:
@@ -42,22 +44,32 @@ def _drawable(figure: Figure, row: Row) -> bool:
 def _lines(figure: Figure, rows: Sequence[Row], title: str) -> drawing.Canvas:
     names = _series(figure, rows)
     with drawing.canvas(title, _LINES_HEIGHT + _legend_height(names)) as drawn:
-        for name in names:
+        for i, name in enumerate(names):
             colour, marker = _style(name, names)
+            beside = _beside(drawn, (i - (len(names) - 1) / 2) * _APART)
             mine = sorted((row for row in rows if str(row.get(figure.series)) == name),
                           key=lambda row: row[figure.x.key])
-            x = [row[figure.x.key] for row in mine]
-            drawn.axes.plot(x, [row[figure.y.key] for row in mine], color=colour, marker=marker,
-                            markersize=5, linewidth=1.4, label=drawing.short_name(name, 34))
+            x, y = zip(*((row[figure.x.key], row[figure.y.key]) for row in mine), strict=True)
+            parts = drawn.axes.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=1.4,
+                                    label=drawing.short_name(name, 28))
             for row in mine:
                 if bounds := _interval(figure, row):
-                    drawn.axes.plot([row[figure.x.key]] * 2, bounds, color=colour, linewidth=3,
-                                    alpha=0.4)
+                    parts += drawn.axes.plot([row[figure.x.key]] * 2, bounds, color=colour,
+                                             linewidth=2.2, alpha=0.45)
+            for part in parts:  # after plotting: the axes' limits are the data's own
+                part.set_transform(beside)
         _scale(drawn.axes, "x", figure.x)
         _scale(drawn.axes, "y", figure.y)
         drawn.axes.grid()
         drawing.legend(drawn.axes)
     return drawn
+
+
+def _beside(drawn: drawing.Canvas, points: float) -> Transform:
+    """The data's coordinates, moved aside by some points."""
+    from matplotlib.transforms import ScaledTranslation
+
+    return drawn.axes.transData + ScaledTranslation(points / 72, 0, drawn.figure.dpi_scale_trans)
 
 
 def _bars(figure: Figure, rows: Sequence[Row], title: str) -> drawing.Canvas:
@@ -75,7 +87,7 @@ def _bars(figure: Figure, rows: Sequence[Row], title: str) -> drawing.Canvas:
             y = np.array([groups.index(str(row[figure.x.key])) for row in mine])
             y = y + (i - (len(names) - 1) / 2) * thick
             values = [row[figure.y.key] for row in mine]
-            shown = drawing.short_name(name, 34)
+            shown = drawing.short_name(name, 28)
             if figure.y.log:
                 axes.plot(values, y, marker, color=colour, markersize=5, label=shown)
             else:
