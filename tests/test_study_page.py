@@ -84,7 +84,7 @@ def test_the_page_shows_all_it_is_given(tmp_path):
             "(lower is better): SLM-is 20.5, LLM 25.5, SLM 30.5.",
             "1 of its 10 cells are not made yet", "Seeds 0, 1", "importance.k none 64",
             "? cannot be judged C(N) crosses over Rows are missing.",
-            "freelaw slm 8.00 [7.00, 9.00] 25.0% 1M 3P 30 min 00 s -0.062 1,024",
+            "freelaw SLM 8.00 [7.00, 9.00] 25.0% 1M 3P 30 min 00 s -0.062 1,024",
             "SLM-mix freelaw importance.k = 7 no expert", "SLM-pn freelaw main not made yet"):
         assert text in said, text
     assert outline.count("svg") == 2

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from planearly.progress import short
 from planearly.report import drawing
-from planearly.report.page import METHODS
+from planearly.report.page import METHODS, label
 from planearly.study.table import Axis, Figure, Table
 
 if TYPE_CHECKING:
@@ -51,14 +52,14 @@ def _lines(figure: Figure, rows: Sequence[Row], title: str) -> drawing.Canvas:
                           key=lambda row: row[figure.x.key])
             x, y = zip(*((row[figure.x.key], row[figure.y.key]) for row in mine), strict=True)
             parts = drawn.axes.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=1.4,
-                                    label=drawing.short_name(name, 28))
+                                    label=drawing.short_name(label(name), 28))
             for row in mine:
                 if bounds := _interval(figure, row):
                     parts += drawn.axes.plot([row[figure.x.key]] * 2, bounds, color=colour,
                                              linewidth=2.2, alpha=0.45)
             for part in parts:  # after plotting: the axes' limits are the data's own
                 part.set_transform(beside)
-        _scale(drawn.axes, "x", figure.x)
+        _scale(drawn.axes, "x", figure.x, [row[figure.x.key] for row in rows])
         _scale(drawn.axes, "y", figure.y)
         drawn.axes.grid()
         drawing.legend(drawn.axes)
@@ -87,7 +88,7 @@ def _bars(figure: Figure, rows: Sequence[Row], title: str) -> drawing.Canvas:
             y = np.array([groups.index(str(row[figure.x.key])) for row in mine])
             y = y + (i - (len(names) - 1) / 2) * thick
             values = [row[figure.y.key] for row in mine]
-            shown = drawing.short_name(name, 28)
+            shown = drawing.short_name(label(name), 28)
             if figure.y.log:
                 axes.plot(values, y, marker, color=colour, markersize=5, label=shown)
             else:
@@ -128,11 +129,22 @@ def _legend_height(names: Sequence[str]) -> float:
     return 0.2 * math.ceil(len(names) / 2)
 
 
-def _scale(axes: Axes, which: str, axis: Axis) -> None:
+def _far_apart(values: Sequence[float]) -> bool:
+    """Whether each may be a tick of a logarithmic axis."""
+    ordered = sorted(set(values))
+    return all(b > 1.3 * a for a, b in pairwise(ordered)) and len(ordered) <= 8
+
+
+def _scale(axes: Axes, which: str, axis: Axis, values: Sequence[float] = ()) -> None:
+    """Label and scale; ticks at the ``values`` of x themselves where a log axis has few."""
+    from matplotlib.ticker import FixedLocator
+
     (axes.set_xlabel if which == "x" else axes.set_ylabel)(axis.label)
     if axis.log:
         (axes.set_xscale if which == "x" else axes.set_yscale)("log")
         drawing.plain_log(axes, which)
+        if values and _far_apart(values):
+            axes.xaxis.set_major_locator(FixedLocator(sorted(set(values))))
     else:
         ticks = axes.xaxis if which == "x" else axes.yaxis
         ticks.set_major_formatter(lambda value, _: short(value))

@@ -205,7 +205,7 @@ def cells(table: Table, row: Mapping[str, Any]) -> list[dict[str, Any]]:
         missing = value is None or (isinstance(value, float) and not math.isfinite(value))
         text, sort = "–", None
         if value is not None and not missing:
-            text = _written(column.kind, unit, value)
+            text = label(value) if column.key == "method" else _written(column.kind, unit, value)
             sort = value[0] if column.kind == "interval" else value
         found.append({"text": text, "sort": sort, "kind": column.kind})
     return found
