@@ -79,18 +79,25 @@ def summary(study: Mapping[str, Any], claims: Sequence[Claim]) -> list[str]:
             f"{counted[VERDICTS[1]]} did not, and {counted[VERDICTS[2]]} cannot be judged at this "
             "size.")
     averages = macro(_own(rows, study.get("recipe") or {}))
-    ranked = sorted(averages, key=lambda method: averages[method]["ppl_after"])
-    if len(ranked) > 1:
+    if len(averages) > 1:
         domains = len({row["domain"] for row in rows})
-        listed = ", ".join(f"{label(m)} {number(averages[m]['ppl_after'])}" for m in ranked)
         sentences.append(
             f"Perplexity after fine-tuning, macro-averaged over {domains} domains, at the study's "
-            f"main settings (lower is better): {listed}.")
+            f"main settings (lower is better): {_ranked(averages)}. What differs by more than "
+            "chance is in the claims below.")
     if pending:
         sentences.append(
             f"The study is not finished: {pending} of its "
             f"{len(rows) + len(study.get('skipped', ())) + pending} cells are not made yet.")
     return sentences
+
+
+def _ranked(averages: Mapping[str, Mapping[str, float]]) -> str:
+    """Small models from the best to the worst, then the large ones."""
+    order = sorted(averages, key=lambda method: averages[method]["ppl_after"])
+    said = [", ".join(f"{label(m)} {number(averages[m]['ppl_after'])}" for m in order
+                      if m.startswith("llm") == large) for large in (False, True)]
+    return "; of the large model: ".join(part for part in said if part)
 
 
 def _facts(study: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -99,7 +106,7 @@ def _facts(study: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not rows:
         return []
     in_all = cost(study)
-    devices = {name for row in rows for name in str(row["cost"].get("device")).split(", ")}
+    devices = {str(row["cost"]["device"]) for row in rows if row["cost"].get("device")}
     found = [
         ("Domains", str(len({row["domain"] for row in rows}))),
         ("Methods", str(len({row["method"] for row in rows}))),
@@ -148,7 +155,7 @@ def _range(rows: Sequence[Mapping[str, Any]], key: str) -> str:
 
 
 def _varied(study: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Every key that the grid varies: its main value, and the others."""
+    """Every key of which there is more than the main value: it, and the others."""
     recipe = study.get("recipe") or {}
     seen: dict[str, list[Any]] = {}
     for row in study.get("rows", ()):
@@ -156,9 +163,8 @@ def _varied(study: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             values = seen.setdefault(key, [])
             if value not in values:
                 values.append(value)
-    return [(key, _said(main := _at(recipe, key)),
-             ", ".join(_said(v) for v in values if v != main) or "–")
-            for key, values in seen.items()]
+    return [(key, _said(main), ", ".join(_said(value) for value in values if value != main))
+            for key, values in seen.items() if values != [main := _at(recipe, key)]]
 
 
 def _own(rows: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> list[Mapping[str, Any]]:
