@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lint bench clean
+.PHONY: help setup demo test smoke quick lint clean
 
 help:
 	@echo "make demo    set up, then train and compare small models on an embedded corpus (runs/demo)"
 	@echo "make test    set up, then run all tests"
+	@echo "make smoke   a small study of every method (runs/study-smoke), minutes"
 	@echo "make quick   the tests that take seconds"
 	@echo "make lint    style and types"
 
@@ -29,6 +30,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+smoke: setup
+	$(BIN)/planearly study study-smoke --out runs/study-smoke
 
 quick: setup
 	$(BIN)/python -m pytest -m "not slow"

@@ -8,6 +8,7 @@ import torch
 from planearly import config
 from planearly.errors import UserError
 from planearly.files import read_json
+from planearly.plan import ledger
 from planearly.run import MANIFEST, Busy, Missing, Run
 from planearly.stages import text
 from planearly.stages.methods import pretrained_slm
@@ -156,7 +157,11 @@ def test_a_budget_that_branches_off_ends_as_one_of_its_own(made, tmp_path):
     single = run(alone, short, [])
     assert branched.name == single.name
     begun = read_json(branched / MANIFEST)["begun"]
-    assert begun["at_step"] == 14 and "begun" not in read_json(single / MANIFEST)
+    assert begun["at_step"] == 14 and begun["tokens"] > 0
+    spent = ledger.add_up([shared])
+    trained = [s["tokens"] for s in spent["stages"] if s["stage"].startswith("pretrain")]
+    assert spent["total"]["tokens"] == sum(trained) - begun["tokens"]
+    assert "begun" not in read_json(single / MANIFEST)
     one, other = (checkpoint.load_tensors(p / loop.FINAL)[0] for p in (branched, single))
     assert all(torch.equal(one[name], other[name]) for name in other)
 

@@ -123,8 +123,22 @@ def add_up(folders: Iterable[Path]) -> dict[str, Any]:
     return {
         "stages": [made["entry"] for made in stages.values()],
         "methods": {name: _summed_method(of, stages) for name, of in sorted(methods.items())},
-        "total": _sum([made["entry"] for made in stages.values()]),
+        "total": _once(_sum([made["entry"] for made in stages.values()]), stages.values()),
     }
+
+
+def _once(total: dict[str, Any], stages: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """A sum without the steps that a run shares with the longer one it branched off."""
+    for made in stages:
+        begun, booked = made["manifest"].get("begun"), made["entry"]
+        if begun:
+            share = begun["tokens"] / booked["tokens"]
+            total["tokens"] -= begun["tokens"]
+            total["flops"] -= share * booked["flops"]
+            total["device_hours"] -= begun["device_hours"]
+            if "money" in booked:
+                total["money"] -= booked["money"] * begun["device_hours"] / booked["device_hours"]
+    return total
 
 
 def _entry(manifest: Mapping[str, Any], folder: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from planearly.data.pack import Rows, pack_rows
 from planearly.data.windows import TokenDataset
 from planearly.device import bf16_is_fast
 from planearly.evaluate.perplexity import mean_nll
-from planearly.files import atomic_write, read_array, read_json
+from planearly.files import atomic_write, read_array, read_json, write_json
 from planearly.model import flops
 from planearly.model.projected import Projected
 from planearly.model.transformer import Shape, Transformer
@@ -28,6 +28,7 @@ from planearly.stages import groups, text
 from planearly.train import checkpoint, loop, optim, parallel, schedule
 from planearly.train.objective import NextToken, Objective
 
+BEGUN = "begun.json"
 Validate = Callable[[Transformer], float]
 
 
@@ -98,10 +99,10 @@ def pretrain(
     others = {steps_of(tokens) for tokens in recipe.pretrain.branch_tokens}
 
     def build(folder: Path) -> dict[str, Any]:
-        begun = None
         for longer in sorted(n for n in others if n > steps):
             sibling = run.folder(f"pretrain/{stage}", {**values, "steps": longer}, inputs)
-            begun = begun or branch_off(recipe.pretrain.optimizer, sibling, longer, folder, steps)
+            branch_off(recipe.pretrain.optimizer, sibling, longer, folder, steps)
+        begun = read_json(folder / BEGUN) if (folder / BEGUN).exists() else None
         branches = {branching_step(recipe.pretrain.optimizer, steps, n) for n in others}
         model = network() if network else loop.Dense(Transformer(shape, recipe.seed))
         generic = generic_stream(run, packed, weights)
@@ -131,24 +132,26 @@ def branching_step(optimizer: config.Optimizer, longer: int, shorter: int) -> in
 
 
 def branch_off(optimizer: config.Optimizer, longer: Path, longer_steps: int, folder: Path,
-               steps: int) -> dict[str, Any] | None:
+               steps: int) -> None:
     """Begin a run in ``folder`` where it parts from a longer one, if that one kept its state there.
 
     The rows and rates until then are the same, so the result is what a run of its own would give.
-    Its cost counts the shared steps too; the record returned tells how many they were.
+    Its cost counts the shared steps too; ``begun.json`` tells how much of it they are.
     """
     step = branching_step(optimizer, longer_steps, steps)
     kept = loop.branch_file(longer, step)
-    if not step or not kept.exists() or (folder / loop.CHECKPOINT).exists() or (
-            folder / loop.OUTCOME).exists():
-        return None
-    if parallel.rank() == 0:
+    taken = (folder / loop.CHECKPOINT).exists() or (folder / loop.OUTCOME).exists()
+    parallel.barrier()
+    if parallel.rank() == 0 and step and kept.exists() and not taken:
+        before = checkpoint.load_tensors(kept)[1]["outcome"]
+        write_json(folder / BEGUN, {"at_step": step, "from": longer.name,
+                                    "tokens": before["tokens"],
+                                    "device_hours": before["seconds"] * parallel.world() / 3600})
         for source, target in ((longer / "metrics.jsonl", folder / "metrics.jsonl"),
                                (kept, folder / loop.CHECKPOINT)):
             with atomic_write(target) as handle:
                 handle.write(source.read_bytes())
     parallel.barrier()
-    return {"at_step": step, "from": longer.name}
 
 
 def train_settings(train: config.Train) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from planearly.config import Recipe
 from planearly.data.windows import TokenDataset
 from planearly.errors import UserError
 from planearly.files import read_array, read_json, write_json
-from planearly.plan import devices
+from planearly.plan import devices, ledger
 from planearly.progress import duration, say
 from planearly.run import Busy, Missing, Run
 from planearly.stages import groups, text
@@ -218,7 +218,7 @@ def conclude(this: Study, seconds: float) -> Path:
     results = {
         "name": this.recipe.name, "recipe": this.recipe.to_dict(), "device": devices.here(),
         "seconds": round(seconds, 1), "domains": this.domains, "rows": rows,
-        "skipped": skipped, "pending": pending, "entropies": dict(_entropies(this)),
+        "cost": ledger.add_up([this.out])["total"] if rows else None, "skipped": skipped, "pending": pending, "entropies": dict(_entropies(this)),
     }
     write_json(this.out / RESULTS, results)
     say(f"{len(rows)} cells are finished, {len(skipped)} impossible, {len(pending)} not made yet")

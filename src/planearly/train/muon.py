@@ -31,7 +31,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     a, b, c = _QUINTIC
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
-        x = a * x + torch.baddbmm(gram, gram, gram, beta=b, alpha=c) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 
@@ -62,7 +62,7 @@ class Muon(Optimizer):
                 ahead = parameter.grad.lerp(average, momentum)
                 sizes.setdefault(parameter.shape[-2:], []).append((parameter, ahead))
             for size, found in sizes.items():
-                stacks = [ahead.reshape(-1, *size) for _, ahead in found]
+                stacks = [ahead.bfloat16().reshape(-1, *size) for _, ahead in found]
                 updates = orthogonalise(torch.cat(stacks)).split([len(s) for s in stacks])
                 rate = group["lr"] * 0.2 * math.sqrt(max(size))
                 for (parameter, _), update in zip(found, updates, strict=True):
