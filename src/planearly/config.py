@@ -90,6 +90,7 @@ class Model:
     tie_embeddings: bool = key("output matrix is the embedding matrix", True)
     rope_theta: float = key("base of the rotary position embedding", 10_000.0)
     norm_eps: float = key("epsilon of RMSNorm", 1e-5)
+    kv_heads: int | None = key("heads of keys and values, shared by groups (null: heads)", None)
 
 
 @dataclass
@@ -381,6 +382,9 @@ def check(recipe: Recipe) -> None:
              f"a divisor of {place}.d_model ({model.d_model})")
         need(model.d_model // max(model.heads, 1) % 2 == 0, f"{place}.d_model", model.d_model,
              "an even number per head, for rotary positions")
+        need(model.kv_heads is None or (0 < model.kv_heads <= model.heads
+             and model.heads % model.kv_heads == 0), f"{place}.kv_heads", model.kv_heads,
+             f"a divisor of {place}.heads ({model.heads}), or null")
         need(model.layers > 0 and model.d_ff > 0, f"{place}.layers", model.layers, "positive")
     for place, train in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
         need(train.batch_tokens >= recipe.context, f"{place}.batch_tokens", train.batch_tokens,

@@ -52,7 +52,7 @@ def hf_config(shape: Shape, bos_token_id: int, eos_token_id: int,
         "intermediate_size": shape.d_ff,
         "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads or shape.heads,
         "head_dim": shape.head_dim,
         "hidden_act": _ACTIVATION[shape.ffn],
         "max_position_embeddings": shape.context,
@@ -73,7 +73,7 @@ def to_hf(state: dict[str, Tensor], shape: Shape) -> dict[str, Tensor]:
     """Our parameters under the names of Hugging Face, each in memory of its own."""
     named: dict[str, Tensor] = {}
     for name, theirs in _names(shape):
-        parts = state[name].split(shape.d_model) if len(theirs) == 3 else (state[name],)
+        parts = state[name].split(shape.qkv_widths) if len(theirs) == 3 else (state[name],)
         for their_name, part in zip(theirs, parts, strict=True):
             named[their_name] = part.detach().to("cpu", copy=True).contiguous()
     return named
@@ -83,8 +83,8 @@ def from_hf(folder: Path) -> tuple[Shape, dict[str, Tensor]]:
     """Read a Llama or Arcee folder: its shape, and its parameters in float32 under our names.
 
     Raises:
-        UserError: not such a folder, or a model that ours cannot hold (grouped-query attention,
-            biases, a rope scaling, another activation), or weights that are missing.
+        UserError: not such a folder, or a model that ours cannot hold (biases, a rope scaling,
+            another activation, another width of heads), or weights that are missing.
     """
     config = read_json(folder / "config.json")
     shape = _shape(config, folder)
@@ -158,7 +158,7 @@ def _shape(config: dict[str, Any], folder: Path) -> Shape:
     need((model_type, activation) in kinds, f"the activation '{activation}'")
     heads, width = config["num_attention_heads"], config["hidden_size"]
     groups = config.get("num_key_value_heads") or heads
-    need(groups == heads, f"grouped-query attention ({heads} heads over {groups})")
+    need(heads % groups == 0, f"{heads} heads over {groups} of keys and values")
     per_head = config.get("head_dim") or width // heads
     need(per_head * heads == width, f"heads of {per_head} numbers in a width of {width}")
     need(not config.get("attention_bias") and not config.get("mlp_bias"), "biases")
@@ -170,6 +170,7 @@ def _shape(config: dict[str, Any], folder: Path) -> Shape:
         layers=config["num_hidden_layers"],
         d_model=width,
         heads=heads,
+        kv_heads=groups,
         d_ff=config["intermediate_size"],
         vocab_size=config["vocab_size"],
         context=config["max_position_embeddings"],
