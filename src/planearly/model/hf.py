@@ -86,16 +86,28 @@ def from_hf(folder: Path) -> tuple[Shape, dict[str, Tensor]]:
         UserError: not such a folder, or a model that ours cannot hold (biases, a rope scaling,
             another activation, another width of heads), or weights that are missing.
     """
-    config = read_json(folder / "config.json")
-    shape = _shape(config, folder)
+    shape = read_shape(folder)
     theirs = _read_weights(folder)
     state = {}
     for name, parts in _names(shape):
-        missing = [part for part in parts if part not in theirs]
-        if missing:
-            raise UserError(f"{folder} has no tensor '{missing[0]}': its weights are incomplete")
+        for part, size in zip(parts, _sizes(name, shape), strict=True):
+            if part not in theirs:
+                raise UserError(f"{folder} has no tensor '{part}': its weights are incomplete")
+            if theirs[part].shape != size:
+                raise UserError(
+                    f"{folder}: the tensor '{part}' has shape {list(theirs[part].shape)} and its "
+                    f"config.json asks for {list(size)}: the files do not belong together")
         state[name] = torch.cat([theirs[part].float() for part in parts])
     return shape, state
+
+
+def read_shape(folder: Path) -> Shape:
+    """The shape that the ``config.json`` of a Llama or Arcee folder states.
+
+    Raises:
+        UserError: as :func:`from_hf`, but for the weights, which are not read.
+    """
+    return _shape(read_json(folder / "config.json"), folder)
 
 
 def load(folder: Path) -> tuple[Any, Any]:
@@ -143,6 +155,20 @@ def _names(shape: Shape) -> list[tuple[str, tuple[str, ...]]]:
                                      if ours != "ffn.gate.weight" or shape.ffn == GATED)]
     return [*whole, *((f"blocks.{i}.{ours}", tuple(f"model.layers.{i}.{name}" for name in theirs))
                       for i in range(shape.layers) for ours, theirs in inner)]
+
+
+def _sizes(name: str, shape: Shape) -> list[tuple[int, ...]]:
+    """Sizes of the one or three tensors that a parameter of ours is to them."""
+    width, inner = shape.d_model, shape.d_ff
+    if name.endswith(_QKV):
+        return [(out, width) for out in shape.qkv_widths]
+    if name.endswith("norm.weight"):
+        return [(width,)]
+    if name in ("embed.weight", "head.weight"):
+        return [(shape.vocab_size, width)]
+    if name.endswith("attn.o.weight"):
+        return [(width, width)]
+    return [(width, inner) if name.endswith("down.weight") else (inner, width)]
 
 
 def _shape(config: dict[str, Any], folder: Path) -> Shape:

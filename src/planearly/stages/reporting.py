@@ -57,7 +57,7 @@ def _plan(run: Run, all_trained: list[Trained]) -> Markup | None:
 
     None where it has nothing to say: an uncalibrated device, a model below all that it plans.
     """
-    if run.recipe.bundle:
+    if not run.recipe.reads_generic:
         return None
     dataset, used = text.specialization_windows(run, all_trained[0].domain)
     try:
@@ -168,7 +168,7 @@ def _samples(run: Run, all_trained: list[Trained]) -> Iterator[page.Sample]:
 
 def _sources(run: Run, all_trained: list[Trained]) -> Iterator[page.Source]:
     """Tokens and passes of each pretraining over each source of the generic corpus."""
-    if run.recipe.bundle:
+    if not run.recipe.reads_generic:
         return
     dataset = TokenDataset(text.generic(run))
     names = dataset.meta["sources"]
@@ -200,7 +200,7 @@ def _sources(run: Run, all_trained: list[Trained]) -> Iterator[page.Source]:
 
 
 def _warnings(run: Run, all_trained: list[Trained]) -> Iterator[str]:
-    if run.recipe.bundle:
+    if not run.recipe.reads_generic:
         return
     overlap = facts(text.kept(run)).get("overlap", {})
     if overlap.get("documents"):

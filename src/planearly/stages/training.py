@@ -24,7 +24,7 @@ from planearly.plan import ledger
 from planearly.progress import say
 from planearly.run import Run, facts, once
 from planearly.specialize import experts, lora
-from planearly.stages import groups, text
+from planearly.stages import given, groups, text
 from planearly.train import checkpoint, loop, optim, parallel
 from planearly.train.objective import NextToken, Objective
 
@@ -32,8 +32,11 @@ Validate = Callable[[Transformer], float]
 
 
 def shape_of(run: Run, large: bool = False) -> Shape:
-    """Shape of the recipe's small (or large) model with the run's real vocabulary."""
+    """Shape of the small (or large) model: of the checkpoint that it starts from, or of the recipe
+    with the run's real vocabulary."""
     recipe = run.recipe
+    if checkpoint := given.shape(recipe, large):
+        return checkpoint
     entries = facts(text.tokenizer_folder(run))["vocab_size"]
     return Shape.of(recipe.large if large else recipe.model, entries, recipe.context)
 
@@ -72,6 +75,8 @@ def pretrain(
 ) -> Path:
     """Pretrain a model on generic rows drawn by ``weights``; folder with the weights.
 
+    It begins as the recipe's checkpoint, if there is one.
+
     Args:
         mixed_with: a domain whose own text takes ``pretrain.specialization_share`` of the rows.
         network: makes another model than the dense one, of ``flops_per_step`` beside its tokens'.
@@ -90,9 +95,13 @@ def pretrain(
     if share and mixed_with:
         values["spec_tokens"] = recipe.spec_tokens
         inputs = {**(inputs or {}), "domain": text.domain(run, mixed_with)}
+    start = given.checkpoint(run, large)
+    if start:
+        inputs = {**(inputs or {}), "start": start}
 
     def build(folder: Path) -> dict[str, Any]:
-        model = network() if network else loop.Dense(Transformer(shape, recipe.seed))
+        model = network() if network else loop.Dense(
+            load_model(start) if start else Transformer(shape, recipe.seed))
         generic = generic_stream(run, packed, weights)
         stream: Stream = generic
         if share and mixed_with:
