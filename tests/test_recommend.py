@@ -22,14 +22,8 @@ from planearly.model import flops
 from planearly.plan import cost, devices, recipes, show, sizes
 from planearly.plan.cli import register
 from planearly.plan.law import Law
-from planearly.plan.recommend import (
-    CHECKPOINT,
-    METHODS,
-    OpenModel,
-    Plan,
-    PlanInput,
-    recommend,
-)
+from planearly.plan.options import CHECKPOINT, METHODS, OpenModel, PlanInput
+from planearly.plan.recommend import Plan, recommend
 
 M, B = 10**6, 10**9
 

@@ -13,7 +13,8 @@ from planearly import config
 from planearly.files import atomic_write
 from planearly.model.transformer import Shape
 from planearly.plan import cost
-from planearly.plan.recommend import CHECKPOINT, Plan, Row
+from planearly.plan.options import CHECKPOINT, Row
+from planearly.plan.recommend import Plan
 
 _PLACES = {"generic": ["PATH/TO/GENERIC"], "domains": ["PATH/TO/YOUR/DOCUMENTS"]}
 

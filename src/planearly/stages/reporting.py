@@ -17,7 +17,7 @@ from planearly.errors import UserError
 from planearly.files import read_array, read_json
 from planearly.generate import generate
 from planearly.model import flops
-from planearly.plan import devices, ledger, recommend, show
+from planearly.plan import devices, ledger, options, recommend, show
 from planearly.report import page, words
 from planearly.run import MANIFEST, Run, facts, once
 from planearly.stages import groups, text, training
@@ -61,7 +61,7 @@ def _plan(run: Run, all_trained: list[Trained]) -> Markup | None:
         return None
     dataset, used = text.specialization_windows(run, all_trained[0].domain)
     try:
-        plan = recommend.recommend(recommend.PlanInput(
+        plan = recommend.recommend(options.PlanInput(
             device=devices.find("here"), limit=flops.parameters(training.shape_of(run)),
             generic_tokens=int(TokenDataset(text.generic(run)).meta["n_tokens"]),
             spec_tokens=int(dataset.windows["length"][used].sum()), windows=len(used),
