@@ -13,6 +13,9 @@ from planearly import config, pipeline
 from planearly.errors import UserError
 from planearly.files import read_json, write_json
 from planearly.model.transformer import Transformer
+from planearly.plan import devices, recipes
+from planearly.plan.options import CHECKPOINT, OpenModel, PlanInput
+from planearly.plan.recommend import recommend
 from planearly.run import Run
 from planearly.stages import experts, given
 from planearly.train import checkpoint, loop
@@ -146,6 +149,25 @@ def test_without_pretraining_it_is_fine_tuned_as_it_is(made, llama, tmp_path):  
     with_generic = pipeline.run(also, out)["rows"][0]
     assert with_generic["generic_ppl"] > 0
     assert with_generic["ppl_after"] == slm["ppl_after"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("generic_tokens", [0, 20_000])
+def test_a_planned_checkpoint_runs(made, llama, tmp_path, generic_tokens):  # noqa: F811
+    plan = recommend(PlanInput(
+        device=devices.from_sheet(devices.SHEETS[0]), limit=2_000_000, spec_tokens=5_000,
+        generic_tokens=generic_tokens, generic_hours=0,
+        checkpoint=OpenModel(str(llama), 1_000_000, CONTEXT)))
+    assert plan.recommended == CHECKPOINT
+    generic = [str(made / "generic.jsonl")] if generic_tokens else []
+    (path,) = (p for p in recipes.write(plan, tmp_path, generic, [str(made / "domains" / "law")])
+               if p.stem == CHECKPOINT)
+    few = ["finetune.max_steps=3", "finetune.batch_tokens=512", "pretrain.batch_tokens=2048",
+           "data.generic_eval_tokens=500"]
+    row = pipeline.run(config.load(path, few), tmp_path / "run", "export")["rows"][0]
+    assert row["method"] == ("slm-is" if generic_tokens else "slm")
+    assert (row["pretrain_tokens"] > 0) == bool(generic_tokens)
+    assert row["ppl_after"] < row["ppl_before"]
 
 
 @pytest.mark.slow

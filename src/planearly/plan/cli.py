@@ -216,6 +216,7 @@ def _model(text: str | None, flag: str) -> OpenModel | None:
     """A model folder, or NAME:PARAMETERS."""
     if text is None:
         return None
+    from planearly.files import read_json
     from planearly.plan.options import OpenModel
 
     folder = Path(text)
@@ -223,7 +224,9 @@ def _model(text: str | None, flag: str) -> OpenModel | None:
         count = _parameters(folder)
         if not count:
             raise UserError(f"{flag}: {text} holds no .safetensors files: give a model folder")
-        return OpenModel(text, count)
+        stated = folder / "config.json"
+        reach = read_json(stated).get("max_position_embeddings") if stated.is_file() else None
+        return OpenModel(text, count, reach)
     name, separator, params = text.rpartition(":")
     if not separator:
         raise UserError(f"{flag}: '{text}' is not a folder; write NAME:PARAMETERS, as "

@@ -44,7 +44,10 @@ class OpenModel:
     """A model that exists already."""
 
     name: str
+    """Its folder, or what it is called."""
     params: int
+    context: int | None = None
+    """Most tokens that it reads, where known."""
 
 
 @dataclass(frozen=True)
