@@ -36,6 +36,12 @@ def test_both_write_their_rows_and_a_bundle_specialises_offline(
     assert mix["params"] == 3 * mix["inference_params"]
     assert pn["cost"]["tokens"] > pn["specialization_cost"]["tokens"]
 
+    report = (out / "report.html").read_text()
+    assert "<h2>Experts</h2>" in report and "has the lowest loss on the specialization" in report
+    for row in (pn, mix):
+        assert f'<td class="text">law</td><td>{row["expert_number"]}</td>' in report
+    assert report.count("correlate with") == 2
+
     (bundle,) = out.glob("bundle/slm-pn-*/bundle")
     documents = str(made / "domains" / "law")
     offline = experts.from_bundle(bundle, [documents], [])
@@ -43,6 +49,7 @@ def test_both_write_their_rows_and_a_bundle_specialises_offline(
     assert again["method"] == "slm-pn" and again["generic_ppl"] is None
     assert again["ppl_before"] == pytest.approx(pn["ppl_before"], rel=1e-6)
     assert again["expert_number"] == pn["expert_number"]
+    assert "<h2>Experts</h2>" in (tmp_path / "offline" / "report.html").read_text()
     one, two = (load_file(next(root.glob("model/slm-pn.law-*/export/model.safetensors")))
                 for root in (out, tmp_path / "offline"))
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -56,6 +63,8 @@ def test_every_rule_chooses(made, tmp_path):  # noqa: F811
         row = pipeline.run(settings(made, expert=rule, methods=["slm-pn"]), out)["rows"][0]
         assert row["expert"] == rule
         chosen[rule] = row["expert_number"]
+        report = (out / "report.html").read_text()
+        assert ("loss with every expert" in report) == (rule == "best-tuned")
     assert chosen["blend"] is None and chosen["best-tuned"] in range(3)
     tuned = settings(made, expert="blend", methods=["slm-pn"],
                      projected={**PROJECTED, "tune_vector": True})

@@ -60,6 +60,20 @@ def domain(name: str, seed: int) -> page.Domain:
             "divergence": 1.83, "entropy": 2.4, "generic_entropy": 4.02}
 
 
+def expert(method: str, name: str, rule: str, k: int = 16) -> page.Expert:
+    rng = np.random.default_rng(k)
+    share = rng.dirichlet(np.full(k, 0.3))
+    points = rng.normal(size=(k, 4))
+    cosines = (points @ points.T) / np.outer(*[np.linalg.norm(points, axis=1)] * 2)
+    return {"method": method, "domain": name, "rule": rule,
+            "expert": None if rule == "blend" else int(share.argmax()), "share": 0.4375,
+            "losses": rng.uniform(3, 4, k).tolist() if rule == "lowest-loss" else None,
+            "reason": f"the reason for {name}", "histogram": share.tolist(),
+            "words": [] if rule == "blend" else TOPICS[0],
+            "similarity": {"experts": (0.5 * cosines).tolist(), "centroids": cosines.tolist(),
+                           "correlation": 0.8125}}
+
+
 def example(names: list[str]) -> page.Facts:
     """Facts of a run of both methods on the named domains, as large as real ones are."""
     rows, curves = [], [curve("pretraining", "slm", None, 7.0, 4.2, 2_500_000)]
@@ -77,6 +91,7 @@ def example(names: list[str]) -> page.Facts:
         "comparisons": [{"domain": name, "a": "slm-is", "b": "slm", "difference": -0.115,
                          "ci95": [-0.125, -0.105], "units": 99} for name in names],
         "domains": [domain(name, i) for i, name in enumerate(names)],
+        "experts": [expert("slm-pn", name, "lowest-loss") for name in names],
         "costs": [
             {"stage": "embedding and clustering", "tokens": 11.2e6, "flops": 2.2e11,
              "device_hours": 0.004, "device": cpu, "money": 0.0004},
@@ -138,9 +153,9 @@ def test_the_page_shows_every_fact(tmp_path):
     html = (tmp_path / "report.html").read_text("utf-8")
     outline = Outline(html)
     assert not outline.open, "an element is not closed"
-    assert outline.count("svg") == 1 + 2 * 4
+    assert outline.count("svg") == 1 + 2 * 5 + 1
     headings = re.findall("<h2>(.*?)</h2>", html)
-    assert headings == ["Results", "Domains", "Completions", "Costs",
+    assert headings == ["Results", "Experts", "Domains", "Completions", "Costs",
                         "What was read in pretraining", "Plan", "What to do next", "The models",
                         "Recipe"]
     for text in ("35.0 [34.3, 35.7]", "macro average", "estimator, fit", "1.83 nats", "5.12k",
@@ -156,7 +171,7 @@ def test_the_page_fetches_nothing():
         assert tag not in ("script", "link", "img", "iframe"), tag
         for name, value in attributes.items():
             if name in ("src", "href", "xlink:href"):
-                assert value is not None and value.startswith("#")
+                assert value is not None and value.startswith(("#", "data:image/png"))
     assert "@import" not in html
     assert all(target.startswith("#") for target in re.findall(r"url\(['\"]?(.)", html))
 
@@ -174,6 +189,8 @@ def test_text_of_others_is_escaped():
     facts["domains"][0]["words"] = {c: [evil] for c in range(K)}
     facts["domains"][0]["snippets"] = dict.fromkeys(range(K), evil)
     facts["samples"] = [{"prompt": evil, "completions": {evil: evil}}]
+    chosen: Any = {**expert("slm-pn", evil, evil), "method": evil, "reason": evil, "words": [evil]}
+    facts["experts"] = [chosen]
     facts["costs"] = [{"stage": evil, "method": evil, "domain": evil, "device": evil}]
     facts["sources"] = [{"source": evil, "method": evil, "domain": evil}]
     facts["warnings"] = facts["next_steps"] = [evil]
@@ -185,17 +202,36 @@ def test_text_of_others_is_escaped():
 
 @pytest.mark.parametrize("missing", sorted(page.Facts.__annotations__))
 def test_a_missing_fact_leaves_its_section_out(missing, monkeypatch):
-    for figure in ("perplexities", "curves", "histograms", "epochs"):
+    for figure in ("perplexities", "curves", "histograms", "epochs", "experts", "similarity"):
         monkeypatch.setattr(page.figures, figure, lambda *_: "")  # slow, and not what is asked
     facts = example(["sklearn"])
     del facts[missing]
     html = page.render(Path("run"), facts)
-    heading = {"rows": "Results", "costs": "Costs", "samples": "Completions", "recipe": "Recipe",
+    heading = {"rows": "Results", "costs": "Costs", "samples": "Completions",
+               "experts": "Experts", "recipe": "Recipe",
                "sources": "What was read in pretraining", "plan": "Plan",
                "next_steps": "What to do next"}
     assert not Outline(html).open
     if missing in heading:
         assert f"<h2>{heading[missing]}</h2>" not in html
+
+
+def test_experts_are_shown_with_what_their_rule_measured():
+    facts: page.Facts = {"experts": [
+        expert("slm-pn", "law", "lowest-loss"), expert("slm-mix", "law", "blend", 40),
+        expert("slm-mix", "news", "most-frequent", 40)]}
+    html = page.render(Path("run"), facts)
+    outline = Outline(html)
+    said = " ".join(outline.text.split())
+    assert outline.count("svg") == 3 + 2  # for each domain, and for each method
+    assert said.count("loss with every expert before fine-tuning (above") == 1
+    assert said.count("all are blended by it") == html.count("<td>blend</td>") == 1
+    assert said.count("the reason for law") == 2 and "samples, estimator, fit" in said
+    assert "Over the 120 pairs of experts the two correlate with 0.81:" in said
+    assert "Over the 780 pairs of experts" in said
+    two = expert("slm-pn", "law", "lowest-loss", 2)
+    two["similarity"] = {**two["similarity"], "correlation": None}
+    assert "too few experts" in page.render(Path("run"), {"experts": [two]})
 
 
 def test_a_page_of_nothing_and_of_bare_rows():

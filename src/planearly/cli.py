@@ -40,6 +40,35 @@ def run(recipe: RecipeArg, settings: Settings = None, out: Out = None) -> None:
 
 
 @app.command()
+def study(
+    recipe: RecipeArg, settings: Settings = None, out: Out = None,
+    workers: Annotated[int | None, typer.Option(
+        help="processes that share the work [default: one, or one per GPU]")] = None,
+    only_report: Annotated[bool, typer.Option(
+        "--report", help="make nothing: tables and page of what is finished")] = False,
+    dry_run: Annotated[bool, typer.Option(
+        help="only tell the cells, their sizes and what they will cost")] = False,
+    device: Annotated[str, typer.Option(help="of the costs told by --dry-run")] = "here",
+    worker: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Compare methods over domains, set sizes and budgets: tables, figures and a page."""
+    from planearly import config
+
+    loaded = config.load(recipe, settings or [])
+    place = out or Path("runs") / loaded.name
+    if dry_run:
+        from planearly.study import forecast
+
+        return forecast.show(forecast.forecast(loaded, device))
+    from planearly.study import run as studies
+
+    if worker:
+        return studies.work(studies.Study(loaded, place, wait=False))
+    studies.study(loaded, place, workers, only_report)
+    return None
+
+
+@app.command()
 def prepare(recipe: RecipeArg, settings: Settings = None, out: Out = None) -> None:
     """Documents to windows of tokens."""
     _run(recipe, settings, out, "prepare")

@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -141,6 +141,8 @@ class Train:
 
 @dataclass
 class Pretrain(Train):
+    branch_tokens: list[int] = key(
+        "other values of pretrain_tokens whose runs share this one's stable phase", [])
     specialization_share: float = key("share of tokens drawn from the domain's own text", 0.0)
 
 
@@ -182,6 +184,22 @@ class Cost:
 
 
 @dataclass
+class Block:
+    """A part of a study's grid: every combination of what it lists."""
+
+    methods: list[str] = key("methods", [])
+    domains: list[str] = key("names of domains (empty: all)", [])
+    over: dict[str, list[Any]] = key("recipe key: its values", {})
+
+
+@dataclass
+class Study:
+    grid: list[Block] = key(
+        "blocks of 'methods', 'domains' (empty: all) and 'over' (recipe key: values); every "
+        "combination in a block is a cell, done in this order", [])
+
+
+@dataclass
 class Recipe:
     name: str = key("shown in reports", "recipe")
     seed: int = key("of the split, the sampler and the weights", 0)
@@ -214,6 +232,7 @@ class Recipe:
     distill: Distill = section("distillation, slm-d", Distill)
     lora: Lora = section("low-rank adaptation, llm-lora", Lora)
     cost: Cost = section("prices", Cost)
+    study: Study = section("`planearly study`: what to compare", Study)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -263,6 +282,41 @@ def override(values: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     built = build(Recipe, values, "")
     check(built)
     return built
+
+
+def variant(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """A recipe with other values of some keys, given by dotted name.
+
+    Raises:
+        UserError: an unknown key, a value of the wrong type, or one that cannot work.
+    """
+    values = recipe.to_dict()
+    for place, value in changes.items():
+        *parents, last = place.split(".")
+        target = values
+        for parent in parents:
+            target = target.get(parent)  # type: ignore[assignment]
+            if not isinstance(target, dict):
+                raise UserError(f"'{place}' is no recipe key: there is no section '{parent}'")
+        target[last] = value
+    built = build(Recipe, values, "")
+    check(built)
+    return built
+
+
+def value_of(recipe: Recipe, place: str) -> Any:
+    """The value of a key given by dotted name.
+
+    Raises:
+        UserError: there is no such key.
+    """
+    found: Any = recipe
+    for part in place.split("."):
+        if not hasattr(found, part):
+            raise UserError(f"'{place}' is no recipe key; 'planearly recipes --reference' lists "
+                            "them")
+        found = getattr(found, part)
+    return found
 
 
 def find(recipe: str | Path) -> Path:
@@ -341,6 +395,13 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
     if origin is list:
         items = value if isinstance(value, list) else [] if value is None else [value]
         return [_convert(typing.get_args(hint)[0], item, place) for item in items]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"recipe key '{place}' is '{value}'; it should hold 'key: values'")
+        inner = typing.get_args(hint)[1]
+        return {str(name): _convert(inner, item, f"{place}.{name}") for name, item in value.items()}
+    if hint is Any:
+        return value
     if hint is bool:
         if not isinstance(value, bool):
             raise UserError(f"recipe key '{place}' is '{value}'; choose true or false")

@@ -34,11 +34,25 @@ from planearly.train import parallel
 MANIFEST = "manifest.json"
 
 
+class Busy(Exception):
+    """Another process makes the stage just now."""
+
+
+class Missing(Exception):
+    """The stage is not finished, and this run only looks at what is."""
+
+
 class Run:
     """A run folder and the recipe that is run in it."""
 
-    def __init__(self, out: Path, recipe: Recipe) -> None:
+    def __init__(self, out: Path, recipe: Recipe, *, wait: bool = True, build: bool = True) -> None:
+        """
+        Args:
+            wait: for a stage that another process makes; else :class:`Busy` is raised.
+            build: stages that are not finished; else :class:`Missing` is raised.
+        """
         self.out, self.recipe = out, recipe
+        self.wait, self.build = wait, build
         self.memory: dict[Any, Any] = {}
         self.made: list[Path] = []
         self.reused: list[Path] = []
@@ -107,42 +121,71 @@ class Run:
                 interrupted call left. Under ``torchrun`` the first process calls it alone unless
                 ``every_rank``.
         """
-        recipe = {
-            "stage": name,
-            "settings": dict(settings),
-            "inputs": {key: read_json(path / MANIFEST)["fingerprint"]
-                       for key, path in sorted(inputs.items())},
-        }
+        recipe = _identity(name, settings, inputs)
         fingerprint = digest(recipe)
         folder = self.out / f"{name}-{fingerprint[:8]}"
         if folder not in self.used:
             self.used.append(folder)
         if (folder / MANIFEST).exists():
-            if folder not in self.made and folder not in self.reused:
-                self.reused.append(folder)
-            return folder
+            return self._there(folder)
+        if not self.build:
+            raise Missing(name)
         parallel.barrier()  # nobody starts a stage while another still looks for its manifest
-        if parallel.rank() == 0 or every_rank:
-            began = time.monotonic()
-            started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            if parallel.rank() == 0:
-                say(f"── {name}")
-                folder.mkdir(parents=True, exist_ok=True)
-                sweep(folder)
-            if every_rank:
-                parallel.barrier()
-            facts = build(folder) or {}
-            if parallel.rank() == 0:
-                write_json(folder / MANIFEST, {
-                    **recipe, "fingerprint": fingerprint,
-                    "folders": {key: os.path.relpath(path, self.out)
-                                for key, path in sorted(inputs.items())},
-                    "versions": versions(), "started": started,
-                    "seconds": round(time.monotonic() - began, 3), **facts,
-                })
-                self.made.append(folder)
+        with self._claimed(folder):
+            if parallel.rank() == 0 and (folder / MANIFEST).exists():
+                self._there(folder)  # made by another process while this one waited
+            elif parallel.rank() == 0 or every_rank:
+                began = time.monotonic()
+                started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+                if parallel.rank() == 0:
+                    say(f"── {name}")
+                    folder.mkdir(parents=True, exist_ok=True)
+                    sweep(folder)
+                if every_rank:
+                    parallel.barrier()
+                facts = build(folder) or {}
+                if parallel.rank() == 0:
+                    write_json(folder / MANIFEST, {
+                        **recipe, "fingerprint": fingerprint,
+                        "folders": {key: os.path.relpath(path, self.out)
+                                    for key, path in sorted(inputs.items())},
+                        "versions": versions(), "started": started,
+                        "seconds": round(time.monotonic() - began, 3), **facts,
+                    })
+                    self.made.append(folder)
         parallel.barrier()
         return folder
+
+    def folder(self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> Path:
+        """Where a stage with these settings and inputs lies, finished or not."""
+        return self.out / f"{name}-{digest(_identity(name, settings, inputs))[:8]}"
+
+    def _there(self, folder: Path) -> Path:
+        if folder not in self.made and folder not in self.reused:
+            self.reused.append(folder)
+        return folder
+
+    @contextlib.contextmanager
+    def _claimed(self, folder: Path) -> Iterator[None]:
+        """Hold a stage for this process (and those that ``torchrun`` started with it).
+
+        Raises:
+            Busy: another process holds it, and this run does not wait.
+        """
+        if parallel.world() > 1:  # the whole folder is this run's
+            yield
+            return
+        locks = self.out / ".locks"
+        locks.mkdir(exist_ok=True)
+        with open(locks / folder.relative_to(self.out).as_posix().replace("/", "--"), "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not self.wait:
+                    raise Busy(folder.name) from None
+                say(f"another process makes {folder.name}: waiting for it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def unit_digests(self, units: Sequence[Unit]) -> list[str]:
         """What each input is: a file's content, or the name and part of a hub dataset."""
@@ -166,6 +209,16 @@ class Run:
         if len(cache) > known and parallel.rank() == 0:
             write_json(cache_path, cache)
         return digests
+
+
+def _identity(name: str, settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """Everything that a stage's result depends on."""
+    return {
+        "stage": name,
+        "settings": dict(settings),
+        "inputs": {key: read_json(path / MANIFEST)["fingerprint"]
+                   for key, path in sorted(inputs.items())},
+    }
 
 
 P = ParamSpec("P")

@@ -65,11 +65,15 @@ def by_group(groups: np.ndarray, rows: int) -> list[np.ndarray]:
 class Bank(nn.Module):
     """What replaces one projected matrix: ``slices`` T [h, out, in] and ``mixing`` M [m, h]."""
 
-    def __init__(self, size: Sequence[int], settings: config.Projected) -> None:
+    def __init__(self, size: Sequence[int], settings: config.Projected, hidden: bool) -> None:
+        """
+        Args:
+            hidden: whether it acts on hidden activations, as neither a norm nor a table does.
+        """
         super().__init__()
         self.slices = nn.Parameter(torch.empty(settings.rank, *size))
         self.mixing = nn.Parameter(torch.empty(settings.embedding, settings.rank))
-        _mark(self.slices, settings.bank_lr)
+        _mark(self.slices, settings.bank_lr, elementwise=not hidden)
         _mark(self.mixing, settings.coefficient_lr)
 
 
@@ -113,7 +117,9 @@ class Projected(nn.Module):
         for name in self.names:
             owner, _, attribute = name.rpartition(".")
             place = self.body.get_submodule(owner)
-            self.banks[_key(name)] = Bank(getattr(place, attribute).shape, settings)
+            size = getattr(place, attribute).shape
+            table = name in ("embed.weight", "head.weight")
+            self.banks[_key(name)] = Bank(size, settings, len(size) == 2 and not table)
             # from here on not this module's parameter, but a plain attribute lent step by step
             if isinstance(place, nn.Linear):
                 place = GroupedLinear()
@@ -346,10 +352,11 @@ def _key(name: str) -> str:
     return name.removesuffix(".weight").replace(".", "_")
 
 
-def _mark(parameter: nn.Parameter, scale: float) -> None:
-    """Tell the optimiser: this rate, and element by element (no matrix that acts on activations).
+def _mark(parameter: nn.Parameter, scale: float, elementwise: bool = True) -> None:
+    """Tell the optimiser: this rate, and whether to go element by element (coefficients do, being
+    no matrices that act on activations).
     """
-    parameter.lr_scale, parameter.elementwise = scale, True  # type: ignore[attr-defined]
+    parameter.lr_scale, parameter.elementwise = scale, elementwise  # type: ignore[attr-defined]
 
 
 def _add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:

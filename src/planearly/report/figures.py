@@ -1,38 +1,20 @@
-"""The report's figures: inline SVG that takes the page's text colour, light or dark.
-
-Colours are those of Okabe and Ito, told apart with every common colour blindness, and each method
-has its own marker as well.
-"""
+"""The report's figures."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from planearly.progress import short
+from planearly.report import drawing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Vector: TypeAlias = Sequence[float] | np.ndarray
-
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
-_INK = "#010203"  # replaced by the page's text colour
-_GENERIC, _DOMAIN = "#8C96A3", _COLOURS[0]
-_WIDTH = 4.9  # inches; two figures stand side by side on a desktop, one fills a phone
-
-
-def style_of(method: str, methods: Sequence[str]) -> tuple[str, str]:
-    """(colour, marker) of a method among all that the page shows."""
-    i = list(methods).index(method)
-    return _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]
 
 
 def perplexities(rows: Sequence[Mapping[str, Any]], label: Mapping[str, str]) -> Markup:
@@ -41,9 +23,10 @@ def perplexities(rows: Sequence[Mapping[str, Any]], label: Mapping[str, str]) ->
     domains = list(dict.fromkeys(row["domain"] for row in rows))
     gap = 0.7 / max(len(methods), 1)
     height = 1.35 + len(domains) * max(0.5, 0.2 * len(methods))
-    with _figure("perplexity after and before fine-tuning", height) as (axes, finished):
+    with drawing.canvas("perplexity after and before fine-tuning", height) as drawn:
+        axes = drawn.axes
         for row in rows:
-            colour, marker = style_of(row["method"], methods)
+            colour, marker = drawing.style_of(row["method"], methods)
             place = methods.index(row["method"]) - (len(methods) - 1) / 2
             y = domains.index(row["domain"]) + place * gap
             after, before = row["ppl_after"], row.get("ppl_before")
@@ -54,26 +37,27 @@ def perplexities(rows: Sequence[Mapping[str, Any]], label: Mapping[str, str]) ->
                 axes.plot(row["ppl_after_ci"], [y, y], color=colour, linewidth=3, alpha=0.6)
             axes.plot(after, y, marker, color=colour, markersize=6)
         for method in methods:
-            colour, marker = style_of(method, methods)
+            colour, marker = drawing.style_of(method, methods)
             axes.plot([], [], marker, color=colour, label=label[method])
-        axes.set_yticks(range(len(domains)), domains)
+        axes.set_yticks(range(len(domains)), [drawing.short_name(d) for d in domains])
         axes.set_ylim(len(domains) - 0.45, -0.55)
         axes.set_xscale("log")
-        _plain_log(axes)
+        drawing.plain_log(axes)
         axes.set_xlabel("perplexity on held-out text (lower is better)")
         axes.grid(axis="x")
-        _legend(axes, len(methods))
-    return finished[0]
+        drawing.legend(axes)
+    return drawn.svg
 
 
 def curves(runs: Sequence[Mapping[str, Any]], methods: Sequence[str],
            label: Mapping[str, str], title: str) -> Markup:
     """Loss over tokens: training (thin line) and validation (marked)."""
-    with _figure(title, 3.0) as (axes, finished):
+    with drawing.canvas(title, 3.0) as drawn:
+        axes = drawn.axes
         top, most = [], max(point["tokens"] for run in runs for point in run["metrics"])
         scale, unit = (1e9, "G") if most >= 2e9 else (1e6, "M") if most >= 2e6 else (1e3, "k")
         for run in runs:
-            colour, marker = style_of(run["method"], methods)
+            colour, marker = drawing.style_of(run["method"], methods)
             for key in ("loss", "validation"):
                 points = [(p["tokens"] / scale, p[key]) for p in run["metrics"]
                           if p.get(key) is not None and math.isfinite(p[key])]
@@ -94,38 +78,81 @@ def curves(runs: Sequence[Mapping[str, Any]], methods: Sequence[str],
         axes.set_xlabel(f"tokens ({unit})" if unit != "k" else "tokens (thousands)")
         axes.set_ylabel("loss (nats per token)")
         axes.grid(axis="y")
-        _legend(axes, len(runs))
-    return finished[0]
+        drawing.legend(axes)
+    return drawn.svg
 
 
 def histograms(clusters: Sequence[int], generic: Vector, domain: Vector,
                name: str) -> Markup:
     """Shares of the heaviest clusters: generic corpus beside the domain."""
     y = np.arange(len(clusters))
-    with _figure(f"cluster histogram of {name}", 1.2 + 0.2 * len(clusters)) as (axes, finished):
-        axes.barh(y - 0.2, 100 * np.asarray(domain), 0.38, color=_DOMAIN, label=name)
-        axes.barh(y + 0.2, 100 * np.asarray(generic), 0.38, color=_GENERIC, label="generic corpus")
+    with drawing.canvas(f"cluster histogram of {name}", 1.2 + 0.2 * len(clusters)) as drawn:
+        axes = drawn.axes
+        axes.barh(y - 0.2, 100 * np.asarray(domain), 0.38, color=drawing.DOMAIN,
+                  label=drawing.short_name(name))
+        axes.barh(y + 0.2, 100 * np.asarray(generic), 0.38, color=drawing.GENERIC,
+                  label="generic corpus")
         _cluster_axis(axes, clusters)
         axes.set_xlabel("share of windows (%)")
-        _legend(axes, 2)
-    return finished[0]
+        drawing.legend(axes)
+    return drawn.svg
 
 
 def epochs(clusters: Sequence[int], expected: Vector | None, realised: Vector | None,
            name: str) -> Markup:
     """Passes over each cluster's windows in pretraining: expected (bar) and realised (diamond)."""
     y = np.arange(len(clusters))
-    with _figure(f"epochs per cluster for {name}", 1.2 + 0.2 * len(clusters)) as (axes, finished):
+    with drawing.canvas(f"epochs per cluster for {name}", 1.2 + 0.2 * len(clusters)) as drawn:
+        axes = drawn.axes
         if expected is not None:
-            axes.barh(y, expected, 0.5, color=_DOMAIN, alpha=0.45, label="expected")
+            axes.barh(y, expected, 0.5, color=drawing.DOMAIN, alpha=0.45, label="expected")
         if realised is not None:
-            axes.plot(realised, y, "D", color=_COLOURS[1], markersize=4.5, label="realised")
-        axes.axvline(1, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
+            axes.plot(realised, y, "D", color=drawing.COLOURS[1], markersize=4.5, label="realised")
+        axes.axvline(1, color=drawing.INK, linewidth=0.8, linestyle=(0, (4, 3)))
         _cluster_axis(axes, clusters)
         axes.set_xlim(left=0)
         axes.set_xlabel("epochs (1 = every window seen once)")
-        _legend(axes, 2)
-    return finished[0]
+        drawing.legend(axes)
+    return drawn.svg
+
+
+def experts(histogram: Vector, losses: Vector | None, chosen: int | None, title: str) -> Markup:
+    """Every expert's loss (where it was measured) above the domain's share in its cluster."""
+    share = 100 * np.asarray(histogram)
+    x = np.arange(len(share))
+    colours = [drawing.DOMAIN if i == chosen or chosen is None else drawing.GENERIC for i in x]
+    measured = losses is not None
+    with drawing.canvas(title, 3.3 if measured else 1.9, 1 + measured, sharex=True) as drawn:
+        if losses is not None:
+            drawn.axes.scatter(x, losses, s=22, c=colours)
+            drawn.axes.set_ylabel("nats per token")
+            drawn.axes.grid(axis="y")
+        below = drawn.panels[-1]
+        below.bar(x, share, 0.8, color=colours)
+        below.set_ylabel("domain (%)")
+        below.set_xlabel("expert")
+        below.grid(axis="y")
+        below.locator_params(axis="x", integer=True)
+    return drawn.svg
+
+
+def similarity(experts: Sequence[Vector], centroids: Sequence[Vector], title: str) -> Markup:
+    """Cosines among experts beside those among their clusters' centroids, in the same order."""
+    theirs = np.asarray(centroids)
+    # By the leading eigenvector, similar clusters come to lie beside each other.
+    order = np.argsort(np.linalg.eigh(theirs)[1][:, -1], kind="stable")
+    with drawing.canvas(title, 2.15, 1, 2) as drawn:
+        for panel, values, name in zip(drawn.panels, (np.asarray(experts), theirs),
+                                       ("experts", "clusters"), strict=True):
+            image = panel.imshow(values[np.ix_(order, order)], cmap="PuOr_r", vmin=-1, vmax=1,
+                                 interpolation="nearest")
+            panel.set_title(name, fontsize=9.5)
+            panel.set_xticks([])
+            few = len(order) <= 20
+            panel.set_yticks(range(len(order)) if few else [], order if few else None)
+            panel.tick_params(length=0, labelsize=7.5)
+        drawn.figure.colorbar(image, ax=drawn.panels, shrink=0.75, label="cosine")
+    return drawn.svg
 
 
 def _cluster_axis(axes: Axes, clusters: Sequence[int]) -> None:
@@ -133,54 +160,3 @@ def _cluster_axis(axes: Axes, clusters: Sequence[int]) -> None:
     axes.set_ylim(len(clusters) - 0.4, -0.6)
     axes.set_ylabel("cluster")
     axes.grid(axis="x")
-
-
-def _plain_log(axes: Axes) -> None:
-    """Ticks a reader can read: 20, 30, 50 rather than powers of ten."""
-    from matplotlib.ticker import FixedLocator, NullLocator
-
-    low, high = axes.get_xlim()
-    ratio = high / low
-    steps = ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8) if ratio < 4 else (1, 1.5, 2, 3, 5, 7)
-             if ratio < 12 else (1, 2, 5) if ratio < 150 else (1,))
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [step * 10.0**d for d in decades for step in steps if low <= step * 10.0**d <= high]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(lambda value, _: short(value))
-
-
-def _legend(axes: Axes, entries: int) -> None:
-    """Above the axes, so that it never hides data."""
-    handles, names = axes.get_legend_handles_labels()
-    bars_first = sorted(range(len(names)), key=lambda i: not hasattr(handles[i], "patches"))
-    axes.legend([handles[i] for i in bars_first], [names[i] for i in bars_first],
-                loc="lower left", bbox_to_anchor=(0, 1.0), ncols=min(3, max(1, entries)),
-                frameon=False, borderaxespad=0.2, handletextpad=0.5, columnspacing=1.2)
-
-
-@contextlib.contextmanager
-def _figure(title: str, height: float) -> Iterator[tuple[Axes, list[Markup]]]:
-    """Axes to draw on; afterwards the list holds the figure as SVG for the page."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    settings: Any = {
-        "svg.fonttype": "none", "svg.hashsalt": title, "text.parse_math": False,
-        "font.size": 9.5, "text.color": _INK, "axes.edgecolor": _INK, "axes.labelcolor": _INK,
-        "xtick.color": _INK, "ytick.color": _INK, "axes.spines.top": False,
-        "axes.spines.right": False, "axes.linewidth": 0.7, "grid.color": "#80808055",
-        "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.fontsize": 9,
-    }
-    finished: list[Markup] = []
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-        axes = figure.subplots()
-        yield axes, finished
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True,
-                       metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg"):].replace(_INK, "currentColor")
-    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
-    finished.append(Markup(svg))  # matplotlib escapes the text it writes

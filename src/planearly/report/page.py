@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Required, TypedDict
 
-import jinja2
 import numpy as np
 import yaml
 from markupsafe import Markup
 
 from planearly.files import atomic_write
-from planearly.progress import duration, short
-from planearly.report import figures
+from planearly.report import figures, form
+from planearly.report.form import number, percent, si
 
 HEAVIEST = 16  # clusters of a domain that are shown one by one
 
@@ -80,6 +79,21 @@ class Domain(TypedDict, total=False):
     generic_entropy: float
 
 
+class Expert(TypedDict, total=False):
+    """The expert of a projected network or mixture that a domain got, and why."""
+
+    method: Required[str]
+    domain: Required[str]
+    rule: Required[str]
+    reason: Required[str]  # a sentence
+    expert: int | None  # its number; None of a blend
+    share: float  # of the domain's text in its cluster
+    losses: Sequence[float] | None  # of every expert, nats per token; None where not measured
+    histogram: figures.Vector  # of the domain over the experts' clusters
+    words: Sequence[str]  # of the expert's cluster
+    similarity: Mapping[str, Any]  # specialize.experts.similarity
+
+
 class Cost(TypedDict, total=False):
     """A line of the ledger."""
 
@@ -116,6 +130,7 @@ class Facts(TypedDict, total=False):
     comparisons: Sequence[Mapping[str, Any]]  # of results.json: nats per token of a minus b, paired
     curves: Sequence[Curve]
     domains: Sequence[Domain]
+    experts: Sequence[Expert]
     costs: Sequence[Cost]
     currency: str  # of money
     samples: Sequence[Sample]
@@ -133,12 +148,8 @@ def write_report(run: Path, facts: Facts, out: Path) -> None:
 
 def render(run: Path, facts: Facts) -> str:
     """The page as text."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
-        trim_blocks=True, lstrip_blocks=True,
-    )
-    environment.filters.update(number=_number, si=_si, percent=_percent, flops=_flops,
-                               hours=_hours, label=label)
+    environment = form.environment(Path(__file__).parent)
+    environment.filters["label"] = label
     rows = [row for row in facts.get("rows", ()) if row.get("ppl_after") is not None]
     methods = list(dict.fromkeys(
         [row["method"] for row in rows] + [curve["method"] for curve in facts.get("curves", ())]))
@@ -151,6 +162,7 @@ def render(run: Path, facts: Facts) -> str:
         summary=summary(rows, facts.get("comparisons", ())),
         legend=[METHODS[m] for m in dict.fromkeys(row["method"] for row in rows) if m in METHODS],
         perplexities=figures.perplexities(rows, _labels(methods)) if rows else None,
+        experts=_experts(facts.get("experts", ())),
         sections=[_section(name, facts, methods) for name in _domain_names(facts)],
         totals=_totals(facts.get("costs", ())),
         recipe=yaml.safe_dump(dict(facts["recipe"]), sort_keys=False, allow_unicode=True)
@@ -199,18 +211,18 @@ def summary(rows: Sequence[Mapping[str, Any]],
     if len(domains) == 1:
         ranked = sorted(rows, key=lambda row: row["ppl_after"])
         if not pairs or ranked[0]["method"] != "slm-is":
-            listed = ", ".join(f"{label(r['method'])} {_number(r['ppl_after'])}" for r in ranked)
+            listed = ", ".join(f"{label(r['method'])} {number(r['ppl_after'])}" for r in ranked)
             sentences.append(f"Perplexity on {domains[0]} after fine-tuning: {listed}.")
         best = ranked[0]
         if best.get("ppl_before"):
             sentences.append(
                 f"Fine-tuning on the domain's documents brought {label(best['method'])} from "
-                f"{_number(best['ppl_before'])} to {_number(best['ppl_after'])}.")
+                f"{number(best['ppl_before'])} to {number(best['ppl_after'])}.")
     elif averages and (not pairs or len(averages) > 2):
         best_method = min(averages, key=lambda m: averages[m]["ppl_after"])
         sentences.append(
             f"Best over the {len(domains)} domains is {label(best_method)}, with a macro-averaged "
-            f"perplexity of {_number(averages[best_method]['ppl_after'])} after fine-tuning.")
+            f"perplexity of {number(averages[best_method]['ppl_after'])} after fine-tuning.")
     return sentences
 
 
@@ -224,8 +236,8 @@ def _compare(ours: Mapping[str, Any], plain: Mapping[str, Any],
         "unclear": f"{'lower' if a <= b else 'higher'}, but within the 95% confidence interval, "
                    "so this run alone does not tell them apart",
     }[_verdict(ours, plain, comparisons)]
-    return (f"After fine-tuning, SLM-is reaches a perplexity of {_number(a)} on {ours['domain']}, "
-            f"where the same model without importance sampling reaches {_number(b)}"
+    return (f"After fine-tuning, SLM-is reaches a perplexity of {number(a)} on {ours['domain']}, "
+            f"where the same model without importance sampling reaches {number(b)}"
             f"{_equal(ours, plain)}: {abs(1 - a / b):.1%} {ending}.")
 
 
@@ -235,8 +247,8 @@ def _compare_all(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
     ours, plain = (math.exp(sum(math.log(pair[i]["ppl_after"]) for pair in pairs) / len(pairs))
                    for i in (0, 1))
     return (f"Over {len(pairs)} domains, SLM-is reaches a macro-averaged perplexity of "
-            f"{_number(ours)} after fine-tuning, where the same model without importance sampling "
-            f"reaches {_number(plain)}{_equal(*pairs[0])}. Beyond the 95% confidence "
+            f"{number(ours)} after fine-tuning, where the same model without importance sampling "
+            f"reaches {number(plain)}{_equal(*pairs[0])}. Beyond the 95% confidence "
             f"interval it is lower in {verdicts.count('lower')} of them and higher in "
             f"{verdicts.count('higher')}.")
 
@@ -255,7 +267,7 @@ def _verdict(ours: Mapping[str, Any], plain: Mapping[str, Any],
 
 def _equal(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
     same = a.get("pretrain_tokens") == b.get("pretrain_tokens") is not None
-    return f", at the same {_si(a['pretrain_tokens'])} tokens of pretraining" if same else ""
+    return f", at the same {si(a['pretrain_tokens'])} tokens of pretraining" if same else ""
 
 
 def _best(rows: Sequence[Mapping[str, Any]]) -> set[int]:
@@ -301,7 +313,7 @@ def _clusters(domain: Domain) -> dict[str, Any]:
     pictures: list[tuple[Markup, str]] = [(
         figures.histograms(order, generic[order], histogram[order], domain["name"]),
         f"The {len(order)} clusters with most of {domain['name']}, of {len(histogram)}: they hold "
-        f"{_percent(histogram[order].sum())} of it and {_percent(generic[order].sum())} of the "
+        f"{percent(histogram[order].sum())} of it and {percent(generic[order].sum())} of the "
         "generic corpus")]
     if expected is not None or realised is not None:
         pictures.append((
@@ -318,6 +330,22 @@ def _clusters(domain: Domain) -> dict[str, Any]:
     return {"pictures": pictures, "clusters": rows}
 
 
+def _experts(experts: Sequence[Expert]) -> list[dict[str, Any]]:
+    """By method: the domains' experts, and how alike the experts are (the same for all domains)."""
+    found = []
+    for method in dict.fromkeys(e["method"] for e in experts):
+        mine = [e for e in experts if e["method"] == method]
+        drawn = [(e, figures.experts(e["histogram"], e.get("losses"), e.get("expert"),
+                                     f"experts of {label(method)} for {e['domain']}"))
+                 for e in mine if "histogram" in e]
+        alike = next((e["similarity"] for e in mine if e.get("similarity")), None)
+        found.append({"method": method, "chosen": mine, "pictures": drawn, "similarity": alike,
+                      "maps": alike and figures.similarity(
+                          alike["experts"], alike["centroids"],
+                          f"similarity of the experts of {label(method)}")})
+    return found
+
+
 def _totals(costs: Sequence[Cost]) -> dict[str, float]:
     """Sums over the ledger; a quantity that no line has is left out."""
     return {key: sum(line.get(key) or 0 for line in costs)  # type: ignore[misc]
@@ -327,34 +355,3 @@ def _totals(costs: Sequence[Cost]) -> dict[str, float]:
 
 def _labels(methods: Sequence[str]) -> dict[str, str]:
     return {method: label(method) for method in methods}
-
-
-def _number(value: float | None) -> str:
-    """Two decimals, one above ten, none above a thousand."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:,.{0 if value >= 1000 else 1 if value >= 10 else 2}f}"
-
-
-def _si(value: float | None) -> str:
-    return "–" if value is None else short(value)
-
-
-def _percent(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return "<0.1%" if 0 < value < 0.0005 else f"{100 * value:.1f}%"
-
-
-def _flops(value: float | None) -> str:
-    """Floating-point operations with a decimal prefix, up to zetta."""
-    if value is None:
-        return "–"
-    for limit, prefix in ((1e21, "Z"), (1e18, "E"), (1e15, "P")):
-        if value >= limit:
-            return f"{value / limit:.3g}{prefix}"
-    return short(value)
-
-
-def _hours(value: float | None) -> str:
-    return "–" if value is None else duration(value * 3600)

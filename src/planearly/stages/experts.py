@@ -16,6 +16,7 @@ from planearly.cluster import embed
 from planearly.data.windows import TokenDataset
 from planearly.device import bf16_is_fast
 from planearly.errors import UserError
+from planearly.evaluate import perplexity
 from planearly.evaluate.perplexity import mean_nll
 from planearly.files import read_array
 from planearly.model import flops
@@ -211,6 +212,36 @@ class Spent:
                            currency=run.recipe.cost.currency)
 
 
+@once
+def routed(run: Run, method: str) -> Path | None:
+    """Perplexity on held-out generic text, each window through its own cluster's expert.
+
+    So the paper reports generic perplexity (its table 8). None where only a bundle is at hand.
+    """
+    if run.recipe.bundle:
+        return None
+    k = count(run.recipe, method)
+    inputs = {"model": PRETRAINED[method](run), "kept": text.kept(run),
+              "clusters": groups.clusters(run)}
+
+    def build(folder: Path) -> dict[str, Any]:
+        model = load(run, method)
+        dataset, windows = text.generic_test(run)
+        cluster = read_array(inputs["clusters"] / f"assignment-{k}.npy")[windows]
+        parts = []
+        for expert in np.unique(cluster):
+            dense = Transformer(model.shape)
+            checkpoint.set_weights(dense, model.materialise(int(expert)), f"expert {expert}")
+            parts.append(perplexity.evaluate(
+                perplexity.forward_of(dense.to(parallel.device())), dataset,
+                windows[cluster == expert]))
+        together = perplexity.Scores(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+        return {"generic": perplexity.summary(*together.units(),
+                                              text.text_bytes(dataset, windows))}
+
+    return run.stage(f"evaluate/{method}.generic", {"k": k}, inputs, build)
+
+
 def specialize(run: Run, method: str, name: str) -> Trained:
     """The chosen expert, fine-tuned."""
     base = PRETRAINED[method](run)
@@ -224,7 +255,7 @@ def specialize(run: Run, method: str, name: str) -> Trained:
              "expert_share": choice["share"], "k": count(run.recipe, method)}
     generic = mixture_members(run) if method == "slm-mix" and not run.recipe.bundle else [base]
     return Trained(method, name, expert, tuned, generic, [expert, tuned], params=total,
-                   notes=notes)
+                   routed=lambda: routed(run, method), notes=notes)
 
 
 # Bundles ----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from planearly import config
 from planearly.cluster import embed, histogram, importance, kmeans
 from planearly.data import tokenizer
 from planearly.data.pack import Rows, pack_rows
@@ -156,11 +157,10 @@ def generic_weights(packed: Path) -> np.ndarray:
     return np.diff(Rows.load(packed).group_offsets).astype(np.float64)
 
 
-def planned_rows(run: Run) -> int:
-    """Rows that pretraining draws from the generic corpus."""
-    recipe = run.recipe
+def planned_rows(recipe: config.Recipe, tokens: int | None = None) -> int:
+    """Rows that pretraining draws from the generic corpus (for another number of ``tokens``)."""
     per_step = max(recipe.pretrain.batch_tokens // recipe.context, 1)
-    return max(recipe.pretrain_tokens // (per_step * recipe.context), 1) * per_step
+    return max((tokens or recipe.pretrain_tokens) // (per_step * recipe.context), 1) * per_step
 
 
 @once
@@ -175,7 +175,7 @@ def importance_weights(run: Run, name: str, k: int | None = None) -> Path:
     wanted = k or recipe.importance.k
     candidates = [wanted] if wanted else sorted(set(recipe.cluster.k))
     packed = {k: rows(run, k) for k in candidates}
-    draws = planned_rows(run)
+    draws = planned_rows(recipe)
     settings = {**asdict(recipe.importance), "k": candidates, "spec_tokens": recipe.spec_tokens,
                 "rows": draws, "seed": recipe.seed}
 

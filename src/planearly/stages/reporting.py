@@ -38,6 +38,7 @@ def write(run: Run, all_trained: list[Trained], results: dict[str, Any]) -> Path
         "comparisons": results["comparisons"],
         "curves": list(_curves(all_trained)),
         "domains": list(_domains(run, all_trained)),
+        "experts": list(_experts(run, all_trained)),
         "costs": list(_costs(run)),
         "currency": run.recipe.cost.currency,
         "samples": list(_samples(run, all_trained)),
@@ -129,6 +130,22 @@ def cluster_words(run: Run, k: int) -> tuple[dict[int, list[str]], dict[int, str
     centroids = read_array(clustered / f"centroids-{k}.npy")
     nearest = words.nearest_windows(points, assignment, centroids, range(k))
     return found, {c: words.snippet(dataset.text(w, reader)) for c, w in nearest.items()}
+
+
+def _experts(run: Run, all_trained: list[Trained]) -> Iterator[page.Expert]:
+    """What the stage ``expert/METHOD.DOMAIN`` found."""
+    for one in all_trained:
+        if one.base is None or "choice" not in (made := facts(one.base)):
+            continue
+        choice, histogram = made["choice"], made["histogram"]
+        entry: page.Expert = {
+            "method": one.method, "domain": one.domain, "rule": choice["rule"],
+            "expert": choice["expert"], "reason": choice["reason"], "share": choice["share"],
+            "losses": choice["losses"], "histogram": histogram, "similarity": made["similarity"],
+        }
+        if choice["expert"] is not None and not run.recipe.bundle:
+            entry["words"] = cluster_words(run, len(histogram))[0].get(choice["expert"], [])
+        yield entry
 
 
 def _costs(run: Run) -> Iterator[page.Cost]:

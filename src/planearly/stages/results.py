@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ class Trained:
         tuned: the model after fine-tuning.
         generic: training stages paid once, before the domain is known.
         own: training stages paid for this domain alone.
+        routed: makes the evaluation of the generic model where it is more than ``base``, or None.
         params: trained parameters of the generic model (a projected network's are more than its
             deployed model's).
         notes: further fields of the row in results.json.
@@ -41,6 +42,7 @@ class Trained:
     generic: list[Path]
     own: list[Path]
     params: int | None = None
+    routed: Callable[[], Path | None] = lambda: None
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -109,13 +111,15 @@ def _sum_known(values: list[float | None]) -> float | None:
     return sum(known) if known else None
 
 
-def row(run: Run, trained: Trained, model: Path) -> dict[str, Any]:
-    """One row of results.json."""
+def row(run: Run, trained: Trained, model: Path | None = None) -> dict[str, Any]:
+    """One row of results.json; with the place of the exported ``model``, if it is."""
     before, after = evaluations(run, trained)
     tuned, made = facts(after), facts(trained.tuned)
     shape = Shape(**made["shape"])
     pretrained = [facts(p) for p in [*trained.generic, *trained.own] if p != trained.tuned]
     value = facts(before) if before else None
+    whole = trained.routed()
+    generic = facts(whole) if whole else value
     return {
         "method": trained.method, "domain": trained.domain, "seed": run.recipe.seed,
         "spec_tokens": made.get("spec_tokens"),
@@ -124,7 +128,8 @@ def row(run: Run, trained: Trained, model: Path) -> dict[str, Any]:
         "inference_params": flops.parameters(shape),
         "non_embedding_params": flops.non_embedding(shape),
         "inference_flops_per_token": flops.forward(shape),
-        "generic_ppl": value["generic"]["perplexity"] if value and "generic" in value else None,
+        "generic_ppl": generic["generic"]["perplexity"] if generic and "generic" in generic
+        else None,
         "generic_ppl_after": tuned["generic"]["perplexity"] if "generic" in tuned else None,
         "ppl_before": value["test"]["perplexity"] if value else None,
         "ppl_before_ci": value["test"]["ci95"] if value else None,
@@ -136,7 +141,7 @@ def row(run: Run, trained: Trained, model: Path) -> dict[str, Any]:
         "cost": total_cost([*trained.generic, *trained.own]),
         "generic_cost": total_cost(trained.generic),
         "specialization_cost": total_cost(trained.own),
-        "model": os.path.relpath(model / "export", run.out),
+        **({"model": os.path.relpath(model / "export", run.out)} if model else {}),
         **{key: value for key, value in trained.notes.items() if key != "base"},
     }
 

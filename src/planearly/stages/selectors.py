@@ -47,7 +47,7 @@ def needed(run: Run, available: float) -> float:
     As many as pretraining passes over ``selection.epochs`` times; at most ``selection.share`` of
     the corpus, unless that meant more than ``importance.max_epochs`` passes.
     """
-    recipe, planned = run.recipe, groups.planned_rows(run)
+    recipe, planned = run.recipe, groups.planned_rows(run.recipe)
     wish = min(planned / recipe.selection.epochs, recipe.selection.share * available)
     return min(max(wish, planned / recipe.importance.max_epochs, 1.0), available)
 
@@ -118,7 +118,7 @@ def selection(run: Run, method: str, name: str) -> Path:
     everything, kept = text.generic(run), text.kept(run)
     settings: dict[str, Any] = {
         "selection": asdict(recipe.selection), "max_epochs": recipe.importance.max_epochs,
-        "rows": groups.planned_rows(run), "spec_tokens": recipe.spec_tokens, "seed": recipe.seed,
+        "rows": groups.planned_rows(run.recipe), "spec_tokens": recipe.spec_tokens, "seed": recipe.seed,
         "excluded": text.kept_digest(run),
     }
 
@@ -145,7 +145,7 @@ def _explain(run: Run, method: str, name: str, rows: Rows) -> float:
         raise UserError(
             f"{method} finds no generic text for domain '{name}': give more generic text, fewer "
             "clusters, or leave the method out")
-    epochs = groups.planned_rows(run) / len(rows)
+    epochs = groups.planned_rows(run.recipe) / len(rows)
     say(f"  {len(rows)} rows are selected; pretraining passes over them {epochs:.1f} times")
     if epochs > run.recipe.importance.warn_epochs:
         beyond = " (its cap on repetition cannot be held here)" if (

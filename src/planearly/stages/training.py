@@ -25,7 +25,7 @@ from planearly.progress import say
 from planearly.run import Run, facts, once
 from planearly.specialize import experts, lora
 from planearly.stages import given, groups, text
-from planearly.train import checkpoint, loop, optim, parallel
+from planearly.train import checkpoint, loop, optim, parallel, schedule
 from planearly.train.objective import NextToken, Objective
 
 Validate = Callable[[Transformer], float]
@@ -87,7 +87,11 @@ def pretrain(
     shape = shape_of(run, large)
     share = recipe.pretrain.specialization_share if mixed_with else 0.0
     batch_rows = max(recipe.pretrain.batch_tokens // recipe.context, 1)
-    steps = max(round(groups.planned_rows(run) // batch_rows * share_of_steps), 1)
+
+    def steps_of(tokens: int) -> int:
+        return max(round(groups.planned_rows(recipe, tokens) // batch_rows * share_of_steps), 1)
+
+    steps = steps_of(recipe.pretrain_tokens)
     values: dict[str, Any] = {
         "shape": shape.to_dict(), "train": train_settings(recipe.pretrain), "steps": steps,
         "seed": recipe.seed, "specialization_share": share, **(settings or {}),
@@ -98,8 +102,15 @@ def pretrain(
     start = given.checkpoint(run, large)
     if start:
         inputs = {**(inputs or {}), "start": start}
+    inputs = {"rows": packed, **(inputs or {})}
+    others = {steps_of(tokens) for tokens in recipe.pretrain.branch_tokens}
 
     def build(folder: Path) -> dict[str, Any]:
+        begun = None
+        for longer in sorted(n for n in others if n > steps):
+            sibling = run.folder(f"pretrain/{stage}", {**values, "steps": longer}, inputs)
+            begun = begun or branch_off(recipe.pretrain.optimizer, sibling, longer, folder, steps)
+        branches = {branching_step(recipe.pretrain.optimizer, steps, n) for n in others}
         model = network() if network else loop.Dense(
             load_model(start) if start else Transformer(shape, recipe.seed))
         generic = generic_stream(run, packed, weights)
@@ -107,23 +118,52 @@ def pretrain(
         if share and mixed_with:
             own, _ = domain_stream(run, mixed_with)
             stream = MixedStream([generic, own], [1 - share, share], recipe.seed)
-        outcome = loop.train(model, stream, steps, recipe.pretrain, folder, name=stage)
+        outcome = loop.train(model, stream, steps, recipe.pretrain, folder, name=stage,
+                             branches=branches - {0})
         drawn = generic.sampler.counts(round(steps * batch_rows * (1 - share)))
         per_token = flops.training(shape) + flops_per_step * steps / outcome.tokens
         return {
             "shape": shape.to_dict(), "outcome": asdict(outcome), "large": large,
-            "cost": book(run, stage, outcome, per_token),
+            "cost": book(run, stage, outcome, per_token), **({"begun": begun} if begun else {}),
             "epochs": epochs(drawn, generic.sampler.rows_per_group),
         }
 
-    return run.stage(f"pretrain/{stage}", values, {"rows": packed, **(inputs or {})}, build,
-                     every_rank=True)
+    return run.stage(f"pretrain/{stage}", values, inputs, build, every_rank=True)
+
+
+def branching_step(optimizer: config.Optimizer, longer: int, shorter: int) -> int:
+    """Step until which a run of ``longer`` steps is the same as one of ``shorter``; 0: none."""
+    rate, other = optim.resolve(optimizer, longer), optim.resolve(optimizer, shorter)
+    if shorter >= longer or rate != other:
+        return 0
+    return schedule.stable(other.schedule, shorter, other.decay_share)
+
+
+def branch_off(optimizer: config.Optimizer, longer: Path, longer_steps: int, folder: Path,
+               steps: int) -> dict[str, Any] | None:
+    """Begin a run in ``folder`` where it parts from a longer one, if that one kept its state there.
+
+    The rows and rates until then are the same, so the result is what a run of its own would give.
+    Its cost counts the shared steps too; the record returned tells how many they were.
+    """
+    step = branching_step(optimizer, longer_steps, steps)
+    kept = loop.branch_file(longer, step)
+    if not step or not kept.exists() or (folder / loop.CHECKPOINT).exists() or (
+            folder / loop.OUTCOME).exists():
+        return None
+    if parallel.rank() == 0:
+        for source, target in ((longer / "metrics.jsonl", folder / "metrics.jsonl"),
+                               (kept, folder / loop.CHECKPOINT)):
+            with atomic_write(target) as handle:
+                handle.write(source.read_bytes())
+    parallel.barrier()
+    return {"at_step": step, "from": longer.name}
 
 
 def train_settings(train: config.Train) -> dict[str, Any]:
     """The part of the training settings that the resulting weights depend on."""
     values = asdict(train)
-    for key in ("log_steps", "checkpoint_seconds", "specialization_share"):
+    for key in ("log_steps", "checkpoint_seconds", "specialization_share", "branch_tokens"):
         values.pop(key, None)
     return values
 

@@ -14,7 +14,7 @@ import ctypes
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -111,6 +111,11 @@ class Since:
     seconds: float = 0.0
 
 
+def branch_file(folder: Path, step: int) -> Path:
+    """Where a run keeps its state after a step that another run branches off at."""
+    return folder / f"branch-{step}.safetensors"
+
+
 def tune_allocator() -> None:
     """Keep glibc from returning large buffers to the kernel after every operation.
 
@@ -170,7 +175,7 @@ def train(
     validate: Callable[[Transformer], float] | None = None,
     validate_steps: int | None = None,
     patience: int | None = None,
-    snapshots: tuple[int, ...] = (),
+    branches: Collection[int] = (),
 ) -> Outcome:
     """Train for ``steps`` optimiser steps of ``settings.batch_tokens`` tokens, or stop early.
 
@@ -181,7 +186,8 @@ def train(
         validate: mean nats per token on held-out text, called every ``validate_steps``.
         patience: validations without improvement after which training stops, and the weights of
             the best validation become the final ones; None trains to the end and keeps the last.
-        snapshots: steps after which the weights are also kept as ``step-N.safetensors``.
+        branches: steps after which the whole state is also kept as :func:`branch_file`, for
+            another run to go on from.
 
     Returns:
         The outcome; ``final.safetensors`` holds the weights, and ``model`` has them too.
@@ -221,12 +227,12 @@ def train(
         for step in range(outcome.steps, steps):
             yield parallel.share(step * rows, (step + 1) * rows)
 
-    def save() -> None:
+    def save(path: Path) -> None:
         (loss,) = parallel.sum_scalars(since.loss)
         if parallel.rank() == 0:
             note = {"outcome": asdict(outcome), "bad": bad,
                     "since": asdict(Since(loss, since.tokens, since.seconds))}
-            checkpoint.save_training(saved, model.module, optimizers, note)
+            checkpoint.save_training(path, model.module, optimizers, note)
         parallel.barrier()
 
     def validation() -> bool:
@@ -273,7 +279,8 @@ def train(
             last = outcome.steps == steps
             log = outcome.steps % settings.log_steps == 0 or last
             due = not last and _time_to_save(last_save, settings.checkpoint_seconds)
-            if log or due:  # the only steps at which the host waits for the device
+            branches_off = outcome.steps in branches
+            if log or due or branches_off:  # the only steps at which the host waits for the device
                 since.loss += pending.item()
                 pending.zero_()
             if log:
@@ -291,13 +298,10 @@ def train(
             meter.advance(rows * stream.context, f"loss {outcome.loss:.3f}" if seen else "")
             if validate is not None and (outcome.steps % every == 0 or last):
                 validation()
-            if outcome.steps in snapshots and parallel.rank() == 0:
-                checkpoint.save_tensors(
-                    folder / f"step-{outcome.steps}.safetensors",
-                    checkpoint.weights(model.module), {"tokens": outcome.tokens},
-                )
+            if branches_off:
+                save(branch_file(folder, outcome.steps))
             if due:
-                save()
+                save(saved)
                 last_save = time.monotonic()
 
     outcome.seconds = spent + time.monotonic() - clock

@@ -1,10 +1,9 @@
 """Optimisers: presets, each a list of torch optimisers with their peak learning rates.
 
 ``paper``: Adam, 1e-4, clipping at 5.0, 1,000 warm-up steps (paper, section 4), then the inverse
-square root schedule. ``modern``: Muon (Jordan et al. 2024; torch's own) for the hidden matrices,
-AdamW for embeddings and norms, warm-up-stable-decay. ``adamw``: AdamW for all of them, otherwise
-as ``modern``; a projected network's bank is trained so in any case, so this is the fair preset to
-compare it under.
+square root schedule. ``modern``: Muon (Jordan et al. 2024) for the hidden matrices and the slices of
+a projected network's bank, AdamW for embeddings and norms, warm-up-stable-decay. ``adamw``: AdamW
+for all of them, otherwise as ``modern``.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from torch.optim import Optimizer
 
 from planearly import config
 from planearly.train import schedule
+from planearly.train.muon import Muon
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def build(module: nn.Module, settings: Settings) -> list[Optimizer]:
         if not parameter.requires_grad:
             continue
         scale = float(getattr(parameter, "lr_scale", 1.0))
-        matrix = parameter.dim() == 2 and not getattr(parameter, "elementwise", False)
+        matrix = parameter.dim() >= 2 and not getattr(parameter, "elementwise", False)
         table = name.endswith(("embed.weight", "head.weight"))
         use = hidden if matrix and not table and settings.preset == "modern" else other
         use.setdefault(scale, []).append(parameter)
@@ -82,10 +82,7 @@ def build(module: nn.Module, settings: Settings) -> list[Optimizer]:
         return [torch.optim.Adam(groups(other, settings.lr), betas=(0.9, 0.999), fused=True)]
     made: list[Optimizer] = []
     if hidden:
-        made.append(torch.optim.Muon(
-            groups(hidden, settings.lr), weight_decay=settings.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        ))
+        made.append(Muon(groups(hidden, settings.lr), settings.lr, settings.weight_decay))
     if other:
         made.append(torch.optim.AdamW(
             groups(other, settings.embedding_lr), betas=(0.9, 0.95), fused=True,

@@ -23,6 +23,19 @@ def factor(kind: str, step: int, steps: int, warmup: int, decay_share: float) ->
         progress = (step - warmup) / max(steps - warmup, 1)
         return 0.1 + 0.45 * (1 + math.cos(math.pi * min(progress, 1.0)))
     if kind == "wsd":
-        decay = max(round(steps * decay_share), 1)
-        return min(1.0, max(0.0, (steps - step) / decay))
+        return min(1.0, max(0.0, (steps - step) / _decay(steps, decay_share)))
     raise ValueError(f"no schedule '{kind}'")
+
+
+def stable(kind: str, steps: int, decay_share: float) -> int:
+    """Updates of a run of ``steps`` that a longer one of the same warm-up makes at the same rates.
+
+    So a shorter run may branch off a longer one there, as warm-up-stable-decay is made for.
+    """
+    if kind == "wsd":
+        return max(steps - _decay(steps, decay_share), 0)
+    return 0 if kind == "cosine" else steps
+
+
+def _decay(steps: int, decay_share: float) -> int:
+    return max(round(steps * decay_share), 1)

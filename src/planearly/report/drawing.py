@@ -1,0 +1,129 @@
+"""How figures are drawn: as SVG inside a page, in the page's text colour, and as files.
+
+Colours are those of Okabe and Ito, told apart with every common colour blindness, and each series
+has its own marker as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup, escape
+
+from planearly.files import atomic_write
+from planearly.progress import short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+INK = "#010203"  # replaced by the page's text colour
+GENERIC, DOMAIN = "#8C96A3", COLOURS[0]
+WIDTH = 4.9  # inches; two figures stand side by side on a desktop, one fills a phone
+_LETTERS = 72  # of a legend, side by side
+
+
+def style_of(name: str, names: Sequence[str]) -> tuple[str, str]:
+    """(colour, marker) of a series among all that the page shows; 36 before one repeats."""
+    i = list(names).index(name)
+    return (COLOURS[i % len(COLOURS)],
+            MARKERS[(i + i // len(COLOURS)) % len(MARKERS)])
+
+
+@dataclass
+class Canvas:
+    """A figure being drawn; ``svg`` is there once the context of :func:`canvas` has ended."""
+
+    figure: Figure
+    panels: list[Axes]
+    title: str
+    svg: Markup = Markup()
+
+    @property
+    def axes(self) -> Axes:
+        return self.panels[0]
+
+    def save(self, stem: Path) -> None:
+        """Write ``stem.png`` and ``stem.svg``, dark on white."""
+        for kind in ("png", "svg"):
+            with _settings(self.title), atomic_write(stem.with_name(f"{stem.name}.{kind}")) as out:
+                self.figure.savefig(out, format=kind, dpi=160, facecolor="white",
+                                    metadata=_NO_DATES if kind == "svg" else None)
+
+
+_NO_DATES = {"Date": None, "Creator": None, "Format": None, "Type": None}
+
+
+@contextlib.contextmanager
+def canvas(title: str, height: float, rows: int = 1, columns: int = 1,
+           **grid: Any) -> Iterator[Canvas]:
+    """Panels to draw on, of matplotlib's ``subplots``; afterwards the figure as SVG."""
+    from matplotlib.figure import Figure
+
+    with _settings(title):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False, **grid).ravel().tolist()
+        drawn = Canvas(figure, panels, title)
+        yield drawn
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_DATES)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg"):].replace(INK, "currentColor")
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
+    drawn.svg = Markup(svg)  # matplotlib escapes the text it writes
+
+
+def _settings(title: str) -> Any:
+    import matplotlib
+
+    settings: Any = {
+        "svg.fonttype": "none", "svg.hashsalt": title, "text.parse_math": False,
+        "font.size": 9.5, "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK,
+        "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False,
+        "axes.spines.right": False, "axes.linewidth": 0.7, "grid.color": "#80808055",
+        "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.fontsize": 9,
+    }
+    return matplotlib.rc_context(settings)
+
+
+def plain_log(axes: Axes, which: str = "x") -> None:
+    """A logarithmic axis with ticks a reader can read: 20, 30, 50 rather than powers of ten."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
+    ratio = high / low
+    steps = ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8) if ratio < 4 else (1, 1.5, 2, 3, 5, 7)
+             if ratio < 12 else (1, 2, 5) if ratio < 150 else (1,))
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [step * 10.0**d for d in decades for step in steps if low <= step * 10.0**d <= high]
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda value, _: short(value))
+
+
+def short_name(text: str, length: int = 24) -> str:
+    """A name that leaves the figure room: on one line, its middle left out where it is long."""
+    line = " ".join(text.split())
+    half = (length - 1) // 2
+    return line if len(line) <= length else f"{line[:half]}…{line[-half:]}"
+
+
+def legend(axes: Axes) -> None:
+    """Above the axes, so that it never hides data."""
+    handles, names = axes.get_legend_handles_labels()
+    if not names:
+        return
+    bars_first = sorted(range(len(names)), key=lambda i: not hasattr(handles[i], "patches"))
+    columns = max(1, min(3, len(names), _LETTERS // (max(map(len, names)) + 6)))
+    axes.legend([handles[i] for i in bars_first], [names[i] for i in bars_first],
+                loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns,
+                frameon=False, borderaxespad=0.2, handletextpad=0.5, columnspacing=1.2)

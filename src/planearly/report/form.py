@@ -1,0 +1,51 @@
+"""What all pages share: the templates' settings, and how a page writes its numbers."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import jinja2
+
+from planearly.progress import duration, short
+
+
+def environment(folder: Path) -> jinja2.Environment:
+    """Templates of ``folder``, and of this one: the pages' ``look.css``. Text is escaped."""
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([folder, Path(__file__).parent]), autoescape=True,
+        trim_blocks=True, lstrip_blocks=True,
+    )
+    made.filters.update(number=number, si=si, percent=percent, flops=flops, hours=hours)
+    return made
+
+
+def number(value: float | None) -> str:
+    """Two decimals, one above ten, none above a thousand."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:,.{0 if value >= 1000 else 1 if value >= 10 else 2}f}"
+
+
+def si(value: float | None) -> str:
+    return "–" if value is None else short(value)
+
+
+def percent(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "<0.1%" if 0 < value < 0.0005 else f"{100 * value:.1f}%"
+
+
+def flops(value: float | None) -> str:
+    """Floating-point operations with a decimal prefix, up to zetta."""
+    if value is None:
+        return "–"
+    for limit, prefix in ((1e21, "Z"), (1e18, "E"), (1e15, "P")):
+        if value >= limit:
+            return f"{value / limit:.3g}{prefix}"
+    return short(value)
+
+
+def hours(value: float | None) -> str:
+    return "–" if value is None else duration(value * 3600)

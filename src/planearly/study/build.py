@@ -1,0 +1,211 @@
+"""What most tables of a study are made of: lines of macro averages over the same domains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from planearly.progress import short
+from planearly.study.compare import (
+    Arm,
+    Cells,
+    Row,
+    difference,
+    macro,
+    mean_cost,
+    mean_log,
+    most_shared,
+)
+from planearly.study.table import Axis, Column, Figure, Table
+
+PAPER = ("slm", "slm-nopt", "slm-d", "slm-is", "slm-mix", "slm-pn", "llm", "llm-lora")
+"""The paper's methods, in the order of its tables."""
+
+METHOD = Column("method", "method", "text")
+SET = Column("set", "specialization set", "tokens")
+SETTING = Column("setting", "setting", "text")
+COST = [Column("tokens", "training tokens, one domain", "tokens"),
+        Column("flops", "training FLOPs, one domain", "flops"),
+        Column("hours", "device-hours, one domain", "hours")]
+BEFORE = [Column("before", "perplexity before fine-tuning", "perplexity"),
+          Column("before_ci", "95% interval", "interval")]
+AFTER = [Column("after", "perplexity after fine-tuning", "perplexity"),
+         Column("after_ci", "95% interval", "interval")]
+PAIRED = [Column("difference", "nats per token, against the baseline", "nats"),
+          Column("difference_ci", "95% interval", "interval")]
+BUDGET = Column("budget", "pretraining tokens", "tokens")
+GENERIC = Column("generic", "generic perplexity", "perplexity")
+AFTER_AXIS = Axis("after", "perplexity after fine-tuning")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table: what is said of it, its cell, and the cell it is compared with."""
+
+    labels: dict[str, Any]
+    arm: Arm
+    against: Arm | None = None
+    further: dict[str, Any] = field(default_factory=dict)
+
+
+def macro_table(
+    cells: Cells, lines: Iterable[Line], labels: Sequence[Column], *, name: str, title: str,
+    paper: str, note: str, figure: Figure | None = None, before: bool = False,
+    extra: Sequence[Column] = (), least: int = 2,
+) -> list[Table]:
+    """A table of macro averages, every row over the same domains.
+
+    Args:
+        before: with the perplexity before fine-tuning.
+        extra: further columns of :func:`facts_of`.
+        least: rows below which there is nothing to see.
+
+    Returns:
+        the table; an empty list if too few lines have rows.
+    """
+    found = [line for line in lines if cells.rows(line.arm)]
+    domains, kept = most_shared(cells, [line.arm for line in found])
+    rows = [row_of(cells, line, domains) for line in found if line.arm in kept]
+    if len(rows) < least:
+        return []
+    missing = [described(line) for line in found if line.arm not in kept]
+    compared = any(row["difference"] is not None for row in rows)
+    columns = [*labels, *(BEFORE if before else []), *AFTER, *(PAIRED if compared else []), *extra,
+               *COST]
+    return [Table(name, title, paper, " ".join(filter(None, [
+        note, coverage(cells, domains), left_out(missing),
+        "Below 0, a difference is in the row's favour." if compared else ""])),
+        columns, rows, figure)]
+
+
+def row_of(cells: Cells, line: Line, domains: Sequence[str]) -> dict[str, Any]:
+    """Everything about a line over ``domains``, which its arm has."""
+    rows = [cells.rows(line.arm)[domain] for domain in domains]
+    after, before = macro(rows), macro(rows, "before")
+    paired = None
+    if line.against and not cells.same(line.against, line.arm):
+        paired = difference(cells, line.arm, line.against, domains)
+        if paired and len(paired.domains) < len(domains):
+            paired = None
+    return {
+        **facts_of(cells, line.arm, rows), **line.further, **line.labels,
+        "before": before["perplexity"] if before else None,
+        "before_ci": before["ci95"] if before else None,
+        "after": after["perplexity"] if after else None,
+        "after_ci": after["ci95"] if after else None,
+        "difference": paired.nats if paired else None,
+        "difference_ci": paired.interval if paired else None,
+    }
+
+
+def facts_of(cells: Cells, arm: Arm, rows: Sequence[Row]) -> dict[str, Any]:
+    """What the cells know of an arm beside its perplexity: sizes, costs, generic perplexity."""
+    cost, generic, own = (mean_cost(rows, part)
+                          for part in ("cost", "generic_cost", "specialization_cost"))
+    return {
+        "method": arm.method, "set": mean(rows, "spec_tokens"),
+        "budget": arm.changes.get("pretrain_tokens", cells.own("pretrain_tokens")),
+        "domains": len(rows),
+        "generic": mean_log([row.get("generic_ppl") for row in rows]),
+        "generic_after": mean_log([row.get("generic_ppl_after") for row in rows]),
+        "expert_share": mean(rows, "expert_share"), "best_step": mean(rows, "best_step"),
+        "tokens": cost["tokens"], "flops": cost["flops"], "hours": cost["device_hours"],
+        "generic_tokens": generic["tokens"], "generic_flops": generic["flops"],
+        "generic_hours": generic["device_hours"],
+        "own_tokens": own["tokens"], "own_flops": own["flops"], "own_hours": own["device_hours"],
+    }
+
+
+def mean(rows: Sequence[Row], key: str) -> float | None:
+    """Mean of a field of the rows; None where one lacks it."""
+    values = [row.get(key) for row in rows]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def sweep(cells: Cells, methods: Iterable[str], key: str, against: Arm | None = None,
+          ) -> list[Line]:
+    """Lines of methods at each value of one setting, others being the recipe's own.
+
+    A method with a single value is left out. ``against`` None compares with the method at the
+    recipe's own value; otherwise with ``against``, at the recipe's own value too.
+    """
+    lines = []
+    for method in methods:
+        values = cells.values(Arm(method), key)
+        for value in values if len(values) > 1 else ():
+            lines.append(Line({"method": method, "setting": shown(value, key)},
+                              Arm(method, {key: value}),
+                              against or Arm(method, {key: cells.own(key)}),
+                              {"x": value}))
+    return lines
+
+
+def methods(cells: Cells) -> list[str]:
+    """The paper's methods that the study has, in the paper's order."""
+    return [method for method in PAPER if method in cells.methods]
+
+
+def by_size(cells: Cells, chosen: list[str]) -> list[Line]:
+    """Methods at each specialization size, against slm at that size."""
+    return [Line({"method": method}, Arm(method, {"spec_tokens": size}),
+                 Arm("slm", {"spec_tokens": size}))
+            for method in chosen for size in cells.values(Arm(method), "spec_tokens")]
+
+
+def by_budget(cells: Cells) -> list[Line]:
+    """Methods at each pretraining budget and set size, where a method has several budgets."""
+    lines = []
+    for size in cells.values_of("spec_tokens"):
+        for method in methods(cells):
+            budgets = cells.values(Arm(method, {"spec_tokens": size}), "pretrain_tokens")
+            for budget in budgets if len(budgets) > 1 else ():
+                changes = {"spec_tokens": size, "pretrain_tokens": budget}
+                lines.append(Line({"method": method}, Arm(method, changes), Arm("slm", changes)))
+    return lines
+
+
+def smallest(cells: Cells, lines: list[Line]) -> list[Line]:
+    """The lines at the smallest set size that any has."""
+    sizes = [size for size in cells.values_of("spec_tokens")
+             if any(line.arm.changes["spec_tokens"] == size for line in lines)]
+    return [line for line in lines if line.arm.changes["spec_tokens"] in sizes[:1]]
+
+
+def alone(lines: list[Line]) -> list[Line]:
+    """The lines without what they are compared with."""
+    return [replace(line, against=None) for line in lines]
+
+
+def shown(value: Any, key: str) -> str:
+    """A setting as people read it."""
+    if value is None:
+        return {"spec_tokens": "all", "importance.k": "chosen"}.get(key, "default")
+    if isinstance(value, int) and not isinstance(value, bool) and key.endswith("tokens"):
+        return short(value)
+    return str(value)
+
+
+def coverage(cells: Cells, domains: Sequence[str]) -> str:
+    """Which domains an average is over, and what its intervals mean."""
+    return (f"Macro averages over {over(cells, domains)}; "
+            "intervals are 95%, over documents of these domains.")
+
+
+def over(cells: Cells, domains: Sequence[str]) -> str:
+    """``all 9 domains`` or ``2 of 9 domains (arxiv, freelaw)``."""
+    if len(domains) == len(cells.domains) > 1:
+        return f"all {len(domains)} domains"
+    return f"{len(domains)} of {len(cells.domains)} domains ({', '.join(domains)})"
+
+
+def left_out(missing: Sequence[str]) -> str:
+    """A sentence about the rows that lack some of the domains."""
+    return f"Left out, for want of some of them: {'; '.join(missing)}." if missing else ""
+
+
+def described(line: Line) -> str:
+    """A line's labels and settings in words."""
+    changes = ", ".join(f"{key} {shown(value, key)}" for key, value in line.arm.changes.items())
+    return line.arm.method + (f" ({changes})" if changes else "")

@@ -1,0 +1,380 @@
+"""The paper's claims, held against a study: reproduced, not reproduced, or not to be judged.
+
+A verdict needs the 95% interval of the paired difference, over the documents of the domains that
+every side has, to leave out zero (or the margin that the claim names), and every further seed to
+agree. Anything less cannot be judged, and the evidence says why. Intervals are each of 95%: among
+many claims, a wrong verdict by chance is to be expected now and then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Literal
+
+from planearly.study.build import over, shown
+from planearly.study.compare import Arm, Cells, Difference, contrast, difference, macro, shared
+from planearly.study.costs import crossing_of
+from planearly.study.extras import single_rule
+from planearly.study.tables import tables
+
+Verdict = Literal["reproduced", "not reproduced", "cannot be judged"]
+
+FAR = 0.1
+"""Nats per token that "far worse" has to exceed: a tenth of the perplexity."""
+CLOSE = 0.035
+"""Nats per token that "close" must stay below: the paper's 0.5 of a perplexity of 14."""
+EQUAL_COST = 0.8
+"""Share of a method's FLOPs from which on another one has about the same cost."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of the paper.
+
+    Attributes:
+        text: the claim.
+        verdict: an interval that leaves out zero in the claim's favour, one that leaves it out
+            against it, or neither.
+        evidence: one or two sentences with the numbers, their intervals and the domains behind
+            them; what is missing where it cannot be judged.
+        table: name of the :class:`~planearly.study.table.Table` that shows it; "" where none does.
+    """
+
+    text: str
+    verdict: Verdict
+    evidence: str
+    table: str
+
+
+Test = tuple[str, Difference | None]
+"""What was compared, in words, and by how much it differs; None where rows are missing."""
+
+
+def claims(study: Mapping[str, Any]) -> list[Claim]:
+    """Every claim of the paper that the study is held against, with its verdict."""
+    cells = Cells(study)
+    shown_by = {table.name for table in tables(study)}
+    found = [claim for judge in JUDGES for claim in judge(cells)]
+    return [claim if claim.table in shown_by else replace(claim, table="") for claim in found]
+
+
+# Verdicts ---------------------------------------------------------------------------------------
+
+def judged(cells: Cells, text: str, sign: int, tests: Sequence[Test], table: str,
+           margin: float = 0.0, reason: str = "") -> Claim:
+    """The verdict on a claim that holds where every difference lies on one side of ``margin``.
+
+    Args:
+        sign: -1 or 1, the side of the margin that the claim is about.
+        reason: added to the evidence.
+    """
+    known = [found for _, found in tests if found]
+    missing = [what for what, found in tests if not found]
+    sides = [sign * moved(found, -margin).side for found in known]
+    verdict: Verdict = "cannot be judged"
+    if any(side < 0 for side in sides):
+        verdict = "not reproduced"
+    elif known and not missing and all(side > 0 for side in sides):
+        verdict = "reproduced"
+    alike = len({tuple(found.domains) for found in known}) == 1
+    evidence = "; ".join(f"{what}: {said(cells, found, not alike)}"
+                         for what, found in tests if found)
+    if alike:
+        evidence += f", over {over(cells, known[0].domains)}"
+    said_all = [evidence + "." if evidence else "", reason]
+    if missing:
+        said_all.append(f"Rows are missing for: {'; '.join(missing)}.")
+    if verdict == "cannot be judged" and any(side == 0 for side in sides):
+        against = f"{margin:g}" if margin else "0"
+        said_all.append(f"Not told apart at this size: an interval includes {against}, or the "
+                        "seeds disagree." if any(found.seeds for found in known) else
+                        f"Not told apart at this size: an interval includes {against}.")
+    return Claim(text, verdict, " ".join(filter(None, said_all)), table)
+
+
+def unjudged(text: str, reason: str, table: str) -> Claim:
+    return Claim(text, "cannot be judged", reason, table)
+
+
+def moved(found: Difference, by: float) -> Difference:
+    """The difference with ``by`` added."""
+    return replace(found, nats=found.nats + by, low=found.low + by, high=found.high + by,
+                   seeds=[nats + by for nats in found.seeds])
+
+
+def said(cells: Cells, found: Difference, where: bool = True) -> str:
+    """A difference in words, and the domains that it is over."""
+    seeds = ", ".join(f"{nats:+.3f}" for nats in found.seeds)
+    return (f"{found.nats:+.3f} nats per token [{found.low:+.3f}, {found.high:+.3f}]"
+            + (f" (at other seeds {seeds})" if seeds else "")
+            + (f" over {over(cells, found.domains)}" if where else ""))
+
+
+def versus(cells: Cells, a: Arm, b: Arm, within: Sequence[str] | None = None,
+           where: str = "") -> Test:
+    """a minus b: in words, with both perplexities, and as a difference."""
+    found = difference(cells, a, b, within)
+    values = []
+    for arm in (a, b):
+        rows = [cells.rows(arm)[domain] for domain in found.domains] if found else []
+        value = macro(rows, arm.when)
+        values.append(f" {value['perplexity']:.2f}" if value else "")
+    names = [named(arm, other) for arm, other in ((a, b), (b, a))]
+    return f"{where}{names[0]}{values[0]} against {names[1]}{values[1]}", found
+
+
+def named(arm: Arm, other: Arm) -> str:
+    """The arm's method, and what tells it from the other."""
+    told = [f"{key} {shown(value, key)}" for key, value in arm.changes.items()
+            if other.changes.get(key, arm) != value]
+    if arm.when != other.when:
+        told.append(f"{arm.when} fine-tuning")
+    return arm.method + (f" ({', '.join(told)})" if told else "")
+
+
+def sizes_of(cells: Cells, *methods: str) -> list[Any]:
+    """Set sizes at which all the methods have a domain in common, ascending."""
+    return [size for size in cells.values_of("spec_tokens")
+            if shared(cells, [Arm(method, {"spec_tokens": size}) for method in methods])]
+
+
+def at(size: Any) -> str:
+    """``at 50k: ``."""
+    return f"at {shown(size, 'spec_tokens')}: "
+
+
+# The claims -------------------------------------------------------------------------------------
+
+def essential(cells: Cells) -> list[Claim]:
+    """Fine-tuning is essential."""
+    tests = []
+    for method in ("slm", "slm-mix", "slm-pn", "llm"):
+        for size in sizes_of(cells, method)[:1]:
+            arm = Arm(method, {"spec_tokens": size})
+            tests.append(versus(cells, arm, replace(arm, when="before"), where=at(size)))
+    return [judged(cells, "Fine-tuning is essential for every generically pretrained model.", -1,
+                   tests or [("slm before and after fine-tuning", None)], "table-04-baselines")]
+
+
+def no_pretraining(cells: Cells) -> list[Claim]:
+    """No pretraining is far worse."""
+    tests = [versus(cells, Arm("slm-nopt", {"spec_tokens": size}),
+                    Arm("slm", {"spec_tokens": size}), where=at(size))
+             for size in sizes_of(cells, "slm-nopt", "slm")]
+    return [judged(cells, "Training on the specialization set alone is far worse (by more than "
+                   f"{FAR:g} nats per token).", 1, tests or [("slm-nopt against slm", None)],
+                   "table-04-baselines", FAR)]
+
+
+def best_small(cells: Cells) -> list[Claim]:
+    """SLM-is is the best small model of the paper's at the small set size."""
+    text = "SLM-is is the best small model at the small set size."
+    tests = []
+    for size in sizes_of(cells, "slm-is")[:1]:
+        for other in ("slm", "slm-mix", "slm-pn", "slm-d", "slm-nopt"):
+            if other in ("slm", "slm-mix", "slm-pn") or other in cells.methods:
+                tests.append(versus(cells, Arm("slm-is", {"spec_tokens": size}),
+                                    Arm(other, {"spec_tokens": size}), where=at(size)))
+    return [judged(cells, text, -1, tests or [("slm-is against the other small models", None)],
+                   "table-04-baselines", reason="All at the same pretraining tokens, which slm-is "
+                   "pays per domain.")]
+
+
+def grows_with_k(cells: Cells) -> list[Claim]:
+    """The advantage of SLM-is grows with k, at equal tokens."""
+    text = "The advantage of SLM-is grows with the number of clusters k, at equal tokens."
+    table = "figure-10-importance-k"
+    ks = [k for k in cells.values(Arm("slm-is"), "importance.k") if isinstance(k, int)]
+    arms = [Arm("slm-is", {"importance.k": k}) for k in ks]
+    domains = shared(cells, arms) if arms else []
+    if len(ks) < 2 or not domains:
+        return [unjudged(text, "Rows are missing for: slm-is at two or more k on one domain.",
+                         table)]
+    ends = versus(cells, arms[-1], arms[0], domains)
+    steps = [versus(cells, b, a, domains) for a, b in pairwise(arms)]
+    gains = [difference(cells, arm, Arm("slm"), domains) for arm in arms]
+    reason = "Against slm at k = " + ", ".join(
+        f"{k}: {gain.nats:+.3f}" for k, gain in zip(ks, gains, strict=True) if gain) + "."
+    claim = judged(cells, text, -1, [ends], table, reason=reason if all(gains) else "")
+    turned = [step for step in steps if step[1] and step[1].side > 0]
+    if turned and claim.verdict != "not reproduced":
+        back = "; ".join(f"{what}: {said(cells, found)}" for what, found in turned if found)
+        return [Claim(text, "not reproduced",
+                      f"It does not grow all the way: {back}. From end to end, {claim.evidence}",
+                      table)]
+    return [claim]
+
+
+def experts_help(cells: Cells) -> list[Claim]:
+    """PN and mix beat SLM on the small set; the advantage erodes with more data."""
+    found = []
+    for method, name in (("slm-pn", "SLM-pn"), ("slm-mix", "SLM-mix")):
+        sizes = sizes_of(cells, method, "slm")
+        tests = [versus(cells, Arm(method, {"spec_tokens": size}),
+                        Arm("slm", {"spec_tokens": size}), where=at(size)) for size in sizes[:1]]
+        found.append(judged(
+            cells, f"{name} beats SLM after fine-tuning on the small set.", -1,
+            tests or [(f"{method} against slm", None)], "table-04-baselines",
+            reason="At the same pretraining tokens, those of all experts together."))
+        found.append(erodes(cells, method, name, sizes))
+    return found
+
+
+def erodes(cells: Cells, method: str, name: str, sizes: Sequence[Any]) -> Claim:
+    """The advantage at the largest set less that at the smallest, on the same documents."""
+    text = f"The advantage of {name} over SLM erodes with more specialization data."
+    table = "figure-05-set-size"
+    if len(sizes) < 2:
+        return unjudged(text, f"Rows are missing for: {method} and slm at two set sizes.", table)
+    small, large = ({"spec_tokens": size} for size in (sizes[0], sizes[-1]))
+    change = contrast(cells, [(1.0, Arm(method, large)), (-1.0, Arm("slm", large)),
+                              (-1.0, Arm(method, small)), (1.0, Arm("slm", small))])
+    first = versus(cells, Arm(method, small), Arm("slm", small),
+                   change.domains if change else None, at(sizes[0]))
+    if first[1] is None or first[1].side >= 0:
+        seen = f" {first[0]}: {said(cells, first[1])}." if first[1] else ""
+        return unjudged(text, f"There is no advantage on the small set that could erode.{seen}",
+                        table)
+    words = f"difference at {shown(sizes[-1], 'spec_tokens')} less that {at(sizes[0])[:-2]}"
+    return judged(cells, text, 1, [(words, change)], table,
+                  reason=f"{first[0]}: {said(cells, first[1])}.")
+
+
+def wide_domains(cells: Cells) -> list[Claim]:
+    """Mix and PN lose their advantage on wide domains, unless blended."""
+    found = []
+    for method, name in (("slm-pn", "SLM-pn"), ("slm-mix", "SLM-mix")):
+        rule = single_rule(cells, method)
+        single = Arm(method, {"expert": rule})
+        wide, narrow = by_width(cells, single, shared(cells, [single, Arm("slm")]))
+        found.append(loses(cells, name, single, wide, narrow))
+        blend = Arm(method, {"expert": "blend"})
+        tests = [versus(cells, blend, Arm("slm"), wide)] if wide else [
+            (f"{method}, blended, against slm on wide domains", None)]
+        beside = difference(cells, blend, single, wide) if wide else None
+        found.append(judged(
+            cells, f"Blending the experts gives {name} an advantage on wide domains (ours).", -1,
+            tests, "extra-blend", reason=f"The blend against the single expert ({rule}): "
+            f"{said(cells, beside)}." if beside else ""))
+    return found
+
+
+def loses(cells: Cells, name: str, single: Arm, wide: Sequence[str], narrow: Sequence[str],
+          ) -> Claim:
+    """An advantage on the narrow domains, less of it and none to be seen on the wide ones."""
+    text = f"{name} loses its advantage on wide domains."
+    table = "extra-blend" if cells.rows(Arm(single.method, {"expert": "blend"})) else (
+        "figure-13-domains-after")
+    if not wide:
+        return unjudged(text, f"Rows or cluster entropies are missing for: {single.method} and slm "
+                        "on three domains.", table)
+    has = {label: difference(cells, single, Arm("slm"), domains)
+           for label, domains in (("wide", wide), ("narrow", narrow))}
+    change = contrast(cells, [(1.0, single), (-1.0, Arm("slm"))], weights={
+        **dict.fromkeys(wide, 1 / len(wide)), **dict.fromkeys(narrow, -1 / len(narrow))})
+    evidence = "; ".join(f"{single.method} less slm on {label} domains: {said(cells, each)}"
+                         for label, each in has.items() if each) + "."
+    if not has["narrow"] or not has["wide"] or has["narrow"].side >= 0:
+        return unjudged(text, f"There is no advantage on the narrow domains to lose. {evidence}",
+                        table)
+    if has["wide"].side < 0:
+        return Claim(text, "not reproduced", f"It keeps an advantage. {evidence}", table)
+    return judged(cells, text, 1, [("wide less narrow", change)], table, reason=evidence)
+
+
+def by_width(cells: Cells, arm: Arm, domains: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The third of the domains with the largest entropy at the arm's clusters, and the others."""
+    rows = cells.rows(arm)
+    entropy = {d: e for d in domains if (e := cells.entropy(d, rows[d].get("k"))) is not None}
+    if len(entropy) < 3:
+        return [], []
+    ordered = sorted(entropy, key=lambda domain: -entropy[domain])
+    many = round(len(ordered) / 3)
+    return ordered[:many], ordered[many:]
+
+
+def distillation(cells: Cells) -> list[Claim]:
+    """The gain of distillation does not pay for the teacher: SLM at the same cost is better."""
+    text = ("Distillation's gain does not pay for the teacher: at the same cost for one domain, "
+            "SLM is better.")
+    table = "table-08-budgets"
+    sizes = sizes_of(cells, "slm-d", "slm")[:1]
+    if not sizes:
+        return [unjudged(text, "Rows are missing for: slm-d against slm.", table)]
+    student = Arm("slm-d", {"spec_tokens": sizes[0]})
+    shares = []
+    for budget in cells.values(Arm("slm", student.changes), "pretrain_tokens"):
+        arm = Arm("slm", {**student.changes, "pretrain_tokens": budget})
+        if domains := shared(cells, [arm, student]):
+            spent = [sum(cells.rows(each)[d]["cost"]["flops"] for d in domains)
+                     for each in (arm, student)]
+            shares.append((spent[0] / spent[1], arm))
+    cheaper = [each for each in shares if each[0] <= 1]
+    about = [each for each in shares if each[0] >= EQUAL_COST]
+    tried = []
+    for share, arm in [*cheaper[-1:], *about[:1]]:
+        claim = judged(cells, text, -1, [versus(cells, arm, student, where=at(sizes[0]))], table,
+                       reason=f"That budget of slm takes {share:.0%} of slm-d's FLOPs, the "
+                       "teacher's included.")
+        tried.append(claim.evidence)
+        # a cheaper slm that is worse, or a dearer one that is better, settles nothing
+        if (claim.verdict == "reproduced" and share <= 1) or (
+                claim.verdict == "not reproduced" and share >= EQUAL_COST):
+            return [claim]
+    return [unjudged(text, " ".join([
+        *dict.fromkeys(tried), "No budget of slm settles it: it would have to be better at no more "
+        "FLOPs than slm-d's, or worse at no fewer."]), table)]
+
+
+def top_alone(cells: Cells) -> list[Claim]:
+    """The top cluster alone is worse than importance sampling."""
+    tests = [versus(cells, Arm("slm-top", {"importance.k": k}), Arm("slm-is", {"importance.k": k}),
+                    where=f"k = {shown(k, 'importance.k')}: ")
+             for k in cells.values(Arm("slm-top"), "importance.k")
+             if cells.rows(Arm("slm-is", {"importance.k": k}))]
+    return [judged(cells, "Pretraining on the most frequent cluster alone is worse than importance "
+                   "sampling.", 1, tests or [("slm-top against slm-is at one k", None)],
+                   "figure-08-top-cluster")]
+
+
+def lora_close(cells: Cells) -> list[Claim]:
+    """LoRA is close to full fine-tuning."""
+    tests = [versus(cells, Arm("llm-lora", {"spec_tokens": size}),
+                    Arm("llm", {"spec_tokens": size}), where=at(size))
+             for size in sizes_of(cells, "llm-lora", "llm")]
+    return [judged(cells, "LoRA is close to full fine-tuning of the large model (at most "
+                   f"{CLOSE:g} nats per token worse, the paper's 0.5 of a perplexity of 14).", -1,
+                   tests or [("llm-lora against llm", None)], "figure-14-lora", CLOSE)]
+
+
+def crosses(cells: Cells) -> list[Claim]:
+    """C(N) of SLM-is and SLM-pn crosses over; costs are counted, they have no interval."""
+    text = ("C(N) crosses over: SLM-is costs less for few domains, SLM-pn for many, at the same "
+            "pretraining tokens.")
+    table = "figure-06-crossing"
+    for size in sizes_of(cells, "slm-is", "slm-pn")[:1]:
+        changes = {"spec_tokens": size}
+        found, (what, quality) = crossing_of(cells, changes), versus(
+            cells, Arm("slm-is", changes), Arm("slm-pn", changes), where=at(size))
+        if not found or not quality:
+            continue
+        meet = {unit: found[unit] is not None and found[unit] >= 1 for unit in ("flops", "hours")}
+        counts = ", ".join(
+            f"in {words} {f'at {found[unit]:.1f} domains' if meet[unit] else 'never beyond one'}"
+            for unit, words in (("flops", "FLOPs"), ("hours", "device-hours")))
+        verdict: Verdict = "cannot be judged"
+        if len(set(meet.values())) == 1:
+            verdict = "reproduced" if meet["flops"] else "not reproduced"
+        return [Claim(text, verdict, f"The curves meet {counts}. {what}: "
+                      f"{said(cells, quality)}." + (
+                          "" if verdict != "cannot be judged" else
+                          " FLOPs and device-hours disagree."), table)]
+    return [unjudged(text, "Rows are missing for: slm-is and slm-pn at one set size.", table)]
+
+
+JUDGES: list[Callable[[Cells], list[Claim]]] = [
+    essential, no_pretraining, best_small, grows_with_k, experts_help, wide_domains, distillation,
+    top_alone, lora_close, crosses,
+]

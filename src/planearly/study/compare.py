@@ -1,0 +1,245 @@
+"""Which cells of a study may be held against each other, and by how much they differ.
+
+A cell is a method at one set of values of everything that the grid varies. Two cells are compared
+only over the domains that both have, on the same documents. Intervals treat documents as the
+independent units and domains as given: they say what other documents of these domains would give,
+not other domains, and nothing of other seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from planearly.evaluate import perplexity
+
+Row = Mapping[str, Any]
+When = Literal["after", "before"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of a comparison.
+
+    Attributes:
+        changes: settings that differ from the recipe's own values, by dotted key.
+        when: after or before fine-tuning.
+    """
+
+    method: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    when: When = "after"
+
+    def at(self, **changes: Any) -> Arm:
+        """The same arm with further changes (keys without a dot)."""
+        return Arm(self.method, {**self.changes, **changes}, self.when)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A contrast of arms in nats per token, averaged over domains, with its 95% interval."""
+
+    nats: float
+    low: float
+    high: float
+    domains: list[str]
+    seeds: list[float] = field(default_factory=list)
+    """The same contrast at the study's other seeds, where they have every arm."""
+
+    @property
+    def side(self) -> int:
+        """-1 or 1: the interval, and every other seed, lies below or above 0; otherwise 0."""
+        if self.high < 0 and all(nats < 0 for nats in self.seeds):
+            return -1
+        return 1 if self.low > 0 and all(nats > 0 for nats in self.seeds) else 0
+
+    @property
+    def interval(self) -> list[float]:
+        return [self.low, self.high]
+
+
+class Cells:
+    """The finished cells of a study.
+
+    Attributes:
+        base: the recipe's own value of every key that the grid varies.
+        domains: all of the study's, in its order.
+        methods: those with rows, in order of appearance.
+    """
+
+    def __init__(self, study: Mapping[str, Any]) -> None:
+        self.study = study
+        self.all_rows: list[Row] = list(study.get("rows", ()))
+        keys = dict.fromkeys(key for row in self.all_rows for key in row["settings"])
+        self.base = {key: self.own(key) for key in keys}
+        self.domains = list(dict.fromkeys([*study.get("domains", ()),
+                                           *(row["domain"] for row in self.all_rows)]))
+        self._by_method: dict[str, list[Row]] = {}
+        for row in self.all_rows:
+            self._by_method.setdefault(row["method"], []).append(row)
+        self.methods = list(self._by_method)
+        self._found: dict[str, dict[str, Row]] = {}
+
+    def own(self, key: str) -> Any:
+        """The recipe's value of a dotted key; None where it has none."""
+        value: Any = self.study.get("recipe", {})
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
+
+    def rows(self, arm: Arm) -> dict[str, Row]:
+        """The arm's rows by domain; only those with documents to compare."""
+        if any(key not in self.base and value != self.own(key)
+               for key, value in arm.changes.items()):
+            return {}
+        wanted = {key: arm.changes.get(key, own) for key, own in self.base.items()}
+        known = f"{arm.method} {arm.when} {wanted}"
+        if known not in self._found:
+            found: dict[str, Row] = {}
+            for row in self._by_method.get(arm.method, ()):
+                if len(row["tokens"]) > 1 and row.get(f"nll_{arm.when}") is not None and (
+                        all(row["settings"].get(key) == wanted[key] for key in wanted)):
+                    found.setdefault(row["domain"], row)
+            self._found[known] = {d: found[d] for d in self.domains if d in found}
+        return self._found[known]
+
+    def same(self, a: Arm, b: Arm) -> bool:
+        """Whether two arms are one cell."""
+        return (a.method, a.when) == (b.method, b.when) and all(
+            a.changes.get(key, own) == b.changes.get(key, own) for key, own in self.base.items())
+
+    def values(self, arm: Arm, key: str) -> list[Any]:
+        """Values of ``key`` at which the arm has rows, ascending, null last."""
+        if key not in self.base:
+            return [self.own(key)] if self.rows(arm) else []
+        return [value for value in self.values_of(key)
+                if self.rows(Arm(arm.method, {**arm.changes, key: value}, arm.when))]
+
+    def values_of(self, key: str) -> list[Any]:
+        """All values of ``key`` in the study, ascending, null last."""
+        if key not in self.base:
+            return [self.own(key)]
+        return ascending(row["settings"].get(key) for row in self.all_rows)
+
+    def seeds(self) -> list[int]:
+        """Seeds of the study beside the recipe's own."""
+        found = {row["settings"].get("seed") for row in self.all_rows}
+        return sorted(found - {None, self.base.get("seed")})
+
+    def entropy(self, domain: str, k: int | None, what: str = "entropy") -> float | None:
+        """Entropy in nats (or ``largest_share``) of a domain's histogram over k clusters."""
+        return self.study.get("entropies", {}).get(domain, {}).get(str(k), {}).get(what)
+
+
+def ascending(values: Iterable[Any]) -> list[Any]:
+    """Each once: numbers by size, texts as they come, null last."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return sorted(found, key=lambda value: (
+        value is None, value if isinstance(value, int | float) else 0))
+
+
+def shared(cells: Cells, arms: Sequence[Arm], within: Iterable[str] | None = None) -> list[str]:
+    """The domains that all arms have, on the same documents."""
+    per_arm = [cells.rows(arm) for arm in arms]
+    wanted = cells.domains if within is None else list(within)
+    return [domain for domain in cells.domains if domain in wanted
+            and all(domain in rows for rows in per_arm)
+            and all(rows[domain]["tokens"] == per_arm[0][domain]["tokens"] for rows in per_arm)]
+
+
+def contrast(cells: Cells, terms: Sequence[tuple[float, Arm]], within: Iterable[str] | None = None,
+             weights: Mapping[str, float] | None = None) -> Difference | None:
+    """Sum of arms times their coefficients, in nats per token, over domains that all arms have.
+
+    Args:
+        terms: (1, a), (-1, b) is a minus b: below 0, a is better.
+        within: only these domains.
+        weights: of the domains' differences (None: their mean).
+
+    Returns:
+        the contrast, its interval by the variance between documents within each domain and the
+        degrees of freedom of Welch and Satterthwaite; None where no domain has every arm, or where
+        one of the weighted is missing.
+    """
+    arms = [arm for _, arm in terms]
+    domains = shared(cells, arms, within if weights is None else weights)
+    if not domains or (weights is not None and len(domains) < len(weights)):
+        return None
+    share = weights or dict.fromkeys(domains, 1 / len(domains))
+    per_arm = [(coefficient, arm, cells.rows(arm)) for coefficient, arm in terms]
+    nats = total = freedom = 0.0
+    for domain in domains:
+        sums = sum(coefficient * np.asarray(rows[domain][f"nll_{arm.when}"], np.float64)
+                   for coefficient, arm, rows in per_arm)
+        sizes = np.asarray(per_arm[0][2][domain]["tokens"], np.float64)
+        mean, error, units = perplexity.ratio(np.asarray(sums), sizes)
+        nats += share[domain] * mean
+        variance = (share[domain] * error) ** 2
+        total += variance
+        freedom += variance**2 / units
+    low, high = perplexity.interval(nats, total**0.5, total**2 / freedom if total > 0 else 1.0)
+    other = [contrast(cells, [(c, arm.at(seed=seed)) for c, arm in terms], domains, weights)
+             for seed in cells.seeds() if all("seed" not in arm.changes for arm in arms)]
+    return Difference(nats, low, high, domains, [each.nats for each in other if each])
+
+
+def difference(cells: Cells, a: Arm, b: Arm, within: Iterable[str] | None = None,
+               ) -> Difference | None:
+    """a minus b in nats per token, paired over documents; see :func:`contrast`."""
+    return contrast(cells, [(1.0, a), (-1.0, b)], within)
+
+
+def macro(rows: Sequence[Row], when: When = "after") -> dict[str, Any] | None:
+    """:func:`planearly.evaluate.perplexity.macro` of rows; None where one was not evaluated."""
+    if not rows or any(row.get(f"nll_{when}") is None for row in rows):
+        return None
+    return perplexity.macro([(np.asarray(row[f"nll_{when}"], np.float64),
+                              np.asarray(row["tokens"], np.int64)) for row in rows])
+
+
+def mean_log(values: Sequence[float | None]) -> float | None:
+    """Geometric mean: the macro average of perplexities; None where one is missing."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    return math.exp(sum(map(math.log, known)) / len(known))
+
+
+def mean_cost(rows: Sequence[Row], part: str = "cost") -> dict[str, float]:
+    """Mean over rows of ``tokens``, ``flops`` and ``device_hours`` of one of the row's costs."""
+    return {what: sum(row[part][what] for row in rows) / len(rows)
+            for what in ("tokens", "flops", "device_hours")}
+
+
+def most_shared(cells: Cells, arms: Sequence[Arm]) -> tuple[list[str], list[Arm]]:
+    """The domains to average over in one table, and the arms that have them all.
+
+    Averages over different domains cannot be held against each other. Of the sets of domains that
+    some arm has, and their intersection, this is the one with the largest product of domains and
+    squared number of arms: an arm that is nearly all missing does not cost the others their
+    domains, but a whole sweep on few domains is not lost.
+    """
+    having = {index: set(cells.rows(arm)) for index, arm in enumerate(arms)}
+    sets = [found for found in having.values() if found]
+    if not sets:
+        return [], []
+    best = max([set.intersection(*sets), *sets], key=lambda wanted: (
+        len(wanted) * sum(wanted <= found for found in sets) ** 2,
+        sum(wanted <= found for found in sets)))
+    kept = [arm for index, arm in enumerate(arms) if having[index] >= best]
+    return [domain for domain in cells.domains if domain in best], kept
+
+
+def crossing(fixed_a: float, each_a: float, fixed_b: float, each_b: float) -> float | None:
+    """Number of domains at which fixed + N x each is the same for both; None if never above 0."""
+    if each_a == each_b:
+        return None
+    found = (fixed_b - fixed_a) / (each_a - each_b)
+    return found if found > 0 else None

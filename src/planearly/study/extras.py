@@ -1,0 +1,163 @@
+"""Tables beyond the paper: selectors, blends by width of the domain, mixing, replay, optimisers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from planearly.study import build
+from planearly.study.build import METHOD, Line, macro_table, sweep
+from planearly.study.compare import Arm, Cells, difference, macro, mean_cost
+from planearly.study.table import Axis, Column, Figure, Table
+
+SELECTORS = ("slm", "slm-dsir", "slm-knn", "slm-top", "slm-is")
+"""Ways to choose generic text for a domain, the first taking it as it is."""
+CLUSTERED = ("slm-top", "slm-is")
+EMBEDDED = ("slm-knn", *CLUSTERED)
+
+
+def selectors(cells: Cells) -> list[Table]:
+    """Selectors of generic text at equal tokens, by clusters and embedder."""
+    if len([method for method in SELECTORS if method in cells.methods]) < 2:
+        return []
+    lines = []
+    for method in SELECTORS:
+        embedder = "cluster.embedder"
+        for name in cells.values(Arm(method), embedder) if method in EMBEDDED else [
+                cells.own(embedder)]:
+            at = Arm(method, {embedder: name})
+            for k in cells.values(at, "importance.k") if method in CLUSTERED else [
+                    cells.own("importance.k")]:
+                lines.append(Line({
+                    "method": method, "embedder": str(name) if method in EMBEDDED else None,
+                    "setting": build.shown(k, "importance.k") if method in CLUSTERED else None,
+                }, Arm(method, {**at.changes, "importance.k": k}), Arm("slm")))
+    for line in lines:
+        line.further["bar"] = ", ".join(
+            str(value) for value in line.labels.values() if value is not None)
+    return macro_table(
+        cells, lines, [METHOD, Column("embedder", "embedder", "text"),
+                       Column("setting", "clusters", "text")],
+        name="extra-selectors", title="Selectors of generic text at equal tokens", paper="",
+        before=True, note="The same number of pretraining tokens for each, drawn from what the "
+        "selector takes of the generic corpus. The baseline is slm, which takes it as it is.",
+        figure=Figure("bars", Axis("bar", "selector"), build.AFTER_AXIS, "method", "after_ci"))
+
+
+def single_rule(cells: Cells, method: str) -> str | None:
+    """The rule that picks one expert: the recipe's own, or else the first that was run."""
+    rules = cells.values(Arm(method), "expert")
+    wanted = [cells.own("expert"), "lowest-loss", "most-frequent", "best-tuned"]
+    return next((rule for rule in wanted if rule in rules and rule != "blend"), None)
+
+
+def blends(cells: Cells) -> list[Table]:
+    """The blend against the chosen single expert, and both against slm, by domain entropy."""
+    rows = []
+    for method in ("slm-pn", "slm-mix"):
+        if not (rule := single_rule(cells, method)):
+            continue
+        blend, single = Arm(method, {"expert": "blend"}), Arm(method, {"expert": rule})
+        for domain, row in cells.rows(blend).items():
+            against = {key: difference(cells, a, b, [domain]) for key, a, b in (
+                ("difference", blend, single), ("blend_slm", blend, Arm("slm")),
+                ("single_slm", single, Arm("slm")))}
+            cost = mean_cost([row])
+            value = macro([row]) or {}
+            rows.append({
+                "method": method, "domain": domain, "rule": rule,
+                "entropy": cells.entropy(domain, row.get("k")),
+                "after": value.get("perplexity"), "after_ci": value.get("ci95"),
+                **{key: each.nats if each else None for key, each in against.items()},
+                **{f"{key}_ci": each.interval if each else None for key, each in against.items()},
+                "tokens": cost["tokens"], "flops": cost["flops"], "hours": cost["device_hours"]})
+    rows.sort(key=lambda row: (row["method"], row["entropy"] or 0.0))
+    return [Table(
+        "extra-blend", "Blended experts by width of the domain", "",
+        "Each domain's blend of experts against the single expert of the rule named, and both "
+        "against slm, in nats per token on the same documents; below 0, the first is better. "
+        "Domains are ordered from narrow to wide by the entropy of their cluster histogram.",
+        [METHOD, Column("domain", "domain", "text"), Column("entropy", "entropy", "nats"),
+         Column("rule", "single expert", "text"),
+         Column("after", "perplexity of the blend", "perplexity"),
+         Column("after_ci", "95% interval", "interval"),
+         Column("difference", "blend less single", "nats"),
+         Column("difference_ci", "95% interval", "interval"),
+         Column("single_slm", "single less slm", "nats"),
+         Column("single_slm_ci", "95% interval", "interval"),
+         Column("blend_slm", "blend less slm", "nats"),
+         Column("blend_slm_ci", "95% interval", "interval"), *build.COST],
+        rows, Figure("lines", Axis("entropy", "entropy of the domain, nats"),
+                     Axis("difference", "blend less single expert, nats per token"), "method",
+                     "difference_ci"))] if rows else []
+
+
+def compared(name: str, title: str, key: str, label: str, note: str, share: bool = False,
+             generic: bool = False) -> Callable[[Cells], list[Table]]:
+    """A table of one setting for every method that varies it, against the recipe's own value.
+
+    Args:
+        share: the setting is a number, to be drawn along an axis.
+        generic: with the perplexity on generic text after fine-tuning.
+    """
+    def make(cells: Cells) -> list[Table]:
+        lines = sweep(cells, cells.methods, key)
+        if not share:
+            figure = Figure("bars", Axis("method", "method"), build.AFTER_AXIS, "setting",
+                            "after_ci")
+        else:
+            figure = Figure("lines", Axis("x", label), build.AFTER_AXIS, "method", "after_ci")
+        kept = [Column("generic_after", "generic perplexity after fine-tuning", "perplexity")]
+        return macro_table(
+            cells, lines, [METHOD, Column("setting", label, "text")], name=name, title=title,
+            paper="", before=True, extra=kept if generic else (), figure=figure,
+            note=f"{note} The baseline is the same method at the recipe's own value, "
+            f"{build.shown(cells.own(key), key)}.")
+    return make
+
+
+def seeds(cells: Cells) -> list[Table]:
+    """Spread of macro perplexity over seeds, method by method."""
+    rows = []
+    for method in cells.methods:
+        values = cells.values(Arm(method), "seed")
+        if len(values) < 2:
+            continue
+        per_seed = [cells.rows(Arm(method, {"seed": seed})) for seed in values]
+        domains = [d for d in cells.domains if all(d in found for found in per_seed)]
+        found = [macro([rows_of[d] for d in domains]) for rows_of in per_seed]
+        known = [each for each in found if each]
+        if len(known) < 2:
+            continue
+        nats = [each["nll_per_token"] for each in known]
+        cost = mean_cost([rows_of[d] for rows_of in per_seed for d in domains])
+        middle = sum(nats) / len(nats)
+        rows.append({
+            "method": method, "seeds": len(nats), "domains": build.over(cells, domains),
+            "lowest": min(each["perplexity"] for each in known),
+            "highest": max(each["perplexity"] for each in known),
+            "deviation": (sum((x - middle) ** 2 for x in nats) / (len(nats) - 1)) ** 0.5,
+            "tokens": cost["tokens"], "flops": cost["flops"], "hours": cost["device_hours"]})
+    return [Table(
+        "extra-seeds", "Spread over seeds", "",
+        "Macro perplexity after fine-tuning of the same settings at several seeds (of the split, "
+        "the sampler and the weights): differences smaller than this spread are no differences "
+        "between methods. Each method is averaged over the domains that it has at every seed.",
+        [METHOD, Column("seeds", "seeds"), Column("domains", "averaged over", "text"),
+         Column("lowest", "lowest perplexity", "perplexity"),
+         Column("highest", "highest perplexity", "perplexity"),
+         Column("deviation", "standard deviation, nats per token", "nats"), *build.COST],
+        rows)] if rows else []
+
+
+MAKERS: list[Callable[[Cells], list[Table]]] = [
+    selectors, blends,
+    compared("extra-mixed", "Specialization text mixed into pretraining",
+             "pretrain.specialization_share", "share of pretraining tokens",
+             "Part of the pretraining tokens is drawn from the domain's own text.", share=True),
+    compared("extra-replay", "Generic text replayed while fine-tuning", "finetune.replay_share",
+             "share of fine-tuning tokens",
+             "Replay should keep what the model knew of generic text.", share=True, generic=True),
+    compared("extra-optimizer", "Optimisers", "pretrain.optimizer.preset", "optimiser",
+             "'paper' is the paper's Adam at 1e-4, 'modern' is Muon and AdamW with a decay."),
+    seeds,
+]

@@ -1,0 +1,99 @@
+"""What a study will hold and cost, before anything of it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from planearly.config import Recipe
+from planearly.errors import UserError
+from planearly.plan import devices, predict
+from planearly.progress import duration, say, short
+from planearly.stages.methods import check_methods
+from planearly.study import grid
+
+_LATER = ("finetune.", "lora.", "distill.", "expert")
+"""Beginnings of the keys that a pretraining does not depend on."""
+_OF_METHOD = {"importance.": ("slm-is", "slm-top"), "selection.": ("slm-dsir", "slm-knn"),
+              "projected.": ("slm-pn",), "mixture.": ("slm-mix",), "large.": ("llm",),
+              "spec_tokens": predict.SELECTORS, "cluster.embedder": (*predict.SELECTORS, "slm-pn",
+                                                                     "slm-mix"),
+              "pretrain.specialization_share": predict.SELECTORS}
+"""Beginnings of the keys that only some pretrainings depend on."""
+
+
+def forecast(recipe: Recipe, device: str = "here") -> dict[str, Any]:
+    """The cells of a study, and the work of every training that they need, each counted once.
+
+    Returns:
+        ``cells`` (their number), ``impossible`` (list of ``cell`` and ``reason``), ``stages``
+        (number of trainings), ``params`` of the shapes, and ``methods``: name to ``cells``,
+        ``tokens``, ``flops``, ``device_hours`` and ``money``; ``total``, their sum.
+
+    Raises:
+        UserError: an unknown or uncalibrated device, no grid, or unknown sizes of the domains.
+    """
+    known = devices.find(device)
+    cells = grid.cells(recipe, predict.domain_names(recipe))
+    impossible, stages, counts = [], {}, {}
+    params: dict[str, int] = {}
+    for cell in cells:
+        made = cell.variant.recipe
+        try:
+            if made is None:
+                raise UserError(cell.variant.reason)
+            made.methods, made.domains = [cell.method], [cell.domain]
+            check_methods(made)
+        except UserError as error:
+            impossible.append({"cell": cell.name, "reason": str(error)})
+            continue
+        counts[cell.method] = counts.get(cell.method, 0) + 1
+        found = predict.predict(made, known)
+        params |= found["params"]
+        for work in found["stages"]:
+            stages.setdefault(_identity(work["stage"], cell), (cell.method, work))
+    methods: dict[str, Any] = {
+        name: {"cells": n, "tokens": 0.0, "flops": 0.0, "device_hours": 0.0, "money": None}
+        for name, n in counts.items()}
+    total: dict[str, Any] = {"tokens": 0.0, "flops": 0.0, "device_hours": 0.0, "money": None}
+    for method, work in stages.values():
+        for sums in (methods[method], total):
+            for key in ("tokens", "flops", "device_hours", "money"):
+                if work[key] is not None:
+                    sums[key] = (sums[key] or 0.0) + work[key]
+    return {"name": recipe.name, "device": known.name, "cells": len(cells),
+            "impossible": impossible, "stages": len(stages), "params": params,
+            "methods": methods, "total": total}
+
+
+def _identity(stage: str, cell: grid.Cell) -> tuple[Any, ...]:
+    """A training's name and the values that it depends on."""
+    kind, _, rest = stage.partition("/")
+    method = rest.partition(".")[0]
+
+    def matters(key: str) -> bool:
+        if kind != "pretrain":
+            return True
+        if key.startswith(_LATER):
+            return False
+        return all(method in of for start, of in _OF_METHOD.items() if key.startswith(start))
+
+    return stage, *((key, str(value)) for key, value in cell.settings.items() if matters(key))
+
+
+def show(found: dict[str, Any]) -> None:
+    """The forecast on standard output."""
+    table = Table("method", "cells", "tokens", "FLOPs", "device time", "money",
+                  title=f"{found['name']} on {found['device']}")
+    for name, sums in [*found["methods"].items(), ("all", found["total"])]:
+        table.add_row(
+            name, str(sums.get("cells", found["cells"])), short(sums["tokens"]),
+            short(sums["flops"]), duration(sums["device_hours"] * 3600),
+            "-" if sums["money"] is None else f"{sums['money']:.2f}")
+    Console(width=None if Console().is_terminal else 120).print(table)
+    sizes = ", ".join(f"{name} {short(n)}" for name, n in found["params"].items())
+    say(f"{found['cells']} cells, {found['stages']} trainings; parameters: {sizes}")
+    for one in found["impossible"]:
+        say(f"impossible: {one['cell']}: {one['reason']}")

@@ -1,0 +1,103 @@
+"""The cells of a study: methods x domains x values of recipe keys."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from planearly import config
+from planearly.config import Recipe
+from planearly.errors import UserError
+from planearly.files import digest
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The study's recipe with the values of some keys; cells of one variant share everything."""
+
+    changes: tuple[tuple[str, Any], ...]
+    recipe: Recipe | None
+    """None where it cannot work."""
+    reason: str = ""
+    """Why not."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one domain with one set of values."""
+
+    method: str
+    domain: str
+    variant: Variant
+    settings: dict[str, Any]
+    """The values of every key that the grid varies anywhere."""
+
+    @property
+    def name(self) -> str:
+        changed = ", ".join(f"{key}={value}" for key, value in self.variant.changes)
+        return f"{self.method} on {self.domain}" + (f" ({changed})" if changed else "")
+
+    @property
+    def id(self) -> str:
+        return f"{self.method}.{self.domain}-{digest(self.settings)[:8]}"
+
+
+def cells(recipe: Recipe, domains: list[str]) -> list[Cell]:
+    """The cells of ``recipe.study.grid`` in its order, each once.
+
+    Args:
+        domains: names of the domains that the recipe has.
+
+    Raises:
+        UserError: no grid, an unknown domain, or a key that no recipe has.
+    """
+    if not recipe.study.grid:
+        raise UserError("the recipe has no 'study.grid': list blocks of 'methods', 'domains' and "
+                        "'over' in it, as in the recipe study-smoke")
+    keys = list(dict.fromkeys(key for block in recipe.study.grid for key in block.over))
+    budgets = sorted({tokens for block in recipe.study.grid
+                      for tokens in block.over.get("pretrain_tokens", [])})
+    found: dict[str, Cell] = {}
+    for number, block in enumerate(recipe.study.grid):
+        place = f"recipe key 'study.grid' (block {number + 1})"
+        if not block.methods:
+            raise UserError(f"{place} names no methods")
+        for domain in block.domains:
+            if domain not in domains:
+                near = difflib.get_close_matches(domain, domains, 1, 0.3)
+                raise UserError(f"{place} names the domain '{domain}'; "
+                                + (f"did you mean '{near[0]}'?" if near
+                                   else f"known are {', '.join(domains)}"))
+        for variant in _variants(recipe, block, budgets):
+            for method, domain in product(block.methods, block.domains or domains):
+                of = variant.recipe or recipe
+                settings = {key: config.value_of(of, key) for key in keys} | (
+                    {} if variant.recipe else dict(variant.changes))
+                cell = Cell(method, domain, variant, settings)
+                found.setdefault(cell.id, cell)
+    return list(found.values())
+
+
+def _variants(recipe: Recipe, block: config.Block, budgets: list[Any]) -> Iterator[Variant]:
+    """The recipes of a block; keys with their own recipe's value are no change."""
+    for values in product(*block.over.values()):
+        changes = dict(zip(block.over, values, strict=True))
+        for key in changes:
+            config.value_of(recipe, key)  # a misspelt key is no impossible cell
+        try:
+            made = config.variant(recipe, {**changes, "pretrain.branch_tokens": budgets})
+        except UserError as error:
+            yield Variant(tuple(changes.items()), None, str(error))
+            continue
+        real = {key: config.value_of(made, key) for key in changes}
+        yield Variant(tuple((key, value) for key, value in real.items()
+                            if value != config.value_of(recipe, key)), made)
+
+
+def key_of(variant: Variant) -> str:
+    """What tells variants apart."""
+    return json.dumps(variant.changes, sort_keys=True, default=str)

@@ -1,0 +1,258 @@
+"""``planearly study``: every cell of a grid, in one run folder, by one process or several.
+
+A cell is made by the stages that ``planearly run`` has, in the same folder, so what cells share is
+made once, what is finished is never made again, and an interrupted stage goes on where it was.
+Several workers (one per GPU) go through the same list: a stage that another one makes is passed
+over for the time being.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from planearly.cluster import histogram
+from planearly.config import Recipe
+from planearly.data.windows import TokenDataset
+from planearly.errors import UserError
+from planearly.files import read_array, read_json, write_json
+from planearly.plan import devices
+from planearly.progress import duration, say
+from planearly.run import Busy, Missing, Run
+from planearly.stages import groups, text
+from planearly.stages.methods import METHODS, check_methods, check_tokens
+from planearly.stages.results import evaluations, row, units
+from planearly.study import grid
+from planearly.study.grid import Cell, Variant
+from planearly.train import metrics
+
+RESULTS = "study.json"
+_FAILED = ".failed"
+_PAUSE = 2.0
+"""Seconds before a worker looks again whether another one has finished a stage."""
+
+
+class Study:
+    """The cells of a recipe in a run folder."""
+
+    def __init__(self, recipe: Recipe, out: Path, *, wait: bool = True, build: bool = True) -> None:
+        self.recipe, self.out, self.wait, self.build = recipe, out, wait, build
+        self.base = Run(out, recipe, build=build)  # what all cells need: worth waiting for
+        self.domains = list(text.domain_names(self.base))
+        self.cells = grid.cells(recipe, self.domains)
+        self._runs: dict[str, Run] = {}
+
+    def run_of(self, variant: Variant) -> Run:
+        """The run of a variant; what it has looked up is remembered."""
+        assert variant.recipe is not None
+        key = grid.key_of(variant)
+        if key not in self._runs:
+            self._runs[key] = Run(self.out, variant.recipe, wait=self.wait, build=self.build)
+        return self._runs[key]
+
+    def check(self, cell: Cell) -> Run:
+        """The run of a cell.
+
+        Raises:
+            UserError: the cell is impossible.
+        """
+        if cell.variant.recipe is None:
+            raise UserError(cell.variant.reason)
+        run = self.run_of(cell.variant)
+        run.recipe.methods = [cell.method]
+        check_methods(run.recipe)
+        check_tokens(run)
+        return run
+
+    def make(self, cell: Cell) -> None:
+        """Train and evaluate one cell.
+
+        Raises:
+            UserError: it is impossible.
+            Busy: another worker makes something that it needs.
+        """
+        run = self.check(cell)
+        evaluations(run, METHODS[cell.method].specialize(run, cell.domain))
+
+    def row(self, cell: Cell) -> dict[str, Any]:
+        """A finished cell's row, with the likelihoods of its test documents.
+
+        Raises:
+            Missing: it is not finished.
+            UserError: it is impossible.
+        """
+        run = self.check(cell)
+        trained = METHODS[cell.method].specialize(run, cell.domain)
+        before, after = evaluations(run, trained)
+        nll, tokens = units(after)
+        curve = [(r["tokens"], r["validation"]) for r in metrics.read(trained.tuned
+                 / "metrics.jsonl") if "validation" in r]
+        outcome = read_json(trained.tuned / "outcome.json")
+        return {
+            **row(run, trained), "settings": cell.settings,
+            "nll_after": nll.tolist(), "tokens": tokens.tolist(),
+            "nll_before": units(before)[0].tolist() if before else None,
+            "finetuning": {"best_step": outcome["best_step"], "steps": outcome["steps"],
+                           "validation": curve},
+        }
+
+    def failed(self, cell: Cell) -> Path:
+        """The note of why a cell failed."""
+        return self.out / _FAILED / f"{cell.id}.json"
+
+
+def study(recipe: Recipe, out: Path, workers: int | None = None, only_report: bool = False) -> Path:
+    """Make every cell of the recipe's grid, then tables, figures and the page.
+
+    Args:
+        workers: processes that share the work, one per GPU (default: one for each that there is).
+        only_report: make nothing; show what is finished.
+
+    Returns:
+        The page.
+    """
+    began = time.monotonic()
+    with Run(out, recipe).opened():
+        if not only_report:
+            many = workers or max(torch.cuda.device_count(), 1)
+            if many > 1:
+                spread(recipe, out, many)
+            else:
+                work(Study(recipe, out))
+        say("gathering what is finished")
+        return conclude(Study(recipe, out, build=False), time.monotonic() - began)
+
+
+def work(this: Study) -> None:
+    """Make the cells one after the other; come back to those that wait for another worker."""
+    text.kept(this.base)
+    groups.clusters(this.base)
+    began, made, todo = time.monotonic(), 0, list(this.cells)
+    total = len(todo)
+    while todo:
+        later = []
+        for cell in todo:
+            note = this.failed(cell)
+            try:
+                before = _stages_made(this)
+                this.make(cell)
+                note.unlink(missing_ok=True)
+            except Busy:
+                later.append(cell)
+                continue
+            except (UserError, ArithmeticError, MemoryError, RuntimeError) as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                say(f"cell left out: {cell.name}: {reason}")
+                note.parent.mkdir(exist_ok=True)
+                write_json(note, {"reason": reason})
+                total -= 1
+                continue
+            if _stages_made(this) > before:
+                made += 1
+                spent = time.monotonic() - began
+                left = total - _position(this, cell) - 1
+                say(f"cell {_position(this, cell) + 1} of {total}: {cell.name}; "
+                    f"{duration(spent)} so far, about {duration(spent / made * left)} left")
+        if later and len(later) == len(todo):
+            time.sleep(_PAUSE)
+        todo = later
+
+
+def _stages_made(this: Study) -> int:
+    return len(this.base.made) + sum(len(run.made) for run in this._runs.values())
+
+
+def _position(this: Study, cell: Cell) -> int:
+    return next(i for i, other in enumerate(this.cells) if other is cell)
+
+
+def spread(recipe: Recipe, out: Path, workers: int) -> None:
+    """Let several processes make the cells, each on a GPU of its own where there are GPUs."""
+    Study(recipe, out)  # what is wrong with the grid is told once
+    gpus = torch.cuda.device_count()
+    say(f"{workers} workers")
+    given = out / "recipe.yaml"
+    processes = []
+    for number in range(workers):
+        environment = dict(os.environ)
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
+        processes.append(subprocess.Popen(
+            [sys.executable, "-m", "planearly.cli", "study", str(given), "--out", str(out),
+             "--worker"], env=environment))
+    try:
+        codes = [process.wait() for process in processes]
+    finally:
+        for process in processes:
+            process.terminate()
+    if any(codes):
+        raise UserError(f"a worker of the study stopped with status {max(codes, key=abs)}; the "
+                        "same command goes on from what is finished")
+
+
+def conclude(this: Study, seconds: float) -> Path:
+    """``study.json``, the tables and the page, of what is finished."""
+    from planearly.study import claims, page, tables
+
+    rows, skipped, pending = [], [], []
+    for cell in this.cells:
+        entry = {"method": cell.method, "domain": cell.domain, "settings": cell.settings}
+        try:
+            rows.append(this.row(cell))
+        except UserError as error:
+            skipped.append({**entry, "reason": str(error)})
+        except Missing:
+            note = this.failed(cell)
+            if note.exists():
+                skipped.append({**entry, **read_json(note)})
+            else:
+                pending.append(entry)
+    results = {
+        "name": this.recipe.name, "recipe": this.recipe.to_dict(), "device": devices.here(),
+        "seconds": round(seconds, 1), "domains": this.domains, "rows": rows,
+        "skipped": skipped, "pending": pending, "entropies": dict(_entropies(this)),
+    }
+    write_json(this.out / RESULTS, results)
+    say(f"{len(rows)} cells are finished, {len(skipped)} impossible, {len(pending)} not made yet")
+    made = tables.tables(results)
+    tables.write(made, this.out / "tables")
+    found = page.write(results, made, claims.claims(results), this.out)
+    say(f"tables: {this.out / 'tables'}")
+    say(f"page: {found}")
+    return found
+
+
+def _entropies(this: Study) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Cluster histograms of the domains and of the generic corpus, by number of clusters."""
+    try:
+        clustered = groups.clusters(this.base)
+        everything = TokenDataset(text.generic(this.base))
+    except Missing:
+        return
+    ks = sorted(set(this.recipe.cluster.k))
+
+    def of(assignments: Path, dataset: TokenDataset, windows: Any) -> dict[str, Any]:
+        share = dataset.windows["length"][windows].astype(float) / dataset.context
+        return {str(k): histogram.summary(_counts(assignments / f"assignment-{k}.npy", windows,
+                                                  share, k)) for k in ks}
+
+    yield "generic", of(clustered, everything, slice(None))
+    for name in this.domains:
+        try:
+            mine = groups.domain_clusters(this.base, name)
+            dataset, used = text.specialization_windows(this.base, name)
+        except Missing:
+            continue
+        yield name, of(mine, dataset, used)
+
+
+def _counts(assignment: Path, windows: Any, share: np.ndarray, k: int) -> np.ndarray:
+    return np.bincount(read_array(assignment)[windows], share, k)

@@ -1,0 +1,194 @@
+"""The study: its grid, its cells through the stages, workers, and budgets that branch off."""
+
+import os
+
+import pytest
+import torch
+
+from planearly import config
+from planearly.errors import UserError
+from planearly.files import read_json
+from planearly.run import MANIFEST, Busy, Missing, Run
+from planearly.stages import text
+from planearly.stages.methods import pretrained_slm
+from planearly.study import forecast, grid
+from planearly.study.run import RESULTS, Study, study, work
+from planearly.train import checkpoint, loop
+from test_methods import made as made
+from test_methods import recipe as small
+
+
+def with_grid(root, *blocks, **over):
+    return small(root, study={"grid": list(blocks)}, methods=["slm"], **over)
+
+
+def names(cells):
+    return [(cell.method, cell.domain, dict(cell.variant.changes)) for cell in cells]
+
+
+def test_a_grid_is_every_combination_of_each_block_once(made):
+    recipe = with_grid(made, {"methods": ["slm", "slm-is"]},
+                       {"methods": ["slm"], "over": {"spec_tokens": [None, 200, "1k"],
+                                                     "seed": [0, 1]}})
+    cells = grid.cells(recipe, ["law"])
+    assert names(cells) == [
+        ("slm", "law", {}), ("slm-is", "law", {}), ("slm", "law", {"seed": 1}),
+        ("slm", "law", {"spec_tokens": 200}), ("slm", "law", {"spec_tokens": 200, "seed": 1}),
+        ("slm", "law", {"spec_tokens": 1000}), ("slm", "law", {"spec_tokens": 1000, "seed": 1})]
+    assert all(cell.settings.keys() == {"spec_tokens", "seed"} for cell in cells)
+    assert cells[1].settings == {"spec_tokens": None, "seed": 0}
+
+
+@pytest.mark.parametrize("block, said", [
+    ({"methods": ["slm"], "over": {"spec_token": [1]}}, "spec_token"),
+    ({"methods": ["slm"], "domains": ["lav"]}, "did you mean 'law'"),
+    ({"methods": []}, "names no methods"),
+])
+def test_a_misspelt_grid_is_refused(made, block, said):
+    with pytest.raises(UserError, match=said):
+        grid.cells(with_grid(made, block), ["law"])
+    with pytest.raises(UserError, match=r"study\.grid"):
+        grid.cells(with_grid(made), ["law"])
+
+
+@pytest.mark.slow
+def test_impossible_cells_are_told_and_the_others_run(made, tmp_path):
+    recipe = with_grid(made, {"methods": ["slm", "slm-pn", "nonsense"]},
+                       {"methods": ["slm"], "over": {"spec_tokens": [-5, 300]}})
+    out = tmp_path / "study"
+    page = study(recipe, out)
+    found = read_json(out / RESULTS)
+    assert [(r["method"], r["settings"]["spec_tokens"]) for r in found["rows"]] == [
+        ("slm", None), ("slm", 300)]
+    reasons = {(s["method"], s["settings"]["spec_tokens"]): s["reason"] for s in found["skipped"]}
+    assert "projected.experts" in reasons["slm-pn", None]
+    assert "nonsense" in reasons["nonsense", None] and "spec_tokens" in reasons["slm", -5]
+    assert not found["pending"] and page.exists()
+    row = found["rows"][0]
+    assert len(row["nll_after"]) == len(row["nll_before"]) == len(row["tokens"])
+    assert row["finetuning"]["validation"]
+
+
+@pytest.mark.slow
+def test_a_finished_cell_is_never_made_again(made, tmp_path):
+    out = tmp_path / "study"
+    one, both = {"methods": ["slm"]}, {"methods": ["slm", "slm-nopt"]}
+    study(with_grid(made, both), out, only_report=True)
+    found = read_json(out / RESULTS)
+    assert len(found["pending"]) == 2 and not found["rows"]
+    study(with_grid(made, one), out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob(MANIFEST)}
+    assert before
+    study(with_grid(made, both), out)
+    again = {path: path.stat().st_mtime_ns for path in out.rglob(MANIFEST)}
+    assert before.items() <= again.items() and len(again) == len(before) + 2
+    assert len(read_json(out / RESULTS)["rows"]) == 2
+
+
+@pytest.mark.slow
+def test_a_failure_is_noted_and_tried_again(made, tmp_path, monkeypatch):
+    out, recipe = tmp_path / "study", with_grid(made, {"methods": ["slm", "slm-nopt"]})
+    real = loop.train
+
+    def broken(*args, **kwargs):
+        if kwargs["name"].startswith("slm-nopt"):
+            raise FloatingPointError("the loss is not finite")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "train", broken)
+    study(recipe, out)
+    found = read_json(out / RESULTS)
+    assert [r["method"] for r in found["rows"]] == ["slm"]
+    assert "not finite" in found["skipped"][0]["reason"]
+    monkeypatch.setattr(loop, "train", real)
+    study(recipe, out)
+    assert not read_json(out / RESULTS)["skipped"]
+
+
+def test_a_stage_that_another_process_makes_is_left_to_it(made, tmp_path):
+    run = Run(tmp_path / "run", small(made), wait=False)
+    run.out.mkdir()
+
+    def build(folder):
+        with pytest.raises(Busy):
+            Run(run.out, small(made), wait=False).stage("one", {}, {}, lambda folder: None)
+
+    made_folder = run.stage("one", {}, {}, build)
+    assert (made_folder / MANIFEST).exists()
+    with pytest.raises(Missing):
+        Run(run.out, small(made), build=False).stage("two", {}, {}, lambda folder: None)
+
+
+@pytest.mark.slow
+def test_a_worker_comes_back_to_what_another_one_made(made, tmp_path, monkeypatch):
+    out, recipe = tmp_path / "study", with_grid(made, {"methods": ["slm", "slm-nopt"]})
+    first = Study(recipe, out, wait=False)
+    out.mkdir()
+    text.kept(first.base)
+    tried = []
+    real = Study.make
+
+    def busy_once(self, cell):
+        tried.append(cell.method)
+        if tried == ["slm"]:
+            raise Busy("pretrain/slm")
+        real(self, cell)
+
+    monkeypatch.setattr(Study, "make", busy_once)
+    work(first)
+    assert tried == ["slm", "slm-nopt", "slm"]
+
+
+@pytest.mark.slow
+def test_a_budget_that_branches_off_ends_as_one_of_its_own(made, tmp_path):
+    long, short = 16 * 8 * 40, 16 * 8 * 20
+    pretrain = {"batch_tokens": 128, "compile": "no", "optimizer": {"warmup_steps": 2}}
+
+    def run(out, tokens, branches):
+        made_recipe = small(made, pretrain_tokens=tokens,
+                            pretrain={**pretrain, "branch_tokens": branches})
+        with Run(out, made_recipe).opened() as this:
+            return pretrained_slm(this)
+
+    shared, alone = tmp_path / "shared", tmp_path / "alone"
+    run(shared, long, [long, short])
+    branched = run(shared, short, [long, short])
+    single = run(alone, short, [])
+    assert branched.name == single.name
+    begun = read_json(branched / MANIFEST)["begun"]
+    assert begun["at_step"] == 14 and "begun" not in read_json(single / MANIFEST)
+    one, other = (checkpoint.load_tensors(p / loop.FINAL)[0] for p in (branched, single))
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_no_branch_where_the_rates_differ():
+    optimizer = config.Optimizer()
+    from planearly.stages.training import branching_step
+
+    assert branching_step(optimizer, 1000, 600) == 420
+    assert branching_step(optimizer, 1000, 100) == 0  # a shorter warm-up
+    assert branching_step(optimizer, 100, 1000) == 0
+    assert branching_step(config.Optimizer(schedule="cosine"), 1000, 600) == 0
+
+
+def test_a_forecast_counts_shared_trainings_once(made):
+    recipe = with_grid(
+        made, {"methods": ["slm", "slm-d"]},
+        {"methods": ["slm"], "over": {"finetune.replay_share": [0.1]}},
+        {"methods": ["slm-is"], "over": {"spec_tokens": [300, 600]}}, spec_tokens=200)
+    found = forecast.forecast(recipe, "a100")
+    assert found["cells"] == 5
+    # slm and llm pretrained once; slm-is once per set; fine-tuning of slm (2), llm, slm-d, slm-is (2)
+    assert found["stages"] == 2 + 2 + 6
+    assert found["total"]["flops"] == sum(m["flops"] for m in found["methods"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["study-nano", "study-smoke", "study-paper"])
+def test_every_study_recipe_is_forecast(name, monkeypatch):
+    monkeypatch.chdir(os.path.dirname(os.path.dirname(__file__)))
+    recipe = config.load(name)
+    if recipe.domains_root and not os.path.isdir(recipe.domains_root) and not recipe.domains:
+        pytest.skip("the recipe's domains are not here")
+    found = forecast.forecast(recipe, "a100")
+    assert not found["impossible"] and found["total"]["flops"] > 0
