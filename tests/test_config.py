@@ -128,3 +128,18 @@ def test_units(text, function, value):
 def test_wrong_units_are_refused(text, function):
     with pytest.raises(UserError):
         function(text)
+
+
+def test_a_shape_without_shared_keys_is_written_as_it_was():
+    """Stages are addressed by it."""
+    recipe = config.override({"model": {"heads": 4}})
+    plain = Shape.of(recipe.model, 300, 64)
+    assert "kv_heads" not in plain.to_dict() and Shape(**plain.to_dict()) == plain
+    recipe.model.kv_heads = 4
+    assert Shape.of(recipe.model, 300, 64) == plain
+    recipe.model.kv_heads = 2
+    grouped = Shape.of(recipe.model, 300, 64)
+    assert grouped.to_dict()["kv_heads"] == 2 and Shape(**grouped.to_dict()) == grouped
+    for wrong in (3, 0, 8):
+        with pytest.raises(UserError, match=r"model\.kv_heads' is .*divisor of model\.heads"):
+            config.override({"model": {"heads": 4, "kv_heads": wrong}})

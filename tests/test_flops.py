@@ -17,14 +17,21 @@ SHAPES = [
     Shape(layers=3, d_model=48, heads=3, d_ff=96, vocab_size=311, context=24, ffn="gelu"),
     Shape(layers=1, d_model=32, heads=4, d_ff=64, vocab_size=260, context=8, ffn="relu2",
           tie_embeddings=False),
+    Shape(layers=2, d_model=32, heads=4, d_ff=80, vocab_size=300, context=16, kv_heads=2),
 ]
+
+
+def label(shape: Shape) -> str:
+    return f"{shape.ffn}-{shape.kv_heads or 'all'}"
+
+
 PAPER_SLM = Shape(layers=7, d_model=1024, heads=8, d_ff=4096, vocab_size=32_768, context=1024,
                   ffn="gelu")
 PAPER_LLM = Shape(layers=7, d_model=2816, heads=22, d_ff=11264, vocab_size=32_768, context=1024,
                   ffn="gelu")
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.ffn)
+@pytest.mark.parametrize("shape", SHAPES, ids=label)
 def test_parameters_are_the_models(shape: Shape) -> None:
     model = Transformer(shape)
     assert flops.parameters(shape) == sum(p.numel() for p in model.parameters())
@@ -33,7 +40,7 @@ def test_parameters_are_the_models(shape: Shape) -> None:
     assert flops.non_embedding(shape) == inner
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.ffn)
+@pytest.mark.parametrize("shape", SHAPES, ids=label)
 def test_operations_are_what_torch_counts(shape: Shape) -> None:
     model = Transformer(shape)
     tokens = torch.randint(0, shape.vocab_size, (3, shape.context + 1))
@@ -72,22 +79,21 @@ class _Adapted(nn.Module):
 class _AdaptedThrice(nn.Module):
     """The stacked query, key and value matrix, adapted as the three matrices that it is."""
 
-    def __init__(self, inner: nn.Linear, rank: int) -> None:
+    def __init__(self, inner: nn.Linear, widths: tuple[int, ...], rank: int) -> None:
         super().__init__()
-        d = inner.in_features
-        parts = [nn.Linear(d, d, bias=False) for _ in range(3)]
+        parts = [nn.Linear(inner.in_features, width, bias=False) for width in widths]
         self.parts = nn.ModuleList(_Adapted(part, rank) for part in parts)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([part(x) for part in self.parts], dim=-1)
 
 
-@pytest.mark.parametrize("shape", SHAPES[:2], ids=lambda s: s.ffn)
+@pytest.mark.parametrize("shape", [*SHAPES[:2], SHAPES[3]], ids=label)
 def test_lora_counts(shape: Shape) -> None:
     rank = 4
     model = Transformer(shape).requires_grad_(False)
     for block in model.blocks:
-        block.attn.qkv = _AdaptedThrice(block.attn.qkv, rank)
+        block.attn.qkv = _AdaptedThrice(block.attn.qkv, shape.qkv_widths, rank)
         block.attn.o = _Adapted(block.attn.o, rank)
         for name in ("gate", "up", "down"):
             if hasattr(block.ffn, name):

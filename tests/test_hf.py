@@ -22,8 +22,15 @@ SHAPES = [
     Shape(layers=1, d_model=24, heads=1, d_ff=56, vocab_size=40, context=8, norm_eps=1e-3),
     Shape(layers=3, d_model=64, heads=8, d_ff=64, vocab_size=300, context=300, ffn="gelu",
           rope_theta=500.0),
+    Shape(layers=2, d_model=64, heads=8, d_ff=96, vocab_size=90, context=32, kv_heads=2),
+    Shape(layers=2, d_model=48, heads=6, d_ff=96, vocab_size=90, context=32, ffn="relu2",
+          tie_embeddings=False, kv_heads=1),
     Shape(layers=1, d_model=128, heads=2, d_ff=256, vocab_size=64, context=64, rope_theta=1e6),
 ]
+
+
+def label(shape: Shape) -> str:
+    return f"{shape.ffn}-{shape.d_model}-{shape.kv_heads or 'all'}-{shape.tie_embeddings}"
 
 
 def save(folder: Path, model: Transformer, **changed: Any) -> Path:
@@ -47,7 +54,7 @@ def trained(shape: Shape) -> Transformer:
     return model
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s.ffn}-{s.d_model}-{s.tie_embeddings}")
+@pytest.mark.parametrize("shape", SHAPES, ids=label)
 def test_logits_equal_those_of_transformers(shape: Shape, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -65,7 +72,7 @@ def test_logits_equal_those_of_transformers(shape: Shape, tmp_path: Path) -> Non
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s.ffn}-{s.d_model}-{s.tie_embeddings}")
+@pytest.mark.parametrize("shape", SHAPES, ids=label)
 def test_there_and_back_bit_for_bit(shape: Shape, tmp_path: Path) -> None:
     model = trained(shape)
     found, state = from_hf(save(tmp_path, model))
@@ -74,16 +81,19 @@ def test_there_and_back_bit_for_bit(shape: Shape, tmp_path: Path) -> None:
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
 
 
-def test_a_model_saved_by_transformers_loads_here(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_a_model_saved_by_transformers_loads_here(kv_heads: int, tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     theirs = LlamaForCausalLM(LlamaConfig(
         vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=20, initializer_range=0.2))
+        num_attention_heads=4, num_key_value_heads=kv_heads, max_position_embeddings=20,
+        initializer_range=0.2))
     theirs.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     shape, state = from_hf(tmp_path)
+    assert shape.kv_heads == (None if kv_heads == 4 else kv_heads)
     ours = Transformer(shape)
     ours.load_state_dict(state)
     tokens = torch.arange(20)[None] * 2
@@ -92,7 +102,8 @@ def test_a_model_saved_by_transformers_loads_here(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("changed", "words"), [
-    ({"num_key_value_heads": 2}, "grouped-query attention"),
+    ({"num_key_value_heads": 3}, "4 heads over 3 of keys"),
+    ({"model_type": "qwen2"}, "architecture 'qwen2'"),
     ({"attention_bias": True}, "biases"),
     ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}},
      "rope scaling 'llama3'"),

@@ -19,8 +19,8 @@ SHAPE = Shape(layers=2, d_model=32, heads=2, d_ff=48, vocab_size=50, context=16)
 LORA = config.Lora(rank=4, alpha=8.0)
 
 
-def adapted(ffn: str = "swiglu", seed: int = 3) -> Transformer:
-    shape = Shape(2, 32, 2, 48, 50, 16, ffn)
+def adapted(ffn: str = "swiglu", seed: int = 3, kv_heads: int | None = None) -> Transformer:
+    shape = Shape(2, 32, 2, 48, 50, 16, ffn, kv_heads=kv_heads)
     model = Transformer(shape, seed=1)
     lora.add_adapters(model, LORA, seed)
     return model
@@ -30,9 +30,9 @@ def train(model: Transformer, folder: Path, steps: int = 6) -> loop.Outcome:
     return loop.train(loop.Dense(model), Words(), steps, settings(), folder, name="t")
 
 
-@pytest.mark.parametrize("ffn", ["swiglu", "gelu"])
-def test_adapters_start_at_no_effect_on_every_matrix_of_every_block(ffn):
-    model = adapted(ffn)
+@pytest.mark.parametrize(("ffn", "kv_heads"), [("swiglu", None), ("gelu", None), ("swiglu", 1)])
+def test_adapters_start_at_no_effect_on_every_matrix_of_every_block(ffn, kv_heads):
+    model = adapted(ffn, kv_heads=kv_heads)
     inputs = Words().batch(0, 4).inputs
     torch.testing.assert_close(model(inputs), Transformer(model.shape, seed=1)(inputs),
                                rtol=0, atol=1e-6)
@@ -42,9 +42,9 @@ def test_adapters_start_at_no_effect_on_every_matrix_of_every_block(ffn):
     assert len(trained) == 2 * per_block * model.shape.layers
 
 
-@pytest.mark.parametrize("ffn", ["swiglu", "relu2"])
-def test_merged_equals_adapter_on(ffn, tmp_path):
-    model = adapted(ffn)
+@pytest.mark.parametrize(("ffn", "kv_heads"), [("swiglu", None), ("relu2", None), ("swiglu", 1)])
+def test_merged_equals_adapter_on(ffn, kv_heads, tmp_path):
+    model = adapted(ffn, kv_heads=kv_heads)
     train(model, tmp_path)
     dense = Transformer(model.shape)
     state = lora.merged(model)

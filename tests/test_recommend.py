@@ -22,14 +22,11 @@ from planearly.model import flops
 from planearly.plan import cost, devices, recipes, show, sizes
 from planearly.plan.cli import register
 from planearly.plan.law import Law
-from planearly.plan.recommend import (
-    CHECKPOINT,
-    METHODS,
-    OpenModel,
-    Plan,
-    PlanInput,
-    recommend,
-)
+from planearly.plan.options import CHECKPOINT, METHODS, OpenModel, PlanInput
+from planearly.plan.recommend import Plan, recommend
+from planearly.stages.given import shape as training_shape
+from planearly.stages.methods import check_methods
+from small_models import model_folder
 
 M, B = 10**6, 10**9
 
@@ -229,6 +226,24 @@ def test_recipes_load_and_hold_the_plans_shapes(limit: int, tmp_path: Path) -> N
         assert loaded.model.d_model == made.setting.small.d_model
         assert loaded.pretrain_tokens == max(round(made.row(path.stem).pretrain_tokens), 1)
         assert loaded.cost.price_per_hour == 2.0
+
+
+@pytest.mark.parametrize(("generic", "hours", "methods"), [
+    (150 * B, 0, ["slm-is"]), (150 * B, None, ["slm-is"]), (0, 0, ["slm"])])
+def test_the_recipe_of_an_open_checkpoint_runs_up_to_its_folder(
+        generic: int, hours: float | None, methods: list[str], tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "open", context=64)
+    checkpoint = OpenModel(str(folder), 120 * M, 64)
+    made = planned(checkpoint=checkpoint, generic_tokens=generic, generic_hours=hours)
+    written = recipes.write(made, tmp_path, ["corpus.jsonl"] if generic else [], ["mine.jsonl"])
+    loaded = config.load(next(path for path in written if path.stem == CHECKPOINT))
+    assert loaded.methods == methods and loaded.start == str(folder) and loaded.context == 64
+    assert loaded.pretrain_tokens == round(made.row(CHECKPOINT).pretrain_tokens)
+    assert loaded.reads_generic == bool(generic)
+    check_methods(loaded)
+    assert training_shape(loaded).vocab_size == 300
+    with pytest.raises(UserError, match="reads 64 tokens"):
+        check_methods(config.load(tmp_path / f"{CHECKPOINT}.yaml", ["context=128"]))
 
 
 def test_the_page_is_whole_and_escaped() -> None:

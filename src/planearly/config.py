@@ -90,6 +90,7 @@ class Model:
     tie_embeddings: bool = key("output matrix is the embedding matrix", True)
     rope_theta: float = key("base of the rotary position embedding", 10_000.0)
     norm_eps: float = key("epsilon of RMSNorm", 1e-5)
+    kv_heads: int | None = key("heads of keys and values, shared by groups (null: heads)", None)
 
 
 @dataclass
@@ -205,11 +206,15 @@ class Recipe:
     generic: list[str] = key("files, folders, globs or hf://NAME of the generic corpus; or pydocs",
                              [])
     bundle: str | None = key("specialise from this pretrained slm-pn or slm-mix, offline", None)
+    start: str | None = key("begin the small model, or every expert, as this Llama-family folder",
+                            None)
+    large_start: str | None = key("the same for the large model", None)
     domains_root: str | None = key("folder with NAME/{train,valid,test}.* per domain", None)
     domains: list[str] = key("names under domains_root, or paths (empty: all of domains_root)", [])
     methods: list[str] = key("what to train and compare", ["slm", "slm-is"])
     context: int = key("most tokens of a window", 256)
-    pretrain_tokens: int = key("tokens of pretraining, per method", 5_000_000)
+    pretrain_tokens: int = key("tokens of pretraining, per method (0: fine-tune 'start' as it is)",
+                               5_000_000)
     spec_tokens: int | None = key("tokens of each domain's train split to use (null: all)", None)
     data: Data = section("reading documents", Data)
     tokenizer: Tokenizer = section("the tokenizer", Tokenizer)
@@ -231,6 +236,12 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    @property
+    def reads_generic(self) -> bool:
+        """Whether there is a generic corpus: not with a bundle, nor, if none is given, where a
+        checkpoint is fine-tuned as it is."""
+        return not self.bundle and bool(self.generic or self.pretrain_tokens)
 
 
 def recipes_folder() -> Path:
@@ -423,7 +434,9 @@ def check(recipe: Recipe) -> None:
     size = recipe.tokenizer.vocab_size
     need(recipe.tokenizer.path is not None or 260 <= size <= 1 << 20, "tokenizer.vocab_size", size,
          "at least 260 (256 bytes and the special tokens) and at most 1048576")
-    need(recipe.pretrain_tokens > 0, "pretrain_tokens", recipe.pretrain_tokens, "positive")
+    starts = recipe.start is not None or recipe.large_start is not None
+    need(recipe.pretrain_tokens >= (0 if starts else 1), "pretrain_tokens", recipe.pretrain_tokens,
+         "positive, or 0 to fine-tune 'start' as it is")
     need(recipe.spec_tokens is None or recipe.spec_tokens > 0, "spec_tokens", recipe.spec_tokens,
          "positive, or null for all")
     need(bool(recipe.cluster.k) and all(k >= 1 for k in recipe.cluster.k), "cluster.k",
@@ -442,6 +455,9 @@ def check(recipe: Recipe) -> None:
              f"a divisor of {place}.d_model ({model.d_model})")
         need(model.d_model // max(model.heads, 1) % 2 == 0, f"{place}.d_model", model.d_model,
              "an even number per head, for rotary positions")
+        need(model.kv_heads is None or (0 < model.kv_heads <= model.heads
+             and model.heads % model.kv_heads == 0), f"{place}.kv_heads", model.kv_heads,
+             f"a divisor of {place}.heads ({model.heads}), or null")
         need(model.layers > 0 and model.d_ff > 0, f"{place}.layers", model.layers, "positive")
     for place, train in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
         need(train.batch_tokens >= recipe.context, f"{place}.batch_tokens", train.batch_tokens,

@@ -110,10 +110,11 @@ def model_card(shape: Shape, card: dict[str, Any], gguf: str) -> str:
     """The model card, Markdown with front matter.
 
     Args:
-        card: ``method``, ``domain``, ``recipe`` (a name), ``seed``; ``data`` {``generic``: list of
-            places, ``pretrain_tokens``, ``spec_tokens``}; ``cost`` {``tokens``, ``flops``,
-            ``device_hours``, ``device``, ``money``, ``currency``}; ``before`` and ``after``,
-            summaries of :func:`planearly.evaluate.perplexity.summary` on held-out documents.
+        card: ``method``, ``domain``, ``start`` (the checkpoint that it began as), ``recipe`` (a
+            name), ``seed``; ``data`` {``generic``: list of places, ``pretrain_tokens``,
+            ``spec_tokens``}; ``cost`` {``tokens``, ``flops``, ``device_hours``, ``device``,
+            ``money``, ``currency``}; ``before`` and ``after``, summaries of
+            :func:`planearly.evaluate.perplexity.summary` on held-out documents.
         gguf: the section of :func:`conversion`.
     """
     method, domain = str(card.get("method", "")), card.get("domain")
@@ -138,6 +139,8 @@ def _method(method: str, card: dict[str, Any]) -> str:
         return ""
     lines = [f"## Method\n\n`{_code(method)}`" + (f": {METHODS[method]}." if method in METHODS
                                                   else ".")]
+    if card.get("start"):
+        lines.append(f"Its weights began as those of `{_code(card['start'])}`, not fresh.")
     if card.get("recipe") is not None:
         seed = f", seed {_text(card['seed'])}" if card.get("seed") is not None else ""
         lines.append(f"Trained with planearly, recipe `{_code(card['recipe'])}`{seed}, after "

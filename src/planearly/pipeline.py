@@ -35,9 +35,9 @@ def run(recipe: Recipe, out: Path, until: str = "report") -> dict[str, Any] | No
     with Run(out, recipe).opened() as this:
         check_tokens(this)
         names = text.domain_names(this)
-        if not recipe.bundle:
+        if recipe.reads_generic:
             text.kept(this)
-        if reach >= VERBS.index("cluster"):
+        if reach >= VERBS.index("cluster") and recipe.pretrain_tokens:
             for name in names:
                 groups.domain_clusters(this, name)
         methods = {method: METHODS[method] for method in recipe.methods}

@@ -7,8 +7,6 @@ that can be taken afterwards: a coarse cluster is a union of fine ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -116,14 +114,6 @@ def merge(centroids: np.ndarray, counts: np.ndarray, parent: np.ndarray, k: int)
     sums = np.zeros((k, centroids.shape[1]))
     np.add.at(sums, parent, centroids * np.maximum(counts, 1e-6)[:, None])
     return (sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)).astype("f4")
-
-
-def compose(parents: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Ancestors of the finest clusters at each level, from parent maps of consecutive levels."""
-    ancestors: list[np.ndarray] = []
-    for parent in parents:
-        ancestors.append(parent if not ancestors else parent[ancestors[-1]])
-    return ancestors
 
 
 def _nearest(points: torch.Tensor, centroids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -68,7 +68,7 @@ def lora_training(shape: Shape, rank: int) -> int:
     frozen = shape.layers * (_attention_weights(shape) + _ffn_weights(shape)) \
         + shape.vocab_size * d
     adapters = lora_parameters(shape, rank)
-    unneeded = 2 * (3 * d * d + 3 * rank * d)
+    unneeded = 2 * (sum(shape.qkv_widths) * d + 3 * rank * d)
     return 2 * 2 * frozen + 3 * _attention_square(shape, False) + 3 * 2 * adapters - unneeded
 
 
@@ -112,7 +112,7 @@ def mixture_parameters(shape: Shape, experts: int) -> int:
 
 
 def _attention_weights(shape: Shape) -> int:
-    return 4 * shape.d_model * shape.d_model
+    return (sum(shape.qkv_widths) + shape.d_model) * shape.d_model
 
 
 def _ffn_weights(shape: Shape) -> int:
@@ -126,7 +126,8 @@ def _attention_square(shape: Shape, causal: bool) -> int:
 
 def _adapter_sides(shape: Shape) -> int:
     """Sum of (in + out) over a block's matrices: q, k, v, o and the feed-forward's."""
-    return 8 * shape.d_model + len(FFN_MATRICES[shape.ffn]) * (shape.d_model + shape.d_ff)
+    attention = 5 * shape.d_model + sum(shape.qkv_widths)
+    return attention + len(FFN_MATRICES[shape.ffn]) * (shape.d_model + shape.d_ff)
 
 
 def _projected_names(shape: Shape, projected: config.Projected) -> list[str]:

@@ -52,7 +52,7 @@ def hf_config(shape: Shape, bos_token_id: int, eos_token_id: int,
         "intermediate_size": shape.d_ff,
         "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads or shape.heads,
         "head_dim": shape.head_dim,
         "hidden_act": _ACTIVATION[shape.ffn],
         "max_position_embeddings": shape.context,
@@ -73,7 +73,7 @@ def to_hf(state: dict[str, Tensor], shape: Shape) -> dict[str, Tensor]:
     """Our parameters under the names of Hugging Face, each in memory of its own."""
     named: dict[str, Tensor] = {}
     for name, theirs in _names(shape):
-        parts = state[name].split(shape.d_model) if len(theirs) == 3 else (state[name],)
+        parts = state[name].split(shape.qkv_widths) if len(theirs) == 3 else (state[name],)
         for their_name, part in zip(theirs, parts, strict=True):
             named[their_name] = part.detach().to("cpu", copy=True).contiguous()
     return named
@@ -83,19 +83,31 @@ def from_hf(folder: Path) -> tuple[Shape, dict[str, Tensor]]:
     """Read a Llama or Arcee folder: its shape, and its parameters in float32 under our names.
 
     Raises:
-        UserError: not such a folder, or a model that ours cannot hold (grouped-query attention,
-            biases, a rope scaling, another activation), or weights that are missing.
+        UserError: not such a folder, or a model that ours cannot hold (biases, a rope scaling,
+            another activation, another width of heads), or weights that are missing.
     """
-    config = read_json(folder / "config.json")
-    shape = _shape(config, folder)
+    shape = read_shape(folder)
     theirs = _read_weights(folder)
     state = {}
     for name, parts in _names(shape):
-        missing = [part for part in parts if part not in theirs]
-        if missing:
-            raise UserError(f"{folder} has no tensor '{missing[0]}': its weights are incomplete")
+        for part, size in zip(parts, _sizes(name, shape), strict=True):
+            if part not in theirs:
+                raise UserError(f"{folder} has no tensor '{part}': its weights are incomplete")
+            if theirs[part].shape != size:
+                raise UserError(
+                    f"{folder}: the tensor '{part}' has shape {list(theirs[part].shape)} and its "
+                    f"config.json asks for {list(size)}: the files do not belong together")
         state[name] = torch.cat([theirs[part].float() for part in parts])
     return shape, state
+
+
+def read_shape(folder: Path) -> Shape:
+    """The shape that the ``config.json`` of a Llama or Arcee folder states.
+
+    Raises:
+        UserError: as :func:`from_hf`, but for the weights, which are not read.
+    """
+    return _shape(read_json(folder / "config.json"), folder)
 
 
 def load(folder: Path) -> tuple[Any, Any]:
@@ -145,6 +157,20 @@ def _names(shape: Shape) -> list[tuple[str, tuple[str, ...]]]:
                       for i in range(shape.layers) for ours, theirs in inner)]
 
 
+def _sizes(name: str, shape: Shape) -> list[tuple[int, ...]]:
+    """Sizes of the one or three tensors that a parameter of ours is to them."""
+    width, inner = shape.d_model, shape.d_ff
+    if name.endswith(_QKV):
+        return [(out, width) for out in shape.qkv_widths]
+    if name.endswith("norm.weight"):
+        return [(width,)]
+    if name in ("embed.weight", "head.weight"):
+        return [(shape.vocab_size, width)]
+    if name.endswith("attn.o.weight"):
+        return [(width, width)]
+    return [(width, inner) if name.endswith("down.weight") else (inner, width)]
+
+
 def _shape(config: dict[str, Any], folder: Path) -> Shape:
     def need(ok: bool, what: str) -> None:
         if not ok:
@@ -158,7 +184,7 @@ def _shape(config: dict[str, Any], folder: Path) -> Shape:
     need((model_type, activation) in kinds, f"the activation '{activation}'")
     heads, width = config["num_attention_heads"], config["hidden_size"]
     groups = config.get("num_key_value_heads") or heads
-    need(groups == heads, f"grouped-query attention ({heads} heads over {groups})")
+    need(heads % groups == 0, f"{heads} heads over {groups} of keys and values")
     per_head = config.get("head_dim") or width // heads
     need(per_head * heads == width, f"heads of {per_head} numbers in a width of {width}")
     need(not config.get("attention_bias") and not config.get("mlp_bias"), "biases")
@@ -170,6 +196,7 @@ def _shape(config: dict[str, Any], folder: Path) -> Shape:
         layers=config["num_hidden_layers"],
         d_model=width,
         heads=heads,
+        kv_heads=groups,
         d_ff=config["intermediate_size"],
         vocab_size=config["vocab_size"],
         context=config["max_position_embeddings"],

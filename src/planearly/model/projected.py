@@ -322,9 +322,7 @@ class Projected(nn.Module):
         Raises:
             UserError: a tensor is missing or has another shape; a network of one slice.
         """
-        if settings.rank < 2 or settings.embedding < 2:
-            raise UserError("a projected network that starts from a dense model needs "
-                            "'projected.rank' and 'projected.embedding' of at least 2")
+        check_dense_start(settings)
         made = cls(shape, settings, seed)
         dense = Transformer(shape)
         checkpoint.set_weights(dense, dict(state), source)
@@ -341,6 +339,13 @@ class Projected(nn.Module):
                 bank.mixing[0], bank.mixing[:, 0] = 0.0, 0.0
                 bank.mixing[0, 0] = 1.0
         return made
+
+
+def check_dense_start(settings: config.Projected) -> None:
+    """Refuse a network that has no room beside the dense model that it starts from."""
+    if settings.rank < 2 or settings.embedding < 2:
+        raise UserError("a projected network that starts from a dense model needs "
+                        "'projected.rank' and 'projected.embedding' of at least 2")
 
 
 def _key(name: str) -> str:

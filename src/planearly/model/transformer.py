@@ -38,10 +38,23 @@ class Shape:
     tie_embeddings: bool = True
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
+    kv_heads: int | None = None
+    """Heads of keys and values, each read by ``heads / kv_heads`` queries (grouped-query attention,
+    Ainslie et al. 2023); None where every query head has its own."""
+
+    def __post_init__(self) -> None:
+        if self.kv_heads == self.heads:  # one way to say it
+            object.__setattr__(self, "kv_heads", None)
 
     @property
     def head_dim(self) -> int:
         return self.d_model // self.heads
+
+    @property
+    def qkv_widths(self) -> tuple[int, int, int]:
+        """Outputs of the query, key and value matrices."""
+        keys = (self.kv_heads or self.heads) * self.head_dim
+        return self.d_model, keys, keys
 
     @classmethod
     def of(cls, model: config.Model, vocab_size: int, context: int) -> Shape:
@@ -49,7 +62,11 @@ class Shape:
         return cls(vocab_size=vocab_size, context=context, **dataclasses.asdict(model))
 
     def to_dict(self) -> dict[str, object]:
-        return dataclasses.asdict(self)
+        """Plain values; ``kv_heads`` only where it is set, so that the others stay as they were."""
+        values = dataclasses.asdict(self)
+        if self.kv_heads is None:
+            del values["kv_heads"]
+        return values
 
 
 def rotary(context: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -67,19 +84,24 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention; query, key and value matrices are stacked in one."""
+    """Causal multi-head or grouped-query attention; query, key and value matrices are stacked."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.heads = shape.heads
-        self.qkv = nn.Linear(shape.d_model, 3 * shape.d_model, bias=False)
+        keys = shape.kv_heads or shape.heads
+        self.heads = (shape.heads, keys, keys)
+        self.widths = shape.qkv_widths
+        self.qkv = nn.Linear(shape.d_model, sum(self.widths), bias=False)
         self.o = nn.Linear(shape.d_model, shape.d_model, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         rows, time, width = x.shape
-        q, k, v = self.qkv(x).view(rows, time, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        heads = self.qkv(x).view(rows, time, sum(self.heads), -1).transpose(1, 2)
+        q, k, v = heads.split(self.heads, dim=1)
         cos, sin = cos.to(q.dtype), sin.to(q.dtype)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if q.shape[1] != k.shape[1]:  # repeated by hand: the fused kernel on CPU has no groups
+            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.o(y.transpose(1, 2).reshape(rows, time, width))
 

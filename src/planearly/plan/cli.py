@@ -14,7 +14,7 @@ from planearly.errors import UserError
 if TYPE_CHECKING:
     from planearly.plan.devices import Device
     from planearly.plan.law import Law
-    from planearly.plan.recommend import OpenModel
+    from planearly.plan.options import OpenModel
 
 _BYTES_PER_TOKEN = 4.2
 """Of English text and a vocabulary of 32k; for sizing a corpus given by path."""
@@ -81,7 +81,7 @@ def plan(
     from rich.console import Console
 
     from planearly.plan import devices as known
-    from planearly.plan import recipes, recommend, show
+    from planearly.plan import options, recipes, recommend, show
     from planearly.plan.sizes import bits
 
     found = known.find(device)
@@ -97,7 +97,7 @@ def plan(
     sets = spec_tokens or ["1M"]
     sizes = [_tokens(item, "--spec-tokens") for item in sets]
     now = len(sizes) if domains is None else units.count(domains, "--domains")
-    made = recommend.recommend(recommend.PlanInput(
+    made = recommend.recommend(options.PlanInput(
         device=found,
         limit=_limit(inference_params, inference_bytes, inference_speed,
                      inference_device, found, quantization),
@@ -115,8 +115,7 @@ def plan(
     domain_paths = [item for item in sets if Path(item).exists()]
     output = made.to_dict()
     output["recipes"] = {row.method: recipes.recipe(made, row, generic_paths, domain_paths)
-                         for row in made.rows
-                         if row.feasible and row.method != recommend.CHECKPOINT}
+                         for row in made.rows if row.feasible}
     if out is not None:
         _write(out, made, output, generic_paths, domain_paths)
     if as_json:
@@ -217,14 +216,17 @@ def _model(text: str | None, flag: str) -> OpenModel | None:
     """A model folder, or NAME:PARAMETERS."""
     if text is None:
         return None
-    from planearly.plan.recommend import OpenModel
+    from planearly.files import read_json
+    from planearly.plan.options import OpenModel
 
     folder = Path(text)
     if folder.is_dir():
         count = _parameters(folder)
         if not count:
             raise UserError(f"{flag}: {text} holds no .safetensors files: give a model folder")
-        return OpenModel(text, count)
+        stated = folder / "config.json"
+        reach = read_json(stated).get("max_position_embeddings") if stated.is_file() else None
+        return OpenModel(text, count, reach)
     name, separator, params = text.rpartition(":")
     if not separator:
         raise UserError(f"{flag}: '{text}' is not a folder; write NAME:PARAMETERS, as "

@@ -39,7 +39,8 @@ def predict(recipe: config.Recipe, device: Device) -> dict[str, Any]:
     stages: dict[str, Work] = {}
 
     def pretrained(name: str, kind: str) -> None:
-        stages[f"pretrain/{name}"] = cost.generic_token_cost(setting, kind) * tokens
+        if tokens:
+            stages[f"pretrain/{name}"] = cost.generic_token_cost(setting, kind) * tokens
 
     for method in recipe.methods:
         if method in ("slm", "slm-d"):
@@ -76,13 +77,17 @@ def domain_names(recipe: config.Recipe) -> list[str]:
 
 
 def _setting(recipe: config.Recipe, device: Device) -> Setting:
+    from planearly.stages import given
+
     if recipe.spec_tokens is None:
         raise UserError("give 'spec_tokens' in the recipe: without it the size of the "
                         "specialization sets is known only once they are read")
+    given.check(recipe)
     entries = recipe.tokenizer.vocab_size
     return Setting(
-        small=Shape.of(recipe.model, entries, recipe.context),
-        large=Shape.of(recipe.large, entries, recipe.context), device=device,
+        small=given.shape(recipe) or Shape.of(recipe.model, entries, recipe.context),
+        large=given.shape(recipe, large=True) or Shape.of(recipe.large, entries, recipe.context),
+        device=device,
         projected=recipe.projected, experts=recipe.mixture.experts, lora=recipe.lora,
         spec_tokens=recipe.spec_tokens, price=recipe.cost.price_per_hour,
         batch_tokens=recipe.pretrain.batch_tokens,

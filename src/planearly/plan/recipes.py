@@ -13,7 +13,8 @@ from planearly import config
 from planearly.files import atomic_write
 from planearly.model.transformer import Shape
 from planearly.plan import cost
-from planearly.plan.recommend import CHECKPOINT, Plan, Row
+from planearly.plan.options import CHECKPOINT, Row
+from planearly.plan.recommend import Plan
 
 _PLACES = {"generic": ["PATH/TO/GENERIC"], "domains": ["PATH/TO/YOUR/DOCUMENTS"]}
 
@@ -55,21 +56,43 @@ def recipe(plan: Plan, row: Row, generic: list[str], domains: list[str]) -> str:
     }
     if plan.given.price is not None:
         values["cost"] = {"price_per_hour": plan.given.price, "currency": plan.given.currency}
+    if method == CHECKPOINT:
+        _begin(values, plan, row)
     chosen = "recommended: " + plan.reason if method == plan.recommended else row.why
     head = f"# {method}, planned by `planearly plan` for {setting.device.name}; {chosen}\n"
     return head + yaml.safe_dump(values, sort_keys=False, width=100)
 
 
 def write(plan: Plan, folder: Path, generic: list[str], domains: list[str]) -> list[Path]:
-    """Write the recipe of every feasible method that trains from fresh weights."""
+    """Write the recipe of every feasible method."""
     written = []
     for row in plan.rows:
-        if row.feasible and row.method != CHECKPOINT:
+        if row.feasible:
             path = folder / f"{row.method}.yaml"
             with atomic_write(path, "w") as handle:
                 handle.write(recipe(plan, row, generic, domains))
             written.append(path)
     return written
+
+
+def _begin(values: dict[str, Any], plan: Plan, row: Row) -> None:
+    """Make a recipe one that starts from the plan's checkpoint, whose shape and tokenizer it takes:
+    pretraining on resampled text where there is any, else fine-tuning alone."""
+    assert plan.given.checkpoint is not None
+    given = plan.given.checkpoint
+    for key in ("model", "large", "tokenizer", "projected", "mixture", "expert"):
+        del values[key]
+    continued = row.pretrain_tokens >= 1
+    values |= {"start": given.name, "methods": ["slm-is" if continued else "slm"],
+               "pretrain_tokens": round(row.pretrain_tokens),
+               "context": min(values["context"], given.context or values["context"])}
+    if continued:
+        values["cluster"] = {"k": [plan.clusters]}
+        return
+    for key in ("cluster", "importance", "pretrain"):
+        del values[key]
+    if plan.given.generic_tokens == 0:
+        values["generic"] = []
 
 
 def _model(shape: Shape) -> dict[str, Any]:

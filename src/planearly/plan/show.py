@@ -9,7 +9,8 @@ from markupsafe import Markup, escape
 from rich.console import Console
 from rich.table import Table
 
-from planearly.plan.recommend import Plan, Row
+from planearly.plan.options import Row
+from planearly.plan.recommend import Plan
 from planearly.progress import short
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")

@@ -25,10 +25,10 @@ _MATRICES = [*_QKV, "o", "gate", "up", "down"]
 class Separate(nn.Module):
     """Query, key and value matrices apart, as in the exported model: each gets its adapter."""
 
-    def __init__(self, qkv: nn.Linear) -> None:
+    def __init__(self, qkv: nn.Linear, widths: tuple[int, int, int]) -> None:
         super().__init__()
-        for name, weight in zip(_QKV, qkv.weight.detach().chunk(3), strict=True):
-            linear = nn.Linear(qkv.in_features, qkv.in_features, bias=False, device="meta")
+        for name, weight in zip(_QKV, qkv.weight.detach().split(widths), strict=True):
+            linear = nn.Linear(qkv.in_features, len(weight), bias=False, device="meta")
             linear.weight = nn.Parameter(weight.clone())
             self.add_module(name, linear)
 
@@ -66,7 +66,7 @@ def add_adapters(model: Transformer, settings: config.Lora, seed: int) -> list[s
     peft: Any = importlib.import_module("peft")
     for module in model.modules():
         if isinstance(module, Attention):
-            module.qkv = Separate(module.qkv)  # type: ignore[assignment]
+            module.qkv = Separate(module.qkv, module.widths)  # type: ignore[assignment]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         adapters = peft.LoraConfig(

@@ -10,10 +10,9 @@ from planearly.config import Recipe
 from planearly.data import tokenizer
 from planearly.data.loader import RowStream
 from planearly.errors import UserError
-from planearly.files import read_json
 from planearly.model import flops, hf
 from planearly.run import Run, facts
-from planearly.stages import groups, text, training
+from planearly.stages import given, groups, text, training
 from planearly.train import loop, parallel
 from planearly.train.distill import Distillation, Live, Stored, store
 
@@ -43,18 +42,7 @@ def check(recipe: Recipe) -> None:
                             "only: set it to null to distil on generic text too")
     if settings.teacher:
         folder = Path(settings.teacher).expanduser()
-        for name in ("config.json", "tokenizer.json"):
-            if not (folder / name).is_file():
-                what = f"has no {name}" if folder.is_dir() else "does not exist"
-                raise UserError(f"recipe key 'distill.teacher': {folder} {what}; give a model "
-                                "folder in Hugging Face format")
-        if not any(folder.glob("*.safetensors")):
-            raise UserError(f"recipe key 'distill.teacher': {folder} has no .safetensors file, and "
-                            "no other kind of weights is opened")
-        reach = read_json(folder / "config.json").get("max_position_embeddings")
-        if reach and reach < recipe.context:
-            raise UserError(f"recipe key 'distill.teacher': the model in {folder} reads {reach} "
-                            f"tokens, fewer than 'context', {recipe.context}")
+        given.check_folder("distill.teacher", folder, recipe.context)
         if recipe.tokenizer.path and Path(recipe.tokenizer.path).expanduser().exists():
             same_vocabulary(tokenizer.take(recipe.tokenizer.path)[0], folder)
 
@@ -63,8 +51,12 @@ def check_vocabulary(run: Run) -> None:
     """The same for what is known only with the run's tokenizer.
 
     Raises:
-        UserError: the teacher has other tokens than the student.
+        UserError: the teacher has other tokens than the student, or the student rows without any.
     """
+    entries, start = facts(text.tokenizer_folder(run))["vocab_size"], given.shape(run.recipe)
+    if start and start.vocab_size != entries:
+        raise UserError(f"slm-d cannot teach the checkpoint of 'start': it has {start.vocab_size} "
+                        f"entries, of which its tokenizer uses {entries}")
     if run.recipe.distill.teacher:
         folder = Path(run.recipe.distill.teacher).expanduser()
         same_vocabulary(tokenizer.load(text.tokenizer_folder(run)), folder)
@@ -77,16 +69,11 @@ def same_vocabulary(ours: Any, folder: Path) -> None:
         ours: the student's tokenizer.
         folder: the teacher's model folder.
     """
-    mine = ours.get_vocab(with_added_tokens=True)
-    theirs = tokenizer.load(folder).get_vocab(with_added_tokens=True)
-    if mine == theirs:
-        return
-    token = min(t for t in mine.keys() | theirs.keys() if mine.get(t) != theirs.get(t))
-    raise UserError(
-        f"the teacher in {folder} has another vocabulary ('{token}' is "
-        f"{theirs.get(token, 'missing')} there and {mine.get(token, 'missing')} here): set "
-        f"'tokenizer.path={folder}', or choose a teacher with the run's tokenizer"
-    )
+    if differs := given.other_vocabulary(ours, folder):
+        raise UserError(
+            f"the teacher in {folder} has another vocabulary ({differs}): set "
+            f"'tokenizer.path={folder}', or choose a teacher with the run's tokenizer"
+        )
 
 
 def live_teacher(run: Run, stage: Path | None) -> Live:

@@ -29,7 +29,7 @@ from planearly.progress import say
 from planearly.run import Run, facts, once
 from planearly.specialize import bundle as bundles
 from planearly.specialize import experts
-from planearly.stages import groups, text, training
+from planearly.stages import given, groups, text, training
 from planearly.stages.results import Trained
 from planearly.train import checkpoint, loop, parallel
 
@@ -60,9 +60,18 @@ def pretrained_pn(run: Run, domain: str = "") -> Path:
     shape = training.shape_of(run)
     packed = groups.rows(run, settings.experts)
     clusters = len(groups.generic_weights(packed))
+
+    def network() -> Projected:
+        start = given.checkpoint(run)
+        if start is None:
+            return Projected(shape, settings, run.recipe.seed)
+        path = start / loop.FINAL
+        return Projected.from_dense(
+            checkpoint.load_tensors(path)[0], shape, settings, run.recipe.seed, str(path))
+
     return training.pretrain(
         run, "slm-pn", packed, groups.generic_weights(packed),
-        network=lambda: Projected(shape, settings, run.recipe.seed),
+        network=network,
         flops_per_step=flops.projection_per_step(shape, settings, clusters),
         settings={"projected": asdict(settings)},
     )
@@ -293,7 +302,7 @@ def from_bundle(folder: Path, documents: list[str], overrides: list[str]) -> con
     info = bundles.read_info(folder)
     values = info["recipe"]
     values |= {"bundle": str(folder), "generic": [], "domains_root": None, "domains": documents,
-               "methods": [info["kind"]], "name": "specialize"}
+               "methods": [info["kind"]], "name": "specialize", "start": None, "large_start": None}
     values["cluster"]["k"] = [info["experts"]]
     values["importance"]["k"] = None
     return config.override(values, overrides)

@@ -14,7 +14,7 @@ from planearly.errors import UserError
 from planearly.model import flops
 from planearly.run import Run, facts, once
 from planearly.specialize import lora
-from planearly.stages import distilled, experts, groups, selectors, training
+from planearly.stages import distilled, experts, given, groups, selectors, text, training
 from planearly.stages.results import Trained
 
 
@@ -32,7 +32,13 @@ class Method:
 
 @once
 def pretrained_slm(run: Run, domain: str = "") -> Path:
-    """A small model on the generic corpus as it is; the same for every domain."""
+    """A small model on the generic corpus as it is; the same for every domain.
+
+    Without tokens of pretraining it is the checkpoint that it starts from.
+    """
+    start = given.checkpoint(run)
+    if start and not run.recipe.pretrain_tokens:
+        return start
     packed = groups.rows(run, groups.finest(run))
     return training.pretrain(run, "slm", packed, groups.generic_weights(packed))
 
@@ -70,7 +76,10 @@ def slm_nopt(run: Run, domain: str) -> Trained:
 
 @once
 def pretrained_llm(run: Run, domain: str = "") -> Path:
-    """A large model on the generic corpus as it is; the same for every domain."""
+    """The same of a large model."""
+    start = given.checkpoint(run, large=True)
+    if start and not run.recipe.pretrain_tokens:
+        return start
     packed = groups.rows(run, groups.finest(run))
     return training.pretrain(run, "llm", packed, groups.generic_weights(packed), large=True)
 
@@ -157,16 +166,19 @@ def check_methods(recipe: Recipe) -> None:
     for name in recipe.methods:
         if name not in METHODS:
             raise UserError(f"recipe key 'methods' names '{name}'; known are {', '.join(METHODS)}")
+    given.check(recipe)
     for method in experts.PRETRAINED:
         if method in recipe.methods:
             experts.check(recipe, method)
     if "llm-lora" in recipe.methods:
-        lora.check(recipe.lora, recipe.large.d_model, recipe.large.d_ff)
+        large = given.shape(recipe, large=True) or recipe.large
+        lora.check(recipe.lora, large.d_model, large.d_ff)
     if "slm-d" in recipe.methods:
         distilled.check(recipe)
 
 
 def check_tokens(run: Run) -> None:
     """The same for what is known only with the run's tokenizer."""
+    given.check_vocabulary(run.recipe, text.tokenizer_folder(run))
     if "slm-d" in run.recipe.methods:
         distilled.check_vocabulary(run)

@@ -17,7 +17,7 @@ from planearly.errors import UserError
 from planearly.files import read_array, read_json
 from planearly.generate import generate
 from planearly.model import flops
-from planearly.plan import devices, ledger, recommend, show
+from planearly.plan import devices, ledger, options, recommend, show
 from planearly.report import page, words
 from planearly.run import MANIFEST, Run, facts, once
 from planearly.stages import groups, text, training
@@ -58,11 +58,11 @@ def _plan(run: Run, all_trained: list[Trained]) -> Markup | None:
 
     None where it has nothing to say: an uncalibrated device, a model below all that it plans.
     """
-    if run.recipe.bundle:
+    if not run.recipe.reads_generic:
         return None
     dataset, used = text.specialization_windows(run, all_trained[0].domain)
     try:
-        plan = recommend.recommend(recommend.PlanInput(
+        plan = recommend.recommend(options.PlanInput(
             device=devices.find("here"), limit=flops.parameters(training.shape_of(run)),
             generic_tokens=int(TokenDataset(text.generic(run)).meta["n_tokens"]),
             spec_tokens=int(dataset.windows["length"][used].sum()), windows=len(used),
@@ -185,7 +185,7 @@ def _samples(run: Run, all_trained: list[Trained]) -> Iterator[page.Sample]:
 
 def _sources(run: Run, all_trained: list[Trained]) -> Iterator[page.Source]:
     """Tokens and passes of each pretraining over each source of the generic corpus."""
-    if run.recipe.bundle:
+    if not run.recipe.reads_generic:
         return
     dataset = TokenDataset(text.generic(run))
     names = dataset.meta["sources"]
@@ -217,7 +217,7 @@ def _sources(run: Run, all_trained: list[Trained]) -> Iterator[page.Source]:
 
 
 def _warnings(run: Run, all_trained: list[Trained]) -> Iterator[str]:
-    if run.recipe.bundle:
+    if not run.recipe.reads_generic:
         return
     overlap = facts(text.kept(run)).get("overlap", {})
     if overlap.get("documents"):

@@ -56,7 +56,7 @@ def evaluate(run: Run, stage: str, model_stage: Path, name: str) -> Path:
     ``test-nll.npy`` and ``test-tokens.npy`` hold the sums per document, for paired comparisons.
     """
     inputs = {"model": model_stage, "domain": text.domain(run, name)}
-    if not run.recipe.bundle:
+    if run.recipe.reads_generic:
         inputs["kept"] = text.kept(run)
     settings = {"eval_tokens": run.recipe.data.eval_tokens, "seed": run.recipe.seed}
 
@@ -64,7 +64,7 @@ def evaluate(run: Run, stage: str, model_stage: Path, name: str) -> Path:
         model = training.load_model(model_stage).to(parallel.device())
         forward = perplexity.forward_of(model)
         sets = {"test": text.held_out(run, name, "test")}
-        if not run.recipe.bundle:
+        if run.recipe.reads_generic:
             sets["generic"] = text.generic_test(run)
         found = {}
         for label, (dataset, windows) in sets.items():
@@ -156,6 +156,8 @@ def exported(run: Run, trained: Trained) -> Path:
         state, _ = checkpoint.load_tensors(trained.tuned / loop.FINAL)
         card = {
             "method": trained.method, "domain": trained.domain,
+            "start": run.recipe.large_start if trained.method.startswith("llm")
+            else run.recipe.start if trained.base else None,
             "data": {"generic": run.recipe.generic, "spec_tokens": made.get("spec_tokens")},
             "before": facts(before)["test"] if before else None,
             "after": facts(after)["test"],

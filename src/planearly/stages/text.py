@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from planearly import config
 from planearly.data import corpus, domains, overlap, pydocs, tokenizer, windows
 from planearly.data.sample import mix
 from planearly.data.windows import TokenDataset
@@ -19,6 +20,7 @@ from planearly.files import digest, read_array, write_array
 from planearly.progress import say
 from planearly.run import Run, facts, once
 from planearly.specialize import bundle as bundles
+from planearly.stages import given
 
 SPLITS = ("train", "valid", "test")
 
@@ -90,10 +92,13 @@ def bundle(run: Run) -> Path:
 
 @once
 def tokenizer_folder(run: Run) -> Path:
-    """The tokenizer: trained on the generic corpus, or taken from where the recipe says."""
+    """The tokenizer: trained on the generic corpus, or taken from where the recipe says, or from
+    the checkpoint that the run starts from."""
     recipe = run.recipe
     if recipe.bundle:
         return _tokenizer_of(run, bundle(run))
+    if checkpoint := given.tokenizer_source(recipe):
+        return _tokenizer_of_checkpoint(run, checkpoint)
     units = corpus.resolve(sources(run)[0])
     settings: dict[str, Any] = asdict(recipe.tokenizer)
     if recipe.tokenizer.path is None:
@@ -111,6 +116,17 @@ def _tokenizer_of(run: Run, source: Path) -> Path:
         return {"vocab_size": facts(source)["shape"]["vocab_size"]}
 
     return run.stage("tokenizer", {}, {"bundle": source}, build)
+
+
+def _tokenizer_of_checkpoint(run: Run, model: Path) -> Path:
+    files = [model / name for name in given.TOKENIZER_FILES if (model / name).is_file()]
+
+    def build(folder: Path) -> dict[str, Any]:
+        return tokenizer.build(config.Tokenizer(path=str(model)), run.recipe.data, [],
+                               run.recipe.context, folder)
+
+    settings = {"files": run.file_digests(files), "context": run.recipe.context}
+    return run.stage("tokenizer", settings, {}, build)
 
 
 @once

@@ -24,7 +24,7 @@ from planearly.plan import ledger
 from planearly.progress import say
 from planearly.run import Run, facts, once
 from planearly.specialize import experts, lora
-from planearly.stages import groups, text
+from planearly.stages import given, groups, text
 from planearly.train import checkpoint, loop, optim, parallel, schedule
 from planearly.train.objective import NextToken, Objective
 
@@ -33,8 +33,11 @@ Validate = Callable[[Transformer], float]
 
 
 def shape_of(run: Run, large: bool = False) -> Shape:
-    """Shape of the recipe's small (or large) model with the run's real vocabulary."""
+    """Shape of the small (or large) model: of the checkpoint that it starts from, or of the recipe
+    with the run's real vocabulary."""
     recipe = run.recipe
+    if checkpoint := given.shape(recipe, large):
+        return checkpoint
     entries = facts(text.tokenizer_folder(run))["vocab_size"]
     return Shape.of(recipe.large if large else recipe.model, entries, recipe.context)
 
@@ -73,6 +76,8 @@ def pretrain(
 ) -> Path:
     """Pretrain a model on generic rows drawn by ``weights``; folder with the weights.
 
+    It begins as the recipe's checkpoint, if there is one.
+
     Args:
         mixed_with: a domain whose own text takes ``pretrain.specialization_share`` of the rows.
         network: makes another model than the dense one, of ``flops_per_step`` beside its tokens'.
@@ -95,6 +100,9 @@ def pretrain(
     if share and mixed_with:
         values["spec_tokens"] = recipe.spec_tokens
         inputs = {**(inputs or {}), "domain": text.domain(run, mixed_with)}
+    start = given.checkpoint(run, large)
+    if start:
+        inputs = {**(inputs or {}), "start": start}
     inputs = {"rows": packed, **(inputs or {})}
     others = {steps_of(tokens) for tokens in recipe.pretrain.branch_tokens}
 
@@ -104,7 +112,8 @@ def pretrain(
             branch_off(recipe.pretrain.optimizer, sibling, longer, folder, steps)
         begun = read_json(folder / BEGUN) if (folder / BEGUN).exists() else None
         branches = {branching_step(recipe.pretrain.optimizer, steps, n) for n in others}
-        model = network() if network else loop.Dense(Transformer(shape, recipe.seed))
+        model = network() if network else loop.Dense(
+            load_model(start) if start else Transformer(shape, recipe.seed))
         generic = generic_stream(run, packed, weights)
         stream: Stream = generic
         if share and mixed_with:
