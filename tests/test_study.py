@@ -183,7 +183,7 @@ def test_a_forecast_counts_shared_trainings_once(made):
         {"methods": ["slm-is"], "over": {"spec_tokens": [300, 600]}}, spec_tokens=200)
     found = forecast.forecast(recipe, "a100")
     assert found["cells"] == 5
-    # slm and llm pretrained once; slm-is once per set; fine-tuning of slm (2), llm, slm-d, slm-is (2)
+    # pretraining: slm and llm once, slm-is per set; fine-tuning: slm (2), llm, slm-d, slm-is (2)
     assert found["stages"] == 2 + 2 + 6
     assert found["total"]["flops"] == sum(m["flops"] for m in found["methods"].values())
 

@@ -118,8 +118,8 @@ def selection(run: Run, method: str, name: str) -> Path:
     everything, kept = text.generic(run), text.kept(run)
     settings: dict[str, Any] = {
         "selection": asdict(recipe.selection), "max_epochs": recipe.importance.max_epochs,
-        "rows": groups.planned_rows(run.recipe), "spec_tokens": recipe.spec_tokens, "seed": recipe.seed,
-        "excluded": text.kept_digest(run),
+        "rows": groups.planned_rows(recipe), "spec_tokens": recipe.spec_tokens,
+        "seed": recipe.seed, "excluded": text.kept_digest(run),
     }
 
     def build(folder: Path) -> dict[str, Any]:

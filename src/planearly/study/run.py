@@ -80,7 +80,9 @@ class Study:
             Busy: another worker makes something that it needs.
         """
         run = self.check(cell)
-        evaluations(run, METHODS[cell.method].specialize(run, cell.domain))
+        trained = METHODS[cell.method].specialize(run, cell.domain)
+        evaluations(run, trained)
+        trained.routed()
 
     def row(self, cell: Cell) -> dict[str, Any]:
         """A finished cell's row, with the likelihoods of its test documents.
@@ -218,7 +220,8 @@ def conclude(this: Study, seconds: float) -> Path:
     results = {
         "name": this.recipe.name, "recipe": this.recipe.to_dict(), "device": devices.here(),
         "seconds": round(seconds, 1), "domains": this.domains, "rows": rows,
-        "cost": ledger.add_up([this.out])["total"] if rows else None, "skipped": skipped, "pending": pending, "entropies": dict(_entropies(this)),
+        "cost": ledger.add_up([this.out])["total"] if rows else None,
+        "skipped": skipped, "pending": pending, "entropies": dict(_entropies(this)),
     }
     write_json(this.out / RESULTS, results)
     say(f"{len(rows)} cells are finished, {len(skipped)} impossible, {len(pending)} not made yet")

@@ -1,9 +1,9 @@
 """Optimisers: presets, each a list of torch optimisers with their peak learning rates.
 
 ``paper``: Adam, 1e-4, clipping at 5.0, 1,000 warm-up steps (paper, section 4), then the inverse
-square root schedule. ``modern``: Muon (Jordan et al. 2024) for the hidden matrices and the slices of
-a projected network's bank, AdamW for embeddings and norms, warm-up-stable-decay. ``adamw``: AdamW
-for all of them, otherwise as ``modern``.
+square root schedule. ``modern``: Muon (Jordan et al. 2024) for the hidden matrices and for the
+slices of a projected network's bank, AdamW for embeddings and norms, warm-up-stable-decay.
+``adamw``: AdamW for all of them, otherwise as ``modern``.
 """
 
 from __future__ import annotations
