@@ -28,6 +28,9 @@ from planearly.errors import UserError
 from planearly.files import atomic_folder, write_json
 from planearly.progress import progress
 
+NAME = "pydocs"
+"""As the only entry of a recipe's ``generic``: this corpus."""
+
 #: Packages to hold out, best first. All come with planearly's dependencies. Each is large, of one
 #: subject, and has kin in the rest that resembles it without repeating it (SciPy: NumPy,
 #: scikit-learn and NetworkX have its style of documentation, NumPy and SymPy its subject).

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from planearly import config
+from planearly.data import pydocs
 from planearly.errors import UserError
 from planearly.model import flops
 from planearly.model.transformer import Shape
@@ -70,6 +71,8 @@ def domain_names(recipe: config.Recipe) -> list[str]:
     """The recipe's domains: those it names, or all folders under ``domains_root``."""
     if recipe.domains:
         return [Path(name).stem if "/" in name else name for name in recipe.domains]
+    if recipe.generic == [pydocs.NAME] and recipe.domains_root is None:
+        return list(pydocs.HELD_OUT[:1])  # another one where this is not installed
     root = Path(recipe.domains_root or "")
     if recipe.domains_root and root.is_dir():
         return sorted(p.name for p in root.iterdir() if p.is_dir())

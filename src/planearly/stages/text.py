@@ -25,15 +25,11 @@ from planearly.stages import given
 SPLITS = ("train", "valid", "test")
 
 
-EMBEDDED = "pydocs"
-"""As the only entry of ``generic``: the documentation of the installed Python packages."""
-
-
 @once
 def sources(run: Run) -> tuple[list[str], str | None, list[str]]:
     """Where the documents are: the recipe's ``generic``, ``domains_root`` and ``domains``."""
     recipe = run.recipe
-    if recipe.generic != [EMBEDDED]:
+    if recipe.generic != [pydocs.NAME]:
         return recipe.generic, recipe.domains_root, recipe.domains
 
     def build(folder: Path) -> dict[str, Any]:

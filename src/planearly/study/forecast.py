@@ -37,7 +37,9 @@ def forecast(recipe: Recipe, device: str = "here") -> dict[str, Any]:
     """
     known = devices.find(device)
     cells = grid.cells(recipe, predict.domain_names(recipe))
-    impossible, stages, counts = [], {}, {}
+    impossible: list[dict[str, str]] = []
+    stages: dict[tuple[Any, ...], tuple[str, dict[str, Any]]] = {}
+    counts: dict[str, int] = {}
     params: dict[str, int] = {}
     for cell in cells:
         made = cell.variant.recipe
