@@ -72,9 +72,33 @@ def test_too_few_runs_are_refused() -> None:
         law.fit(grid()[:4], "slm")
     with pytest.raises(UserError, match="there are 0 runs"):
         law.fit(grid(), "slm-is")
-    two_sizes = [row for row in grid() if row["inference_params"] != PARAMS[1]]
-    with pytest.raises(UserError, match="2 of params"):
-        law.fit(two_sizes, "slm")
+
+
+def test_of_two_values_the_more_frequent_is_taken() -> None:
+    rows = [row for row in grid() if row["inference_params"] != PARAMS[1]]
+    fitted = law.fit([row for row in rows if row != rows[0]], "slm", refits=2)
+    assert fitted.axes == ("pretrain_tokens", "spec_tokens")
+    assert fitted.seen["params"] == (PARAMS[2], PARAMS[2]) and fitted.runs == 9
+
+
+def test_sets_cut_at_documents_are_of_one_size() -> None:
+    rows = grid(domains=("a", "b", "c"))
+    for i, row in enumerate(rows):
+        row["spec_tokens"] += i % 3 * 40
+    # one size on one domain more must not cost the others their average
+    rows.append({**rows[0], "domain": "d"})
+    fitted = law.fit(rows, "slm", refits=2)
+    assert fitted.runs == 27
+    assert fitted.predict(4e6, 2e7, 1e5).nll_per_token == \
+        pytest.approx(truth(4e6, 2e7, 1e5, 1.0), rel=0.002)
+
+
+def test_of_a_study_only_the_rows_that_vary_sizes_count() -> None:
+    row = {"method": "slm", "settings": {"spec_tokens": 5, "seed": 1, "finetune.replay_share": 0.0}}
+    other = {"method": "slm", "settings": {"spec_tokens": 5, "finetune.replay_share": 0.2}}
+    study = {"recipe": {"finetune": {"replay_share": 0.0}}, "rows": [row, other]}
+    assert law.plain(study) == [row]
+    assert law.plain({"rows": [{"method": "slm"}]}) == [{"method": "slm"}]
 
 
 def test_domains_are_averaged_as_the_papers_macro_average() -> None:

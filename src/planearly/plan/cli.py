@@ -257,8 +257,8 @@ def _laws(files: list[Path]) -> dict[str, Law]:
     for file in files:
         content = read_json(file)
         if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
-            raise UserError(f"{file} is not a results.json: it has no 'rows'")
-        rows += content["rows"]
+            raise UserError(f"{file} is not a results.json or study.json: it has no 'rows'")
+        rows += law.plain(content)
     laws = {}
     for method in sorted({row["method"] for row in rows}):
         try:

@@ -12,6 +12,7 @@ and its intervals come from refits on resampled residuals.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -110,20 +111,26 @@ def fit(rows: Iterable[Mapping[str, Any]], method: str, domain: str | None = Non
     Args:
         rows: with ``method``, ``domain``, ``ppl_after``, ``inference_params``,
             ``pretrain_tokens`` and ``spec_tokens``.
-        domain: take this domain's rows; None takes the geometric mean over the domains of each
-            cell (the paper's macro average), of the cells that hold all domains.
+        domain: take this domain's rows; None takes the geometric mean over domains (the paper's
+            macro average): over those that most cells share.
         refits: number of resampled fits that the intervals come from.
+
+    Sizes within 10% of each other are one size: sets are cut at documents, and packing varies. Of a
+    quantity with two values, which no curve can be drawn through, the more frequent one is taken.
 
     Raises:
         UserError: too few runs, or nothing varied.
     """
     points = _points(rows, method, domain)
+    for axis in AXES:
+        if len({p[axis] for p in points}) == 2:
+            often = Counter(p[axis] for p in points).most_common(1)[0][0]
+            points = [p for p in points if p[axis] == often]
     what = f"the law of {method}" + (f" on {domain}" if domain else "")
     values = {axis: [p[axis] for p in points] for axis in AXES}
     axes = tuple(axis for axis in AXES if len(set(values[axis])) >= 3)
     needed = 1 + 2 * len(axes) + 2
-    two = [axis for axis in AXES if len(set(values[axis])) == 2]
-    if not axes or two or len(points) < needed:
+    if not axes or len(points) < needed:
         counts = ", ".join(f"{len(set(values[axis]))} of {axis}" for axis in AXES)
         raise UserError(
             f"{what} needs at least three values of each quantity that varies and two runs more "
@@ -148,25 +155,49 @@ def fit(rows: Iterable[Mapping[str, Any]], method: str, domain: str | None = Non
                tuple(tuple(p.tolist()) for p in again), len(points))
 
 
+def plain(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Rows of a ``results.json``; of a ``study.json`` those that vary sizes and seeds alone."""
+    def own(key: str) -> Any:
+        value: Any = results.get("recipe", {})
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
+
+    free = ("pretrain_tokens", "spec_tokens", "seed", "model.")
+    return [row for row in results["rows"]
+            if all(key.startswith(free) or value == own(key)
+                   for key, value in row.get("settings", {}).items())]
+
+
 def _points(rows: Iterable[Mapping[str, Any]], method: str,
             domain: str | None) -> list[dict[str, float]]:
-    cells: dict[tuple[Any, ...], dict[str, list[float]]] = {}
-    domains = set()
-    for row in rows:
-        if row.get("method") != method or (domain and row["domain"] != domain):
-            continue
-        size = tuple(row.get(field) for field in AXES.values())
-        loss = row.get("ppl_after")
-        if loss is None or not math.isfinite(loss) or loss <= 1 or not all(size):
-            continue
-        domains.add(row["domain"])
-        cells.setdefault(size, {}).setdefault(row["domain"], []).append(math.log(loss))
-    points = []
-    for size, losses in cells.items():
-        if set(losses) == domains:
-            nll = float(np.mean([np.mean(v) for v in losses.values()]))
-            points.append({**dict(zip(AXES, size, strict=True)), "nll": nll})
-    return points
+    """Mean loss at every size, over the domains that most sizes have."""
+    usable = [row for row in rows if row.get("method") == method
+              and (domain is None or row["domain"] == domain)
+              and all(row.get(field) for field in AXES.values())
+              and row.get("ppl_after") is not None and 1 < row["ppl_after"] < math.inf]
+    nominal = {axis: _nominal(row[field] for row in usable) for axis, field in AXES.items()}
+    cells: dict[tuple[float, ...], dict[str, list[float]]] = {}
+    for row in usable:
+        size = tuple(nominal[axis][row[field]] for axis, field in AXES.items())
+        cells.setdefault(size, {}).setdefault(row["domain"], []).append(math.log(row["ppl_after"]))
+    sets = {frozenset(losses) for losses in cells.values()}
+    domains = max(sets, key=lambda s: (sum(s <= set(c) for c in cells.values()), len(s), sorted(s)),
+                  default=frozenset())
+    return [{**dict(zip(AXES, size, strict=True)),
+             "nll": float(np.mean([np.mean(losses[d]) for d in sorted(domains)]))}
+            for size, losses in cells.items() if domains <= set(losses)]
+
+
+def _nominal(sizes: Iterable[float]) -> dict[float, float]:
+    """Each size to the middle one of those that go with it, within 10% of the smallest."""
+    groups: list[list[float]] = []
+    for size in sorted(set(sizes)):
+        if groups and size <= 1.1 * groups[-1][0]:
+            groups[-1].append(size)
+        else:
+            groups.append([size])
+    return {size: group[len(group) // 2] for group in groups for size in group}
 
 
 def _loss(parameters: np.ndarray, x: np.ndarray, n: int) -> np.ndarray:
