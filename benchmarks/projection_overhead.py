@@ -105,6 +105,8 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=12)
     parser.add_argument("--batch-tokens", type=int, help="default: 16,384; on a GPU 262,144")
     parser.add_argument("--microbatch-tokens", type=int, help="default: as the loop chooses")
+    parser.add_argument("--preset", default="modern", choices=["modern", "adamw", "paper"],
+                        help="optimiser of both; modern trains every slice of the bank with Muon")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--memory", choices=["plain", "ours", "naive"], help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -116,6 +118,7 @@ def main() -> None:
     settings = config.Train(
         batch_tokens=asked.batch_tokens or (262_144 if cuda else 16_384), precision="auto",
         microbatch_tokens=asked.microbatch_tokens,
+        optimizer=config.Optimizer(preset=asked.preset),
         compile="no" if asked.no_compile or (asked.memory and not cuda) else "yes",
     )
     batches = Batches(shape, settings.batch_tokens // shape.context, asked.experts)
@@ -160,7 +163,7 @@ def main() -> None:
             "ours": 1e3 * float(np.median(seconds["ours"])),
             "peer": 1e3 * float(np.median(seconds["plain"])), "peer_name": "the plain model",
             "unit": "ms per step", "peak_bytes": memory, "experts": asked.experts,
-            "rank": asked.rank, "tokens_per_step": settings.batch_tokens,
+            "rank": asked.rank, "tokens_per_step": settings.batch_tokens, "preset": asked.preset,
         }))
 
 

@@ -52,7 +52,7 @@ def write(study: Mapping[str, Any], tables: Sequence[Table], claims: Sequence[Cl
     rows = study.get("rows", ())
     page = environment.get_template("page.html.j2").render(
         study=study, claims=claims, names={table.name for table in tables},
-        summary=summary(study, claims), facts=_facts(study), varied=_varied(study),
+        summary=summary(study, claims), facts=facts(study), varied=_varied(study),
         methods=[METHODS[m] for m in dict.fromkeys(row["method"] for row in rows)
                  if m in METHODS],
         tables=[{"table": table, "figure": drawn.get(table.name), "tall": len(table.rows) > _TALL,
@@ -100,7 +100,7 @@ def _ranked(averages: Mapping[str, Mapping[str, float]]) -> str:
     return "; of the large model: ".join(part for part in said if part)
 
 
-def _facts(study: Mapping[str, Any]) -> list[tuple[str, str]]:
+def facts(study: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was compared, and what it took, as names and values."""
     rows = study.get("rows", ())
     if not rows:

@@ -202,7 +202,7 @@ def spread(recipe: Recipe, out: Path, workers: int) -> None:
 
 def conclude(this: Study, seconds: float) -> Path:
     """``study.json``, the tables and the page, of what is finished."""
-    from planearly.study import claims, page, tables
+    from planearly.study import claims, page, readme, tables
 
     rows, skipped, pending = [], [], []
     for cell in this.cells:
@@ -226,8 +226,12 @@ def conclude(this: Study, seconds: float) -> Path:
     write_json(this.out / RESULTS, results)
     say(f"{len(rows)} cells are finished, {len(skipped)} impossible, {len(pending)} not made yet")
     made = tables.tables(results)
+    for old in [*this.out.glob("tables/*"), *this.out.glob("figures/*")]:
+        old.unlink()  # of an earlier grid
     tables.write(made, this.out / "tables")
-    found = page.write(results, made, claims.claims(results), this.out)
+    judged = claims.claims(results)
+    found = page.write(results, made, judged, this.out)
+    readme.write(results, made, judged, this.out)
     say(f"tables: {this.out / 'tables'}")
     say(f"page: {found}")
     return found
