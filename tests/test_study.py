@@ -196,4 +196,6 @@ def test_every_study_recipe_is_forecast(name, monkeypatch):
     if recipe.domains_root and not os.path.isdir(recipe.domains_root) and not recipe.domains:
         pytest.skip("the recipe's domains are not here")
     found = forecast.forecast(recipe, "a100")
-    assert not found["impossible"] and found["total"]["flops"] > 0
+    on_purpose = ["slm-pn"] if name == "study-smoke" else []
+    assert [cell["cell"].split()[0] for cell in found["impossible"]] == on_purpose
+    assert found["total"]["flops"] > 0
