@@ -73,7 +73,7 @@ def pretrained_pn(run: Run, domain: str = "") -> Path:
         run, "slm-pn", packed, groups.generic_weights(packed),
         network=network,
         flops_per_step=flops.projection_per_step(shape, settings, clusters),
-        settings={"projected": asdict(settings)},
+        settings={"projected": {**asdict(settings), "tune_vector": False}},  # a later stage's
     )
 
 
