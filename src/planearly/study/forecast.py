@@ -14,7 +14,7 @@ from planearly.progress import duration, say, short
 from planearly.stages.methods import check_methods
 from planearly.study import grid
 
-_LATER = ("finetune.", "lora.", "distill.", "expert")
+_LATER = ("finetune.", "lora.", "distill.", "expert", "projected.tune_vector")
 """Beginnings of the keys that a pretraining does not depend on."""
 _OF_METHOD = {"importance.": ("slm-is", "slm-top"), "selection.": ("slm-dsir", "slm-knn"),
               "projected.": ("slm-pn",), "mixture.": ("slm-mix",), "large.": ("llm",),
