@@ -319,6 +319,14 @@ def value_of(recipe: Recipe, place: str) -> Any:
     return found
 
 
+def look_up(values: Mapping[str, Any], place: str) -> Any:
+    """The same of a recipe as plain values; None where there is no such key."""
+    found: Any = values
+    for part in place.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
 def find(recipe: str | Path) -> Path:
     """The file of a recipe given by path or by the name of one that comes with the package."""
     path = Path(recipe)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from planearly.config import look_up
 from planearly.errors import UserError
 from planearly.progress import short
 
@@ -157,15 +158,9 @@ def fit(rows: Iterable[Mapping[str, Any]], method: str, domain: str | None = Non
 
 def plain(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Rows of a ``results.json``; of a ``study.json`` those that vary sizes and seeds alone."""
-    def own(key: str) -> Any:
-        value: Any = results.get("recipe", {})
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        return value
-
     free = ("pretrain_tokens", "spec_tokens", "seed", "model.")
     return [row for row in results["rows"]
-            if all(key.startswith(free) or value == own(key)
+            if all(key.startswith(free) or value == look_up(results["recipe"], key)
                    for key, value in row.get("settings", {}).items())]
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from planearly.config import look_up
 from planearly.evaluate import perplexity
 
 Row = Mapping[str, Any]
@@ -86,10 +87,7 @@ class Cells:
 
     def own(self, key: str) -> Any:
         """The recipe's value of a dotted key; None where it has none."""
-        value: Any = self.study.get("recipe", {})
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        return value
+        return look_up(self.study.get("recipe", {}), key)
 
     def rows(self, arm: Arm) -> dict[str, Row]:
         """The arm's rows by domain; only those with documents to compare."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from planearly.config import look_up
 from planearly.files import atomic_write
 from planearly.report import form
 from planearly.report.form import number, percent, si
@@ -164,7 +165,7 @@ def _varied(study: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             if value not in values:
                 values.append(value)
     return [(key, _said(main), ", ".join(_said(value) for value in values if value != main))
-            for key, values in seen.items() if values != [main := _at(recipe, key)]]
+            for key, values in seen.items() if values != [main := look_up(recipe, key)]]
 
 
 def _own(rows: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -175,15 +176,7 @@ def _own(rows: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> list[M
 
 def _changes(settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} = {_said(value)}" for key, value in settings.items()
-                     if value != _at(recipe, key))
-
-
-def _at(recipe: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted key; None where there is none."""
-    found: Any = recipe
-    for part in key.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return found
+                     if value != look_up(recipe, key))
 
 
 def _said(value: Any) -> str:
