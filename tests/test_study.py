@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+import yaml
 
 from planearly import config
 from planearly.errors import UserError
@@ -15,8 +16,11 @@ from planearly.stages.methods import pretrained_slm
 from planearly.study import forecast, grid
 from planearly.study.run import RESULTS, Study, study, work
 from planearly.train import checkpoint, loop
+from small_models import sentence_model
+from test_methods import TOPICS
 from test_methods import made as made
 from test_methods import recipe as small
+from test_pipeline import call
 
 
 def with_grid(root, *blocks, **over):
@@ -65,6 +69,8 @@ def test_impossible_cells_are_told_and_the_others_run(made, tmp_path):
     assert "projected.experts" in reasons["slm-pn", None]
     assert "nonsense" in reasons["nonsense", None] and "spec_tokens" in reasons["slm", -5]
     assert not found["pending"] and page.exists()
+    told = (out / "README.md").read_text("utf-8")
+    assert "projected.experts" in told and "fine-tuning" in told.lower()
     row = found["rows"][0]
     assert len(row["nll_after"]) == len(row["nll_before"]) == len(row["tokens"])
     assert row["finetuning"]["validation"]
@@ -199,3 +205,22 @@ def test_every_study_recipe_is_forecast(name, monkeypatch):
     on_purpose = ["slm-pn"] if name == "study-smoke" else []
     assert [cell["cell"].split()[0] for cell in found["impossible"]] == on_purpose
     assert found["total"]["flops"] > 0
+
+
+@pytest.mark.slow
+def test_two_workers_make_what_one_makes(made, tmp_path):
+    words = [word for topic in TOPICS.values() for word in topic.split()]
+    tiny = sentence_model(tmp_path / "embedder", words)
+    path = tmp_path / "tiny.yaml"
+    values = {**small(made).to_dict(), "methods": ["slm"], "study": {"grid": [
+        {"methods": ["slm", "slm-nopt"], "domains": [], "over": {"seed": [0, 1]}}]}}
+    values["cluster"]["embedder"] = str(tiny)
+    path.write_text(yaml.safe_dump(values))
+    rows = {}
+    for workers in (1, 2):
+        out = tmp_path / f"by-{workers}"
+        call("study", path, "--out", out, "--workers", workers)
+        found = read_json(out / RESULTS)
+        assert not found["pending"] and not found["skipped"]
+        rows[workers] = [(r["method"], r["settings"], r["nll_after"]) for r in found["rows"]]
+    assert len(rows[1]) == 4 and rows[1] == rows[2]
