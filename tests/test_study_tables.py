@@ -300,7 +300,7 @@ def test_every_subset_of_a_grid_can_be_shown(whole: dict[str, Any]) -> None:
         kept = [r for r in whole["rows"] if draw.random() < share]
         part = {**whole, "rows": kept, "entropies": {}}
         assert all(t.rows for t in tables(part))
-        assert len(claims(part)) == len(claims(whole))
+        assert all(any(c.text.startswith(s) for c in claims(part)) for s in STARTS)
 
 
 def test_written_tables_read_back(whole: dict[str, Any], tmp_path: Path) -> None:
@@ -333,7 +333,8 @@ STARTS = [
 
 def test_claims_that_hold_are_reproduced(whole: dict[str, Any]) -> None:
     found = claims(whole)
-    assert {c.text for c in found} == {claim(found, start).text for start in STARTS}
+    assert all(claim(found, start) for start in STARTS)
+    assert all(c.text.startswith(tuple(STARTS)) for c in found)
     assert {c.text: c.verdict for c in found if c.verdict != "reproduced"} == {}
     assert "over all 4 domains" in claim(found, "SLM-is is").evidence
     assert all(c.table for c in found)
@@ -412,3 +413,17 @@ def test_a_cheaper_worse_slm_says_nothing_of_distillation() -> None:
     cheap = study((["slm", "slm-d"], [{}], DOMAINS))  # a fifth of slm-d's FLOPs, and worse
     found = claim(claims(cheap), "Distillation")
     assert found.verdict == "cannot be judged" and "No budget of slm settles it" in found.evidence
+
+
+def test_what_hangs_on_the_budget_is_judged_at_each() -> None:
+    def level(method: str, settings: Mapping[str, Any], domain: str) -> float:
+        sign = 1 if settings["pretrain_tokens"] < 20_000_000 else -1
+        return 4.0 + 0.1 * sign * (method == "slm-pn")
+
+    made = full(level)
+    made["rows"].extend(row(method, domain, {"pretrain_tokens": 32_000_000}, level)
+                        for domain in DOMAINS for method in ("slm", "slm-pn"))
+    verdicts = {c.text: c.verdict for c in claims(made) if c.text.startswith("SLM-pn beats")}
+    at = "SLM-pn beats SLM after fine-tuning on the small set, with {} tokens of pretraining."
+    assert verdicts[at.format("8M")] == "not reproduced"
+    assert verdicts[at.format("32M")] == "reproduced"

@@ -21,6 +21,7 @@ from planearly.study.tables import tables
 
 Verdict = Literal["reproduced", "not reproduced", "cannot be judged"]
 
+BUDGET = "pretrain_tokens"
 FAR = 0.1
 """Nats per token that "far worse" has to exceed: a tenth of the perplexity."""
 CLOSE = 0.035
@@ -212,14 +213,30 @@ def experts_help(cells: Cells) -> list[Claim]:
     found = []
     for method, name in (("slm-pn", "SLM-pn"), ("slm-mix", "SLM-mix")):
         sizes = sizes_of(cells, method, "slm")
-        tests = [versus(cells, Arm(method, {"spec_tokens": size}),
-                        Arm("slm", {"spec_tokens": size}), where=at(size)) for size in sizes[:1]]
-        found.append(judged(
-            cells, f"{name} beats SLM after fine-tuning on the small set.", -1,
-            tests or [(f"{method} against slm", None)], "table-04-baselines",
-            reason="At the same pretraining tokens, those of all experts together."))
+        for budget, when in budgets(cells, method):
+            tests = [versus(cells, Arm(method, {**budget, "spec_tokens": size}),
+                            Arm("slm", {**budget, "spec_tokens": size}), where=at(size))
+                     for size in sizes[:1]]
+            found.append(judged(
+                cells, f"{name} beats SLM after fine-tuning on the small set{when}.", -1,
+                tests or [(f"{method} against slm", None)],
+                "table-08-budgets" if when else "table-04-baselines",
+                reason="At the same pretraining tokens, those of all experts together."))
         found.append(erodes(cells, method, name, sizes))
     return found
+
+
+def budgets(cells: Cells, method: str) -> list[tuple[dict[str, Any], str]]:
+    """Pretraining budgets that a method and slm both have, ascending, and how to say them.
+
+    The recipe's own alone where there are no others: what a method gains may hang on the budget.
+    """
+    both = [value for value in cells.values(Arm(method), BUDGET)
+            if cells.rows(Arm("slm", {BUDGET: value}))]
+    if len(both) < 2:
+        return [({}, "")]
+    return [({BUDGET: value}, f", with {shown(value, BUDGET)} tokens of pretraining")
+            for value in both]
 
 
 def erodes(cells: Cells, method: str, name: str, sizes: Sequence[Any]) -> Claim:
@@ -247,32 +264,36 @@ def wide_domains(cells: Cells) -> list[Claim]:
     found = []
     for method, name in (("slm-pn", "SLM-pn"), ("slm-mix", "SLM-mix")):
         rule = single_rule(cells, method)
-        single = Arm(method, {"expert": rule})
-        wide, narrow = by_width(cells, single, shared(cells, [single, Arm("slm")]))
-        found.append(loses(cells, name, single, wide, narrow))
-        blend = Arm(method, {"expert": "blend"})
-        tests = [versus(cells, blend, Arm("slm"), wide)] if wide else [
-            (f"{method}, blended, against slm on wide domains", None)]
-        beside = difference(cells, blend, single, wide) if wide else None
-        found.append(judged(
-            cells, f"Blending the experts gives {name} an advantage on wide domains (ours).", -1,
-            tests, "extra-blend", reason=f"The blend against the single expert ({rule}): "
-            f"{said(cells, beside)}." if beside else ""))
+        for budget, when in budgets(cells, method):
+            single, plain = Arm(method, {**budget, "expert": rule}), Arm("slm", budget)
+            wide, narrow = by_width(cells, single, shared(cells, [single, plain]))
+            if not wide and budget.get(BUDGET, cells.own(BUDGET)) != cells.own(BUDGET):
+                continue
+            found.append(loses(cells, f"{name} loses its advantage on wide domains{when}.",
+                               single, plain, wide, narrow))
+            blend = Arm(method, {**budget, "expert": "blend"})
+            tests = [versus(cells, blend, plain, wide)] if wide else [
+                (f"{method}, blended, against slm on wide domains", None)]
+            beside = difference(cells, blend, single, wide) if wide else None
+            found.append(judged(
+                cells, f"Blending the experts gives {name} an advantage on wide domains{when} "
+                "(ours).", -1, tests, "table-08-budgets" if when else "extra-blend",
+                reason=f"The blend against the single expert ({rule}): {said(cells, beside)}."
+                if beside else ""))
     return found
 
 
-def loses(cells: Cells, name: str, single: Arm, wide: Sequence[str], narrow: Sequence[str],
-          ) -> Claim:
+def loses(cells: Cells, text: str, single: Arm, plain: Arm, wide: Sequence[str],
+          narrow: Sequence[str]) -> Claim:
     """An advantage on the narrow domains, less of it and none to be seen on the wide ones."""
-    text = f"{name} loses its advantage on wide domains."
     table = "extra-blend" if cells.rows(Arm(single.method, {"expert": "blend"})) else (
         "figure-13-domains-after")
     if not wide:
         return unjudged(text, f"Rows or cluster entropies are missing for: {single.method} and slm "
                         "on three domains.", table)
-    has = {label: difference(cells, single, Arm("slm"), domains)
+    has = {label: difference(cells, single, plain, domains)
            for label, domains in (("wide", wide), ("narrow", narrow))}
-    change = contrast(cells, [(1.0, single), (-1.0, Arm("slm"))], weights={
+    change = contrast(cells, [(1.0, single), (-1.0, plain)], weights={
         **dict.fromkeys(wide, 1 / len(wide)), **dict.fromkeys(narrow, -1 / len(narrow))})
     evidence = "; ".join(f"{single.method} less slm on {label} domains: {said(cells, each)}"
                          for label, each in has.items() if each) + "."
@@ -305,8 +326,8 @@ def distillation(cells: Cells) -> list[Claim]:
         return [unjudged(text, "Rows are missing for: slm-d against slm.", table)]
     student = Arm("slm-d", {"spec_tokens": sizes[0]})
     shares = []
-    for budget in cells.values(Arm("slm", student.changes), "pretrain_tokens"):
-        arm = Arm("slm", {**student.changes, "pretrain_tokens": budget})
+    for budget in cells.values(Arm("slm", student.changes), BUDGET):
+        arm = Arm("slm", {**student.changes, BUDGET: budget})
         if domains := shared(cells, [arm, student]):
             spent = [sum(cells.rows(each)[d]["cost"]["flops"] for d in domains)
                      for each in (arm, student)]
