@@ -300,7 +300,8 @@ def test_every_subset_of_a_grid_can_be_shown(whole: dict[str, Any]) -> None:
         kept = [r for r in whole["rows"] if draw.random() < share]
         part = {**whole, "rows": kept, "entropies": {}}
         assert all(t.rows for t in tables(part))
-        assert all(any(c.text.startswith(s) for c in claims(part)) for s in STARTS)
+        assert all(any(c.text.startswith(s) for c in claims(part)) for s in STARTS
+                   if "its experts blended" not in s)
 
 
 def test_written_tables_read_back(whole: dict[str, Any], tmp_path: Path) -> None:
@@ -326,6 +327,7 @@ def test_written_tables_read_back(whole: dict[str, Any], tmp_path: Path) -> None
 
 STARTS = [
     "Fine-tuning", "Training on", "SLM-is is", "The advantage of SLM-is", "SLM-pn beats",
+    "SLM-pn, its experts blended, beats", "SLM-mix, its experts blended, beats",
     "The advantage of SLM-pn", "SLM-mix beats", "The advantage of SLM-mix", "SLM-pn loses",
     "Blending the experts gives SLM-pn", "SLM-mix loses", "Blending the experts gives SLM-mix",
     "Distillation", "Pretraining on the most", "LoRA", "C(N)"]

@@ -214,14 +214,18 @@ def experts_help(cells: Cells) -> list[Claim]:
     for method, name in (("slm-pn", "SLM-pn"), ("slm-mix", "SLM-mix")):
         sizes = sizes_of(cells, method, "slm")
         for budget, when in budgets(cells, method):
-            tests = [versus(cells, Arm(method, {**budget, "spec_tokens": size}),
-                            Arm("slm", {**budget, "spec_tokens": size}), where=at(size))
-                     for size in sizes[:1]]
-            found.append(judged(
-                cells, f"{name} beats SLM after fine-tuning on the small set{when}.", -1,
-                tests or [(f"{method} against slm", None)],
-                "table-08-budgets" if when else "table-04-baselines",
-                reason="At the same pretraining tokens, those of all experts together."))
+            for rule, who in (({}, name), ({"expert": "blend"}, f"{name}, its experts blended,")):
+                if rule and not cells.rows(Arm(method, {**budget, **rule})):
+                    continue
+                tests = [versus(cells, Arm(method, {**budget, **rule, "spec_tokens": size}),
+                                Arm("slm", {**budget, "spec_tokens": size}), where=at(size))
+                         for size in sizes[:1]]
+                found.append(judged(
+                    cells, f"{who} beats SLM after fine-tuning on the small set{when}"
+                    f"{' (ours)' if rule else ''}.", -1,
+                    tests or [(f"{method} against slm", None)],
+                    "table-08-budgets" if when else "table-04-baselines",
+                    reason="At the same pretraining tokens, those of all experts together."))
         found.append(erodes(cells, method, name, sizes))
     return found
 
