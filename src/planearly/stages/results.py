@@ -116,7 +116,8 @@ def row(run: Run, trained: Trained, model: Path | None = None) -> dict[str, Any]
     before, after = evaluations(run, trained)
     tuned, made = facts(after), facts(trained.tuned)
     shape = Shape(**made["shape"])
-    pretrained = [facts(p) for p in [*trained.generic, *trained.own] if p != trained.tuned]
+    pretrained = [each for each in map(facts, [*trained.generic, *trained.own])
+                  if each["stage"].startswith("pretrain/")]
     value = facts(before) if before else None
     whole = trained.routed()
     generic = facts(whole) if whole else value
