@@ -75,9 +75,8 @@ def generic_perplexity(cells: Cells) -> list[Table]:
     made = macro_table(
         cells, alone(lines), [METHOD, BUDGET], name="figure-03-generic", extra=[GENERIC],
         title="Generic perplexity by pretraining cost", paper="Figure 3",
-        note="On held-out generic text, before fine-tuning. That of slm-pn and slm-mix is of the "
-        "domain's expert alone on all of that text (the paper sends each text to its own expert), "
-        "averaged over domains; no interval is taken.",
+        note="On held-out generic text, before fine-tuning, each window through its own cluster's "
+        "expert where there are experts. It has no interval.",
         figure=Figure("lines", Axis("generic_flops", "FLOPs of generic pretraining", True),
                       Axis("generic", "generic perplexity"), "method"))
     columns = [METHOD, BUDGET, GENERIC, Column("generic_tokens", "generic tokens", "tokens"),
