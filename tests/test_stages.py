@@ -54,7 +54,7 @@ def test_weights_are_what_is_drawn_and_the_cap_holds(made, tmp_path):  # noqa: F
         stage = groups.importance_weights(run, "law")
         rows = np.diff(Rows.load(groups.rows(run, 3)).group_offsets)
         sampler = Sampler(rows, training.weights_of(stage), groups.sampler_seed(run))
-        drawn = sampler.counts(groups.planned_rows(run))
+        drawn = sampler.counts(groups.planned_rows(run.recipe))
         assert np.all(drawn <= 2 * rows)
         expected = np.asarray(read_json(stage / "clusters.json")["epochs"]) * rows
         np.testing.assert_allclose(drawn, expected, atol=1e-6)

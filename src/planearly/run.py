@@ -176,7 +176,7 @@ class Run:
             yield
             return
         locks = self.out / ".locks"
-        locks.mkdir(exist_ok=True)
+        locks.mkdir(parents=True, exist_ok=True)
         with open(locks / folder.relative_to(self.out).as_posix().replace("/", "--"), "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
