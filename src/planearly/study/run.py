@@ -130,7 +130,12 @@ def study(recipe: Recipe, out: Path, workers: int | None = None, only_report: bo
             else:
                 work(Study(recipe, out))
         say("gathering what is finished")
-        return conclude(Study(recipe, out, build=False), time.monotonic() - began)
+        try:
+            finished = Study(recipe, out, build=False)
+        except Missing as stage:
+            raise UserError(f"nothing of the study is finished in {out} (its stage '{stage}' is "
+                            "missing): run it without --report") from None
+        return conclude(finished, time.monotonic() - began)
 
 
 def work(this: Study) -> None:
