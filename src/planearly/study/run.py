@@ -142,8 +142,8 @@ def work(this: Study) -> None:
     """Make the cells one after the other; come back to those that wait for another worker."""
     text.kept(this.base)
     groups.clusters(this.base)
-    began, made, todo = time.monotonic(), 0, list(this.cells)
-    total = len(todo)
+    began, made, todo, total = time.monotonic(), 0, list(this.cells), len(this.cells)
+    settled = 0
     while todo:
         later = []
         for cell in todo:
@@ -160,14 +160,14 @@ def work(this: Study) -> None:
                 say(f"cell left out: {cell.name}: {reason}")
                 note.parent.mkdir(exist_ok=True)
                 write_json(note, {"reason": reason})
-                total -= 1
+                settled += 1
                 continue
+            settled += 1
             if _stages_made(this) > before:
                 made += 1
                 spent = time.monotonic() - began
-                left = total - _position(this, cell) - 1
-                say(f"cell {_position(this, cell) + 1} of {total}: {cell.name}; "
-                    f"{duration(spent)} so far, about {duration(spent / made * left)} left")
+                say(f"cell {settled} of {total}: {cell.name}; {duration(spent)} so far, "
+                    f"about {duration(spent / made * (total - settled))} left")
         if later and len(later) == len(todo):
             time.sleep(_PAUSE)
         todo = later
@@ -175,10 +175,6 @@ def work(this: Study) -> None:
 
 def _stages_made(this: Study) -> int:
     return len(this.base.made) + sum(len(run.made) for run in this._runs.values())
-
-
-def _position(this: Study, cell: Cell) -> int:
-    return next(i for i, other in enumerate(this.cells) if other is cell)
 
 
 def spread(recipe: Recipe, out: Path, workers: int) -> None:
