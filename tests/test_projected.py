@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from planearly.data.loader import Batch
 from planearly.data.sample import Interleave
 from planearly.data.windows import IGNORE
 from planearly.errors import UserError
-from planearly.model import flops
+from planearly.model import flops, grouped
 from planearly.model.mixture import Mixture
 from planearly.model.projected import Projected, by_group
 from planearly.model.transformer import Shape, Transformer
@@ -92,6 +93,30 @@ def deferred(model: Projected, batch: Batch, rows: int) -> float:
         total += loss.item()
     model.end()
     return total
+
+
+def test_both_grouped_products_are_those_of_each_row() -> None:
+    generator = torch.Generator().manual_seed(0)
+    groups = torch.tensor([0, 0, 1, 3, 3, 3])  # nothing of group 2
+    x, y = (torch.randn(6, 5, n, generator=generator, dtype=torch.float64) for n in (3, 4))
+    weight = torch.randn(4, 4, 3, generator=generator, dtype=torch.float64)
+
+    def run(product: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+        leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+        result = product(*leaves)
+        return [result.detach(), *torch.autograd.grad(result, leaves, y)]
+
+    asked = run(lambda x, w: torch.einsum("rti,roi->rto", x, w[groups]))
+    layer = grouped.GroupedLinear()
+    layer.groups = groups
+
+    def as_layer(x: Tensor, w: Tensor) -> Tensor:
+        layer.weight = w
+        return layer(x)
+
+    for found in (run(as_layer), run(lambda x, w: grouped.grouped_linear(x, w, groups))):
+        for ours, exact in zip(found, asked, strict=True):
+            torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 100])

@@ -1,84 +1,112 @@
-"""A linear layer whose rows have different weights: one matrix product per group of rows.
+"""A linear layer whose rows have different weights.
 
-Rows come sorted by group. The products are those of one group at a time, but everything around
-them (attention, embeddings, the loss) runs over all rows at once, in one compiled graph of fixed
-shape however the rows divide among groups.
+Rows come sorted by group. Only the products of this layer see the groups: everything around them
+(attention, embeddings, the loss) runs over all rows at once, in one compiled graph of fixed shape
+however the rows divide among groups.
+
+Two ways to the same products. On a CPU, one batched product in which every row meets a copy of its
+group's matrix: a row's tokens pay for the copy, and many small products called one by one do not
+keep two cores busy. On a GPU copies would fill the memory that products read from, so there it is
+one product per group.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class _ByRow(torch.autograd.Function):
+    """x [rows, time, in] times matrix ``groups[row]`` of weight [n, out, in] transposed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, groups: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, groups)
+        return torch.bmm(x, weight.to(x.dtype).index_select(0, groups).mT)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, groups = ctx.saved_tensors
+        by_x = torch.bmm(gradient, weight.to(x.dtype).index_select(0, groups))
+        # summed over a group's rows by a product: index_add is compiled to atomic additions
+        member = torch.arange(len(weight))[:, None] == groups
+        by_row = torch.bmm(gradient.mT, x).to(weight.dtype).flatten(1)
+        return by_x, (member.to(weight.dtype) @ by_row).view_as(weight), None
+
+
 @torch.library.custom_op("planearly::grouped_linear", mutates_args=())
-def grouped_linear(x: Tensor, weight: Tensor, sizes: Tensor) -> Tensor:
-    """Rows of each group times its matrix transposed.
+def grouped_linear(x: Tensor, weight: Tensor, groups: Tensor) -> Tensor:
+    """As :class:`_ByRow`, of whose products it makes one per group.
 
     Args:
-        x: [rows, in], sorted by group.
+        x: [rows, time, in], sorted by group.
         weight: [n, out, in].
-        sizes: int64 [n] on the CPU, rows of each group; they sum to ``rows``.
+        groups: int64 [rows] on the CPU.
 
     Returns:
-        [rows, out]
+        [rows, time, out]
     """
-    result = x.new_empty(x.shape[0], weight.shape[1])
-    each = sizes.tolist()
+    result = x.new_empty(*x.shape[:2], weight.shape[1])
+    each = torch.bincount(groups, minlength=len(weight)).tolist()
     for rows, matrix, out in zip(x.split(each), weight.mT.unbind(), result.split(each),
                                  strict=True):
-        torch.mm(rows, matrix, out=out)
+        torch.mm(rows.flatten(0, 1), matrix, out=out.flatten(0, 1))
     return result
 
 
 @torch.library.custom_op("planearly::grouped_outer", mutates_args=())
-def grouped_outer(y: Tensor, x: Tensor, sizes: Tensor) -> Tensor:
-    """For each group, y transposed times x: [n, out, in] of [rows, out] and [rows, in]."""
-    result = x.new_empty(len(sizes), y.shape[1], x.shape[1])
-    each = sizes.tolist()
-    for left, right, out in zip(y.T.split(each, 1), x.split(each), result.unbind(), strict=True):
-        torch.mm(left, right, out=out)
+def grouped_outer(y: Tensor, x: Tensor, groups: Tensor, n: int) -> Tensor:
+    """For each group, y transposed times x: [n, out, in]."""
+    result = x.new_empty(n, y.shape[2], x.shape[2])
+    each = torch.bincount(groups, minlength=n).tolist()
+    for left, right, out in zip(y.split(each), x.split(each), result.unbind(), strict=True):
+        torch.mm(left.flatten(0, 1).T, right.flatten(0, 1), out=out)
     return result
 
 
 @grouped_linear.register_fake
-def _(x: Tensor, weight: Tensor, sizes: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[1])
+def _(x: Tensor, weight: Tensor, groups: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:2], weight.shape[1])
 
 
 @grouped_outer.register_fake
-def _(y: Tensor, x: Tensor, sizes: Tensor) -> Tensor:
-    return x.new_empty(sizes.shape[0], y.shape[1], x.shape[1])
+def _(y: Tensor, x: Tensor, groups: Tensor, n: int) -> Tensor:
+    return x.new_empty(n, y.shape[2], x.shape[2])
 
 
-def _keep(ctx, inputs, output) -> None:
+def _keep(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx, gradient: Tensor):
-    x, weight, sizes = ctx.saved_tensors
-    return (grouped_linear(gradient, weight.mT, sizes),
-            grouped_outer(gradient, x, sizes), None)
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    x, weight, groups = ctx.saved_tensors
+    gradient = gradient.contiguous()
+    return (grouped_linear(gradient, weight.mT, groups),
+            grouped_outer(gradient, x, groups, len(weight)), None)
 
 
 grouped_linear.register_autograd(_backward, setup_context=_keep)
-for _device in ("cpu", "cuda"):
-    torch.library.register_autocast("planearly::grouped_linear", _device, torch.bfloat16)
 
 
 class GroupedLinear(nn.Module):
     """``nn.Linear`` without bias, whose weight is lent: [out, in], or [n, out, in] for n groups."""
 
     weight: Tensor | None = None
-    sizes: Tensor | None = None
-    """int64 [n] on the CPU: rows of the batch (not tokens) of each group, which come sorted."""
+    groups: Tensor | None = None
+    """int64 [rows] on the CPU, ascending: the group of each row of the batch."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, sizes = self.weight, self.sizes
+        weight, groups = self.weight, self.groups
         assert weight is not None
-        if sizes is None:
+        if groups is None:
             return F.linear(x, weight)
-        rows, time, width = x.shape
-        flat = grouped_linear(x.reshape(rows * time, width), weight, sizes * time)
-        return flat.view(rows, time, -1)
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind):
+            x = x.to(torch.get_autocast_dtype(kind))
+        if kind == "cpu":
+            product: Tensor = _ByRow.apply(x, weight, groups)
+            return product
+        return grouped_linear(x.contiguous(), weight.to(x.dtype), groups)

@@ -236,7 +236,7 @@ class Projected(nn.Module):
         of one buffer, where backward passes add up.
         """
         n = len(rows)
-        sizes = torch.tensor(rows) if n > 1 else None
+        groups = torch.arange(n).repeat_interleave(torch.tensor(rows)) if n > 1 else None
         for (place, attribute), name, lent in zip(
             self._places, self.names, self._lent, strict=True
         ):
@@ -247,7 +247,7 @@ class Projected(nn.Module):
                 leaf.requires_grad_().grad = lent.gradients[part].view(shape)
             setattr(place, attribute, leaf)
             if isinstance(place, GroupedLinear):
-                place.sizes = sizes
+                place.groups = groups
 
     @torch.no_grad()
     def collect(self, bank_too: bool = True) -> Tensor:
