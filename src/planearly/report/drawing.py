@@ -38,6 +38,11 @@ def style_of(name: str, names: Sequence[str]) -> tuple[str, str]:
             MARKERS[(i + i // len(COLOURS)) % len(MARKERS)])
 
 
+def hatch_of(name: str, names: Sequence[str]) -> str:
+    """What tells bars apart whose colour repeats."""
+    return ("", "///", "xxx")[list(names).index(name) // len(COLOURS) % 3]
+
+
 @dataclass
 class Canvas:
     """A figure being drawn; ``svg`` is there once the context of :func:`canvas` has ended."""

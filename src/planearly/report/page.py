@@ -171,8 +171,9 @@ def render(run: Path, facts: Facts) -> str:
 
 
 def label(method: str) -> str:
-    """The method's name on the page."""
-    return METHODS.get(method, (method, ""))[0]
+    """The method's name on the page; what follows a comma stays."""
+    name, comma, rest = method.partition(",")
+    return METHODS.get(name, (name, ""))[0] + comma + rest
 
 
 def macro(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

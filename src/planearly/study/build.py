@@ -7,20 +7,23 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from planearly.progress import short
+from planearly.study import compare
 from planearly.study.compare import (
     Arm,
     Cells,
     Row,
+    blocks,
     difference,
     macro,
     mean_cost,
     mean_log,
-    most_shared,
 )
 from planearly.study.table import Axis, Column, Figure, Table
 
 PAPER = ("slm", "slm-nopt", "slm-d", "slm-is", "slm-mix", "slm-pn", "llm", "llm-lora")
 """The paper's methods, in the order of its tables."""
+EXPERTS = ("slm-pn", "slm-mix")
+"""Those with experts to choose or blend."""
 
 METHOD = Column("method", "method", "text")
 SET = Column("set", "specialization set", "tokens")
@@ -35,6 +38,7 @@ AFTER = [Column("after", "perplexity after fine-tuning", "perplexity"),
 PAIRED = [Column("difference", "nats per token, against the baseline", "nats"),
           Column("difference_ci", "95% interval", "interval")]
 BUDGET = Column("budget", "pretraining tokens", "tokens")
+OVER = Column("over", "averaged over", "text")
 GENERIC = Column("generic", "generic perplexity", "perplexity")
 AFTER_AXIS = Axis("after", "perplexity after fine-tuning")
 
@@ -54,7 +58,10 @@ def macro_table(
     paper: str, note: str, figure: Figure | None = None, before: bool = False,
     extra: Sequence[Column] = (), least: int = 2,
 ) -> list[Table]:
-    """A table of macro averages, every row over the same domains.
+    """A table of macro averages; rows that are averaged over the same domains stand together.
+
+    The figure shows the domains that the most rows have: averages over others cannot be held
+    against them.
 
     Args:
         before: with the perplexity before fine-tuning.
@@ -65,16 +72,19 @@ def macro_table(
         the table; an empty list if too few lines have rows.
     """
     found = [line for line in lines if cells.rows(line.arm)]
-    domains, kept = most_shared(cells, [line.arm for line in found])
-    rows = [row_of(cells, line, domains) for line in found if line.arm in kept]
-    if len(rows) < least:
+    if len(found) < least:
         return []
-    missing = [described(line) for line in found if line.arm not in kept]
+    parts = blocks(cells, [line.arm for line in found])
+    drawn = max(parts, key=lambda part: len(part[1]))
+    rows = [row_of(cells, line, domains) | {"drawn": domains == drawn[0]}
+            for domains, arms in sorted(parts, key=lambda part: -len(part[0]))
+            for line in found if line.arm in arms]
     compared = any(row["difference"] is not None for row in rows)
-    columns = [*labels, *(BEFORE if before else []), *AFTER, *(PAIRED if compared else []), *extra,
-               *COST]
+    columns = [*labels, *([OVER] if len(parts) > 1 else []), *(BEFORE if before else []), *AFTER,
+               *(PAIRED if compared else []), *extra, *COST]
     return [Table(name, title, paper, " ".join(filter(None, [
-        note, coverage(cells, domains), left_out(missing),
+        note, coverage(cells, [domains for domains, _ in parts]),
+        f"The figure is over {over(cells, drawn[0])}." if figure and len(parts) > 1 else "",
         "Below 0, a difference is in the row's favour." if compared else ""])),
         columns, rows, figure)]
 
@@ -90,6 +100,7 @@ def row_of(cells: Cells, line: Line, domains: Sequence[str]) -> dict[str, Any]:
             paired = None
     return {
         **facts_of(cells, line.arm, rows), **line.further, **line.labels,
+        "over": over(cells, domains),
         "before": before["perplexity"] if before else None,
         "before_ci": before["ci95"] if before else None,
         "after": after["perplexity"] if after else None,
@@ -105,7 +116,7 @@ def facts_of(cells: Cells, arm: Arm, rows: Sequence[Row]) -> dict[str, Any]:
                           for part in ("cost", "generic_cost", "specialization_cost"))
     return {
         "method": arm.method, "set": mean(rows, "spec_tokens"),
-        "budget": arm.changes.get("pretrain_tokens", cells.own("pretrain_tokens")),
+        "budget": arm.changes.get(compare.BUDGET, cells.main(arm.method, compare.BUDGET)),
         "domains": len(rows),
         "generic": mean_log([row.get("generic_ppl") for row in rows]),
         "generic_after": mean_log([row.get("generic_ppl_after") for row in rows]),
@@ -137,7 +148,7 @@ def sweep(cells: Cells, methods: Iterable[str], key: str, against: Arm | None = 
         for value in values if len(values) > 1 else ():
             lines.append(Line({"method": method, "setting": shown(value, key)},
                               Arm(method, {key: value}),
-                              against or Arm(method, {key: cells.own(key)}),
+                              against or Arm(method, {key: cells.main(method, key)}),
                               {"x": value}))
     return lines
 
@@ -155,14 +166,17 @@ def by_size(cells: Cells, chosen: list[str]) -> list[Line]:
 
 
 def by_budget(cells: Cells) -> list[Line]:
-    """Methods at each pretraining budget and set size, where a method has several budgets."""
+    """Methods at each pretraining budget and set size, blends of experts among them."""
     lines = []
     for size in cells.values_of("spec_tokens"):
         for method in methods(cells):
-            budgets = cells.values(Arm(method, {"spec_tokens": size}), "pretrain_tokens")
-            for budget in budgets if len(budgets) > 1 else ():
-                changes = {"spec_tokens": size, "pretrain_tokens": budget}
-                lines.append(Line({"method": method}, Arm(method, changes), Arm("slm", changes)))
+            blend = {"expert": "blend"} if cells.own("expert") != "blend" else None
+            for rule in ({}, blend) if method in EXPERTS and blend else ({},):
+                for budget in cells.values(Arm(method, {"spec_tokens": size, **rule}),
+                                           compare.BUDGET):
+                    changes = {"spec_tokens": size, compare.BUDGET: budget}
+                    lines.append(Line({"method": f"{method}, blend" if rule else method},
+                                      Arm(method, {**changes, **rule}), Arm("slm", changes)))
     return lines
 
 
@@ -187,10 +201,11 @@ def shown(value: Any, key: str) -> str:
     return str(value)
 
 
-def coverage(cells: Cells, domains: Sequence[str]) -> str:
-    """Which domains an average is over, and what its intervals mean."""
-    return (f"Macro averages over {over(cells, domains)}; "
-            "intervals are 95%, over documents of these domains.")
+def coverage(cells: Cells, parts: Sequence[Sequence[str]]) -> str:
+    """Which domains averages are over, and what their intervals mean."""
+    which = over(cells, parts[0]) if len(parts) == 1 else (
+        "the domains named in each row, which not all rows have")
+    return f"Macro averages over {which}; intervals are 95%, over documents of these domains."
 
 
 def over(cells: Cells, domains: Sequence[str]) -> str:
@@ -198,14 +213,3 @@ def over(cells: Cells, domains: Sequence[str]) -> str:
     if len(domains) == len(cells.domains) > 1:
         return f"all {len(domains)} domains"
     return f"{len(domains)} of {len(cells.domains)} domains ({', '.join(domains)})"
-
-
-def left_out(missing: Sequence[str]) -> str:
-    """A sentence about the rows that lack some of the domains."""
-    return f"Left out, for want of some of them: {'; '.join(missing)}." if missing else ""
-
-
-def described(line: Line) -> str:
-    """A line's labels and settings in words."""
-    changes = ", ".join(f"{key} {shown(value, key)}" for key, value in line.arm.changes.items())
-    return line.arm.method + (f" ({changes})" if changes else "")

@@ -1,9 +1,10 @@
 """The paper's claims, held against a study: reproduced, not reproduced, or not to be judged.
 
 A verdict needs the 95% interval of the paired difference, over the documents of the domains that
-every side has, to leave out zero (or the margin that the claim names), and every further seed to
-agree. Anything less cannot be judged, and the evidence says why. Intervals are each of 95%: among
-many claims, a wrong verdict by chance is to be expected now and then.
+every side has, to leave out zero (or the margin that the claim names), every further seed to
+agree, and, where there is none, a difference larger than seeds commonly make. Anything less cannot
+be judged, and the evidence says why. Intervals are each of 95%: among many claims, a wrong verdict
+by chance is to be expected now and then.
 """
 
 from __future__ import annotations
@@ -13,21 +14,39 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
+from planearly.progress import short
 from planearly.study.build import over, shown
-from planearly.study.compare import Arm, Cells, Difference, contrast, difference, macro, shared
+from planearly.study.compare import (
+    BUDGET,
+    Arm,
+    Cells,
+    Difference,
+    contrast,
+    difference,
+    macro,
+    shared,
+)
 from planearly.study.costs import crossing_of
 from planearly.study.extras import single_rule
 from planearly.study.tables import tables
 
 Verdict = Literal["reproduced", "not reproduced", "cannot be judged"]
 
-BUDGET = "pretrain_tokens"
 FAR = 0.1
 """Nats per token that "far worse" has to exceed: a tenth of the perplexity."""
 CLOSE = 0.035
 """Nats per token that "close" must stay below: the paper's 0.5 of a perplexity of 14."""
 EQUAL_COST = 0.8
 """Share of a method's FLOPs from which on another one has about the same cost."""
+ONE_SEED = 0.02
+"""Nats per token below which a difference between trainings of one seed each says nothing."""
+STARVED = 1.0
+"""Pretraining tokens per parameter below which an expert of a mixture has hardly begun."""
+SEVERAL_TIMES = 2.5
+"""How much dearer than SLM-is an SLM has to be; in the paper about 4 (530 and 130 GPU-hours)."""
+VERDICT = ("A verdict needs the 95% interval of a paired difference to leave out zero, or the "
+           "margin named, further seeds to agree, and without further seeds a difference of at "
+           f"least {ONE_SEED:g} nats per token.")
 
 
 @dataclass(frozen=True)
@@ -41,12 +60,16 @@ class Claim:
         evidence: one or two sentences with the numbers, their intervals and the domains behind
             them; what is missing where it cannot be judged.
         table: name of the :class:`~planearly.study.table.Table` that shows it; "" where none does.
+        missing: it could not be judged for want of rows.
+        ours: the paper does not make it.
     """
 
     text: str
     verdict: Verdict
     evidence: str
     table: str
+    missing: bool = False
+    ours: bool = False
 
 
 Test = tuple[str, Difference | None]
@@ -73,7 +96,7 @@ def judged(cells: Cells, text: str, sign: int, tests: Sequence[Test], table: str
     """
     known = [found for _, found in tests if found]
     missing = [what for what, found in tests if not found]
-    sides = [sign * moved(found, -margin).side for found in known]
+    sides = [0 if small(found, margin) else sign * moved(found, -margin).side for found in known]
     verdict: Verdict = "cannot be judged"
     if any(side < 0 for side in sides):
         verdict = "not reproduced"
@@ -87,29 +110,48 @@ def judged(cells: Cells, text: str, sign: int, tests: Sequence[Test], table: str
     said_all = [evidence + "." if evidence else "", reason]
     if missing:
         said_all.append(f"Rows are missing for: {'; '.join(missing)}.")
-    if verdict == "cannot be judged" and any(side == 0 for side in sides):
-        against = f"{margin:g}" if margin else "0"
-        said_all.append(f"Not told apart at this size: an interval includes {against}, or the "
-                        "seeds disagree." if any(found.seeds for found in known) else
-                        f"Not told apart at this size: an interval includes {against}.")
-    return Claim(text, verdict, " ".join(filter(None, said_all)), table)
+    if verdict == "cannot be judged":
+        said_all += untold([found for found, side in zip(known, sides, strict=True) if side == 0],
+                           margin)
+    return Claim(text, verdict, " ".join(filter(None, said_all)), table, bool(missing))
 
 
-def unjudged(text: str, reason: str, table: str) -> Claim:
-    return Claim(text, "cannot be judged", reason, table)
+def small(found: Difference, margin: float = 0.0) -> bool:
+    """Whether one seed may have made it: near the margin, and no other seed was run."""
+    return not found.seeds and abs(found.nats - margin) < ONE_SEED
+
+
+def untold(found: Sequence[Difference], margin: float) -> list[str]:
+    """Why these differences decide nothing."""
+    told = [moved(each, -margin) for each in found]
+    reasons = {
+        f"an interval includes {margin:g}": any(e.low <= 0 <= e.high for e in told),
+        "the seeds disagree": any(not e.low <= 0 <= e.high and not small(e) for e in told),
+        f"one seed each does not carry a difference below {ONE_SEED:g}":
+            any(not e.low <= 0 <= e.high and small(e) for e in told)}
+    said_all = [reason for reason, holds in reasons.items() if holds]
+    return [f"Not told apart at this size: {'; '.join(said_all)}."] if said_all else []
+
+
+def unjudged(text: str, reason: str, table: str, missing: bool = False) -> Claim:
+    return Claim(text, "cannot be judged", reason, table, missing)
 
 
 def moved(found: Difference, by: float) -> Difference:
     """The difference with ``by`` added."""
     return replace(found, nats=found.nats + by, low=found.low + by, high=found.high + by,
-                   seeds=[nats + by for nats in found.seeds])
+                   seeds=[replace(seed, nats=seed.nats + by, here=seed.here + by)
+                          for seed in found.seeds])
 
 
 def said(cells: Cells, found: Difference, where: bool = True) -> str:
     """A difference in words, and the domains that it is over."""
-    seeds = ", ".join(f"{nats:+.3f}" for nats in found.seeds)
+    seeds = ", ".join(
+        f"{seed.nats:+.3f}" + ("" if seed.domains == found.domains else
+                               f" where this one has {seed.here:+.3f}, over "
+                               f"{over(cells, seed.domains)}") for seed in found.seeds)
     return (f"{found.nats:+.3f} nats per token [{found.low:+.3f}, {found.high:+.3f}]"
-            + (f" (at other seeds {seeds})" if seeds else "")
+            + (f" (another seed: {seeds})" if seeds else "")
             + (f" over {over(cells, found.domains)}" if where else ""))
 
 
@@ -149,14 +191,24 @@ def at(size: Any) -> str:
 # The claims -------------------------------------------------------------------------------------
 
 def essential(cells: Cells) -> list[Claim]:
-    """Fine-tuning is essential."""
-    tests = []
+    """Fine-tuning is essential, and lifts a small model above a large one without it."""
+    tests, beyond = [], []
     for method in ("slm", "slm-mix", "slm-pn", "llm"):
         for size in sizes_of(cells, method)[:1]:
             arm = Arm(method, {"spec_tokens": size})
             tests.append(versus(cells, arm, replace(arm, when="before"), where=at(size)))
-    return [judged(cells, "Fine-tuning is essential for every generically pretrained model.", -1,
-                   tests or [("slm before and after fine-tuning", None)], "table-04-baselines")]
+    for size in sizes_of(cells, "slm", "llm")[:1]:
+        changes = {"spec_tokens": size}
+        beyond.append(versus(cells, Arm("slm", changes), Arm("llm", changes, "before"),
+                             where=at(size)))
+    table = "table-04-baselines"
+    return [
+        judged(cells, "Fine-tuning is essential for every generically pretrained model (by more "
+               f"than {FAR:g} nats per token).", -1,
+               tests or [("slm before and after fine-tuning", None)], table, -FAR),
+        judged(cells, "A small model that was fine-tuned beats the large one that was not.", -1,
+               beyond or [("slm against llm before fine-tuning", None)], table),
+    ]
 
 
 def no_pretraining(cells: Cells) -> list[Claim]:
@@ -170,17 +222,59 @@ def no_pretraining(cells: Cells) -> list[Claim]:
 
 
 def best_small(cells: Cells) -> list[Claim]:
-    """SLM-is is the best small model of the paper's at the small set size."""
-    text = "SLM-is is the best small model at the small set size."
-    tests = []
-    for size in sizes_of(cells, "slm-is")[:1]:
-        for other in ("slm", "slm-mix", "slm-pn", "slm-d", "slm-nopt"):
-            if other in ("slm", "slm-mix", "slm-pn") or other in cells.methods:
-                tests.append(versus(cells, Arm("slm-is", {"spec_tokens": size}),
-                                    Arm(other, {"spec_tokens": size}), where=at(size)))
-    return [judged(cells, text, -1, tests or [("slm-is against the other small models", None)],
-                   "table-04-baselines", reason="All at the same pretraining tokens, which slm-is "
-                   "pays per domain.")]
+    """SLM-is at the small set size: among small models, against a dearer SLM, against the LLM."""
+    table = "table-04-baselines"
+    size = next(iter(sizes_of(cells, "slm-is")), None)
+    if not sizes_of(cells, "slm-is"):
+        nothing = [("slm-is against the other small models", None)]
+        return [judged(cells, "SLM-is is the best small model at the small set size, at equal "
+                       "pretraining tokens.", -1, nothing, table)]
+    ours = Arm("slm-is", {"spec_tokens": size})
+    left = [why for method in ("slm-mix",) if (why := starved(cells, Arm(method)))]
+    others = [method for method in ("slm", "slm-mix", "slm-pn", "slm-d", "slm-nopt")
+              if (method in ("slm", "slm-mix", "slm-pn") or method in cells.methods)
+              and not (method == "slm-mix" and left)]
+    found = [judged(
+        cells, "SLM-is is the best small model at the small set size, at equal pretraining "
+        "tokens.", -1, [versus(cells, ours, Arm(other, ours.changes), where=at(size))
+                        for other in others], table,
+        reason=" ".join(["slm-is pays these tokens for every domain.", *left]))]
+    dearer = [(arm, share) for budget in cells.values(Arm("slm", ours.changes), BUDGET)
+              if (share := flops_of(cells, arm := Arm("slm", {**ours.changes, BUDGET: budget}),
+                                    ours)) and share >= SEVERAL_TIMES]
+    words = f"slm at {SEVERAL_TIMES:g} times the cost of slm-is or more"
+    found.append(judged(
+        cells, "SLM-is beats an SLM that costs several times as much for one domain.", -1,
+        [versus(cells, ours, dearer[0][0], where=at(size))] if dearer else [(words, None)],
+        "table-08-budgets", reason=f"That slm takes {dearer[0][1]:.1f} times the FLOPs; the "
+        "paper's about 4 times the GPU-hours." if dearer else ""))
+    ks = [k for k in cells.values(ours, "importance.k") if isinstance(k, int)]
+    finest = ours.at(**{"importance.k": ks[-1]}) if ks else ours
+    found.append(judged(
+        cells, "SLM-is beats even the large model at the small set size.", -1,
+        [versus(cells, finest, Arm("llm", ours.changes), where=at(size))],
+        "figure-10-importance-k" if len(ks) > 1 else table,
+        reason=f"At its largest number of clusters, {ks[-1]}." if len(ks) > 1 else ""))
+    return found
+
+
+def flops_of(cells: Cells, arm: Arm, other: Arm) -> float | None:
+    """FLOPs of an arm for one domain, times those of another, over the domains of both."""
+    domains = shared(cells, [arm, other])
+    spent = [sum(cells.rows(each)[d]["cost"]["flops"] for d in domains) for each in (arm, other)]
+    return spent[0] / spent[1] if domains and spent[1] else None
+
+
+def starved(cells: Cells, arm: Arm) -> str:
+    """A sentence on a mixture whose experts saw too few tokens to say anything; "" otherwise."""
+    row = next(iter(cells.rows(arm).values()), None)
+    if not row or arm.method != "slm-mix" or not row.get("k"):
+        return ""
+    each = row["pretrain_tokens"] / row["k"]
+    if each >= STARVED * row["inference_params"]:
+        return ""
+    return (f"The mixture is left out: {row['k']} experts of {short(row['inference_params'])} "
+            f"parameters saw {short(each)} tokens each, and have hardly begun.")
 
 
 def grows_with_k(cells: Cells) -> list[Claim]:
@@ -192,7 +286,7 @@ def grows_with_k(cells: Cells) -> list[Claim]:
     domains = shared(cells, arms) if arms else []
     if len(ks) < 2 or not domains:
         return [unjudged(text, "Rows are missing for: slm-is at two or more k on one domain.",
-                         table)]
+                         table, True)]
     ends = versus(cells, arms[-1], arms[0], domains)
     steps = [versus(cells, b, a, domains) for a, b in pairwise(arms)]
     gains = [difference(cells, arm, Arm("slm"), domains) for arm in arms]
@@ -217,15 +311,18 @@ def experts_help(cells: Cells) -> list[Claim]:
             for rule, who in (({}, name), ({"expert": "blend"}, f"{name}, its experts blended,")):
                 if rule and not cells.rows(Arm(method, {**budget, **rule})):
                     continue
+                text = f"{who} beats SLM after fine-tuning on the small set{when}."
+                if why := starved(cells, Arm(method, budget)):
+                    found.append(unjudged(text, why, "table-08-budgets"))
+                    continue
                 tests = [versus(cells, Arm(method, {**budget, **rule, "spec_tokens": size}),
                                 Arm("slm", {**budget, "spec_tokens": size}), where=at(size))
                          for size in sizes[:1]]
-                found.append(judged(
-                    cells, f"{who} beats SLM after fine-tuning on the small set{when}"
-                    f"{' (ours)' if rule else ''}.", -1,
-                    tests or [(f"{method} against slm", None)],
-                    "table-08-budgets" if when else "table-04-baselines",
-                    reason="At the same pretraining tokens, those of all experts together."))
+                claim = judged(
+                    cells, text, -1, tests or [(f"{method} against slm", None)],
+                    "table-08-budgets",
+                    reason="At the same pretraining tokens, those of all experts together.")
+                found.append(replace(claim, ours=bool(rule)))
         found.append(erodes(cells, method, name, sizes))
     return found
 
@@ -248,7 +345,10 @@ def erodes(cells: Cells, method: str, name: str, sizes: Sequence[Any]) -> Claim:
     text = f"The advantage of {name} over SLM erodes with more specialization data."
     table = "figure-05-set-size"
     if len(sizes) < 2:
-        return unjudged(text, f"Rows are missing for: {method} and slm at two set sizes.", table)
+        return unjudged(text, f"Rows are missing for: {method} and slm at two set sizes.", table,
+                        True)
+    if why := starved(cells, Arm(method)):
+        return unjudged(text, why, table)
     small, large = ({"spec_tokens": size} for size in (sizes[0], sizes[-1]))
     change = contrast(cells, [(1.0, Arm(method, large)), (-1.0, Arm("slm", large)),
                               (-1.0, Arm(method, small)), (1.0, Arm("slm", small))])
@@ -273,17 +373,22 @@ def wide_domains(cells: Cells) -> list[Claim]:
             wide, narrow = by_width(cells, single, shared(cells, [single, plain]))
             if not wide and budget.get(BUDGET, cells.own(BUDGET)) != cells.own(BUDGET):
                 continue
+            if why := starved(cells, single):
+                found.append(unjudged(f"{name} loses its advantage on wide domains{when}.", why,
+                                      "table-08-budgets"))
+                continue
             found.append(loses(cells, f"{name} loses its advantage on wide domains{when}.",
                                single, plain, wide, narrow))
             blend = Arm(method, {**budget, "expert": "blend"})
             tests = [versus(cells, blend, plain, wide)] if wide else [
                 (f"{method}, blended, against slm on wide domains", None)]
             beside = difference(cells, blend, single, wide) if wide else None
-            found.append(judged(
-                cells, f"Blending the experts gives {name} an advantage on wide domains{when} "
-                "(ours).", -1, tests, "table-08-budgets" if when else "extra-blend",
+            claim = judged(
+                cells, f"Blending the experts gives {name} an advantage on wide domains{when}.",
+                -1, tests, "figure-13-domains-after" if when else "extra-blend",
                 reason=f"The blend against the single expert ({rule}): {said(cells, beside)}."
-                if beside else ""))
+                if beside else "")
+            found.append(replace(claim, ours=True))
     return found
 
 
@@ -294,7 +399,7 @@ def loses(cells: Cells, text: str, single: Arm, plain: Arm, wide: Sequence[str],
         "figure-13-domains-after")
     if not wide:
         return unjudged(text, f"Rows or cluster entropies are missing for: {single.method} and slm "
-                        "on three domains.", table)
+                        "on three domains.", table, True)
     has = {label: difference(cells, single, plain, domains)
            for label, domains in (("wide", wide), ("narrow", narrow))}
     change = contrast(cells, [(1.0, single), (-1.0, plain)], weights={
@@ -327,15 +432,13 @@ def distillation(cells: Cells) -> list[Claim]:
     table = "table-08-budgets"
     sizes = sizes_of(cells, "slm-d", "slm")[:1]
     if not sizes:
-        return [unjudged(text, "Rows are missing for: slm-d against slm.", table)]
+        return [unjudged(text, "Rows are missing for: slm-d against slm.", table, True)]
     student = Arm("slm-d", {"spec_tokens": sizes[0]})
     shares = []
     for budget in cells.values(Arm("slm", student.changes), BUDGET):
         arm = Arm("slm", {**student.changes, BUDGET: budget})
-        if domains := shared(cells, [arm, student]):
-            spent = [sum(cells.rows(each)[d]["cost"]["flops"] for d in domains)
-                     for each in (arm, student)]
-            shares.append((spent[0] / spent[1], arm))
+        if share := flops_of(cells, arm, student):
+            shares.append((share, arm))
     cheaper = [each for each in shares if each[0] <= 1]
     about = [each for each in shares if each[0] >= EQUAL_COST]
     tried = []
@@ -365,38 +468,63 @@ def top_alone(cells: Cells) -> list[Claim]:
 
 
 def lora_close(cells: Cells) -> list[Claim]:
-    """LoRA is close to full fine-tuning."""
-    tests = [versus(cells, Arm("llm-lora", {"spec_tokens": size}),
-                    Arm("llm", {"spec_tokens": size}), where=at(size))
-             for size in sizes_of(cells, "llm-lora", "llm")]
+    """LoRA is close to full fine-tuning, at the better of the rates that were run."""
+    tests, reasons = [], []
+    for size in sizes_of(cells, "llm-lora", "llm"):
+        tried = {}
+        for factor in cells.values(Arm("llm-lora", {"spec_tokens": size}), "lora.lr_factor"):
+            what, found = versus(
+                cells, Arm("llm-lora", {"spec_tokens": size, "lora.lr_factor": factor}),
+                Arm("llm", {"spec_tokens": size}), where=at(size))
+            if found:
+                tried[factor] = (what, found)
+        if tried:
+            best = min(tried, key=lambda factor: tried[factor][1].nats)
+            tests.append(tried.pop(best))
+            reasons += [f"{what}: {said(cells, found)}." for what, found in tried.values()]
     return [judged(cells, "LoRA is close to full fine-tuning of the large model (at most "
                    f"{CLOSE:g} nats per token worse, the paper's 0.5 of a perplexity of 14).", -1,
-                   tests or [("llm-lora against llm", None)], "figure-14-lora", CLOSE)]
+                   tests or [("llm-lora against llm", None)], "figure-14-lora", CLOSE,
+                   " ".join(reasons))]
 
 
 def crosses(cells: Cells) -> list[Claim]:
-    """C(N) of SLM-is and SLM-pn crosses over; costs are counted, they have no interval."""
-    text = ("C(N) crosses over: SLM-is costs less for few domains, SLM-pn for many, at the same "
-            "pretraining tokens.")
+    """C(N) of SLM-is and SLM-pn crosses over, at equal quality; costs have no interval."""
+    text = ("C(N) crosses over: for the same perplexity SLM-is costs less for few domains, SLM-pn "
+            "for many.")
     table = "figure-06-crossing"
-    for size in sizes_of(cells, "slm-is", "slm-pn")[:1]:
-        changes = {"spec_tokens": size}
-        found, (what, quality) = crossing_of(cells, changes), versus(
-            cells, Arm("slm-is", changes), Arm("slm-pn", changes), where=at(size))
-        if not found or not quality:
+    sizes = sizes_of(cells, "slm-is", "slm-pn")[:1]
+    if not sizes:
+        return [unjudged(text, "Rows are missing for: slm-is and slm-pn at one set size.", table,
+                         True)]
+    sampled = Arm("slm-is", {"spec_tokens": sizes[0]})
+    found = None
+    for network in networks(cells, sampled):
+        found = versus(cells, network, sampled, where=at(sizes[0]))
+        meet = crossing_of(cells, sampled, network)
+        if not found[1] or not meet or found[1].side > 0:
             continue
-        meet = {unit: found[unit] is not None and found[unit] >= 1 for unit in ("flops", "hours")}
-        counts = ", ".join(
-            f"in {words} {f'at {found[unit]:.1f} domains' if meet[unit] else 'never beyond one'}"
-            for unit, words in (("flops", "FLOPs"), ("hours", "device-hours")))
-        verdict: Verdict = "cannot be judged"
-        if len(set(meet.values())) == 1:
-            verdict = "reproduced" if meet["flops"] else "not reproduced"
-        return [Claim(text, verdict, f"The curves meet {counts}. {what}: "
-                      f"{said(cells, quality)}." + (
-                          "" if verdict != "cannot be judged" else
-                          " FLOPs and device-hours disagree."), table)]
-    return [unjudged(text, "Rows are missing for: slm-is and slm-pn at one set size.", table)]
+        counts = {words: meet[unit] for unit, words in (("flops", "FLOPs"),
+                                                        ("hours", "device-hours"))}
+        past_one = {count is not None and count >= 1 for count in counts.values()}
+        evidence = (f"The cheapest of slm-pn that is not worse: {found[0]}: "
+                    f"{said(cells, found[1])}. The curves meet " + ", ".join(
+                        f"in {words} {'never' if count is None else f'at {count:.1f} domains'}"
+                        for words, count in counts.items()) + ".")
+        if len(past_one) > 1:
+            return [unjudged(text, evidence + " They disagree.", table)]
+        return [Claim(text, "reproduced" if past_one == {True} else "not reproduced", evidence,
+                      table)]
+    seen = f" The dearest: {found[0]}: {said(cells, found[1])}." if found and found[1] else ""
+    return [unjudged(text, f"No budget of slm-pn is as good as slm-is.{seen}", table)]
+
+
+def networks(cells: Cells, sampled: Arm) -> list[Arm]:
+    """slm-pn at each budget, its experts chosen or blended, from the cheapest on."""
+    return [Arm("slm-pn", {**sampled.changes, BUDGET: budget, **rule})
+            for budget in cells.values_of(BUDGET) for rule in ({}, {"expert": "blend"})
+            if shared(cells, [sampled, Arm("slm-pn", {**sampled.changes, BUDGET: budget,
+                                                      **rule})])]
 
 
 JUDGES: list[Callable[[Cells], list[Claim]]] = [

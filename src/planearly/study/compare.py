@@ -21,6 +21,8 @@ from planearly.evaluate import perplexity
 Row = Mapping[str, Any]
 When = Literal["after", "before"]
 
+BUDGET = "pretrain_tokens"
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -41,6 +43,20 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class SameElsewhere:
+    """A contrast at another seed, over the domains that this seed has.
+
+    Attributes:
+        nats: at the other seed.
+        here: at the recipe's own, over the same domains.
+    """
+
+    nats: float
+    here: float
+    domains: list[str]
+
+
+@dataclass(frozen=True)
 class Difference:
     """A contrast of arms in nats per token, averaged over domains, with its 95% interval."""
 
@@ -48,15 +64,13 @@ class Difference:
     low: float
     high: float
     domains: list[str]
-    seeds: list[float] = field(default_factory=list)
-    """The same contrast at the study's other seeds, where they have every arm."""
+    seeds: list[SameElsewhere] = field(default_factory=list)
 
     @property
     def side(self) -> int:
-        """-1 or 1: the interval, and every other seed, lies below or above 0; otherwise 0."""
-        if self.high < 0 and all(nats < 0 for nats in self.seeds):
-            return -1
-        return 1 if self.low > 0 and all(nats > 0 for nats in self.seeds) else 0
+        """-1 or 1: the interval lies below or above 0 and no other seed says otherwise; or 0."""
+        side = -1 if self.high < 0 else 1 if self.low > 0 else 0
+        return 0 if any(side * seed.nats <= 0 < side * seed.here for seed in self.seeds) else side
 
     @property
     def interval(self) -> list[float]:
@@ -89,12 +103,24 @@ class Cells:
         """The recipe's value of a dotted key; None where it has none."""
         return look_up(self.study.get("recipe", {}), key)
 
+    def main(self, method: str, key: str) -> Any:
+        """The value of a key at which a method enters the main comparison: the recipe's own, or
+        the method's own number of pretraining tokens (``study.main``)."""
+        if key == BUDGET:
+            return (look_up(self.study.get("recipe", {}), "study.main") or {}).get(
+                method, self.own(key))
+        return self.own(key)
+
+    def settings(self, arm: Arm) -> dict[str, Any]:
+        """The arm's value of every key that the grid varies."""
+        return {key: arm.changes.get(key, self.main(arm.method, key)) for key in self.base}
+
     def rows(self, arm: Arm) -> dict[str, Row]:
         """The arm's rows by domain; only those with documents to compare."""
         if any(key not in self.base and value != self.own(key)
                for key, value in arm.changes.items()):
             return {}
-        wanted = {key: arm.changes.get(key, own) for key, own in self.base.items()}
+        wanted = self.settings(arm)
         known = f"{arm.method} {arm.when} {wanted}"
         if known not in self._found:
             found: dict[str, Row] = {}
@@ -107,8 +133,7 @@ class Cells:
 
     def same(self, a: Arm, b: Arm) -> bool:
         """Whether two arms are one cell."""
-        return (a.method, a.when) == (b.method, b.when) and all(
-            a.changes.get(key, own) == b.changes.get(key, own) for key, own in self.base.items())
+        return (a.method, a.when) == (b.method, b.when) and self.settings(a) == self.settings(b)
 
     def values(self, arm: Arm, key: str) -> list[Any]:
         """Values of ``key`` at which the arm has rows, ascending, null last."""
@@ -183,9 +208,14 @@ def contrast(cells: Cells, terms: Sequence[tuple[float, Arm]], within: Iterable[
         total += variance
         freedom += variance**2 / units
     low, high = perplexity.interval(nats, total**0.5, total**2 / freedom if total > 0 else 1.0)
-    other = [contrast(cells, [(c, arm.at(seed=seed)) for c, arm in terms], domains, weights)
-             for seed in cells.seeds() if all("seed" not in arm.changes for arm in arms)]
-    return Difference(nats, low, high, domains, [each.nats for each in other if each])
+    found = Difference(nats, low, high, domains)
+    for seed in cells.seeds() if all("seed" not in arm.changes for arm in arms) else ():
+        other = contrast(cells, [(c, arm.at(seed=seed)) for c, arm in terms], domains, weights)
+        if other and other.domains == domains:
+            found.seeds.append(SameElsewhere(other.nats, nats, domains))
+        elif other and (here := contrast(cells, terms, other.domains)):
+            found.seeds.append(SameElsewhere(other.nats, here.nats, other.domains))
+    return found
 
 
 def difference(cells: Cells, a: Arm, b: Arm, within: Iterable[str] | None = None,
@@ -216,23 +246,30 @@ def mean_cost(rows: Sequence[Row], part: str = "cost") -> dict[str, float]:
             for what in ("tokens", "flops", "device_hours")}
 
 
-def most_shared(cells: Cells, arms: Sequence[Arm]) -> tuple[list[str], list[Arm]]:
-    """The domains to average over in one table, and the arms that have them all.
+def blocks(cells: Cells, arms: Sequence[Arm]) -> list[tuple[list[str], list[Arm]]]:
+    """The sets of domains to average over in one table, each with the arms that have them all.
 
-    Averages over different domains cannot be held against each other. Of the sets of domains that
-    some arm has, and their intersection, this is the one with the largest product of domains and
-    squared number of arms: an arm that is nearly all missing does not cost the others their
-    domains, but a whole sweep on few domains is not lost.
+    Averages over different domains cannot be held against each other, and no arm may be lost. So
+    first comes what all arms share; where they share nothing, the set with the largest product of
+    domains and squared number of arms, and again for the arms without it. Where two or more arms
+    have more domains than that, these are averaged over the widest set once more.
     """
-    having = {index: set(cells.rows(arm)) for index, arm in enumerate(arms)}
-    sets = [found for found in having.values() if found]
-    if not sets:
-        return [], []
-    best = max([set.intersection(*sets), *sets], key=lambda wanted: (
-        len(wanted) * sum(wanted <= found for found in sets) ** 2,
-        sum(wanted <= found for found in sets)))
-    kept = [arm for index, arm in enumerate(arms) if having[index] >= best]
-    return [domain for domain in cells.domains if domain in best], kept
+    having = [(arm, frozenset(found)) for arm in arms if (found := cells.rows(arm))]
+    sets = list(dict.fromkeys(found for _, found in having))
+    made: list[frozenset[str]] = []
+    left = sets
+    while left:
+        common = frozenset.intersection(*left)
+        if not common:
+            common = max(left, key=lambda wanted: (
+                len(wanted) * sum(wanted <= found for _, found in having) ** 2, len(wanted)))
+        made.append(common)
+        left = [found for found in left if not common <= found]
+    widest = max(sets, key=len, default=frozenset())
+    if made and widest not in made and sum(widest <= found for _, found in having) > 1:
+        made.append(widest)
+    return [([domain for domain in cells.domains if domain in wanted],
+             [arm for arm, found in having if wanted <= found]) for wanted in made]
 
 
 def crossing(fixed_a: float, each_a: float, fixed_b: float, each_b: float) -> float | None:

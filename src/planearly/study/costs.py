@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from planearly.study import build
+from planearly.study import build, compare
 from planearly.study.build import (
     BUDGET,
     METHOD,
     SET,
     alone,
     by_budget,
-    by_size,
     macro_table,
     methods,
     smallest,
@@ -22,6 +20,7 @@ from planearly.study.table import Axis, Column, Figure, Table
 
 DOMAINS = (1, 7, 50)
 """Numbers of domains of the paper's Figure 6."""
+TOTAL_COST = "figure-06-total-cost"
 OWN = [Column("own_tokens", "tokens per domain", "tokens"),
        Column("own_flops", "FLOPs per domain", "flops"),
        Column("own_hours", "device-hours per domain", "hours")]
@@ -69,7 +68,8 @@ def throughput(cells: Cells) -> list[Table]:
         "table-02-throughput", "Device-hours per 1B tokens", "Table 2",
         f"Measured on {devices(cells)}; reading, validation and saving are in them. The "
         "specialization of slm-pn and slm-mix holds the choice of the expert, forward passes only. "
-        "slm-d is left out: its tokens are of two models.",
+        "slm-d is left out: its tokens are of two models. Short trainings pay for starting, "
+        "validating and saving: with few tokens, hours per billion are far above a long run's.",
         [METHOD, Column("generic_cost_hours", "generic pretraining, per 1B tokens", "hours"),
          Column("generic_cost_flops", "its FLOPs per token", "flops"),
          Column("specialization_cost_hours", "specialization, per 1B tokens", "hours"),
@@ -107,9 +107,6 @@ def devices(cells: Cells) -> str:
 def total_cost(cells: Cells) -> list[Table]:
     """Figure 6: C(N) = generic + N x specialization against perplexity (paper, section 4.2)."""
     lines = smallest(cells, by_budget(cells))
-    swept = {line.arm.method for line in lines}
-    lines += [line for line in smallest(cells, by_size(cells, methods(cells)))
-              if line.arm.method not in swept]
     made = macro_table(cells, alone(lines), [METHOD, BUDGET, SET], name="", title="", paper="",
                        note="")
     found = []
@@ -119,7 +116,7 @@ def total_cost(cells: Cells) -> list[Table]:
                                for what in ("tokens", "flops", "hours")}} for row in table.rows]
             plural = "domain" if n == 1 else "domains"
             found.append(Table(
-                f"figure-06-total-cost-{n:02d}", f"Total cost for {n} {plural}", "Figure 6",
+                f"{TOTAL_COST}-{n:02d}", f"Total cost for {n} {plural}", "Figure 6",
                 f"C(N) at N = {n}: the generic cost once and N times the mean specialization cost "
                 f"of a domain, at the smallest specialization set. {table.note.strip()}",
                 [METHOD, BUDGET, SET, *build.AFTER, Column("total_tokens", "tokens", "tokens"),
@@ -131,33 +128,37 @@ def total_cost(cells: Cells) -> list[Table]:
 
 
 def crossings(cells: Cells) -> list[Table]:
-    """The number of domains at which slm-is and slm-pn cost the same, by budget."""
+    """The number of domains at which slm-is and slm-pn cost the same, by budget of slm-pn."""
     rows = []
     for size in cells.values_of("spec_tokens"):
-        for budget in cells.values_of("pretrain_tokens"):
-            changes = {"spec_tokens": size, "pretrain_tokens": budget}
-            if row := crossing_of(cells, changes):
-                rows.append({**row, "budget": budget})
+        sampled = Arm("slm-is", {"spec_tokens": size})
+        for budget in cells.values(Arm("slm-pn", sampled.changes), compare.BUDGET):
+            for rule in ({}, {"expert": "blend"}):
+                network = Arm("slm-pn", {**sampled.changes, compare.BUDGET: budget, **rule})
+                if row := crossing_of(cells, sampled, network):
+                    rows.append({**row, "budget": budget,
+                                 "expert": cells.settings(network).get("expert")})
     return [Table(
         "figure-06-crossing", "From how many domains on slm-pn costs less than slm-is", "Figure 6",
-        "C(N) of both at the same pretraining tokens (those of slm-is per domain) and set size, "
-        "over the domains that both have; none where the curves do not cross. The difference in "
-        "perplexity is slm-is against slm-pn: below 0, slm-is is better.",
-        [BUDGET, SET, Column("domains", "domains averaged over"),
+        "C(N) of slm-is at its own pretraining tokens, paid for every domain, and of slm-pn at "
+        "each of its budgets, over the domains that both have; none where the curves do not "
+        "cross. Where the difference in perplexity (slm-pn less slm-is) is above 0, slm-pn is "
+        "worse, and the crossing is arithmetic alone.",
+        [BUDGET, Column("expert", "expert", "text"), SET,
+         Column("domains", "domains averaged over"),
          Column("flops", "domains at equal FLOPs"), Column("hours", "domains at equal hours"),
          Column("tokens", "domains at equal tokens"),
-         Column("difference", "slm-is less slm-pn, nats per token", "nats"),
+         Column("difference", "slm-pn less slm-is, nats per token", "nats"),
          Column("difference_ci", "95% interval", "interval")], rows)] if rows else []
 
 
-def crossing_of(cells: Cells, changes: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Where C(N) of slm-is and slm-pn meet at these settings; None without both methods."""
-    pair = [Arm("slm-is", changes), Arm("slm-pn", changes)]
-    found = difference(cells, pair[0], pair[1])
+def crossing_of(cells: Cells, sampled: Arm, network: Arm) -> dict[str, Any] | None:
+    """Where C(N) of slm-is and slm-pn meet; None where they have no domain in common."""
+    found = difference(cells, network, sampled)
     if not found:
         return None
     sides = [build.facts_of(cells, arm, [cells.rows(arm)[d] for d in found.domains])
-             for arm in pair]
+             for arm in (sampled, network)]
     return {"set": sides[0]["set"], "domains": len(found.domains), "difference": found.nats,
             "difference_ci": found.interval,
             **{what: crossing(*(side[f"{part}_{what}"] for side in sides

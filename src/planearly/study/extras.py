@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from planearly.study import build
 from planearly.study.build import METHOD, Line, macro_table, sweep
-from planearly.study.compare import Arm, Cells, difference, macro, mean_cost
+from planearly.study.compare import BUDGET, Arm, Cells, difference, macro, mean_cost
 from planearly.study.table import Axis, Column, Figure, Table
 
 SELECTORS = ("slm", "slm-dsir", "slm-knn", "slm-top", "slm-is")
@@ -53,7 +53,7 @@ def single_rule(cells: Cells, method: str) -> str | None:
 def blends(cells: Cells) -> list[Table]:
     """The blend against the chosen single expert, and both against slm, by domain entropy."""
     rows = []
-    for method in ("slm-pn", "slm-mix"):
+    for method in build.EXPERTS:
         if not (rule := single_rule(cells, method)):
             continue
         blend, single = Arm(method, {"expert": "blend"}), Arm(method, {"expert": rule})
@@ -86,7 +86,7 @@ def blends(cells: Cells) -> list[Table]:
          Column("single_slm_ci", "95% interval", "interval"),
          Column("blend_slm", "blend less slm", "nats"),
          Column("blend_slm_ci", "95% interval", "interval"), *build.COST],
-        rows, Figure("lines", Axis("entropy", "entropy of the domain, nats"),
+        rows, Figure("points", Axis("entropy", "entropy of the domain, nats"),
                      Axis("difference", "blend less single expert, nats per token"), "method",
                      "difference_ci"))] if rows else []
 
@@ -115,8 +115,33 @@ def compared(name: str, title: str, key: str, label: str, note: str, share: bool
     return make
 
 
+AXES = ("spec_tokens", BUDGET, "seed")
+"""What a variant has in common with what it is compared with."""
+
+
+def variants(cells: Cells) -> list[Table]:
+    """Every setting that was varied, against the method as the recipe has it."""
+    lines: dict[str, Line] = {}
+    for row in cells.all_rows:
+        settings = row["settings"]
+        kept = {key: settings[key] for key in AXES if key in settings}
+        changes = {key: value for key, value in settings.items()
+                   if key not in AXES and value != cells.own(key)}
+        if changes:
+            words = ", ".join(f"{key} {build.shown(value, key)}" for key, value in changes.items())
+            lines.setdefault(f"{row['method']} {kept} {words}", Line(
+                {"method": row["method"], "setting": words}, Arm(row["method"], settings),
+                Arm(row["method"], kept), {"seed": settings.get("seed", cells.own("seed"))}))
+    return macro_table(
+        cells, lines.values(), [METHOD, Column("setting", "settings", "text"), build.BUDGET,
+                                build.SET, Column("seed", "seed")],
+        name="extra-variants", title="Every variant against the method as the recipe has it",
+        paper="", least=1, note="The baseline is the same method with none of these settings "
+        "changed, at the same pretraining tokens, set size and seed.")
+
+
 def seeds(cells: Cells) -> list[Table]:
-    """Spread of macro perplexity over seeds, method by method."""
+    """How far a method, and its difference from slm, move with the seed."""
     rows = []
     for method in cells.methods:
         values = cells.values(Arm(method), "seed")
@@ -128,24 +153,28 @@ def seeds(cells: Cells) -> list[Table]:
         known = [each for each in found if each]
         if len(known) < 2:
             continue
-        nats = [each["nll_per_token"] for each in known]
+        against = [difference(cells, Arm(method, {"seed": seed}), Arm("slm", {"seed": seed}),
+                              domains) for seed in values] if method != "slm" else []
+        nats = [each.nats for each in against if each]
         cost = mean_cost([rows_of[d] for rows_of in per_seed for d in domains])
-        middle = sum(nats) / len(nats)
         rows.append({
-            "method": method, "seeds": len(nats), "domains": build.over(cells, domains),
+            "method": method, "seeds": ", ".join(str(seed) for seed in values),
+            "domains": build.over(cells, domains),
             "lowest": min(each["perplexity"] for each in known),
             "highest": max(each["perplexity"] for each in known),
-            "deviation": (sum((x - middle) ** 2 for x in nats) / (len(nats) - 1)) ** 0.5,
+            "low": min(nats, default=None), "high": max(nats, default=None),
             "tokens": cost["tokens"], "flops": cost["flops"], "hours": cost["device_hours"]})
     return [Table(
         "extra-seeds", "Spread over seeds", "",
-        "Macro perplexity after fine-tuning of the same settings at several seeds (of the split, "
-        "the sampler and the weights): differences smaller than this spread are no differences "
-        "between methods. Each method is averaged over the domains that it has at every seed.",
-        [METHOD, Column("seeds", "seeds"), Column("domains", "averaged over", "text"),
+        "The same settings at several seeds, which draw the test documents, the specialization "
+        "set, the sampler's order and the weights: perplexities of two seeds are of different "
+        "text. The difference from slm is of the same seed and the same documents; how far it "
+        "moves is what a seed does to a comparison.",
+        [METHOD, Column("seeds", "seeds", "text"), Column("domains", "averaged over", "text"),
          Column("lowest", "lowest perplexity", "perplexity"),
          Column("highest", "highest perplexity", "perplexity"),
-         Column("deviation", "standard deviation, nats per token", "nats"), *build.COST],
+         Column("low", "lowest difference from slm, nats per token", "nats"),
+         Column("high", "highest difference", "nats"), *build.COST],
         rows)] if rows else []
 
 
@@ -158,6 +187,8 @@ MAKERS: list[Callable[[Cells], list[Table]]] = [
              "share of fine-tuning tokens",
              "Replay should keep what the model knew of generic text.", share=True, generic=True),
     compared("extra-optimizer", "Optimisers", "pretrain.optimizer.preset", "optimiser",
-             "'paper' is the paper's Adam at 1e-4, 'modern' is Muon and AdamW with a decay."),
-    seeds,
+             "'modern' is Muon and AdamW with a decay. 'paper' is the paper's Adam at 1e-4 without "
+             "one, made for runs of a million steps: one of few steps hardly gets anywhere with "
+             "it, so its row says how little such a rate does here, not that the paper erred."),
+    variants, seeds,
 ]

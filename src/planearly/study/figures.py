@@ -32,12 +32,12 @@ def draw(table: Table) -> drawing.Canvas | None:
     rows = [row for row in table.rows if _drawable(figure, row)]
     if not rows:
         return None
-    return (_lines if figure.kind == "lines" else _bars)(figure, rows, table.title)
+    return (_bars if figure.kind == "bars" else _lines)(figure, rows, table.title)
 
 
 def _drawable(figure: Figure, row: Row) -> bool:
-    axes = [figure.y] + [figure.x] * (figure.kind == "lines")
-    return row.get(figure.x.key) is not None and all(
+    axes = [figure.y] + [figure.x] * (figure.kind != "bars")
+    return row.get("drawn", True) and row.get(figure.x.key) is not None and all(
         isinstance(value := row.get(axis.key), int | float) and math.isfinite(value)
         and (value > 0 or not axis.log) for axis in axes)
 
@@ -51,7 +51,8 @@ def _lines(figure: Figure, rows: Sequence[Row], title: str) -> drawing.Canvas:
             mine = sorted((row for row in rows if str(row.get(figure.series)) == name),
                           key=lambda row: row[figure.x.key])
             x, y = zip(*((row[figure.x.key], row[figure.y.key]) for row in mine), strict=True)
-            parts = drawn.axes.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=1.4,
+            parts = drawn.axes.plot(x, y, color=colour, marker=marker, markersize=5,
+                                    linewidth=1.4 if figure.kind == "lines" else 0,
                                     label=drawing.short_name(label(name), 28))
             for row in mine:
                 if bounds := _interval(figure, row):
@@ -92,7 +93,8 @@ def _bars(figure: Figure, rows: Sequence[Row], title: str) -> drawing.Canvas:
             if figure.y.log:
                 axes.plot(values, y, marker, color=colour, markersize=5, label=shown)
             else:
-                axes.barh(y, values, thick * 0.88, color=colour, alpha=0.75, label=shown)
+                axes.barh(y, values, thick * 0.88, color=colour, alpha=0.75, label=shown,
+                          hatch=drawing.hatch_of(name, _known(names)))
             for row, place in zip(mine, y, strict=True):
                 if bounds := _interval(figure, row):
                     axes.plot(bounds, [place, place], color=colour if figure.y.log else drawing.INK,
@@ -111,11 +113,14 @@ def _series(figure: Figure, rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(str(row.get(figure.series)) for row in rows))
 
 
+def _known(names: Sequence[str]) -> list[str]:
+    """The series among which these are numbered: methods look the same in every figure."""
+    methods = all(name.lower().partition(",")[0] in METHODS for name in names)
+    return list(dict.fromkeys([*(METHODS if methods else ()), *names]))
+
+
 def _style(name: str, names: Sequence[str]) -> tuple[str, str]:
-    """Methods look the same in every figure; other series are numbered within theirs."""
-    if all(other.lower() in METHODS for other in names):
-        return drawing.style_of(name.lower(), list(METHODS))
-    return drawing.style_of(name, names)
+    return drawing.style_of(name, _known(names))
 
 
 def _interval(figure: Figure, row: Row) -> list[float] | None:

@@ -21,7 +21,9 @@ from planearly.report import form
 from planearly.report.form import number, percent, si
 from planearly.report.page import METHODS, label, macro
 from planearly.study import figures
-from planearly.study.claims import Claim, Verdict
+from planearly.study.claims import VERDICT, Claim, Verdict
+from planearly.study.compare import BUDGET
+from planearly.study.costs import TOTAL_COST
 from planearly.study.table import Table
 
 VERDICTS: tuple[Verdict, ...] = ("reproduced", "not reproduced", "cannot be judged")
@@ -53,12 +55,13 @@ def write(study: Mapping[str, Any], tables: Sequence[Table], claims: Sequence[Cl
     rows = study.get("rows", ())
     page = environment.get_template("page.html.j2").render(
         study=study, claims=claims, names={table.name for table in tables},
-        summary=summary(study, claims), facts=facts(study), varied=_varied(study),
+        summary=summary(study, tables, claims), facts=facts(study), varied=_varied(study),
+        rule=VERDICT,
         methods=[METHODS[m] for m in dict.fromkeys(row["method"] for row in rows)
                  if m in METHODS],
         tables=[{"table": table, "figure": drawn.get(table.name), "tall": len(table.rows) > _TALL,
                  "rows": [cells(table, row) for row in table.rows]} for table in tables],
-        absent=[{**cell, "changes": _changes(cell.get("settings", {}), recipe), "state": state}
+        absent=[{**cell, "changes": changes(cell.get("settings", {}), recipe), "state": state}
                 for state in ("skipped", "pending") for cell in study.get(state, ())],
         recipe=yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True)
         if recipe else None,
@@ -69,16 +72,16 @@ def write(study: Mapping[str, Any], tables: Sequence[Table], claims: Sequence[Cl
     return out
 
 
-def summary(study: Mapping[str, Any], claims: Sequence[Claim]) -> list[str]:
+def summary(study: Mapping[str, Any], tables: Sequence[Table], claims: Sequence[Claim],
+            ) -> list[str]:
     """What came out, in sentences for somebody who reads nothing else."""
     rows, pending = study.get("rows", ()), len(study.get("pending", ()))
     sentences = []
     if claims:
-        counted = Counter(claim.verdict for claim in claims)
-        sentences.append(
-            f"Of {len(claims)} claims of the paper, {counted[VERDICTS[0]]} came out as it says, "
-            f"{counted[VERDICTS[1]]} did not, and {counted[VERDICTS[2]]} cannot be judged at this "
-            "size.")
+        sentences.append(_counted([claim for claim in claims if not claim.ours],
+                                  "the paper's claims, each at every budget that it hangs on"))
+    if own := [claim for claim in claims if claim.ours]:
+        sentences.append(_counted(own, "claims of our own"))
     averages = macro(_own(rows, study.get("recipe") or {}))
     if len(averages) > 1:
         domains = len({row["domain"] for row in rows})
@@ -86,10 +89,42 @@ def summary(study: Mapping[str, Any], claims: Sequence[Claim]) -> list[str]:
             f"Perplexity after fine-tuning, macro-averaged over {domains} domains, at the study's "
             f"main settings (lower is better): {_ranked(averages)}. What differs by more than "
             "chance is in the claims below.")
+    sentences += worth(tables)
     if pending:
         sentences.append(
             f"The study is not finished: {pending} of its "
             f"{len(rows) + len(study.get('skipped', ())) + pending} cells are not made yet.")
+    return sentences
+
+
+def _counted(claims: Sequence[Claim], of: str) -> str:
+    counted = Counter(claim.verdict for claim in claims)
+    missing = sum(claim.missing for claim in claims if claim.verdict == VERDICTS[2])
+    return (f"Of {of} ({len(claims)} verdicts), {counted[VERDICTS[0]]} came out as it says, "
+            f"{counted[VERDICTS[1]]} did not, and {counted[VERDICTS[2]]} cannot be judged"
+            + (f" ({missing} for want of cells)" if missing else "") + ".").replace(
+                "it says", "they say")
+
+
+def worth(tables: Sequence[Table]) -> list[str]:
+    """For each number of domains of Figure 6, the best small models that no cheaper one equals."""
+    sentences = []
+    for table in tables:
+        if not table.name.startswith(TOTAL_COST):
+            continue
+        best, over = math.inf, ""
+        front = []
+        rows = [row for row in table.rows if row.get("drawn", True) and row.get("after")
+                and not row["method"].startswith("llm")]
+        for row in sorted(rows, key=lambda row: (row["total_flops"], row["after"])):
+            if row["after"] < best:
+                best, over = row["after"], row["over"]
+                front.append(f"{label(row['method'])} ({si(row['budget'])}) "
+                             f"{form.flops(row['total_flops'])}, perplexity {number(best)}")
+        if front:
+            sentences.append(f"{table.title}, the best small models that no cheaper one equals, "
+                             f"with their pretraining tokens, over {over}: "
+                             f"{'; '.join(front[-3:])}.")
     return sentences
 
 
@@ -106,19 +141,19 @@ def facts(study: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = study.get("rows", ())
     if not rows:
         return []
-    in_all = cost(study)
+    in_all, recipe = cost(study), study.get("recipe") or {}
     devices = {str(row["cost"]["device"]) for row in rows if row["cost"].get("device")}
     found = [
         ("Domains", str(len({row["domain"] for row in rows}))),
         ("Methods", str(len({row["method"] for row in rows}))),
         ("Cells finished", str(len(rows))),
-        ("Seeds", ", ".join(str(s) for s in sorted({row["seed"] for row in rows if "seed" in row}))
-         or "–"),
+        ("Seeds", _numbered([row["seed"] for row in rows if "seed" in row])),
+        ("Generic corpus", ", ".join(map(str, recipe.get("generic") or ())) or "–"),
         ("Specialization tokens", _range(rows, "spec_tokens")),
         ("Pretraining tokens", _range(rows, "pretrain_tokens")),
         ("Parameters deployed", _range(rows, "inference_params")),
         ("Test tokens a domain", _range(rows, "test_tokens")),
-        ("Training, in all", f"{si(in_all.get('tokens'))} tokens"),
+        ("Tokens, in all", f"{si(in_all.get('tokens'))}, choices of experts included"),
         ("FLOPs, in all", form.flops(in_all.get("flops"))),
         ("Device time, in all", form.hours(in_all.get("device_hours"))),
         ("Device", ", ".join(sorted(devices))),
@@ -147,6 +182,12 @@ def cost(study: Mapping[str, Any]) -> dict[str, float | None]:
     return sums
 
 
+def _numbered(values: Sequence[int]) -> str:
+    """How many different ones there are, and which."""
+    found = sorted(set(values))
+    return f"{len(found)} ({', '.join(map(str, found))})" if found else "–"
+
+
 def _range(rows: Sequence[Mapping[str, Any]], key: str) -> str:
     values = sorted({row[key] for row in rows if row.get(key)})
     if not values:
@@ -169,12 +210,14 @@ def _varied(study: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _own(rows: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Rows at the recipe's own settings."""
-    return [row for row in rows if row.get("ppl_after")
-            and not _changes(row.get("settings", {}), recipe)]
+    """Rows at the settings of the main comparison."""
+    main = look_up(recipe, "study.main") or {}
+    return [row for row in rows if row.get("ppl_after") and not changes(
+        row.get("settings", {}), {**recipe, BUDGET: main.get(row["method"], recipe.get(BUDGET))})]
 
 
-def _changes(settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+def changes(settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    """The settings that are not the recipe's own, in words."""
     return ", ".join(f"{key} = {_said(value)}" for key, value in settings.items()
                      if value != look_up(recipe, key))
 

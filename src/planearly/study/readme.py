@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from planearly.files import atomic_write
-from planearly.study.claims import Claim
-from planearly.study.page import facts, summary
+from planearly.study.claims import VERDICT, Claim
+from planearly.study.page import changes, facts, summary
 from planearly.study.table import Table
 
 
@@ -16,17 +16,18 @@ def write(study: Mapping[str, Any], tables: Sequence[Table], claims: Sequence[Cl
           folder: Path) -> Path:
     """Write ``README.md`` in ``folder``, beside the page, the tables and the figures."""
     lines = [f"# {_plain(study['name'])}", "",
-             *(f"{_plain(sentence)}\n" for sentence in summary(study, claims)),
+             *(f"{_plain(sentence)}\n" for sentence in summary(study, tables, claims)),
              "[The page](index.html) has all figures and tables, sortable; it is one file. "
              "`study.json` has every cell, with the likelihood of every test document.", "",
              "| | |", "|---|---|",
              *(f"| {_plain(name)} | {_plain(value)} |" for name, value in facts(study)), "",
              "Made by `planearly study RECIPE`, with the recipe in `study.json`.", "",
-             "## The paper's claims", "",
-             "A verdict needs a 95% interval that leaves out zero; differences are in nats per "
-             "token, paired by document, below 0 the first is better.", "",
+             "## The claims", "",
+             f"{VERDICT} Differences are in nats per token, paired by document; below 0 the first "
+             "is better.", "",
              "| claim | verdict | numbers |", "|---|---|---|",
-             *(f"| {_plain(c.text)} | **{c.verdict}** | {_plain(c.evidence)} |" for c in claims),
+             *(f"| {_plain(c.text)}{' (ours)' if c.ours else ''} | **{c.verdict}** "
+               f"| {_plain(c.evidence)} |" for c in claims),
              "", "## Figures and tables", ""]
     for table in tables:
         source = f" ({table.paper} of the paper)" if table.paper else ""
@@ -39,7 +40,7 @@ def write(study: Mapping[str, Any], tables: Sequence[Table], claims: Sequence[Cl
         lines += ["## Cells that are not in it", "", "| method | domain | settings | why |",
                   "|---|---|---|---|"]
         for cell, state in absent:
-            settings = ", ".join(f"{key}={value}" for key, value in cell["settings"].items())
+            settings = changes(cell["settings"], study["recipe"]) or "main"
             why = cell.get("reason", "not made yet") if state == "skipped" else "not made yet"
             lines.append(f"| {cell['method']} | {_plain(cell['domain'])} | {_plain(settings)} "
                          f"| {_plain(why)} |")

@@ -41,14 +41,15 @@ class Figure:
     """How a table's rows are drawn.
 
     Attributes:
-        kind: ``lines`` (x is a number) or ``bars`` (x is a text: groups of bars side by side).
-        x, y: the axes; a row in which either is None is not drawn.
+        kind: ``lines`` (x is a number), ``points`` (the same, unconnected) or ``bars`` (x is a
+            text: groups of bars side by side).
+        x, y: the axes; a row in which either is None, or whose ``drawn`` is false, is not drawn.
         series: key of the text by which rows are one line, or one colour of bars; its order is the
             order of first appearance.
         interval: key of [low, high] around y, or None.
     """
 
-    kind: Literal["lines", "bars"]
+    kind: Literal["lines", "points", "bars"]
     x: Axis
     y: Axis
     series: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from planearly.study import build, costs, extras
+from planearly.study import build, compare, costs, extras
 from planearly.study.build import (
     BUDGET,
     COST,
@@ -59,10 +59,16 @@ def larger_sets(cells: Cells) -> list[Table]:
                       build.AFTER_AXIS, "method", "after_ci"))
 
 
+def several_budgets(cells: Cells) -> list[Line]:
+    """Lines of :func:`build.by_budget`, if a method was run at more than one budget."""
+    lines = by_budget(cells)
+    return lines if len({line.arm.changes[compare.BUDGET] for line in lines}) > 1 else []
+
+
 def budgets(cells: Cells) -> list[Table]:
     """Table 8: by pretraining budget."""
     return macro_table(
-        cells, by_budget(cells), [METHOD, BUDGET, SET], before=True, extra=[GENERIC],
+        cells, several_budgets(cells), [METHOD, BUDGET, SET], before=True, extra=[GENERIC],
         name="table-08-budgets", title="By pretraining budget", paper="Table 8",
         note="The paper compares at equal device-hours; here the budget is in tokens, with FLOPs "
         "and device-hours beside it. The baseline is slm at the same budget and set size.")
@@ -70,8 +76,8 @@ def budgets(cells: Cells) -> list[Table]:
 
 def generic_perplexity(cells: Cells) -> list[Table]:
     """Figure 3: perplexity on held-out generic text by budget."""
-    lines = [line for line in smallest(cells, by_budget(cells))
-             if line.arm.method in ("slm", "slm-mix", "slm-pn", "llm")]
+    lines = [line for line in smallest(cells, several_budgets(cells))
+             if line.labels["method"] in ("slm", "slm-mix", "slm-pn", "llm")]
     made = macro_table(
         cells, alone(lines), [METHOD, BUDGET], name="figure-03-generic", extra=[GENERIC],
         title="Generic perplexity by pretraining cost", paper="Figure 3",
@@ -89,10 +95,10 @@ def generic_perplexity(cells: Cells) -> list[Table]:
 def domain_perplexity(cells: Cells) -> list[Table]:
     """Figure 4: domain perplexity by budget, before and after fine-tuning."""
     made = macro_table(
-        cells, alone(smallest(cells, by_budget(cells))), [METHOD, BUDGET, SET],
+        cells, alone(smallest(cells, several_budgets(cells))), [METHOD, BUDGET, SET],
         name="figure-04-budget", title="Domain perplexity by cost, before and after fine-tuning",
         paper="Figure 4", note="At the smallest specialization set. The cost is of the generic "
-        "pretraining and one domain, fine-tuning included.")
+        "pretraining and one domain, fine-tuning included, before it too.")
     series = []
     for table in made:
         rows = [{**row, "series": f"{row['method']}, {when} fine-tuning", "ppl": row[when],
@@ -140,6 +146,24 @@ def cluster_tables(cells: Cells) -> list[Table]:
                 "A wide domain spreads over many clusters: small share, large entropy.",
                 columns, rows))
     return made
+
+
+def test_sets(cells: Cells) -> list[Table]:
+    """What the test text of every domain is made of: intervals rest on its documents."""
+    rows = []
+    for domain in cells.domains:
+        row = next((row for row in cells.all_rows if row["domain"] == domain), None)
+        if row:
+            sizes = row["tokens"]
+            rows.append({"domain": domain, "documents": len(sizes), "tokens": sum(sizes),
+                         "largest": max(sizes) / sum(sizes)})
+    return [Table(
+        "extra-test-sets", "Test text of every domain", "",
+        "Intervals treat documents as the independent units: with few of them, or one that holds "
+        "much of the text, they are wide. At the recipe's own seed.",
+        [Column("domain", "domain", "text"), Column("documents", "documents"),
+         Column("tokens", "tokens", "tokens"),
+         Column("largest", "share of the longest document", "percent")], rows)] if rows else []
 
 
 def swept(name: str, title: str, paper: str, method: str, key: str, label: str, note: str,
@@ -231,5 +255,5 @@ MAKERS: list[Callable[[Cells], list[Table]]] = [
           "importance.k", "clusters", "'chosen' is the number that predicts the domain best."),
     swept("figure-11-mix-k", "Experts of the hard mixture", "Figure 11", "slm-mix",
           "mixture.experts", "experts", "One independent small model per cluster."),
-    by_domain, lora,
+    by_domain, lora, test_sets,
 ]
