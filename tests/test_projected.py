@@ -107,14 +107,8 @@ def test_both_grouped_products_are_those_of_each_row() -> None:
         return [result.detach(), *torch.autograd.grad(result, leaves, y)]
 
     asked = run(lambda x, w: torch.einsum("rti,roi->rto", x, w[groups]))
-    layer = grouped.GroupedLinear()
-    layer.groups = groups
-
-    def as_layer(x: Tensor, w: Tensor) -> Tensor:
-        layer.weight = w
-        return layer(x)
-
-    for found in (run(as_layer), run(lambda x, w: grouped.grouped_linear(x, w, groups))):
+    for product in (grouped.by_row, grouped.by_group):
+        found = run(lambda x, w, product=product: product(x, w, groups))
         for ours, exact in zip(found, asked, strict=True):
             torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-14)
 
@@ -366,6 +360,24 @@ def test_compiled_body_is_not_compiled_again_for_every_cluster() -> None:
         model.end()
         assert counter.frame_count == 1 + (sizes[1] == 3)
     assert model.experts.grad is not None and torch.all(model.experts.grad.abs().sum(1) > 0)
+
+
+@pytest.mark.parametrize("product", ["by_row", "by_group"])  # of CPUs, of GPUs
+def test_compiled_body_is_not_compiled_again_for_every_number_of_clusters(
+        product: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouped, "by_row", getattr(grouped, product))
+    torch._dynamo.reset()
+    model = Projected(GATED, config.Projected(experts=6, rank=3, embedding=4))
+    counter = CompileCounterWithBackend("aot_eager")
+    loss_of = torch.compile(lambda i, t: model.body.loss(i, t), backend=counter)
+    part = Made(6).batch(0, 6)
+    for clusters in (3, 4, 5, 2, 6):  # one graph, and one for every other number
+        groups = np.minimum(np.arange(6), clusters - 1)
+        model.begin(groups)
+        model.select(groups)
+        loss_of(part.inputs, part.targets).backward()
+        model.end()
+        assert counter.frame_count == 1 + (clusters != 3)
 
 
 @pytest.mark.parametrize(("changes", "words"), [

@@ -207,6 +207,8 @@ def test_what_cannot_start_is_one_sentence_before_anything_runs(made, llama, tmp
     refused("reads 64 tokens, fewer than 'context', 128", context=128)
     refused("'bundle' is one", bundle="x")
     refused("at least 2", methods=["slm-pn"], projected={**PROJECTED, "rank": 1})
+    refused("'projected.deviation' above 0", methods=["slm-pn"],
+            projected={**PROJECTED, "deviation": 0.0})
     refused("0, but slm-is has to pretrain; only slm", pretrain_tokens=0, methods=["slm-is"])
     refused("llm then needs 'large_start'", pretrain_tokens=0, methods=["llm"])
     with pytest.raises(UserError, match=r"pretrain_tokens' is 0.*positive, or 0 to fine-tune"):

@@ -6,8 +6,8 @@ however the rows divide among groups.
 
 Two ways to the same products. On a CPU, one batched product in which every row meets a copy of its
 group's matrix: a row's tokens pay for the copy, and many small products called one by one do not
-keep two cores busy. On a GPU copies would fill the memory that products read from, so there it is
-one product per group.
+keep two cores busy. On a GPU reading and writing copies would cost more than they spare, so there
+it is one product per group.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _ByRow(torch.autograd.Function):
         x, weight, groups = ctx.saved_tensors
         by_x = torch.bmm(gradient, weight.to(x.dtype).index_select(0, groups))
         # summed over a group's rows by a product: index_add is compiled to atomic additions
-        member = torch.arange(len(weight))[:, None] == groups
+        member = torch.arange(weight.shape[0])[:, None] == groups
         by_row = torch.bmm(gradient.mT, x).to(weight.dtype).flatten(1)
         return by_x, (member.to(weight.dtype) @ by_row).view_as(weight), None
 
@@ -84,11 +84,23 @@ def _keep(ctx: Any, inputs: Any, output: Any) -> None:
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
     x, weight, groups = ctx.saved_tensors
     gradient = gradient.contiguous()
+    # weight.shape[0]: len() would fix the number of groups in a compiled graph
     return (grouped_linear(gradient, weight.mT, groups),
-            grouped_outer(gradient, x, groups, len(weight)), None)
+            grouped_outer(gradient, x, groups, weight.shape[0]), None)
 
 
 grouped_linear.register_autograd(_backward, setup_context=_keep)
+
+
+def by_row(x: Tensor, weight: Tensor, groups: Tensor) -> Tensor:
+    """:class:`_ByRow` as a function."""
+    product: Tensor = _ByRow.apply(x, weight, groups)
+    return product
+
+
+def by_group(x: Tensor, weight: Tensor, groups: Tensor) -> Tensor:
+    """The same by :func:`grouped_linear`, of any layout and precision."""
+    return grouped_linear(x.contiguous(), weight.to(x.dtype), groups)
 
 
 class GroupedLinear(nn.Module):
@@ -106,7 +118,4 @@ class GroupedLinear(nn.Module):
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))
-        if kind == "cpu":
-            product: Tensor = _ByRow.apply(x, weight, groups)
-            return product
-        return grouped_linear(x.contiguous(), weight.to(x.dtype), groups)
+        return (by_row if kind == "cpu" else by_group)(x, weight, groups)

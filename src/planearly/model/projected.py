@@ -342,10 +342,13 @@ class Projected(nn.Module):
 
 
 def check_dense_start(settings: config.Projected) -> None:
-    """Refuse a network that has no room beside the dense model that it starts from."""
+    """Refuse a network whose experts could never leave the dense model that they start from."""
     if settings.rank < 2 or settings.embedding < 2:
         raise UserError("a projected network that starts from a dense model needs "
                         "'projected.rank' and 'projected.embedding' of at least 2")
+    if settings.deviation == 0:
+        raise UserError("a projected network that starts from a dense model needs "
+                        "'projected.deviation' above 0: its experts would stay alike for ever")
 
 
 def _key(name: str) -> str:
