@@ -152,7 +152,7 @@ def compiled(function: Callable[..., Tensor], wish: str, tokens: float) -> Calla
     if not can_compile():
         say("torch.compile finds no C++ compiler here: training runs uncompiled, more slowly")
         return function
-    # one graph for the usual number of rows, one for all others (clusters differ in theirs)
+    # a graph for the first shape; in the next, sizes that differed (rows, clusters) are symbolic
     return torch.compile(function)
 
 
@@ -280,7 +280,7 @@ def train(
             log = outcome.steps % settings.log_steps == 0 or last
             due = not last and _time_to_save(last_save, settings.checkpoint_seconds)
             branches_off = outcome.steps in branches
-            if log or due or branches_off:  # the only steps at which the host waits for the device
+            if log or due or branches_off:  # else nothing is read back: the host runs ahead
                 since.loss += pending.item()
                 pending.zero_()
             if log:
@@ -338,15 +338,20 @@ def accumulate(
     for rows in model.microbatches(batch.groups, per_pass):
         part = batch.take(rows)
         model.select(part.groups)
-        inputs = part.inputs.to(device, non_blocking=True)
-        targets = part.targets.to(device, non_blocking=True)
         with autocast(settings.precision, device):
-            value = loss_of(inputs, targets)
+            value = loss_of(_send(part.inputs, device), _send(part.targets, device))
         value.backward()
         loss += value.detach()
     model.end()
     (counted,) = parallel.sum_scalars(float((batch.targets != IGNORE).sum()))
     return loss, counted
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device; the host waits for no work queued there."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def apply(
