@@ -33,3 +33,14 @@ def test_processes_with_gpus_wait_for_hours_and_on_the_host(monkeypatch):
     backends = dict(part.split(":") for part in joined["backend"].split(","))
     assert backends == {"cpu": "gloo", "cuda": "nccl"}
     assert joined["timeout"] > timedelta(days=1)
+
+
+@pytest.mark.parametrize("first", [0, 1, 5])
+def test_things_are_dealt_once_each_and_evenly(monkeypatch, first):
+    monkeypatch.setattr(parallel, "world", lambda: 3)
+    hands = []
+    for rank in range(3):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        hands.append(range(10)[parallel.deal(10, first)])
+    assert sorted(i for hand in hands for i in hand) == list(range(10))
+    assert len(hands[first % 3]) == 4 and hands[first % 3][0] == 0

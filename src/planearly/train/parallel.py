@@ -11,6 +11,7 @@ without waiting for their devices.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from datetime import timedelta
@@ -63,6 +64,24 @@ def share(start: int, stop: int) -> tuple[int, int]:
     """This process's part of the places [start, stop): contiguous, sizes differ by at most one."""
     size, own = stop - start, rank()
     return start + size * own // world(), start + size * (own + 1) // world()
+
+
+def deal(n: int, first: int) -> slice:
+    """This process's part of n things, dealt one by one from process ``first`` (modulo) on."""
+    return slice((rank() - first) % world(), n, world())
+
+
+def gather(own: Tensor, n: int, first: int) -> Tensor:
+    """All n things [n, ...], in order, of which each process has what :func:`deal` gave it."""
+    if not dist.is_initialized():
+        return own
+    padded = own.new_zeros(math.ceil(n / world()), *own.shape[1:])
+    padded[:len(own)] = own
+    parts = [torch.empty_like(padded) for _ in range(world())]
+    # as bytes: gloo has not always known bfloat16
+    dist.all_gather([part.view(torch.uint8) for part in parts], padded.view(torch.uint8))
+    in_turn = [parts[(first + turn) % world()] for turn in range(world())]
+    return torch.stack(in_turn, dim=1).flatten(0, 1)[:n]
 
 
 def sum_scalars(*values: float) -> list[float]:
