@@ -60,19 +60,19 @@ class Muon(Optimizer):
         dealt = 0
         for group in self.param_groups:
             momentum = group["momentum"]
-            sizes: dict[torch.Size, list[Tensor]] = {}
+            sizes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    sizes.setdefault(parameter.shape[-2:], []).append(parameter)
+                    sizes.setdefault(parameter.shape[-2:], []).append((parameter, parameter.grad))
             # dealt from the costliest down, parts differ by no more than one of those
             for size in sorted(sizes, key=lambda size: size.numel() * min(size), reverse=True):
                 first, counts, own = dealt, [], []
-                for parameter in sizes[size]:
+                for parameter, gradient in sizes[size]:
                     state = self.state[parameter]
                     if not state:
                         state["momentum_buffer"] = torch.zeros_like(parameter)
-                    average = state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
-                    matrices = parameter.grad.reshape(-1, *size)
+                    average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+                    matrices = gradient.reshape(-1, *size)
                     part = parallel.deal(len(matrices), dealt)
                     ahead = matrices[part].lerp(average.reshape(-1, *size)[part], momentum)
                     own.append(ahead.bfloat16())
@@ -80,6 +80,8 @@ class Muon(Optimizer):
                     dealt += len(matrices)
                 updates = parallel.gather(orthogonalise(torch.cat(own)), dealt - first, first)
                 rate = group["lr"] * 0.2 * math.sqrt(max(size))
-                for parameter, update in zip(sizes[size], updates.split(counts), strict=True):
+                for (parameter, _), update in zip(
+                    sizes[size], updates.split(counts), strict=True
+                ):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(update.view_as(parameter), alpha=-rate)
