@@ -27,6 +27,7 @@ from planearly import config
 from planearly.data.loader import Batch, Stream, prefetch
 from planearly.data.windows import IGNORE
 from planearly.device import bf16_is_fast
+from planearly.errors import UserError
 from planearly.files import read_json, write_json
 from planearly.model.transformer import Transformer
 from planearly.progress import progress, say, short
@@ -191,6 +192,9 @@ def train(
 
     Returns:
         The outcome; ``final.safetensors`` holds the weights, and ``model`` has them too.
+
+    Raises:
+        UserError: the loss is no longer finite; or a step has fewer rows than there are processes.
     """
     final, outcome_path = folder / FINAL, folder / OUTCOME
     device = parallel.device()
@@ -287,9 +291,7 @@ def train(
                 (summed,) = parallel.sum_scalars(since.loss)
                 outcome.loss = summed / since.tokens
                 if not math.isfinite(outcome.loss):
-                    raise FloatingPointError(
-                        f"{name}: the loss is not finite at step {outcome.steps}"
-                    )
+                    raise _diverged(name, outcome.steps, settings, steps)
                 record(loss=outcome.loss, norm=float(norm), lr_factor=factor,
                        seconds=outcome.seconds,
                        tokens_per_second=since.tokens / (outcome.seconds - since.seconds))
@@ -372,6 +374,13 @@ def apply(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def _diverged(name: str, step: int, settings: config.Train, steps: int) -> UserError:
+    key = "finetune" if isinstance(settings, config.Finetune) else "pretrain"
+    lr = optim.resolve(settings.optimizer, steps).lr
+    return UserError(f"{name}: the loss is not finite at step {step}: set recipe key "
+                     f"'{key}.optimizer.lr', which is {lr:g}, to a third or less and start again")
 
 
 def _time_to_save(last: float, seconds: float) -> bool:
