@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 
 from planearly import config
 from planearly.data.loader import Batch, MixedStream, prefetch
 from planearly.data.windows import IGNORE
+from planearly.errors import UserError
 from planearly.model.transformer import Shape, Transformer
 from planearly.train import checkpoint, loop, metrics, optim, schedule
 from planearly.train.loop import Dense
@@ -200,8 +202,6 @@ def test_early_stopping_survives_a_kill(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_of_another_shape_is_one_sentence(tmp_path):
-    from planearly.errors import UserError
-
     run(tmp_path, 2)
     other = Transformer(Shape(2, 32, 2, 64, 50, 16))
     with pytest.raises(UserError, match=r"ffn\.gate\.weight.*shape"):
@@ -210,6 +210,41 @@ def test_a_checkpoint_of_another_shape_is_one_sentence(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"not a checkpoint")
     with pytest.raises(UserError, match="not a readable checkpoint"):
         checkpoint.load_tensors(tmp_path / "x.safetensors")
+
+
+def test_checkpoints_are_the_bytes_of_the_formats_library(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    tensors = {"b": torch.randn(3, 5, generator=draw).mT, "a é": torch.tensor(7.0),
+               "half": torch.randn(3, generator=draw).bfloat16(), "none": torch.empty(0, 2),
+               "z": torch.randn(2, generator=draw).double()}
+    checkpoint.save_tensors(tmp_path / "x", tensors, {"step": 3, "name": "a \"b\" é"})
+    note = {"note": json.dumps({"step": 3, "name": "a \"b\" é"})}
+    library = safetensors.torch.save({n: t.contiguous() for n, t in tensors.items()}, note)
+    assert (tmp_path / "x").read_bytes() == library
+
+
+def test_a_restored_optimiser_has_its_state_where_the_parameters_are(tmp_path):
+    model = torch.nn.Linear(3, 1)
+    adam = torch.optim.Adam(model.parameters(), fused=True)
+    model(torch.ones(3)).backward()
+    adam.step()
+    checkpoint.save_training(tmp_path / "x", model, [adam], {})
+    elsewhere = torch.nn.Linear(3, 1, device="meta")
+    restored = torch.optim.Adam(elsewhere.parameters())
+    checkpoint.load_training(tmp_path / "x", elsewhere, [restored])
+    for parameter in elsewhere.parameters():
+        state = restored.state[parameter]
+        assert state.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        assert all(value.device == parameter.device for value in state.values())
+
+
+@pytest.mark.parametrize(("kind", "key"), [(config.Pretrain, "pretrain"),
+                                           (config.Finetune, "finetune")])
+def test_a_run_that_diverges_is_one_sentence(tmp_path, kind, key):
+    train = kind(batch_tokens=8 * 16, log_steps=1, compile="no", precision="fp32",
+                 optimizer=config.Optimizer(preset="paper", lr=1e30, clip=1e30))
+    with pytest.raises(UserError, match=rf"step \d+: .*'{key}\.optimizer\.lr', which is 1e\+30"):
+        run(tmp_path, train=train)
 
 
 def test_mixed_stream_holds_its_share_and_seeks():

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -21,13 +21,31 @@ from planearly.errors import UserError
 from planearly.files import atomic_write
 
 _STATE = "optimizer/"
+_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+          torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
-    """Write named tensors and a JSON-able note as one safetensors file."""
-    plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    """Write named tensors and a JSON-able note as one safetensors file.
+
+    The bytes are those of the format's own library, which would hold all of them in memory or
+    write a file in a way of its own; here one tensor at a time comes from its device.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # keeps all aligned
+    header: dict[str, Any] = {"__metadata__": {"note": json.dumps(note)}}
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape),
+                        "data_offsets": [start, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
     with atomic_write(path) as handle:
-        handle.write(save(plain, {"note": json.dumps(note)}))
+        handle.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            flat = tensors[name].detach().cpu().reshape(-1)
+            handle.write(flat.view(torch.uint8).numpy())
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -95,6 +113,6 @@ def load_training(path: Path, module: nn.Module, optimizers: list[Optimizer]) ->
         if name.startswith(_STATE):
             parameter_name, _, entry = name.removeprefix(_STATE).rpartition("/")
             parameter = parameters[parameter_name]
-            value = tensor if entry == "step" else tensor.to(parameter.device)
-            owner[id(parameter)].state[parameter][entry] = value
+            # the step count too: fused optimisers read it on the device
+            owner[id(parameter)].state[parameter][entry] = tensor.to(parameter.device)
     return note

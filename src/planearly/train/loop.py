@@ -27,6 +27,7 @@ from planearly import config
 from planearly.data.loader import Batch, Stream, prefetch
 from planearly.data.windows import IGNORE
 from planearly.device import bf16_is_fast
+from planearly.errors import UserError
 from planearly.files import read_json, write_json
 from planearly.model.transformer import Transformer
 from planearly.progress import progress, say, short
@@ -152,7 +153,7 @@ def compiled(function: Callable[..., Tensor], wish: str, tokens: float) -> Calla
     if not can_compile():
         say("torch.compile finds no C++ compiler here: training runs uncompiled, more slowly")
         return function
-    # one graph for the usual number of rows, one for all others (clusters differ in theirs)
+    # a graph for the first shape; in the next, sizes that differed (rows, clusters) are symbolic
     return torch.compile(function)
 
 
@@ -191,6 +192,9 @@ def train(
 
     Returns:
         The outcome; ``final.safetensors`` holds the weights, and ``model`` has them too.
+
+    Raises:
+        UserError: the loss is no longer finite; or a step has fewer rows than there are processes.
     """
     final, outcome_path = folder / FINAL, folder / OUTCOME
     device = parallel.device()
@@ -280,16 +284,14 @@ def train(
             log = outcome.steps % settings.log_steps == 0 or last
             due = not last and _time_to_save(last_save, settings.checkpoint_seconds)
             branches_off = outcome.steps in branches
-            if log or due or branches_off:  # the only steps at which the host waits for the device
+            if log or due or branches_off:  # else nothing is read back: the host runs ahead
                 since.loss += pending.item()
                 pending.zero_()
             if log:
                 (summed,) = parallel.sum_scalars(since.loss)
                 outcome.loss = summed / since.tokens
                 if not math.isfinite(outcome.loss):
-                    raise FloatingPointError(
-                        f"{name}: the loss is not finite at step {outcome.steps}"
-                    )
+                    raise _diverged(name, outcome.steps, settings, steps)
                 record(loss=outcome.loss, norm=float(norm), lr_factor=factor,
                        seconds=outcome.seconds,
                        tokens_per_second=since.tokens / (outcome.seconds - since.seconds))
@@ -338,15 +340,20 @@ def accumulate(
     for rows in model.microbatches(batch.groups, per_pass):
         part = batch.take(rows)
         model.select(part.groups)
-        inputs = part.inputs.to(device, non_blocking=True)
-        targets = part.targets.to(device, non_blocking=True)
         with autocast(settings.precision, device):
-            value = loss_of(inputs, targets)
+            value = loss_of(_send(part.inputs, device), _send(part.targets, device))
         value.backward()
         loss += value.detach()
     model.end()
     (counted,) = parallel.sum_scalars(float((batch.targets != IGNORE).sum()))
     return loss, counted
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device; the host waits for no work queued there."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def apply(
@@ -367,6 +374,13 @@ def apply(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def _diverged(name: str, step: int, settings: config.Train, steps: int) -> UserError:
+    key = "finetune" if isinstance(settings, config.Finetune) else "pretrain"
+    lr = optim.resolve(settings.optimizer, steps).lr
+    return UserError(f"{name}: the loss is not finite at step {step}: set recipe key "
+                     f"'{key}.optimizer.lr', which is {lr:g}, to a third or less and start again")
 
 
 def _time_to_save(last: float, seconds: float) -> bool:

@@ -1,7 +1,8 @@
 """Muon: momentum, orthogonalised, for matrices that act on activations (Jordan et al. 2024).
 
 torch has one for matrices; this one takes stacks of them too, [..., out, in], each orthogonalised
-by itself: the slices of a projected network's bank. Matrices of one size are worked on together.
+by itself: the slices of a projected network's bank. Matrices of one size are worked on together,
+and divided among processes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from planearly.train import parallel
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
@@ -48,23 +51,37 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update from the gradients."""
+        """One update from the gradients, which are the same on every process.
+
+        Orthogonalising is the work: each process does it for its part of the matrices and receives
+        the others' updates. The momentum, one pass over memory, is kept whole on all of them: so
+        the first can save it alone, and training resumes at any number of processes.
+        """
+        dealt = 0
         for group in self.param_groups:
             momentum = group["momentum"]
             sizes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                average = state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
-                ahead = parameter.grad.lerp(average, momentum)
-                sizes.setdefault(parameter.shape[-2:], []).append((parameter, ahead))
-            for size, found in sizes.items():
-                stacks = [ahead.bfloat16().reshape(-1, *size) for _, ahead in found]
-                updates = orthogonalise(torch.cat(stacks)).split([len(s) for s in stacks])
+                if parameter.grad is not None:
+                    sizes.setdefault(parameter.shape[-2:], []).append((parameter, parameter.grad))
+            # dealt from the costliest down, parts differ by no more than one of those
+            for size in sorted(sizes, key=lambda size: size.numel() * min(size), reverse=True):
+                first, counts, own = dealt, [], []
+                for parameter, gradient in sizes[size]:
+                    state = self.state[parameter]
+                    if not state:
+                        state["momentum_buffer"] = torch.zeros_like(parameter)
+                    average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+                    matrices = gradient.reshape(-1, *size)
+                    part = parallel.deal(len(matrices), dealt)
+                    ahead = matrices[part].lerp(average.reshape(-1, *size)[part], momentum)
+                    own.append(ahead.bfloat16())
+                    counts.append(len(matrices))
+                    dealt += len(matrices)
+                updates = parallel.gather(orthogonalise(torch.cat(own)), dealt - first, first)
                 rate = group["lr"] * 0.2 * math.sqrt(max(size))
-                for (parameter, _), update in zip(found, updates, strict=True):
+                for (parameter, _), update in zip(
+                    sizes[size], updates.split(counts), strict=True
+                ):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(update.view_as(parameter), alpha=-rate)

@@ -4,12 +4,17 @@ Started under ``torchrun`` a run finds its place in the environment; alone, ever
 the identity. The model stays whole on every process and gradients are summed once per step
 (data parallelism); losses are sums and token counts are global, so the number of processes changes
 nothing but the order of additions.
+
+Hosts talk to each other over gloo, GPUs over NCCL: processes meet and add up numbers of the host
+without waiting for their devices.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -19,6 +24,9 @@ from planearly.errors import UserError
 
 _BUCKET = 1 << 25
 """Elements that are summed in one collective call (128 MB of float32)."""
+_PATIENCE = timedelta(days=7)
+"""How long a process waits for the others: most stages run on the first one alone, for hours.
+``torchrun`` ends all of them when one fails."""
 
 
 def start() -> None:
@@ -27,9 +35,9 @@ def start() -> None:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl")
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_PATIENCE)
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=_PATIENCE)
 
 
 def rank() -> int:
@@ -41,8 +49,8 @@ def world() -> int:
 
 
 def barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
+    """Wait until every process has come here; their devices may still be at work."""
+    sum_scalars(0.0)
 
 
 def device() -> torch.device:
@@ -58,11 +66,29 @@ def share(start: int, stop: int) -> tuple[int, int]:
     return start + size * own // world(), start + size * (own + 1) // world()
 
 
+def deal(n: int, first: int) -> slice:
+    """This process's part of n things, dealt one by one from process ``first`` (modulo) on."""
+    return slice((rank() - first) % world(), n, world())
+
+
+def gather(own: Tensor, n: int, first: int) -> Tensor:
+    """All n things [n, ...], in order, of which each process has what :func:`deal` gave it."""
+    if not dist.is_initialized():
+        return own
+    padded = own.new_zeros(math.ceil(n / world()), *own.shape[1:])
+    padded[:len(own)] = own
+    parts = [torch.empty_like(padded) for _ in range(world())]
+    # as bytes: gloo has not always known bfloat16
+    dist.all_gather([part.view(torch.uint8) for part in parts], padded.view(torch.uint8))
+    in_turn = [parts[(first + turn) % world()] for turn in range(world())]
+    return torch.stack(in_turn, dim=1).flatten(0, 1)[:n]
+
+
 def sum_scalars(*values: float) -> list[float]:
-    """Sum of each value over the processes, in float64."""
+    """Sum of each value over the processes, in float64, from host to host."""
     if not dist.is_initialized():
         return list(values)
-    tensor = torch.tensor(values, dtype=torch.float64, device=device())
+    tensor = torch.tensor(values, dtype=torch.float64, device="cpu")
     dist.all_reduce(tensor)
     return tensor.tolist()
 

@@ -1,0 +1,46 @@
+"""Several processes: what hosts tell each other does not go through their devices."""
+
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from planearly.train import parallel
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    dist.init_process_group("gloo", f"file://{tmp_path}/meet", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_numbers_of_the_host_are_summed_on_the_host(one_process, monkeypatch):
+    monkeypatch.setattr(parallel, "device", lambda: torch.device("meta"))  # holds no values
+    assert parallel.sum_scalars(1.0, 2.5) == [1.0, 2.5]
+    parallel.barrier()
+
+
+def test_processes_with_gpus_wait_for_hours_and_on_the_host(monkeypatch):
+    joined = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(dist, "init_process_group",
+                        lambda backend, timeout: joined.update(backend=backend, timeout=timeout))
+    parallel.start()
+    backends = dict(part.split(":") for part in joined["backend"].split(","))
+    assert backends == {"cpu": "gloo", "cuda": "nccl"}
+    assert joined["timeout"] > timedelta(days=1)
+
+
+@pytest.mark.parametrize("first", [0, 1, 5])
+def test_things_are_dealt_once_each_and_evenly(monkeypatch, first):
+    monkeypatch.setattr(parallel, "world", lambda: 3)
+    hands = []
+    for rank in range(3):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        hands.append(range(10)[parallel.deal(10, first)])
+    assert sorted(i for hand in hands for i in hand) == list(range(10))
+    assert len(hands[first % 3]) == 4 and hands[first % 3][0] == 0
