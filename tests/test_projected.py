@@ -335,7 +335,8 @@ def test_mixture_average() -> None:
 @pytest.mark.parametrize(("shape", "settings"), [
     (GATED, SETTINGS), (PLAIN, SETTINGS),
     (GATED, config.Projected(experts=3, rank=2, embedding=5, matrices=["down"], layers=[0])),
-], ids=["gated", "plain", "part"])
+    (GATED, config.Projected(experts=3, rank=2, embedding=5, matrices=["up", "up"], layers=[1, 1])),
+], ids=["gated", "plain", "part", "named twice"])
 def test_parameters_are_as_counted(shape: Shape, settings: config.Projected) -> None:
     model = Projected(shape, settings)
     assert sum(p.numel() for p in model.parameters()) == flops.projected_parameters(shape, settings)
