@@ -1,14 +1,18 @@
 """Projected networks and mixtures as a person runs them: rows, bundles, one expert alone."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from planearly import config, pipeline
+from planearly.data.windows import TokenDataset
 from planearly.errors import UserError
-from planearly.files import read_json
+from planearly.files import read_array, read_json
 from planearly.specialize import bundle as bundle_module
+from planearly.specialize.bundle import read_info
 from planearly.stages import experts
 from test_methods import Words, made, recipe  # noqa: F401 (made is a fixture)
 
@@ -53,6 +57,37 @@ def test_both_write_their_rows_and_a_bundle_specialises_offline(
     one, two = (load_file(next(root.glob("model/slm-pn.law-*/export/model.safetensors")))
                 for root in (out, tmp_path / "offline"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_pretraining_knows_no_domain_and_serves_those_that_come(
+        made, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr(bundle_module, "load_embedder", lambda name, cache=None: Words())
+    out, methods = tmp_path / "run", ["slm", "llm", "slm-pn", "slm-mix"]
+    pipeline.run(settings(made, methods=methods, domains_root=None), out, "pretrain")
+    told = capsys.readouterr().err
+    assert "no domain is given: generic text that a later domain tests on" in told
+    assert "'run' and 'domains=[FOLDER_OF_YOUR_DOCUMENTS]' goes on from here" in told
+    (kept,) = out.glob("kept-*")
+    dataset = TokenDataset(next(out.glob("generic-*")))
+    held_out = np.unique(dataset.windows["document"][read_array(kept / "generic-test.npy")])
+    assert np.array_equal(np.flatnonzero(read_array(kept / "excluded.npy")), held_out)
+
+    documents = made / "mine.jsonl"
+    shutil.copyfile(made / "domains" / "law" / "train.jsonl", documents)
+    for method in ("slm-pn", "slm-mix"):
+        (bundle,) = out.glob(f"bundle/{method}-*/bundle")
+        assert read_info(bundle)["recipe"]["domains"] == []
+        there = experts.from_bundle(bundle, [str(documents)], [])
+        row = pipeline.run(there, tmp_path / method, "export")["rows"][0]
+        assert (row["method"], row["domain"]) == (method, "mine")
+        assert row["ppl_after"] < row["ppl_before"]
+        assert (tmp_path / method / row["model"] / "model.safetensors").exists()
+
+    before = {path.parent for path in out.glob("pretrain/*/manifest.json")}
+    pipeline.run(settings(made, methods=methods), out, "pretrain")
+    assert len(list(out.glob("kept-*"))) == 2
+    assert {path.parent for path in out.glob("pretrain/*/manifest.json")} == before
 
 
 @pytest.mark.slow

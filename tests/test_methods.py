@@ -177,6 +177,22 @@ def test_bad_input_is_one_sentence_before_anything_runs(made, tmp_path):
     assert not out.exists()
 
 
+def test_what_needs_a_domain_says_so_before_it_reads_anything(made, tmp_path):
+    out, none = tmp_path / "run", {"domains_root": None}
+    for method in sorted(METHODS):
+        refused(made, out, "needs a domain and none is given: set 'domains=", methods=[method],
+                **none)
+    for method in ("slm-is", "slm-dsir", "slm-knn", "slm-top"):
+        with pytest.raises(UserError, match=f"the pretraining of {method} needs a domain"):
+            pipeline.run(recipe(made, methods=["slm", method], **none), out, "pretrain")
+    empty = made / "empty"
+    empty.mkdir()
+    for root in (empty, made / "absent"):
+        with pytest.raises(UserError, match="domains_root"):
+            pipeline.run(recipe(made, methods=["slm"], domains_root=str(root)), out, "pretrain")
+    assert {p.name for p in out.iterdir()} == {".lock", "recipe.yaml"}
+
+
 def test_another_vocabulary_is_one_sentence_before_training(made, tmp_path):
     teacher = model_folder(tmp_path / "teacher")
     own = tokenizer_folder(tmp_path / "own", entries=280)

@@ -91,7 +91,7 @@ def pretrain(
     recipe: RecipeArg, settings: Settings = None, out: Out = None,
     expert: Annotated[int | None, typer.Option(help="train this expert of slm-mix only")] = None,
 ) -> None:
-    """Pretrain what the recipe's methods need."""
+    """Pretrain what the recipe's methods need; without domains, for those to come."""
     alone = [] if expert is None else [f"mixture.expert={expert}", "methods=[slm-mix]"]
     _run(recipe, [*(settings or []), *alone], out, "pretrain")
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from planearly.config import Recipe
 from planearly.errors import UserError
+from planearly.plan.predict import SELECTORS
 from planearly.progress import duration, say, short
 from planearly.run import Run
 from planearly.stages import experts, groups, text
@@ -24,8 +25,13 @@ VERBS = ("prepare", "cluster", "weigh", "pretrain", "specialize", "evaluate", "e
 def run(recipe: Recipe, out: Path, until: str = "report") -> dict[str, Any] | None:
     """Run the stages of ``recipe`` in ``out`` up to a verb; what is done already is not done again.
 
+    Up to ``pretrain`` it does without domains, for methods whose pretraining is the same for all.
+
     Returns:
         The contents of results.json when the run got that far.
+
+    Raises:
+        UserError: a recipe that cannot work.
     """
     check_methods(recipe)
     reach = VERBS.index(until)
@@ -33,8 +39,13 @@ def run(recipe: Recipe, out: Path, until: str = "report") -> dict[str, Any] | No
         raise UserError("recipe key 'mixture.expert' trains one expert of the mixture alone: use "
                         "'planearly pretrain', and leave the key out once all are trained")
     with Run(out, recipe).opened() as this:
-        check_tokens(this)
         names = text.domain_names(this)
+        for method_name in recipe.methods:
+            if method_name in SELECTORS:
+                text.needed_domains(this, f"the pretraining of {method_name}")
+        if reach > VERBS.index("pretrain"):
+            text.needed_domains(this, "fine-tuning")
+        check_tokens(this)
         if recipe.reads_generic:
             text.kept(this)
         if reach >= VERBS.index("cluster") and recipe.pretrain_tokens:
@@ -45,7 +56,7 @@ def run(recipe: Recipe, out: Path, until: str = "report") -> dict[str, Any] | No
             for name in names:
                 groups.importance_weights(this, name)
         if reach >= VERBS.index("pretrain"):
-            for name in names:
+            for name in names or [""]:  # none: what is the same for every one
                 for method in methods.values():
                     method.pretrain(this, name)
             for method_name in experts.PRETRAINED.keys() & methods.keys():
@@ -80,7 +91,8 @@ def finish(this: Run, until: str, results: dict[str, Any] | None = None) -> dict
         best = min(results["rows"], key=lambda r: r["ppl_after"])
         say(f"try it: planearly generate {this.out / best['model']} \"...\"")
     elif until != VERBS[-1]:
-        say("next: the same command with 'run' goes on from here")
+        named = "" if text.domain_names(this) else " and 'domains=[FOLDER_OF_YOUR_DOCUMENTS]'"
+        say(f"next: the same command with 'run'{named} goes on from here")
     return results
 
 

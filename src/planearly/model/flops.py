@@ -15,6 +15,7 @@ nothing.
 from __future__ import annotations
 
 from planearly import config
+from planearly.model.projected import projected_names
 from planearly.model.transformer import FFN_MATRICES, Shape
 
 
@@ -75,9 +76,12 @@ def lora_training(shape: Shape, rank: int) -> int:
 # Projected networks and mixtures ----------------------------------------------------------------
 
 def projected_weights(shape: Shape, projected: config.Projected) -> int:
-    """Numbers in the projected matrices of one expert's dense model."""
-    layers = shape.layers if projected.layers is None else len(projected.layers)
-    return layers * len(_projected_names(shape, projected)) * shape.d_model * shape.d_ff
+    """Numbers in the projected matrices of one expert's dense model.
+
+    Raises:
+        UserError: an unknown matrix or layer, or nothing to project.
+    """
+    return len(projected_names(shape, projected)) * shape.d_model * shape.d_ff
 
 
 def projected_parameters(shape: Shape, projected: config.Projected) -> int:
@@ -86,12 +90,9 @@ def projected_parameters(shape: Shape, projected: config.Projected) -> int:
     Each projected matrix is replaced by a bank of ``rank`` slices of its size and an
     ``embedding`` x ``rank`` matrix M.
     """
-    layers = shape.layers if projected.layers is None else len(projected.layers)
-    count = layers * len(_projected_names(shape, projected))
     dense = parameters(shape) - projected_weights(shape, projected)
     bank = projected.rank * projected_weights(shape, projected)
-    mixing = count * projected.embedding * projected.rank
-    return dense + bank + mixing + projected.experts * projected.embedding
+    return dense + bank + _mixing(shape, projected) + projected.experts * projected.embedding
 
 
 def projection_per_step(shape: Shape, projected: config.Projected, clusters: int) -> int:
@@ -100,10 +101,8 @@ def projection_per_step(shape: Shape, projected: config.Projected, clusters: int
     One product makes the dense weights, one returns the bank's gradient and one the coefficients';
     the products with M and E are counted too.
     """
-    names = len(_projected_names(shape, projected))
-    layers = shape.layers if projected.layers is None else len(projected.layers)
-    mixing = layers * names * projected.embedding * projected.rank
-    return 3 * 2 * clusters * (projected.rank * projected_weights(shape, projected) + mixing)
+    bank = projected.rank * projected_weights(shape, projected)
+    return 3 * 2 * clusters * (bank + _mixing(shape, projected))
 
 
 def mixture_parameters(shape: Shape, experts: int) -> int:
@@ -130,5 +129,6 @@ def _adapter_sides(shape: Shape) -> int:
     return attention + len(FFN_MATRICES[shape.ffn]) * (shape.d_model + shape.d_ff)
 
 
-def _projected_names(shape: Shape, projected: config.Projected) -> list[str]:
-    return [name for name in projected.matrices if name in FFN_MATRICES[shape.ffn]]
+def _mixing(shape: Shape, projected: config.Projected) -> int:
+    """Numbers in all matrices M."""
+    return len(projected_names(shape, projected)) * projected.embedding * projected.rank

@@ -1,44 +1,31 @@
 """Hard mixture: one independent small model per cluster of the generic set (paper, section 3).
 
 The special case of a projected network with as many slices as experts, E and M the identity, and
-nothing shared. Nothing being shared, each expert is best trained alone, as a plain model on its
-cluster's rows (recipe key ``mixture.expert``), on as many machines as there are experts; the class
-here trains them all in one process.
+nothing shared. So nothing needs training together: each expert is trained alone, as a plain model
+on its cluster's rows (:func:`planearly.stages.experts.pretrained_expert`), on one machine or on as
+many as there are experts. The class here gathers what was trained.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from planearly.errors import UserError
-from planearly.model.projected import by_group
 from planearly.model.transformer import Shape, Transformer
 
 
 class Mixture(nn.Module):
-    """k dense models; a :class:`planearly.train.loop.Trainable`.
+    """k dense models.
 
     They start from the same weights, each the plain model of this seed, so that their average is
-    meaningful. A step's gradients are divided by the targets of all experts: to an optimiser that
-    does not care for their scale (Adam, Muon), each expert trains on its own share of the batch.
+    meaningful.
     """
 
     def __init__(self, shape: Shape, experts: int, seed: int = 0) -> None:
         super().__init__()
         self.shape = shape
         self.models = nn.ModuleList(Transformer(shape, seed) for _ in range(experts))
-        self._selected = 0
-
-    @property
-    def module(self) -> nn.Module:
-        return self
-
-    @property
-    def body(self) -> Transformer:
-        """The expert selected last."""
-        return self.model(self._selected)
 
     def model(self, expert: int) -> Transformer:
         """An expert's model.
@@ -53,24 +40,6 @@ class Mixture(nn.Module):
         model = self.models[expert]
         assert isinstance(model, Transformer)
         return model
-
-    def microbatches(self, groups: np.ndarray, rows: int) -> list[np.ndarray]:
-        """Rows by cluster, one cluster a microbatch."""
-        return by_group(groups, rows)
-
-    def begin(self, groups: np.ndarray) -> None:
-        """Nothing to prepare."""
-
-    def select(self, groups: np.ndarray) -> None:
-        """Let the body be the model of these rows' cluster."""
-        self._selected = int(groups[0])
-        self.model(self._selected)
-
-    def end(self) -> None:
-        """Give zeros to experts without rows: every process then sums the same gradients."""
-        for parameter in self.parameters():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
 
     @property
     def count(self) -> int:

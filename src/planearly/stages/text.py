@@ -46,22 +46,34 @@ def sources(run: Run) -> tuple[list[str], str | None, list[str]]:
 def domain_names(run: Run) -> dict[str, str]:
     """Name of each domain of the recipe -> the entry (name or path) that it was asked for by.
 
+    Empty where the recipe has neither ``domains`` nor ``domains_root``: its domains are to come.
+
     Raises:
-        UserError: no domains, or two of one name.
+        UserError: ``domains_root`` holds no domains, or two are of one name.
     """
     _, root, entries = sources(run)
     if not entries and root:
-        entries = sorted(p.name for p in Path(root).expanduser().glob("*")
-                         if p.is_dir() and not p.name.startswith("."))
-    if not entries:
-        raise UserError("no domain is given: set 'domains=[FOLDER_OF_YOUR_DOCUMENTS]', or "
-                        "'domains_root' to a folder that holds one folder per domain")
+        entries = domains.domain_names(root)
     names: dict[str, str] = {}
     for entry in entries:
         name = Path(entry.rstrip("/")).name.split(".")[0] or "domain"
         if name in names:
             raise UserError(f"two domains are called '{name}': rename one of their folders")
         names[name] = entry
+    return names
+
+
+def needed_domains(run: Run, what: str) -> dict[str, str]:
+    """As :func:`domain_names`, for ``what`` cannot do without.
+
+    Raises:
+        UserError: no domain is given.
+    """
+    names = domain_names(run)
+    if not names:
+        raise UserError(f"{what} needs a domain and none is given: set "
+                        "'domains=[FOLDER_OF_YOUR_DOCUMENTS]', or 'domains_root' to a folder that "
+                        "holds one folder per domain")
     return names
 
 
@@ -187,8 +199,9 @@ def kept(run: Run) -> Path:
 
     ``excluded.npy`` masks the generic documents that hold valid or test text of a domain of the
     recipe, those that its training split has as well, and those held out to report the generic
-    perplexity on, whose windows are in ``generic-test.npy``. Its digest (not the domains) is what
-    pretraining depends on: a domain that overlaps with nothing costs no new pretraining.
+    perplexity on, whose windows are in ``generic-test.npy``; without a domain these last alone.
+    Its digest (not the domains) is what pretraining depends on: a domain that overlaps with nothing
+    costs no new pretraining.
     """
     names = domain_names(run)
     everything = generic(run)
@@ -200,6 +213,8 @@ def kept(run: Run) -> Path:
         held_out = [TokenDataset(path / split) for path in folders.values()
                     for split in ("valid", "test")]
         mask, report = overlap.held_out_overlap(dataset, held_out)
+        if not names:
+            say("  no domain is given: generic text that a later domain tests on is not left out")
         tell_overlap("the generic corpus", report)
         trains = [TokenDataset(path / "train") for path in folders.values()]
         also = [overlap.shared_documents(dataset, train) for train in trains]

@@ -46,7 +46,7 @@ class Study:
     def __init__(self, recipe: Recipe, out: Path, *, wait: bool = True, build: bool = True) -> None:
         self.recipe, self.out, self.wait, self.build = recipe, out, wait, build
         self.base = Run(out, recipe, build=build)  # what all cells need: worth waiting for
-        self.domains = list(text.domain_names(self.base))
+        self.domains = list(text.needed_domains(self.base, "a study"))
         self.cells = grid.cells(recipe, self.domains)
         self._runs: dict[str, Run] = {}
 
