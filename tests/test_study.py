@@ -15,7 +15,7 @@ from planearly.stages import text
 from planearly.stages.methods import pretrained_slm
 from planearly.study import forecast, grid
 from planearly.study.run import RESULTS, Study, study, work
-from planearly.train import checkpoint, loop
+from planearly.train import checkpoint, loop, metrics
 from small_models import sentence_model
 from test_methods import TOPICS
 from test_methods import made as made
@@ -54,6 +54,19 @@ def test_a_misspelt_grid_is_refused(made, block, said):
         grid.cells(with_grid(made, block), ["law"])
     with pytest.raises(UserError, match=r"study\.grid"):
         grid.cells(with_grid(made), ["law"])
+
+
+def test_every_budget_of_a_grid_can_share_with_every_other(made):
+    recipe = with_grid(made, {"methods": ["slm", "slm-pn"]},
+                       {"methods": ["slm"], "over": {"pretrain_tokens": ["12k"]}},
+                       {"methods": ["slm"], "over": {"pretrain_tokens": [2000, "1k", -5, "much"]}},
+                       {"methods": ["slm"], "over": {"seed": [1]}}, pretrain_tokens=4000)
+    cells = grid.cells(recipe, ["law"])
+    found = [(of.pretrain_tokens, of.pretrain.branch_tokens) for cell in cells
+             if (of := cell.variant.recipe)]
+    budgets = [1000, 2000, 4000, 12_000]
+    assert found == [(n, budgets) for n in (4000, 4000, 12_000, 2000, 1000, 4000)]
+    assert sum(cell.variant.recipe is None for cell in cells) == 2
 
 
 @pytest.mark.slow
@@ -147,9 +160,11 @@ def test_a_worker_comes_back_to_what_another_one_made(made, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_a_budget_that_branches_off_ends_as_one_of_its_own(made, tmp_path):
+@pytest.mark.parametrize("rate, at_step", [("wsd", 14), ("constant", 19)])
+def test_a_budget_that_branches_off_ends_as_one_of_its_own(made, tmp_path, rate, at_step):
     long, short = 16 * 8 * 40, 16 * 8 * 20
-    pretrain = {"batch_tokens": 128, "compile": "no", "optimizer": {"warmup_steps": 2}}
+    pretrain = {"batch_tokens": 128, "compile": "no", "log_steps": 8,
+                "optimizer": {"warmup_steps": 2, "schedule": rate}}
 
     def run(out, tokens, branches):
         made_recipe = small(made, pretrain_tokens=tokens,
@@ -163,11 +178,13 @@ def test_a_budget_that_branches_off_ends_as_one_of_its_own(made, tmp_path):
     single = run(alone, short, [])
     assert branched.name == single.name
     begun = read_json(branched / MANIFEST)["begun"]
-    assert begun["at_step"] == 14 and begun["tokens"] > 0
+    assert begun["at_step"] == at_step and begun["tokens"] > 0
     spent = ledger.add_up([shared])
     trained = [s["tokens"] for s in spent["stages"] if s["stage"].startswith("pretrain")]
     assert spent["total"]["tokens"] == sum(trained) - begun["tokens"]
     assert "begun" not in read_json(single / MANIFEST)
+    told = [(r["step"], r["loss"]) for r in metrics.read(branched / "metrics.jsonl")]
+    assert told == [(r["step"], r["loss"]) for r in metrics.read(single / "metrics.jsonl")]
     one, other = (checkpoint.load_tensors(p / loop.FINAL)[0] for p in (branched, single))
     assert all(torch.equal(one[name], other[name]) for name in other)
 
@@ -192,6 +209,24 @@ def test_a_forecast_counts_shared_trainings_once(made):
     # pretraining: slm and llm once, slm-is per set; fine-tuning: slm (2), llm, slm-d, slm-is (2)
     assert found["stages"] == 2 + 2 + 6
     assert found["total"]["flops"] == sum(m["flops"] for m in found["methods"].values())
+
+
+@pytest.mark.parametrize("rate, own", [
+    ({"schedule": "constant"}, 1 / 20), ({"schedule": "wsd"}, 0.3), ({"schedule": "cosine"}, 1.0)])
+def test_a_forecast_counts_the_steps_that_budgets_share_once(made, rate, own):
+    long, short = 16 * 8 * 40, 16 * 8 * 20
+    over = {"spec_tokens": 200, "pretrain_tokens": short,
+            "pretrain": {"batch_tokens": 128, "optimizer": {"warmup_steps": 2, **rate}}}
+
+    def tokens(*blocks):
+        recipe = with_grid(made, {"methods": ["slm"]}, *blocks, **over)
+        return forecast.forecast(recipe, "a100")["total"]["tokens"]
+
+    tuning = tokens() - short
+    both = tokens({"methods": ["slm"], "over": {"pretrain_tokens": [long]}})
+    assert both == pytest.approx(2 * tuning + long + own * short)
+    seeds = tokens({"methods": ["slm"], "over": {"pretrain_tokens": [long], "seed": [1]}})
+    assert seeds == pytest.approx(2 * tuning + long + short)
 
 
 @pytest.mark.slow

@@ -88,11 +88,7 @@ def pretrain(
     shape = shape_of(run, large)
     share = recipe.pretrain.specialization_share if mixed_with else 0.0
     batch_rows = max(recipe.pretrain.batch_tokens // recipe.context, 1)
-
-    def steps_of(tokens: int) -> int:
-        return max(round(groups.planned_rows(recipe, tokens) // batch_rows * share_of_steps), 1)
-
-    steps = steps_of(recipe.pretrain_tokens)
+    steps = planned_steps(recipe, share_of_steps)
     values: dict[str, Any] = {
         "shape": shape.to_dict(), "train": train_settings(recipe.pretrain), "steps": steps,
         "seed": recipe.seed, "specialization_share": share, **(settings or {}),
@@ -104,7 +100,8 @@ def pretrain(
     if start:
         inputs = {**(inputs or {}), "start": start}
     inputs = {"rows": packed, **(inputs or {})}
-    others = {steps_of(tokens) for tokens in recipe.pretrain.branch_tokens}
+    others = {planned_steps(recipe, share_of_steps, tokens)
+              for tokens in recipe.pretrain.branch_tokens}
 
     def build(folder: Path) -> dict[str, Any]:
         for longer in sorted(n for n in others if n > steps):
@@ -132,12 +129,22 @@ def pretrain(
     return run.stage(f"pretrain/{stage}", values, inputs, build, every_rank=True)
 
 
+def planned_steps(recipe: config.Recipe, share: float = 1.0, tokens: int | None = None) -> int:
+    """Updates of a ``share`` of the recipe's pretraining (of one of another number of ``tokens``).
+    """
+    batch_rows = max(recipe.pretrain.batch_tokens // recipe.context, 1)
+    return max(round(groups.planned_rows(recipe, tokens) // batch_rows * share), 1)
+
+
 def branching_step(optimizer: config.Optimizer, longer: int, shorter: int) -> int:
-    """Step until which a run of ``longer`` steps is the same as one of ``shorter``; 0: none."""
+    """Step at which a run of ``shorter`` steps parts from one of ``longer``; 0: they share none.
+
+    The last step is always the shorter one's own: there it tells its loss.
+    """
     rate, other = optim.resolve(optimizer, longer), optim.resolve(optimizer, shorter)
     if shorter >= longer or rate != other:
         return 0
-    return schedule.stable(other.schedule, shorter, other.decay_share)
+    return min(schedule.stable(other.schedule, shorter, other.decay_share), shorter - 1)
 
 
 def branch_off(optimizer: config.Optimizer, longer: Path, longer_steps: int, folder: Path,

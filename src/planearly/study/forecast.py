@@ -12,20 +12,14 @@ from planearly.errors import UserError
 from planearly.plan import devices, predict
 from planearly.progress import duration, say, short
 from planearly.stages.methods import check_methods
-from planearly.study import grid
-
-_LATER = ("finetune.", "lora.", "distill.", "expert", "projected.tune_vector")
-"""Beginnings of the keys that a pretraining does not depend on."""
-_OF_METHOD = {"importance.": ("slm-is", "slm-top"), "selection.": ("slm-dsir", "slm-knn"),
-              "projected.": ("slm-pn",), "mixture.": ("slm-mix",), "large.": ("llm",),
-              "spec_tokens": predict.SELECTORS, "cluster.embedder": (*predict.SELECTORS, "slm-pn",
-                                                                     "slm-mix"),
-              "pretrain.specialization_share": predict.SELECTORS}
-"""Beginnings of the keys that only some pretrainings depend on."""
+from planearly.study import grid, sharing
 
 
 def forecast(recipe: Recipe, device: str = "here") -> dict[str, Any]:
     """The cells of a study, and the work of every training that they need, each counted once.
+
+    Of a pretraining that branches off a longer one the steps of its own are counted, as in the
+    ledger's total.
 
     Returns:
         ``cells`` (their number), ``impossible`` (list of ``cell`` and ``reason``), ``stages``
@@ -38,7 +32,8 @@ def forecast(recipe: Recipe, device: str = "here") -> dict[str, Any]:
     known = devices.find(device)
     cells = grid.cells(recipe, predict.domain_names(recipe))
     impossible: list[dict[str, str]] = []
-    stages: dict[tuple[Any, ...], tuple[str, dict[str, Any]]] = {}
+    stages: dict[str, tuple[grid.Cell, dict[str, Any]]] = {}
+    possible = []
     counts: dict[str, int] = {}
     params: dict[str, int] = {}
     for cell in cells:
@@ -51,38 +46,25 @@ def forecast(recipe: Recipe, device: str = "here") -> dict[str, Any]:
         except UserError as error:
             impossible.append({"cell": cell.name, "reason": str(error)})
             continue
+        possible.append(cell)
         counts[cell.method] = counts.get(cell.method, 0) + 1
         found = predict.predict(made, known)
         params |= found["params"]
         for work in found["stages"]:
-            stages.setdefault(_identity(work["stage"], cell), (cell.method, work))
+            stages.setdefault(str(sharing.identity(work["stage"], cell)), (cell, work))
     methods: dict[str, Any] = {
         name: {"cells": n, "tokens": 0.0, "flops": 0.0, "device_hours": 0.0, "money": None}
         for name, n in counts.items()}
     total: dict[str, Any] = {"tokens": 0.0, "flops": 0.0, "device_hours": 0.0, "money": None}
-    for method, work in stages.values():
-        for sums in (methods[method], total):
+    for cell, work in stages.values():
+        own = 1 - sharing.begun(work["stage"], cell, possible)
+        for sums in (methods[cell.method], total):
             for key in ("tokens", "flops", "device_hours", "money"):
                 if work[key] is not None:
-                    sums[key] = (sums[key] or 0.0) + work[key]
+                    sums[key] = (sums[key] or 0.0) + own * work[key]
     return {"name": recipe.name, "device": known.name, "cells": len(cells),
             "impossible": impossible, "stages": len(stages), "params": params,
             "methods": methods, "total": total}
-
-
-def _identity(stage: str, cell: grid.Cell) -> tuple[Any, ...]:
-    """A training's name and the values that it depends on."""
-    kind, _, rest = stage.partition("/")
-    method = rest.partition(".")[0]
-
-    def matters(key: str) -> bool:
-        if kind != "pretrain":
-            return True
-        if key.startswith(_LATER):
-            return False
-        return all(method in of for start, of in _OF_METHOD.items() if key.startswith(start))
-
-    return stage, *((key, str(value)) for key, value in cell.settings.items() if matters(key))
 
 
 def show(found: dict[str, Any]) -> None:

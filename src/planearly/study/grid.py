@@ -59,8 +59,6 @@ def cells(recipe: Recipe, domains: list[str]) -> list[Cell]:
         raise UserError("the recipe has no 'study.grid': list blocks of 'methods', 'domains' and "
                         "'over' in it, as in the recipe study-smoke")
     keys = list(dict.fromkeys(key for block in recipe.study.grid for key in block.over))
-    budgets = sorted({tokens for block in recipe.study.grid
-                      for tokens in block.over.get("pretrain_tokens", [])})
     found: dict[str, Cell] = {}
     for number, block in enumerate(recipe.study.grid):
         place = f"recipe key 'study.grid' (block {number + 1})"
@@ -72,24 +70,28 @@ def cells(recipe: Recipe, domains: list[str]) -> list[Cell]:
                 raise UserError(f"{place} names the domain '{domain}'; "
                                 + (f"did you mean '{near[0]}'?" if near
                                    else f"known are {', '.join(domains)}"))
-        for variant in _variants(recipe, block, budgets):
+        for variant in _variants(recipe, block):
             for method, domain in product(block.methods, block.domains or domains):
                 of = variant.recipe or recipe
                 settings = {key: config.value_of(of, key) for key in keys} | (
                     {} if variant.recipe else dict(variant.changes))
                 cell = Cell(method, domain, variant, settings)
                 found.setdefault(cell.id, cell)
+    made = [cell.variant.recipe for cell in found.values() if cell.variant.recipe]
+    budgets = sorted({of.pretrain_tokens for of in made})
+    for of in made:
+        of.pretrain.branch_tokens = budgets
     return list(found.values())
 
 
-def _variants(recipe: Recipe, block: config.Block, budgets: list[Any]) -> Iterator[Variant]:
+def _variants(recipe: Recipe, block: config.Block) -> Iterator[Variant]:
     """The recipes of a block; keys with their own recipe's value are no change."""
     for values in product(*block.over.values()):
         changes = dict(zip(block.over, values, strict=True))
         for key in changes:
             config.value_of(recipe, key)  # a misspelt key is no impossible cell
         try:
-            made = config.variant(recipe, {**changes, "pretrain.branch_tokens": budgets})
+            made = config.variant(recipe, changes)
         except UserError as error:
             yield Variant(tuple(changes.items()), None, str(error))
             continue
