@@ -449,3 +449,13 @@ def test_what_hangs_on_the_budget_is_judged_at_each() -> None:
     at = "SLM-pn beats SLM after fine-tuning on the small set, with {} tokens of pretraining."
     assert verdicts[at.format("8M")] == "not reproduced"
     assert verdicts[at.format("32M")] == "reproduced"
+
+
+def test_methods_meet_at_their_main_budgets() -> None:
+    made = study((["slm", "slm-pn"], [{"pretrain_tokens": 32_000_000}], DOMAINS),
+                 (["slm-is"], [{}], DOMAINS))
+    made["recipe"]["study"] = {"main": {"slm": 32_000_000, "slm-pn": 32_000_000}}
+    baselines = named(tables(made), "table-04-baselines")
+    assert {r["method"]: r["budget"] for r in baselines.rows} == {
+        "slm": 32_000_000, "slm-pn": 32_000_000, "slm-is": 8_000_000}
+    assert claim(claims(made), "SLM-pn beats").verdict == "reproduced"

@@ -194,6 +194,9 @@ class Block:
 
 @dataclass
 class Study:
+    main: dict[str, int] = key(
+        "method: its tokens of pretraining in the main comparison, where they are not "
+        "'pretrain_tokens', and in blocks without that key", {})
     grid: list[Block] = key(
         "blocks of 'methods', 'domains' (empty: all) and 'over' (recipe key: values); every "
         "combination in a block is a cell, done in this order", [])

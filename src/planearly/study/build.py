@@ -136,18 +136,26 @@ def mean(rows: Sequence[Row], key: str) -> float | None:
 
 
 def sweep(cells: Cells, methods: Iterable[str], key: str, against: Arm | None = None,
-          ) -> list[Line]:
-    """Lines of methods at each value of one setting, others being the recipe's own.
+          beside: str | None = None) -> list[Line]:
+    """Lines of methods at each value of one setting, others being those of the main comparison.
 
-    A method with a single value is left out. ``against`` None compares with the method at the
-    recipe's own value; otherwise with ``against``, at the recipe's own value too.
+    A method with a single value is left out. ``against`` None compares with the method at its main
+    value; otherwise with ``against``, at its main settings too.
+
+    Args:
+        beside: a setting that may change along with ``key``.
     """
     lines = []
     for method in methods:
-        values = cells.values(Arm(method), key)
-        for value in values if len(values) > 1 else ():
-            lines.append(Line({"method": method, "setting": shown(value, key)},
-                              Arm(method, {key: value}),
+        arms = {}
+        for value in cells.values_of(key):
+            others = cells.values_of(beside) if beside and beside in cells.base else []
+            tried = [{key: value}, *({key: value, beside: other} for other in others)]
+            arm = next((arm for changes in tried if cells.rows(arm := Arm(method, changes))), None)
+            if arm:
+                arms[value] = arm
+        for value, arm in arms.items() if len(arms) > 1 else ():
+            lines.append(Line({"method": method, "setting": shown(value, key)}, arm,
                               against or Arm(method, {key: cells.main(method, key)}),
                               {"x": value}))
     return lines

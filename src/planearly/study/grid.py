@@ -58,9 +58,11 @@ def cells(recipe: Recipe, domains: list[str]) -> list[Cell]:
     if not recipe.study.grid:
         raise UserError("the recipe has no 'study.grid': list blocks of 'methods', 'domains' and "
                         "'over' in it, as in the recipe study-smoke")
-    keys = list(dict.fromkeys(key for block in recipe.study.grid for key in block.over))
+    blocks = [(number, part) for number, block in enumerate(recipe.study.grid)
+              for part in _at_main_budgets(recipe, block)]
+    keys = list(dict.fromkeys(key for _, block in blocks for key in block.over))
     found: dict[str, Cell] = {}
-    for number, block in enumerate(recipe.study.grid):
+    for number, block in blocks:
         place = f"recipe key 'study.grid' (block {number + 1})"
         if not block.methods:
             raise UserError(f"{place} names no methods")
@@ -82,6 +84,18 @@ def cells(recipe: Recipe, domains: list[str]) -> list[Cell]:
     for of in made:
         of.pretrain.branch_tokens = budgets
     return list(found.values())
+
+
+def _at_main_budgets(recipe: Recipe, block: config.Block) -> list[config.Block]:
+    """The block, divided by its methods' tokens of pretraining where the study names such."""
+    main = recipe.study.main
+    if "pretrain_tokens" in block.over or not main.keys() & set(block.methods):
+        return [block]
+    parts: dict[int, list[str]] = {}
+    for method in block.methods:
+        parts.setdefault(main.get(method, recipe.pretrain_tokens), []).append(method)
+    return [config.Block(methods, block.domains, {**block.over, "pretrain_tokens": [tokens]})
+            for tokens, methods in parts.items()]
 
 
 def _variants(recipe: Recipe, block: config.Block) -> Iterator[Variant]:

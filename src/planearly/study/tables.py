@@ -118,10 +118,16 @@ def domain_perplexity(cells: Cells) -> list[Table]:
 
 def expert_choice(cells: Cells) -> list[Table]:
     """Table 5: how the expert is chosen."""
-    lines = sweep(cells, [m for m in ("slm-pn", "slm-mix") if m in cells.methods], "expert")
+    lines = []
+    for method, key in (("slm-pn", "projected.experts"), ("slm-mix", "mixture.experts")):
+        for many in cells.values_of(key):
+            rules = cells.values(Arm(method, {key: many}), "expert")
+            lines += [Line({"method": method, "experts": many, "setting": rule},
+                           Arm(method, {key: many, "expert": rule}), Arm(method, {key: many}))
+                      for rule in rules if len(rules) > 1]
     return macro_table(
-        cells, lines, [METHOD, Column("setting", "expert", "text")], name="table-05-experts",
-        title="Choice of the expert", paper="Table 5", before=True,
+        cells, lines, [METHOD, Column("experts", "experts"), Column("setting", "expert", "text")],
+        name="table-05-experts", title="Choice of the expert", paper="Table 5", before=True,
         extra=[Column("expert_share", "share of the domain in its cluster", "percent")],
         note=f"'blend' is not in the paper. The baseline is the recipe's own rule, "
         f"'{cells.own('expert')}'. best-tuned pays for fine-tuning every expert.")
@@ -167,10 +173,10 @@ def test_sets(cells: Cells) -> list[Table]:
 
 
 def swept(name: str, title: str, paper: str, method: str, key: str, label: str, note: str,
-          ) -> Callable[[Cells], list[Table]]:
+          beside: str | None = None) -> Callable[[Cells], list[Table]]:
     """A figure of one method along one setting, against slm."""
     def make(cells: Cells) -> list[Table]:
-        lines = sweep(cells, [method], key, Arm("slm"))
+        lines = sweep(cells, [method], key, Arm("slm"), beside)
         return macro_table(
             cells, lines, [METHOD, Column("setting", label, "text")], name=name, title=title,
             paper=paper, before=True, note=f"{note} The baseline is slm at the same tokens.",
@@ -249,7 +255,8 @@ MAKERS: list[Callable[[Cells], list[Table]]] = [
     costs.parameters, costs.throughput, costs.spent, baselines, expert_choice, budgets,
     cluster_tables, generic_perplexity, domain_perplexity, larger_sets, costs.total_cost,
     swept("figure-07-pn-experts", "Experts of the projected network", "Figure 7", "slm-pn",
-          "projected.experts", "experts", "One expert per cluster of the generic corpus."),
+          "projected.experts", "experts", "One expert per cluster of the generic corpus; where the "
+          "study says so, more slices for more experts.", "projected.rank"),
     top_cluster, costs.finetuning,
     swept("figure-10-importance-k", "Clusters for importance sampling", "Figure 10", "slm-is",
           "importance.k", "clusters", "'chosen' is the number that predicts the domain best."),
