@@ -101,6 +101,7 @@ def row(method: str, domain: str, changes: Change, level: Level) -> dict[str, An
         "params": 400_000, "inference_params": 400_000, "non_embedding_params": 300_000,
         "inference_flops_per_token": 10_000_000, "best_step": 40,
         "generic_ppl": None if nothing else math.exp(base + 1), "generic_ppl_after": 90.0,
+        "generic_ppl_ci": [math.exp(base), math.exp(base + 2)],
         "nll_after": after.tolist(), "nll_before": None if nothing else before.tolist(),
         "tokens": tokens.tolist(), "expert": settings["expert"], "expert_share": 0.5,
         "k": {"slm-pn": settings["projected.experts"],

@@ -172,7 +172,10 @@ def _samples(run: Run, all_trained: list[Trained]) -> Iterator[page.Sample]:
                for row in read_json(run.out / "results.json")["rows"]}
     for name in dict.fromkeys(t.domain for t in all_trained):
         dataset, windows = text.held_out(run, name, "test")
-        beginning = " ".join(dataset.text(int(windows[0]), reader).split()[:12])
+        words = dataset.text(int(windows[0]), reader).split()[:12]
+        while len(words) > 1 and len(reader.encode(" ".join(words)).ids) > dataset.context // 2:
+            words.pop()  # room for the continuation
+        beginning = " ".join(words)
         yield {
             "prompt": beginning, "domain": name,
             "completions": {

@@ -120,7 +120,7 @@ def row(run: Run, trained: Trained, model: Path | None = None) -> dict[str, Any]
                   if each["stage"].startswith("pretrain/")]
     value = facts(before) if before else None
     whole = trained.routed()
-    generic = facts(whole) if whole else value
+    generic = (facts(whole) if whole else value or {}).get("generic", {})
     return {
         "method": trained.method, "domain": trained.domain, "seed": run.recipe.seed,
         "spec_tokens": made.get("spec_tokens"),
@@ -129,8 +129,8 @@ def row(run: Run, trained: Trained, model: Path | None = None) -> dict[str, Any]
         "inference_params": flops.parameters(shape),
         "non_embedding_params": flops.non_embedding(shape),
         "inference_flops_per_token": flops.forward(shape),
-        "generic_ppl": generic["generic"]["perplexity"] if generic and "generic" in generic
-        else None,
+        "generic_ppl": generic.get("perplexity"),
+        "generic_ppl_ci": generic.get("ci95"),
         "generic_ppl_after": tuned["generic"]["perplexity"] if "generic" in tuned else None,
         "ppl_before": value["test"]["perplexity"] if value else None,
         "ppl_before_ci": value["test"]["ci95"] if value else None,

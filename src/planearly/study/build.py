@@ -39,7 +39,8 @@ PAIRED = [Column("difference", "nats per token, against the baseline", "nats"),
           Column("difference_ci", "95% interval", "interval")]
 BUDGET = Column("budget", "pretraining tokens", "tokens")
 OVER = Column("over", "averaged over", "text")
-GENERIC = Column("generic", "generic perplexity", "perplexity")
+GENERIC = [Column("generic", "generic perplexity", "perplexity"),
+           Column("generic_ci", "95% interval", "interval")]
 AFTER_AXIS = Axis("after", "perplexity after fine-tuning")
 
 
@@ -114,11 +115,13 @@ def facts_of(cells: Cells, arm: Arm, rows: Sequence[Row]) -> dict[str, Any]:
     """What the cells know of an arm beside its perplexity: sizes, costs, generic perplexity."""
     cost, generic, own = (mean_cost(rows, part)
                           for part in ("cost", "generic_cost", "specialization_cost"))
+    intervals = [row.get("generic_ppl_ci") for row in rows]  # one, where one model serves all
     return {
         "method": arm.method, "set": mean(rows, "spec_tokens"),
         "budget": arm.changes.get(compare.BUDGET, cells.main(arm.method, compare.BUDGET)),
         "domains": len(rows),
         "generic": mean_log([row.get("generic_ppl") for row in rows]),
+        "generic_ci": intervals[0] if all(ci == intervals[0] for ci in intervals) else None,
         "generic_after": mean_log([row.get("generic_ppl_after") for row in rows]),
         "expert_share": mean(rows, "expert_share"), "best_step": mean(rows, "best_step"),
         "tokens": cost["tokens"], "flops": cost["flops"], "hours": cost["device_hours"],

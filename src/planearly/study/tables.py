@@ -68,7 +68,7 @@ def several_budgets(cells: Cells) -> list[Line]:
 def budgets(cells: Cells) -> list[Table]:
     """Table 8: by pretraining budget."""
     return macro_table(
-        cells, several_budgets(cells), [METHOD, BUDGET, SET], before=True, extra=[GENERIC],
+        cells, several_budgets(cells), [METHOD, BUDGET, SET], before=True, extra=GENERIC,
         name="table-08-budgets", title="By pretraining budget", paper="Table 8",
         note="The paper compares at equal device-hours; here the budget is in tokens, with FLOPs "
         "and device-hours beside it. The baseline is slm at the same budget and set size.")
@@ -79,13 +79,13 @@ def generic_perplexity(cells: Cells) -> list[Table]:
     lines = [line for line in smallest(cells, several_budgets(cells))
              if line.labels["method"] in ("slm", "slm-mix", "slm-pn", "llm")]
     made = macro_table(
-        cells, alone(lines), [METHOD, BUDGET], name="figure-03-generic", extra=[GENERIC],
+        cells, alone(lines), [METHOD, BUDGET], name="figure-03-generic", extra=GENERIC,
         title="Generic perplexity by pretraining cost", paper="Figure 3",
         note="On held-out generic text, before fine-tuning, each window through its own cluster's "
-        "expert where there are experts. It has no interval.",
+        "expert where there are experts.",
         figure=Figure("lines", Axis("generic_flops", "FLOPs of generic pretraining", True),
-                      Axis("generic", "generic perplexity"), "method"))
-    columns = [METHOD, BUDGET, GENERIC, Column("generic_tokens", "generic tokens", "tokens"),
+                      Axis("generic", "generic perplexity"), "method", "generic_ci"))
+    columns = [METHOD, BUDGET, *GENERIC, Column("generic_tokens", "generic tokens", "tokens"),
                Column("generic_flops", "generic FLOPs", "flops"),
                Column("generic_hours", "generic device-hours", "hours")]
     return [Table(t.name, t.title, t.paper, t.note, columns, t.rows, t.figure) for t in made
