@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,9 @@ from planearly.specialize.experts import Experts
 
 SHAPE = Shape(layers=1, d_model=16, heads=2, d_ff=24, vocab_size=20, context=8)
 K = 3
-CENTROIDS = np.eye(K, 5, dtype=np.float32)
+CLUSTERS = bundle.Clusters(
+    np.eye(K, 5, dtype=np.float32), np.array([4.0, 2.5, 1.0]),
+    np.eye(5, dtype=np.float32), np.array([0, 1, 2, 1, 0], np.int32))
 EMBEDDER = Embedder("toy", "d1" * 32, lambda: lambda texts: np.zeros((len(texts), 5), np.float32))
 
 
@@ -47,8 +50,8 @@ def words(tmp_path: Path) -> Path:
 
 
 def save(folder: Path, words: Path, kind: str = "slm-pn", **changes: object) -> Path:
-    parts = {"centroids": CENTROIDS, "counts": np.array([4.0, 2.5, 1.0]), "embedder": EMBEDDER,
-             "tokenizer_folder": words, "recipe": config.Recipe(name="mine"), **changes}
+    parts = {"clusters": CLUSTERS, "embedder": EMBEDDER, "tokenizer_folder": words,
+             "recipe": config.Recipe(name="mine"), **changes}
     bundle.save_bundle(folder, make(kind), **parts)  # type: ignore[arg-type]
     return folder
 
@@ -64,7 +67,9 @@ def test_round_trip(kind: str, tmp_path: Path, words: Path, here: None) -> None:
                                     strict=True):
         assert torch.equal(ours, theirs), name
     assert found.kind == kind and type(found.model) is type(model)
-    assert np.array_equal(found.centroids, CENTROIDS) and found.counts.tolist() == [4.0, 2.5, 1.0]
+    for name, array in vars(CLUSTERS).items():
+        kept = getattr(found.clusters, name)
+        assert np.array_equal(kept, array) and kept.dtype == array.dtype, name
     assert found.recipe == config.Recipe(name="mine") and found.embedder is EMBEDDER
     assert tokenizer.load(found.tokenizer).get_vocab_size() == 9
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
@@ -87,21 +92,19 @@ def test_embedder_different(tmp_path: Path, words: Path, here: None) -> None:
 
 
 def test_clusters_that_do_not_match(tmp_path: Path, words: Path, here: None) -> None:
-    for changes, words_of in [
-        ({"centroids": CENTROIDS[:2]}, "2 clusters and the network 3 experts"),
-        ({"counts": np.array([1.0, 0.0, 2.0])}, "no text in cluster 1"),
+    for name, array, words_of in [
+        ("centroids", np.eye(4, 5, dtype=np.float32), "4 clusters and the network 3 experts"),
+        ("counts", np.array([1.0, 0.0, 2.0]), "no text in cluster 1"),
+        ("parent", np.array([0, 1, 1, 1, 0], np.int32), "lead from its 5 finest clusters to the 3"),
+        ("finest", np.eye(4, 5, dtype=np.float32), "lead from its 4 finest clusters to the 3"),
     ]:
         with pytest.raises(UserError, match=words_of):
-            save(tmp_path / "refused", words, **changes)
+            save(tmp_path / "refused", words, clusters=replace(CLUSTERS, **{name: array}))
+        folder = save(tmp_path / "b", words)
+        write_array(folder / f"{name}.npy", array)
+        with pytest.raises(UserError, match=words_of):
+            bundle.load_bundle(folder)
     assert not (tmp_path / "refused").exists()
-    folder = save(tmp_path / "b", words)
-    write_array(folder / "centroids.npy", np.eye(4, 5, dtype=np.float32))
-    with pytest.raises(UserError, match="4 clusters and the network 3 experts"):
-        bundle.load_bundle(folder)
-    write_array(folder / "centroids.npy", CENTROIDS)
-    write_array(folder / "counts.npy", np.array([1.0, 2.0, 0.0]))
-    with pytest.raises(UserError, match="no text in cluster 2"):
-        bundle.load_bundle(folder)
 
 
 def test_parts_that_do_not_fit(tmp_path: Path, words: Path, here: None) -> None:

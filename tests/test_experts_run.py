@@ -7,9 +7,10 @@ from safetensors.torch import load_file
 
 from planearly import config, pipeline
 from planearly.errors import UserError
-from planearly.files import read_json
+from planearly.files import read_array, read_json
+from planearly.run import Run, facts
 from planearly.specialize import bundle as bundle_module
-from planearly.stages import experts
+from planearly.stages import experts, groups
 from test_methods import Words, made, recipe  # noqa: F401 (made is a fixture)
 
 PROJECTED = {"experts": 3, "rank": 2, "embedding": 3}
@@ -53,6 +54,29 @@ def test_both_write_their_rows_and_a_bundle_specialises_offline(
     one, two = (load_file(next(root.glob("model/slm-pn.law-*/export/model.safetensors")))
                 for root in (out, tmp_path / "offline"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", [{"k": [3, 6, 12]}, {"k": [3, 12], "nested": False}],
+                         ids=["nested", "apart"])
+def test_a_bundle_divides_a_domain_as_its_run_did(
+        cluster, made, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(bundle_module, "load_embedder", lambda name, cache=None: Words())
+    here = Run(tmp_path / "run", settings(made, methods=["slm-pn"], expert="blend",
+                                          cluster=cluster))
+    with here.opened():
+        bundle = experts.save_bundle(here, "slm-pn") / "bundle"
+        assert (len(read_array(bundle / "finest.npy")) == 12) == cluster.get("nested", True)
+        documents = str(made / "domains" / "law")
+        offline = Run(tmp_path / "offline", experts.from_bundle(bundle, [documents], []))
+        with offline.opened():
+            ours, theirs = (
+                read_array(groups.domain_clusters(run, "law") / "assignment-3.npy")
+                for run in (here, offline))
+            assert len(np.unique(ours)) > 1 and np.array_equal(ours, theirs)
+            ours, theirs = (facts(experts.chosen(run, "slm-pn", "law")) for run in (here, offline))
+    for fact in ("histogram", "choice", "similarity"):
+        assert ours[fact] == theirs[fact], fact
 
 
 @pytest.mark.slow

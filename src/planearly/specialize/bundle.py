@@ -7,15 +7,20 @@ the tokenizer, and the recipe.
     bundle.json           kind, shape, embedder, digest of the tokenizer
     recipe.yaml           the recipe of the pretraining
     weights.safetensors   the bank, M, E and what is shared; or the mixture's models
-    centroids.npy         float32 [k, dim]
+    centroids.npy         float32 [k, dim], of the experts' clusters
     counts.npy            float64 [k], the generic corpus's histogram in window-equivalents
+    finest.npy            float32 [K, dim], the centroids that windows are assigned by
+    parent.npy            int32 [K], the expert that each of these belongs to
     tokenizer/
+
+A nested clustering assigns windows at its finest level and follows the parents from there; the
+nearest of the merged centroids would be another partition. Without nesting K is k.
 """
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +38,49 @@ from planearly.model.transformer import Shape
 from planearly.specialize.experts import Experts
 from planearly.train import checkpoint
 
-_FORMAT = 1
+_FORMAT = 2
 _KINDS = {"slm-pn": Projected, "slm-mix": Mixture}
 _INFO, _RECIPE, _WEIGHTS = "bundle.json", "recipe.yaml", "weights.safetensors"
-_CENTROIDS, _COUNTS, _TOKENIZER = "centroids.npy", "counts.npy", "tokenizer"
+_TOKENIZER = "tokenizer"
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """The experts' clusters, and how a window finds its own."""
+
+    centroids: np.ndarray
+    """float32 [k, dim]"""
+    counts: np.ndarray
+    """float64 [k]"""
+    finest: np.ndarray
+    """float32 [K, dim]"""
+    parent: np.ndarray
+    """int32 [K]"""
+
+    def save(self, folder: Path) -> None:
+        """Write each array as a ``.npy`` file."""
+        for name, array in vars(self).items():
+            write_array(folder / f"{name}.npy", array)
+
+    @classmethod
+    def load(cls, folder: Path) -> Clusters:
+        """Read what :meth:`save` wrote."""
+        return cls(*(read_array(folder / f"{part.name}.npy", mapped=False)
+                     for part in fields(cls)))
+
+    def check(self, experts: int, where: str) -> None:
+        """Refuse a clustering that does not give every expert its cluster, with text in it."""
+        if not len(self.centroids) == len(self.counts) == experts:
+            raise UserError(f"{where} has {len(self.centroids)} clusters and the network {experts} "
+                            "experts: every expert needs the cluster that it was trained on")
+        if len(self.finest) != len(self.parent) or not np.array_equal(
+                np.unique(self.parent), np.arange(experts)):
+            raise UserError(f"{where} does not lead from its {len(self.finest)} finest clusters to "
+                            f"the {experts} of the experts: copy the bundle again, whole")
+        empty = np.flatnonzero(~(self.counts > 0))
+        if len(empty):
+            raise UserError(f"{where} has no text in cluster {empty[0]}, whose expert would stay "
+                            "untrained: choose fewer experts or give more generic text")
 
 
 @dataclass
@@ -46,32 +90,29 @@ class Bundle:
     kind: str
     """``slm-pn`` or ``slm-mix``."""
     model: Experts
-    centroids: np.ndarray
-    """float32 [k, dim]"""
-    counts: np.ndarray
-    """float64 [k]"""
+    clusters: Clusters
     embedder: Embedder
     tokenizer: Path
     recipe: config.Recipe
 
 
-def save_bundle(folder: Path, model: Experts, *, centroids: np.ndarray, counts: np.ndarray,
-                embedder: Embedder, tokenizer_folder: Path, recipe: config.Recipe) -> None:
+def save_bundle(folder: Path, model: Experts, *, clusters: Clusters, embedder: Embedder,
+                tokenizer_folder: Path, recipe: config.Recipe) -> None:
     """Write a bundle; an existing one of that name is replaced whole.
 
     Raises:
         UserError: experts and clusters do not match, or a cluster is empty.
     """
-    check_clusters(model.count, centroids, counts, "the clustering")
+    clusters.check(model.count, "the clustering")
     kind = next(name for name, cls in _KINDS.items() if isinstance(model, cls))
     with atomic_folder(folder) as temporary:
         checkpoint.save_tensors(temporary / _WEIGHTS, checkpoint.weights(model), {})
-        write_array(temporary / _CENTROIDS, np.asarray(centroids, np.float32))
-        write_array(temporary / _COUNTS, np.asarray(counts, np.float64))
+        clusters.save(temporary)
         (temporary / _RECIPE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), "utf-8")
         shutil.copytree(tokenizer_folder, temporary / _TOKENIZER)
         write_json(temporary / _INFO, {
             "format": _FORMAT, "kind": kind, "experts": model.count,
+            "finest": len(clusters.finest),
             "shape": model.shape.to_dict(),
             "projected": asdict(model.settings) if isinstance(model, Projected) else None,
             "embedder": {"name": embedder.name, "digest": embedder.digest},
@@ -106,8 +147,8 @@ def load_bundle(folder: Path, cache: Path | None = None) -> Bundle:
     info = read_info(folder)
     recipe = config.build(config.Recipe, info["recipe"], "")
     shape = Shape(**info["shape"])
-    centroids, counts = (read_array(folder / name, mapped=False) for name in (_CENTROIDS, _COUNTS))
-    check_clusters(info["experts"], centroids, counts, str(folder))
+    clusters = Clusters.load(folder)
+    clusters.check(info["experts"], str(folder))
     entries = tokenizer.vocab_size(tokenizer.load(folder / _TOKENIZER))
     if tokenizer.digest(folder / _TOKENIZER) != info["tokenizer"] or entries > shape.vocab_size:
         raise UserError(f"the tokenizer in {folder} is not the one its experts were trained with: "
@@ -123,20 +164,9 @@ def load_bundle(folder: Path, cache: Path | None = None) -> Bundle:
                         f"{model.count}: copy the bundle again, whole")
     path = folder / _WEIGHTS
     checkpoint.set_weights(model, checkpoint.load_tensors(path)[0], path)
-    return Bundle(info["kind"], model, centroids, counts,
+    return Bundle(info["kind"], model, clusters,
                   _embedder(folder, info["embedder"], cache),
                   folder / _TOKENIZER, recipe)
-
-
-def check_clusters(experts: int, centroids: np.ndarray, counts: np.ndarray, where: str) -> None:
-    """Refuse a clustering that does not give every expert its cluster, with text in it."""
-    if not len(centroids) == len(counts) == experts:
-        raise UserError(f"{where} has {len(centroids)} clusters and the network {experts} experts: "
-                        "every expert needs the cluster that it was trained on")
-    empty = np.flatnonzero(~(np.asarray(counts) > 0))
-    if len(empty):
-        raise UserError(f"{where} has no text in cluster {empty[0]}, whose expert would stay "
-                        "untrained: choose fewer experts or give more generic text")
 
 
 def _embedder(folder: Path, made_with: dict[str, str], cache: Path | None) -> Embedder:

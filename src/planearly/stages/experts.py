@@ -270,9 +270,10 @@ def save_bundle(run: Run, method: str) -> Path:
         dataset = TokenDataset(text.generic(run))
         size = np.asarray(dataset.windows["length"], np.float64) / dataset.context
         counts = np.bincount(read_array(clustered / f"assignment-{k}.npy"), size, k)
+        finest, parent = groups.lineage(run, k)
         bundles.save_bundle(
-            folder / "bundle", load(run, method), counts=counts,
-            centroids=read_array(clustered / f"centroids-{k}.npy"),
+            folder / "bundle", load(run, method), clusters=bundles.Clusters(
+                read_array(clustered / f"centroids-{k}.npy"), counts, finest, parent),
             embedder=embed.load_embedder(run.recipe.cluster.embedder),
             tokenizer_folder=text.tokenizer_folder(run), recipe=run.recipe,
         )
@@ -303,7 +304,7 @@ def from_bundle(folder: Path, documents: list[str], overrides: list[str]) -> con
     values = info["recipe"]
     values |= {"bundle": str(folder), "generic": [], "domains_root": None, "domains": documents,
                "methods": [info["kind"]], "name": "specialize", "start": None, "large_start": None}
-    values["cluster"]["k"] = [info["experts"]]
+    values["cluster"] |= {"k": sorted({info["experts"], info["finest"]}), "nested": True}
     values["importance"]["k"] = None
     return config.override(values, overrides)
 

@@ -18,6 +18,7 @@ from planearly.errors import UserError
 from planearly.files import read_array, write_array, write_json
 from planearly.progress import say
 from planearly.run import Run, facts, once
+from planearly.specialize import bundle as bundles
 from planearly.stages import text
 
 
@@ -95,13 +96,31 @@ def clusters(run: Run) -> Path:
 
 
 def _clusters_of(run: Run, source: Path) -> Path:
-    """The clustering that a bundle brings."""
+    """The clustering that a bundle brings: the finest level and that of the experts."""
     def build(folder: Path) -> dict[str, Any]:
-        centroids = read_array(source / "bundle" / "centroids.npy", mapped=False)
-        write_array(folder / f"centroids-{len(centroids)}.npy", centroids)
+        brought = bundles.Clusters.load(source / "bundle")
+        experts, finer = len(brought.centroids), len(brought.finest)
+        write_array(folder / f"centroids-{experts}.npy", brought.centroids)
+        if finer > experts:
+            write_array(folder / f"centroids-{finer}.npy", brought.finest)
+            write_array(folder / f"parent-{finer}.npy", brought.parent)
         return {"embedder": facts(source)["embedder"]}
 
     return run.stage("clusters", {}, {"bundle": source}, build)
+
+
+def lineage(run: Run, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The centroids float32 [K, dim] that windows are assigned by, and the cluster among ``k`` of
+    each, int32 [K]: those of the finest level, or, if the recipe does not nest them, of this one.
+    """
+    clustered = clusters(run)
+    levels = sorted({n for n in run.recipe.cluster.k if n >= k}, reverse=True)
+    if not run.recipe.cluster.nested:
+        levels = [k]
+    parent = np.arange(levels[0], dtype=np.int32)
+    for finer in levels[:-1]:
+        parent = read_array(clustered / f"parent-{finer}.npy")[parent]
+    return read_array(clustered / f"centroids-{levels[0]}.npy"), parent
 
 
 @once
