@@ -1,5 +1,7 @@
 """Projected networks and mixtures as a person runs them: rows, bundles, one expert alone."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from planearly.files import read_array, read_json
 from planearly.run import Run, facts
 from planearly.specialize import bundle as bundle_module
 from planearly.stages import experts, groups
-from test_methods import Words, made, recipe  # noqa: F401 (made is a fixture)
+from test_methods import TOPICS, Words, made, recipe  # noqa: F401 (made is a fixture)
 
 PROJECTED = {"experts": 3, "rank": 2, "embedding": 3}
 
@@ -62,19 +64,22 @@ def test_both_write_their_rows_and_a_bundle_specialises_offline(
 def test_a_bundle_divides_a_domain_as_its_run_did(
         cluster, made, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(bundle_module, "load_embedder", lambda name, cache=None: Words())
+    rng, words = np.random.default_rng(1), " ".join(TOPICS.values()).split()
+    wide = made / "domains" / "wide.jsonl"  # of no cluster: its windows lie between the centroids
+    wide.write_text("\n".join(json.dumps({"text": " ".join(rng.choice(words, 60))})
+                              for _ in range(60)))
     here = Run(tmp_path / "run", settings(made, methods=["slm-pn"], expert="blend",
-                                          cluster=cluster))
+                                          domains=[str(wide)], cluster=cluster))
     with here.opened():
         bundle = experts.save_bundle(here, "slm-pn") / "bundle"
         assert (len(read_array(bundle / "finest.npy")) == 12) == cluster.get("nested", True)
-        documents = str(made / "domains" / "law")
-        offline = Run(tmp_path / "offline", experts.from_bundle(bundle, [documents], []))
+        offline = Run(tmp_path / "offline", experts.from_bundle(bundle, [str(wide)], []))
         with offline.opened():
             ours, theirs = (
-                read_array(groups.domain_clusters(run, "law") / "assignment-3.npy")
+                read_array(groups.domain_clusters(run, "wide") / "assignment-3.npy")
                 for run in (here, offline))
             assert len(np.unique(ours)) > 1 and np.array_equal(ours, theirs)
-            ours, theirs = (facts(experts.chosen(run, "slm-pn", "law")) for run in (here, offline))
+            ours, theirs = (facts(experts.chosen(run, "slm-pn", "wide")) for run in (here, offline))
     for fact in ("histogram", "choice", "similarity"):
         assert ours[fact] == theirs[fact], fact
 
