@@ -81,7 +81,7 @@ def test_embedder_absent(tmp_path: Path, words: Path, monkeypatch: pytest.Monkey
 
     save(tmp_path / "b", words)
     monkeypatch.setattr(bundle, "load_embedder", absent)
-    with pytest.raises(UserError, match=r"embedder 'toy', which cannot be loaded.*no such model"):
+    with pytest.raises(UserError, match=r"'toy' cannot be loaded.*=FOLDER.*\(no such model\)"):
         bundle.load_bundle(tmp_path / "b")
 
 
@@ -89,6 +89,25 @@ def test_embedder_different(tmp_path: Path, words: Path, here: None) -> None:
     save(tmp_path / "b", words, embedder=Embedder("toy", "ff" * 32, lambda: None))  # type: ignore
     with pytest.raises(UserError, match=r"not the one.*d1d1d1d1d1d1 and ffffffffffff"):
         bundle.load_bundle(tmp_path / "b")
+
+
+def test_embedder_elsewhere(tmp_path: Path, words: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder moved with its bundle is the same embedder; another one is not, by any name."""
+    digests = {"old/place": "aa" * 32, "new/place": "aa" * 32, "other": "bb" * 32}
+
+    def installed(name: str, cache: Path | None = None) -> Embedder:
+        if name == "old/place":
+            raise UserError("no such model")
+        return Embedder(name, digests[name], lambda: None)  # type: ignore
+
+    folder = save(tmp_path / "b", words,
+                  embedder=Embedder("old/place", digests["old/place"], lambda: None))  # type: ignore
+    monkeypatch.setattr(bundle, "load_embedder", installed)
+    with pytest.raises(UserError, match="'old/place' cannot be loaded"):
+        bundle.load_bundle(folder)
+    assert bundle.load_bundle(folder, "new/place").embedder.name == "new/place"
+    with pytest.raises(UserError, match="'other' installed here is not the one"):
+        bundle.load_bundle(folder, "other")
 
 
 def test_clusters_that_do_not_match(tmp_path: Path, words: Path, here: None) -> None:

@@ -82,6 +82,13 @@ def test_a_bundle_divides_a_domain_as_its_run_did(
             ours, theirs = (facts(experts.chosen(run, "slm-pn", "wide")) for run in (here, offline))
     for fact in ("histogram", "choice", "similarity"):
         assert ours[fact] == theirs[fact], fact
+    # another embedder is refused where the bundle was read with the right one before, too
+    other = Words()
+    other.digest = "f" * 64
+    monkeypatch.setattr(bundle_module, "load_embedder", lambda name, cache=None: other)
+    again = Run(tmp_path / "offline", experts.from_bundle(bundle, [str(wide)], []))
+    with again.opened(), pytest.raises(UserError, match="is not the one that the clusters"):
+        groups.domain_clusters(again, "wide")
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ nearest of the merged centroids would be another partition. Without nesting K is
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -136,8 +137,11 @@ def read_info(folder: Path) -> dict[str, Any]:
     return {**info, "recipe": yaml.safe_load((folder / _RECIPE).read_text("utf-8"))}
 
 
-def load_bundle(folder: Path, cache: Path | None = None) -> Bundle:
+def load_bundle(folder: Path, embedder: str | None = None, cache: Path | None = None) -> Bundle:
     """Read a bundle and check that its parts fit each other and what is installed here.
+
+    Args:
+        embedder: where its embedder is here, as :func:`fitting_embedder`.
 
     Raises:
         UserError: not a bundle; its embedder is absent here, or another than the centroids were
@@ -165,19 +169,32 @@ def load_bundle(folder: Path, cache: Path | None = None) -> Bundle:
     path = folder / _WEIGHTS
     checkpoint.set_weights(model, checkpoint.load_tensors(path)[0], path)
     return Bundle(info["kind"], model, clusters,
-                  _embedder(folder, info["embedder"], cache),
+                  fitting_embedder(folder, info["embedder"], embedder, cache),
                   folder / _TOKENIZER, recipe)
 
 
-def _embedder(folder: Path, made_with: dict[str, str], cache: Path | None) -> Embedder:
-    name = made_with["name"]
+def fitting_embedder(folder: Path, made_with: Mapping[str, str], name: str | None = None,
+                     cache: Path | None = None) -> Embedder:
+    """The embedder that the clusters of a bundle hold for.
+
+    Args:
+        made_with: its ``name`` and ``digest``.
+        name: where it is here (default: what it was called); its content has to be the same.
+
+    Raises:
+        UserError: it is absent here, or another.
+    """
+    name = name or made_with["name"]
     try:
         embedder = load_embedder(name, cache)
     except UserError as error:
-        raise UserError(f"the clusters of {folder} were made with the embedder '{name}', "
-                        f"which cannot be loaded here: {error}") from error
+        raise UserError(
+            f"the clusters of {folder} were made with the embedder '{made_with['name']}', and "
+            f"'{name}' cannot be loaded here; say where it is with cluster.embedder=FOLDER, only "
+            f"its content counts ({error})") from error
     if embedder.digest != made_with["digest"]:
         raise UserError(f"the embedder '{name}' installed here is not the one that the clusters of "
-                        f"{folder} were made with (digests {embedder.digest[:12]} and "
-                        f"{made_with['digest'][:12]}): install that version of it")
+                        f"{folder} were made with, '{made_with['name']}' (digests "
+                        f"{embedder.digest[:12]} and {made_with['digest'][:12]}): name that one "
+                        "with cluster.embedder")
     return embedder

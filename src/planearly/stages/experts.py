@@ -12,7 +12,6 @@ import numpy as np
 from torch import Tensor
 
 from planearly import config
-from planearly.cluster import embed
 from planearly.data.windows import TokenDataset
 from planearly.device import bf16_is_fast
 from planearly.errors import UserError
@@ -274,7 +273,7 @@ def save_bundle(run: Run, method: str) -> Path:
         bundles.save_bundle(
             folder / "bundle", load(run, method), clusters=bundles.Clusters(
                 read_array(clustered / f"centroids-{k}.npy"), counts, finest, parent),
-            embedder=embed.load_embedder(run.recipe.cluster.embedder),
+            embedder=groups.embedder(run),
             tokenizer_folder=text.tokenizer_folder(run), recipe=run.recipe,
         )
 

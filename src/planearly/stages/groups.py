@@ -28,18 +28,26 @@ def finest(run: Run) -> int:
 
 
 @once
+def embedder(run: Run) -> embed.Embedder:
+    """The recipe's embedder; with a bundle it has to be the one of the bundle's clusters."""
+    recipe = run.recipe
+    if not recipe.bundle:
+        return embed.load_embedder(recipe.cluster.embedder)
+    return bundles.fitting_embedder(
+        Path(recipe.bundle), facts(text.bundle(run))["embedder"], recipe.cluster.embedder)
+
+
+@once
 def embeddings(run: Run) -> Path:
     """Embeddings of the generic corpus's windows: blocks of float16 [n, dim]."""
     everything, tokens = text.generic(run), text.tokenizer_folder(run)
-    embedder = embed.load_embedder(run.recipe.cluster.embedder)
+    by = embedder(run)
 
     def build(folder: Path) -> dict[str, Any]:
-        embed.embed_dataset(
-            TokenDataset(everything), tokenizer.load(tokens), embedder, folder / "blocks"
-        )
-        return {"embedder": {"name": embedder.name, "digest": embedder.digest}}
+        embed.embed_dataset(TokenDataset(everything), tokenizer.load(tokens), by, folder / "blocks")
+        return {"embedder": {"name": by.name, "digest": by.digest}}
 
-    settings = {"embedder": embedder.name, "digest": embedder.digest}
+    settings = {"embedder": by.name, "digest": by.digest}
     return run.stage("embeddings", settings, {"generic": everything}, build)
 
 
@@ -125,14 +133,16 @@ def lineage(run: Run, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 @once
 def domain_clusters(run: Run, name: str) -> Path:
-    """Clusters of a domain's training windows: ``assignment-K.npy`` int32 [n_windows]."""
+    """Clusters of a domain's training windows: ``assignment-K.npy`` int32 [n_windows].
+
+    The embedder is that of the clusters, which the stage reads, whatever it is called here.
+    """
     source, clustered = text.domain(run, name), clusters(run)
-    tokens = text.tokenizer_folder(run)
+    tokens, by = text.tokenizer_folder(run), embedder(run)
 
     def build(folder: Path) -> None:
-        embedder = embed.load_embedder(run.recipe.cluster.embedder)
         dataset = TokenDataset(source / "train")
-        points = embed.embed_dataset(dataset, tokenizer.load(tokens), embedder, folder / "blocks")
+        points = embed.embed_dataset(dataset, tokenizer.load(tokens), by, folder / "blocks")
         finer, assignment = 0, np.empty(0, np.int32)
         for k in sorted(set(run.recipe.cluster.k), reverse=True):
             if finer and run.recipe.cluster.nested:
