@@ -113,7 +113,7 @@ def test_embedder_elsewhere(tmp_path: Path, words: Path, monkeypatch: pytest.Mon
 def test_clusters_that_do_not_match(tmp_path: Path, words: Path, here: None) -> None:
     for name, array, words_of in [
         ("centroids", np.eye(4, 5, dtype=np.float32), "4 clusters and the network 3 experts"),
-        ("counts", np.array([1.0, 0.0, 2.0]), "no text in cluster 1"),
+        ("counts", np.array([1.0, 0.0, 2.0]), "in 1 of 3 clusters, the first number 1"),
         ("parent", np.array([0, 1, 1, 1, 0], np.int32), "lead from its 5 finest clusters to the 3"),
         ("finest", np.eye(4, 5, dtype=np.float32), "lead from its 4 finest clusters to the 3"),
     ]:

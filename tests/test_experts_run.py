@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 
 from planearly import config, pipeline
 from planearly.errors import UserError
-from planearly.files import read_array, read_json
+from planearly.files import read_array, read_json, write_array
 from planearly.run import Run, facts
 from planearly.specialize import bundle as bundle_module
-from planearly.stages import experts, groups
+from planearly.stages import experts, groups, text
 from test_methods import TOPICS, Words, made, recipe  # noqa: F401 (made is a fixture)
 
 PROJECTED = {"experts": 3, "rank": 2, "embedding": 3}
@@ -106,6 +106,44 @@ def test_every_rule_chooses(made, tmp_path):  # noqa: F811
                      projected={**PROJECTED, "tune_vector": True})
     assert pipeline.run(tuned, out)["rows"][0]["expert"] == "blend"
     assert len(list(out.glob("pretrain/slm-pn-*"))) == 1  # the vector is trained after it
+
+
+@pytest.mark.slow
+def test_long_sets_are_sampled_and_a_mixture_s_average_warned_of(
+        made, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr(experts, "EXPERT_CHOICE_TOKENS", 300)
+    run = Run(tmp_path / "run", settings(made, methods=["slm-pn"]))
+    with run.opened():
+        dataset, used = text.specialization_windows(run, "law")
+        sample, part = experts.choice_windows(run, "law")
+        tokens = dataset.windows["length"][sample].sum()
+        assert 300 <= tokens < 300 + dataset.context and set(sample) < set(used)
+        first = used[np.cumsum(dataset.windows["length"][used]) <= tokens]
+        assert sample.max() > first.max()  # not what happens to stand first in the file
+        reason = facts(experts.chosen(run, "slm-pn", "law"))["choice"]["reason"]
+        assert f"loss on {part}the specialization set" in reason and str(tokens) in reason
+    few = Run(tmp_path / "run", settings(made, methods=["slm-pn"], spec_tokens=200))
+    with few.opened():
+        sample, part = experts.choice_windows(few, "law")
+        assert part == "" and set(sample) == set(text.specialization_windows(few, "law")[1])
+    assert "warning" not in capsys.readouterr().err
+    blended = Run(tmp_path / "run", settings(made, methods=["slm-mix"], expert="blend"))
+    with blended.opened():
+        experts.chosen(blended, "slm-mix", "law")
+    assert "warning: the average of a mixture's weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["slm-pn", "slm-mix"])
+def test_a_cluster_without_trained_text_is_refused_before_training(
+        method, made, tmp_path):  # noqa: F811
+    out = tmp_path / "run"
+    asked = settings(made, methods=[method])
+    pipeline.run(asked, out, "cluster")
+    (assignment,) = out.glob("clusters-*/assignment-3.npy")
+    write_array(assignment, np.minimum(read_array(assignment), 1))
+    with pytest.raises(UserError, match="in 1 of 3 clusters, the first number 2"):
+        pipeline.run(asked, out, "pretrain")
+    assert not list(out.glob("pretrain"))
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ the tokenizer, and the recipe.
     recipe.yaml           the recipe of the pretraining
     weights.safetensors   the bank, M, E and what is shared; or the mixture's models
     centroids.npy         float32 [k, dim], of the experts' clusters
-    counts.npy            float64 [k], the generic corpus's histogram in window-equivalents
+    counts.npy            float64 [k], rows of generic text that each expert was trained on
     finest.npy            float32 [K, dim], the centroids that windows are assigned by
     parent.npy            int32 [K], the expert that each of these belongs to
     tokenizer/
@@ -78,10 +78,16 @@ class Clusters:
                 np.unique(self.parent), np.arange(experts)):
             raise UserError(f"{where} does not lead from its {len(self.finest)} finest clusters to "
                             f"the {experts} of the experts: copy the bundle again, whole")
-        empty = np.flatnonzero(~(self.counts > 0))
-        if len(empty):
-            raise UserError(f"{where} has no text in cluster {empty[0]}, whose expert would stay "
-                            "untrained: choose fewer experts or give more generic text")
+        check_counts(self.counts, where)
+
+
+def check_counts(counts: np.ndarray, where: str) -> None:
+    """Refuse a cluster without text, by the text [k] of each."""
+    empty = np.flatnonzero(~(np.asarray(counts) > 0))
+    if len(empty):
+        raise UserError(f"{where} has no text to train on in {len(empty)} of {len(counts)} "
+                        f"clusters, the first number {empty[0]}, whose experts would stay "
+                        "untrained: choose fewer experts or give more generic text")
 
 
 @dataclass
