@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
-from planearly import config
+from planearly import config, pipeline
 from planearly.cluster.embed import Embedder
 from planearly.data import tokenizer
 from planearly.errors import UserError
@@ -21,6 +22,7 @@ from planearly.model.projected import Projected
 from planearly.model.transformer import Shape
 from planearly.specialize import bundle
 from planearly.specialize.experts import Experts
+from planearly.stages import experts
 
 SHAPE = Shape(layers=1, d_model=16, heads=2, d_ff=24, vocab_size=20, context=8)
 K = 3
@@ -51,7 +53,7 @@ def words(tmp_path: Path) -> Path:
 
 def save(folder: Path, words: Path, kind: str = "slm-pn", **changes: object) -> Path:
     parts = {"clusters": CLUSTERS, "embedder": EMBEDDER, "tokenizer_folder": words,
-             "recipe": config.Recipe(name="mine"), **changes}
+             "recipe": config.Recipe(name="mine", seed=5), **changes}
     bundle.save_bundle(folder, make(kind), **parts)  # type: ignore[arg-type]
     return folder
 
@@ -70,7 +72,7 @@ def test_round_trip(kind: str, tmp_path: Path, words: Path, here: None) -> None:
     for name, array in vars(CLUSTERS).items():
         kept = getattr(found.clusters, name)
         assert np.array_equal(kept, array) and kept.dtype == array.dtype, name
-    assert found.recipe == config.Recipe(name="mine") and found.embedder is EMBEDDER
+    assert found.recipe == config.Recipe(seed=5) and found.embedder is EMBEDDER
     assert tokenizer.load(found.tokenizer).get_vocab_size() == 9
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
@@ -145,3 +147,75 @@ def test_parts_that_do_not_fit(tmp_path: Path, words: Path, here: None) -> None:
         bundle.load_bundle(folder)
     with pytest.raises(UserError, match="is not a bundle"):
         bundle.load_bundle(tmp_path)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def without(key: str) -> Callable[[Path], None]:
+    def drop(path: Path) -> None:
+        info = read_json(path)
+        write_json(path, {name: value for name, value in info.items() if name != key})
+
+    return drop
+
+
+def odd_shape(path: Path) -> None:
+    info = read_json(path)
+    write_json(path, {**info, "shape": {**info["shape"], "experts_per_token": 2}})
+
+
+@pytest.mark.parametrize(("name", "damage"), [
+    *[(name, Path.unlink) for name in (
+        "recipe.yaml", "weights.safetensors", "centroids.npy", "counts.npy", "finest.npy",
+        "parent.npy", "tokenizer/tokenizer.json")],
+    *[(name, cut) for name in (
+        "bundle.json", "weights.safetensors", "centroids.npy", "finest.npy", "parent.npy")],
+    ("parent.npy", lambda path: path.write_bytes(b"")),
+    ("recipe.yaml", lambda path: path.write_text("just: [a list")),
+    ("recipe.yaml", lambda path: path.write_text("words")),
+    ("bundle.json", odd_shape),
+    *[("bundle.json", without(key)) for key in (
+        "shape", "experts", "finest", "embedder", "tokenizer", "projected")],
+])
+def test_a_bundle_that_is_not_whole_is_one_sentence(
+        name: str, damage: Callable[[Path], None], tmp_path: Path, words: Path,
+        here: None) -> None:
+    folder = save(tmp_path / "b", words)
+    damage(folder / name)
+    with pytest.raises(UserError, match=name) as told:
+        bundle.load_bundle(folder)
+    assert str(folder) in str(told.value) and "\n" not in str(told.value).strip()
+
+
+OWN = config.Recipe(
+    context=64, spec_tokens=200, data=config.Data(eval_tokens=100, valid_tokens=50),
+    cluster=config.Cluster(k=[2, K, 5]), projected=config.Projected(experts=K),
+    finetune=config.Finetune(replay_share=0.2, patience=7), domains=["theirs"], generic=["theirs"])
+
+
+def test_all_documents_of_the_owner_are_used(tmp_path: Path, words: Path) -> None:
+    folder = save(tmp_path / "b", words, recipe=OWN)
+    asked = experts.from_bundle(folder, ["mine"], ["finetune.max_epochs=2"])
+    experts.check_bundle(asked)
+    assert asked.spec_tokens is None and asked.data == config.Data()
+    assert (asked.domains, asked.generic) == (["mine"], [])
+    assert asked.cluster.k == [K, 5] and asked.context == 64
+    assert asked.finetune == config.Finetune(patience=7, max_epochs=2)
+    assert experts.from_bundle(folder, ["mine"], ["spec_tokens=5k"]).spec_tokens == 5_000
+
+
+@pytest.mark.parametrize("override", [
+    "cluster.k=[2]", "cluster.nested=false", "projected.experts=2", "projected.rank=3",
+    "projected.embedding=5", "projected.layers=[1]", "model.d_model=64", "model.layers=1",
+    "mixture.experts=2", "methods=[slm]", "methods=[slm-mix]", "generic=[x]", "context=128",
+    "finetune.replay_share=0.1",
+])
+def test_what_a_bundle_fixes_is_not_overridden(
+        override: str, tmp_path: Path, words: Path) -> None:
+    folder = save(tmp_path / "b", words, recipe=OWN)
+    asked = experts.from_bundle(folder, ["mine"], [override])
+    with pytest.raises(UserError, match=f"'{override.split('=')[0]}' is .* the bundle"):
+        pipeline.run(asked, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

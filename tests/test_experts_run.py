@@ -73,6 +73,9 @@ def test_a_bundle_divides_a_domain_as_its_run_did(
     with here.opened():
         bundle = experts.save_bundle(here, "slm-pn") / "bundle"
         assert (len(read_array(bundle / "finest.npy")) == 12) == cluster.get("nested", True)
+        longer = config.variant(here.recipe, {"finetune.max_epochs": 2})
+        other = experts.save_bundle(Run(here.out, longer), "slm-pn") / "bundle"
+        assert bundle_module.read_info(other)["recipe"].finetune.max_epochs == 2
         offline = Run(tmp_path / "offline", experts.from_bundle(bundle, [str(wide)], []))
         with offline.opened():
             ours, theirs = (

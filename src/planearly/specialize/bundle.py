@@ -5,7 +5,7 @@ centroids that say which cluster a document is of, the identity of the embedder 
 the tokenizer, and the recipe.
 
     bundle.json           kind, shape, embedder, digest of the tokenizer
-    recipe.yaml           the recipe of the pretraining
+    recipe.yaml           what the pretraining's recipe says of the model, and how to specialise it
     weights.safetensors   the bank, M, E and what is shared; or the mixture's models
     centroids.npy         float32 [k, dim], of the experts' clusters
     counts.npy            float64 [k], rows of generic text that each expert was trained on
@@ -19,8 +19,9 @@ nearest of the merged centroids would be another partition. Without nesting K is
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ _FORMAT = 2
 _KINDS = {"slm-pn": Projected, "slm-mix": Mixture}
 _INFO, _RECIPE, _WEIGHTS = "bundle.json", "recipe.yaml", "weights.safetensors"
 _TOKENIZER = "tokenizer"
+_OF_RECIPE = ("seed", "context", "pretrain_tokens", "cluster", "model", "projected", "mixture",
+              "expert", "pretrain", "finetune")
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,24 @@ class Clusters:
 
     @classmethod
     def load(cls, folder: Path) -> Clusters:
-        """Read what :meth:`save` wrote."""
-        return cls(*(read_array(folder / f"{part.name}.npy", mapped=False)
-                     for part in fields(cls)))
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UserError: an array is missing or damaged.
+        """
+        arrays = []
+        for part in fields(cls):
+            path = folder / f"{part.name}.npy"
+            with _whole(path):
+                arrays.append(read_array(path, mapped=False))
+        return cls(*arrays)
 
     def check(self, experts: int, where: str) -> None:
         """Refuse a clustering that does not give every expert its cluster, with text in it."""
+        if (self.centroids.ndim, self.counts.ndim, self.finest.ndim, self.parent.ndim) != (
+                2, 1, 2, 1) or self.centroids.shape[1] != self.finest.shape[1]:
+            raise UserError(f"{where} has clusters of shapes that do not belong together: copy the "
+                            "bundle again, whole")
         if not len(self.centroids) == len(self.counts) == experts:
             raise UserError(f"{where} has {len(self.centroids)} clusters and the network {experts} "
                             "experts: every expert needs the cluster that it was trained on")
@@ -88,6 +103,28 @@ def check_counts(counts: np.ndarray, where: str) -> None:
         raise UserError(f"{where} has no text to train on in {len(empty)} of {len(counts)} "
                         f"clusters, the first number {empty[0]}, whose experts would stay "
                         "untrained: choose fewer experts or give more generic text")
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """While a file of a bundle is read: tell in one sentence if it is missing or damaged."""
+    if not path.is_file():
+        raise UserError(f"the bundle lacks {path}: copy it again, whole")
+    try:
+        yield
+    except (AttributeError, EOFError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is damaged or of another version of planearly ({error!r}): copy "
+                        "the bundle again, whole") from error
+
+
+def kept_recipe(recipe: config.Recipe) -> dict[str, Any]:
+    """The keys of a recipe that its bundle keeps.
+
+    Not which documents were read, nor how or how much of them: of the domain that is its owner's
+    to say.
+    """
+    values = recipe.to_dict()
+    return {key: values[key] for key in _OF_RECIPE}
 
 
 @dataclass
@@ -115,7 +152,8 @@ def save_bundle(folder: Path, model: Experts, *, clusters: Clusters, embedder: E
     with atomic_folder(folder) as temporary:
         checkpoint.save_tensors(temporary / _WEIGHTS, checkpoint.weights(model), {})
         clusters.save(temporary)
-        (temporary / _RECIPE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), "utf-8")
+        (temporary / _RECIPE).write_text(
+            yaml.safe_dump(kept_recipe(recipe), sort_keys=False), "utf-8")
         shutil.copytree(tokenizer_folder, temporary / _TOKENIZER)
         write_json(temporary / _INFO, {
             "format": _FORMAT, "kind": kind, "experts": model.count,
@@ -128,19 +166,30 @@ def save_bundle(folder: Path, model: Experts, *, clusters: Clusters, embedder: E
 
 
 def read_info(folder: Path) -> dict[str, Any]:
-    """What ``bundle.json`` says, and the ``recipe`` of the pretraining as plain values.
+    """What ``bundle.json`` says, its ``shape``, and the ``recipe`` of the pretraining.
 
     Raises:
-        UserError: not a bundle, or one of another version.
+        UserError: not a bundle, one of another version, or not whole.
     """
     if not (folder / _INFO).is_file():
         raise UserError(f"{folder} is not a bundle: it has no {_INFO}; "
                         "give the folder that pretraining slm-pn or slm-mix saved")
     info = read_json(folder / _INFO)
+    if not isinstance(info, dict):
+        info = {}
     if info.get("format") != _FORMAT or info.get("kind") not in _KINDS:
         raise UserError(f"{folder} is a bundle of format {info.get('format')} and kind "
                         f"{info.get('kind')}, which this version of planearly does not read")
-    return {**info, "recipe": yaml.safe_load((folder / _RECIPE).read_text("utf-8"))}
+    with _whole(folder / _INFO):
+        shape = Shape(**info["shape"])
+        for key in ("experts", "finest", "projected", "tokenizer"):
+            info[key]
+        for key in ("name", "digest"):
+            info["embedder"][key]
+    with _whole(folder / _RECIPE):
+        values = yaml.safe_load((folder / _RECIPE).read_text("utf-8"))
+        recipe = config.build(config.Recipe, dict(values), "")
+    return {**info, "shape": shape, "recipe": recipe}
 
 
 def load_bundle(folder: Path, embedder: str | None = None, cache: Path | None = None) -> Bundle:
@@ -155,8 +204,7 @@ def load_bundle(folder: Path, embedder: str | None = None, cache: Path | None = 
             weights or tokenizer do not fit the shape.
     """
     info = read_info(folder)
-    recipe = config.build(config.Recipe, info["recipe"], "")
-    shape = Shape(**info["shape"])
+    shape = info["shape"]
     clusters = Clusters.load(folder)
     clusters.check(info["experts"], str(folder))
     entries = tokenizer.vocab_size(tokenizer.load(folder / _TOKENIZER))
@@ -176,7 +224,7 @@ def load_bundle(folder: Path, embedder: str | None = None, cache: Path | None = 
     checkpoint.set_weights(model, checkpoint.load_tensors(path)[0], path)
     return Bundle(info["kind"], model, clusters,
                   fitting_embedder(folder, info["embedder"], embedder, cache),
-                  folder / _TOKENIZER, recipe)
+                  folder / _TOKENIZER, info["recipe"])
 
 
 def fitting_embedder(folder: Path, made_with: Mapping[str, str], name: str | None = None,

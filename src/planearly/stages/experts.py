@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -306,7 +306,8 @@ def save_bundle(run: Run, method: str) -> Path:
             tokenizer_folder=text.tokenizer_folder(run), recipe=run.recipe,
         )
 
-    return run.stage(f"bundle/{method}", {}, {"model": base, "clusters": clustered}, build)
+    settings = {"recipe": bundles.kept_recipe(run.recipe)}
+    return run.stage(f"bundle/{method}", settings, {"model": base, "clusters": clustered}, build)
 
 
 @once
@@ -322,17 +323,45 @@ def bundled(run: Run) -> Path:
     return run.stage(f"pretrain/{facts(source)['kind']}", {}, {"bundle": source}, build)
 
 
+_FIXED = ("generic", "methods", "cluster.k", "cluster.nested", "finetune.replay_share",
+          "mixture.experts", "mixture.expert", *(f"model.{f.name}" for f in fields(config.Model)),
+          *(f"projected.{f.name}" for f in fields(config.Projected) if f.name != "tune_vector"))
+"""Recipe keys that are a bundle's to say."""
+
+
 def from_bundle(folder: Path, documents: list[str], overrides: list[str]) -> config.Recipe:
-    """The recipe that specialises a bundle on documents: the bundle's own, without its corpus.
+    """The recipe that specialises a bundle on documents: all of them, unless overridden.
 
     Raises:
-        UserError: not a bundle.
+        UserError: not a bundle, or not whole.
     """
-    info = bundles.read_info(folder)
-    values = info["recipe"]
-    values |= {"bundle": str(folder), "generic": [], "domains_root": None, "domains": documents,
-               "methods": [info["kind"]], "name": "specialize", "start": None, "large_start": None}
-    values["cluster"] |= {"k": sorted({info["experts"], info["finest"]}), "nested": True}
-    values["importance"]["k"] = None
-    return config.override(values, overrides)
+    values = _brought(folder).to_dict()
+    return config.override({**values, "domains": documents, "name": "specialize"}, overrides)
 
+
+def _brought(folder: Path) -> config.Recipe:
+    """What a bundle says of a recipe that specialises it: without a generic corpus to read."""
+    info = bundles.read_info(folder)
+    return config.variant(info["recipe"], {
+        "bundle": str(folder), "methods": [info["kind"]], "finetune.replay_share": 0.0,
+        "cluster.k": sorted({info["experts"], info["finest"]}), "cluster.nested": True,
+    })
+
+
+def check_bundle(recipe: config.Recipe) -> None:
+    """Refuse a recipe that contradicts its bundle.
+
+    Raises:
+        UserError: a key that the bundle fixes has another value, or the context is longer.
+    """
+    if not recipe.bundle:
+        return
+    brought = _brought(Path(recipe.bundle).expanduser())
+    for place in _FIXED:
+        asked, fixed = (config.value_of(r, place) for r in (recipe, brought))
+        if asked != fixed:
+            raise UserError(f"recipe key '{place}' is {asked}, and the bundle {recipe.bundle} "
+                            f"fixes it as {fixed}: leave the key out")
+    if recipe.context > brought.context:
+        raise UserError(f"recipe key 'context' is {recipe.context}, and the experts of the bundle "
+                        f"{recipe.bundle} read {brought.context} tokens: give at most that")
