@@ -88,6 +88,20 @@ def test_rules(make: object) -> None:
         torch.testing.assert_close(state[name], average)
 
 
+def test_experts_are_scored_where_this_process_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experts.parallel, "device", lambda: torch.device("meta"))
+    seen = []
+
+    def measured(model: Transformer) -> float:
+        seen.append({p.device.type for p in model.parameters()})
+        return float(len(seen))
+
+    for model in (network(), mixture()):
+        assert experts.losses_of(model, measured) == [1.0, 2.0, 3.0, 4.0]
+        assert seen == [{"meta"}] * K and model.count == K
+        seen.clear()
+
+
 @given(st.integers(0, K - 1))
 @settings(max_examples=4)
 def test_a_blend_of_one_cluster_is_its_expert(only: int) -> None:

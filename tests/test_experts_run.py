@@ -1,5 +1,6 @@
 """Projected networks and mixtures as a person runs them: rows, bundles, one expert alone."""
 
+import json
 import shutil
 
 import numpy as np
@@ -10,11 +11,12 @@ from safetensors.torch import load_file
 from planearly import config, pipeline
 from planearly.data.windows import TokenDataset
 from planearly.errors import UserError
-from planearly.files import read_array, read_json
+from planearly.files import read_array, read_json, write_array
+from planearly.run import Run, facts
 from planearly.specialize import bundle as bundle_module
 from planearly.specialize.bundle import read_info
-from planearly.stages import experts
-from test_methods import Words, made, recipe  # noqa: F401 (made is a fixture)
+from planearly.stages import experts, groups, text
+from test_methods import TOPICS, Words, made, recipe  # noqa: F401 (made is a fixture)
 
 PROJECTED = {"experts": 3, "rank": 2, "embedding": 3}
 
@@ -77,7 +79,7 @@ def test_pretraining_knows_no_domain_and_serves_those_that_come(
     shutil.copyfile(made / "domains" / "law" / "train.jsonl", documents)
     for method in ("slm-pn", "slm-mix"):
         (bundle,) = out.glob(f"bundle/{method}-*/bundle")
-        assert read_info(bundle)["recipe"]["domains"] == []
+        assert read_info(bundle)["recipe"].domains == []
         there = experts.from_bundle(bundle, [str(documents)], [])
         row = pipeline.run(there, tmp_path / method, "export")["rows"][0]
         assert (row["method"], row["domain"]) == (method, "mine")
@@ -88,6 +90,42 @@ def test_pretraining_knows_no_domain_and_serves_those_that_come(
     pipeline.run(settings(made, methods=methods), out, "pretrain")
     assert len(list(out.glob("kept-*"))) == 2
     assert {path.parent for path in out.glob("pretrain/*/manifest.json")} == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", [{"k": [3, 6, 12]}, {"k": [3, 12], "nested": False}],
+                         ids=["nested", "apart"])
+def test_a_bundle_divides_a_domain_as_its_run_did(
+        cluster, made, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(bundle_module, "load_embedder", lambda name, cache=None: Words())
+    rng, words = np.random.default_rng(1), " ".join(TOPICS.values()).split()
+    wide = made / "domains" / "wide.jsonl"  # of no cluster: its windows lie between the centroids
+    wide.write_text("\n".join(json.dumps({"text": " ".join(rng.choice(words, 60))})
+                              for _ in range(60)))
+    here = Run(tmp_path / "run", settings(made, methods=["slm-pn"], expert="blend",
+                                          domains=[str(wide)], cluster=cluster))
+    with here.opened():
+        bundle = experts.save_bundle(here, "slm-pn") / "bundle"
+        assert (len(read_array(bundle / "finest.npy")) == 12) == cluster.get("nested", True)
+        longer = config.variant(here.recipe, {"finetune.max_epochs": 2})
+        other = experts.save_bundle(Run(here.out, longer), "slm-pn") / "bundle"
+        assert bundle_module.read_info(other)["recipe"].finetune.max_epochs == 2
+        offline = Run(tmp_path / "offline", experts.from_bundle(bundle, [str(wide)], []))
+        with offline.opened():
+            ours, theirs = (
+                read_array(groups.domain_clusters(run, "wide") / "assignment-3.npy")
+                for run in (here, offline))
+            assert len(np.unique(ours)) > 1 and np.array_equal(ours, theirs)
+            ours, theirs = (facts(experts.chosen(run, "slm-pn", "wide")) for run in (here, offline))
+    for fact in ("histogram", "choice", "similarity"):
+        assert ours[fact] == theirs[fact], fact
+    # another embedder is refused where the bundle was read with the right one before, too
+    other = Words()
+    other.digest = "f" * 64
+    monkeypatch.setattr(bundle_module, "load_embedder", lambda name, cache=None: other)
+    again = Run(tmp_path / "offline", experts.from_bundle(bundle, [str(wide)], []))
+    with again.opened(), pytest.raises(UserError, match="is not the one that the clusters"):
+        groups.domain_clusters(again, "wide")
 
 
 @pytest.mark.slow
@@ -105,6 +143,44 @@ def test_every_rule_chooses(made, tmp_path):  # noqa: F811
                      projected={**PROJECTED, "tune_vector": True})
     assert pipeline.run(tuned, out)["rows"][0]["expert"] == "blend"
     assert len(list(out.glob("pretrain/slm-pn-*"))) == 1  # the vector is trained after it
+
+
+@pytest.mark.slow
+def test_long_sets_are_sampled_and_a_mixture_s_average_warned_of(
+        made, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr(experts, "EXPERT_CHOICE_TOKENS", 300)
+    run = Run(tmp_path / "run", settings(made, methods=["slm-pn"]))
+    with run.opened():
+        dataset, used = text.specialization_windows(run, "law")
+        sample, part = experts.choice_windows(run, "law")
+        tokens = dataset.windows["length"][sample].sum()
+        assert 300 <= tokens < 300 + dataset.context and set(sample) < set(used)
+        first = used[np.cumsum(dataset.windows["length"][used]) <= tokens]
+        assert sample.max() > first.max()  # not what happens to stand first in the file
+        reason = facts(experts.chosen(run, "slm-pn", "law"))["choice"]["reason"]
+        assert f"loss on {part}the specialization set" in reason and str(tokens) in reason
+    few = Run(tmp_path / "run", settings(made, methods=["slm-pn"], spec_tokens=200))
+    with few.opened():
+        sample, part = experts.choice_windows(few, "law")
+        assert part == "" and set(sample) == set(text.specialization_windows(few, "law")[1])
+    assert "warning" not in capsys.readouterr().err
+    blended = Run(tmp_path / "run", settings(made, methods=["slm-mix"], expert="blend"))
+    with blended.opened():
+        experts.chosen(blended, "slm-mix", "law")
+    assert "warning: the average of a mixture's weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["slm-pn", "slm-mix"])
+def test_a_cluster_without_trained_text_is_refused_before_training(
+        method, made, tmp_path):  # noqa: F811
+    out = tmp_path / "run"
+    asked = settings(made, methods=[method])
+    pipeline.run(asked, out, "cluster")
+    (assignment,) = out.glob("clusters-*/assignment-3.npy")
+    write_array(assignment, np.minimum(read_array(assignment), 1))
+    with pytest.raises(UserError, match="in 1 of 3 clusters, the first number 2"):
+        pipeline.run(asked, out, "pretrain")
+    assert not list(out.glob("pretrain"))
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ from planearly.plan import devices, recipes
 from planearly.plan.options import CHECKPOINT, OpenModel, PlanInput
 from planearly.plan.recommend import recommend
 from planearly.run import Run
-from planearly.stages import experts, given
+from planearly.specialize import bundle
+from planearly.stages import given
 from planearly.train import checkpoint, loop
 from small_models import tokenizer_folder
 from test_methods import made, recipe  # noqa: F401 (made is a fixture)
@@ -237,14 +238,6 @@ def test_weights_that_do_not_fit_their_configuration_are_one_sentence(llama):
         given.hf.from_hf(llama)
 
 
-def test_a_bundle_that_began_as_a_checkpoint_no_longer_needs_it(tmp_path):
-    values = config.override({"start": "/somewhere", "large_start": "x"}).to_dict()
-    from planearly.files import write_json
-    from planearly.specialize import bundle
-
-    folder = tmp_path / "bundle"
-    folder.mkdir()
-    write_json(folder / bundle._INFO, {"format": bundle._FORMAT, "kind": "slm-pn", "experts": 3})
-    (folder / bundle._RECIPE).write_text(config.yaml.safe_dump(values))
-    offline = experts.from_bundle(folder, ["documents"], [])
-    assert offline.start is None and offline.large_start is None
+def test_a_bundle_that_began_as_a_checkpoint_no_longer_needs_it():
+    kept = bundle.kept_recipe(config.override({"start": "/somewhere", "large_start": "x"}))
+    assert not {"start", "large_start"} & kept.keys()

@@ -56,13 +56,14 @@ class Choice:
 
 
 def choose(model: Experts, rule: str, counts: np.ndarray, *, loss: Loss | None = None,
-           tune: Tune | None = None) -> Choice:
+           tune: Tune | None = None, of: str = "") -> Choice:
     """The expert of a domain by a rule of the recipe's key ``expert``.
 
     Args:
         counts: the domain's histogram over the model's clusters, float64 [k].
         loss: for ``lowest-loss``.
         tune: for ``best-tuned``.
+        of: what part of the specialization set ``loss`` is taken on, such as "a sample of ".
 
     Raises:
         UserError: the histogram is of another number of clusters, or empty.
@@ -87,7 +88,7 @@ def choose(model: Experts, rule: str, counts: np.ndarray, *, loss: Loss | None =
         )
     if rule == "lowest-loss" and loss is not None:
         losses = losses_of(model, loss)
-        how = "on the specialization set before fine-tuning"
+        how = f"on {of}the specialization set before fine-tuning"
     elif rule == "best-tuned" and tune is not None:
         losses = [tune(i, model.materialise(i)) for i in range(model.count)]
         how = "on the validation set after fine-tuning each expert"
@@ -102,8 +103,8 @@ def choose(model: Experts, rule: str, counts: np.ndarray, *, loss: Loss | None =
 
 
 def losses_of(model: Experts, loss: Loss) -> list[float]:
-    """Loss of every expert as it is."""
-    dense = Transformer(model.shape).to(next(model.parameters()).device)
+    """Loss of every expert as it is, each brought to the device that computes."""
+    dense = Transformer(model.shape).to(parallel.device())
     losses = []
     with progress("loss of every expert", model.count, "experts") as meter:
         for expert in range(model.count):

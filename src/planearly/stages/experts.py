@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,6 @@ import numpy as np
 from torch import Tensor
 
 from planearly import config
-from planearly.cluster import embed
-from planearly.data.windows import TokenDataset
 from planearly.device import bf16_is_fast
 from planearly.errors import UserError
 from planearly.evaluate import perplexity
@@ -52,14 +50,26 @@ def check(recipe: config.Recipe, method: str) -> None:
 
 
 @once
+def trained_rows(run: Run, method: str) -> tuple[Path, np.ndarray]:
+    """The generic rows of the experts' clusters, and how many each has, float64 [k].
+
+    Raises:
+        UserError: a cluster has none.
+    """
+    packed = groups.rows(run, count(run.recipe, method))
+    weights = groups.generic_weights(packed)
+    bundles.check_counts(weights, "the generic corpus")
+    return packed, weights
+
+
+@once
 def pretrained_pn(run: Run, domain: str = "") -> Path:
     """The projected network on the generic corpus, every row through its cluster's expert."""
     if run.recipe.bundle:
         return bundled(run)
     settings = run.recipe.projected
     shape = training.shape_of(run)
-    packed = groups.rows(run, settings.experts)
-    clusters = len(groups.generic_weights(packed))
+    packed, weights = trained_rows(run, "slm-pn")
 
     def network() -> Projected:
         start = given.checkpoint(run)
@@ -70,9 +80,9 @@ def pretrained_pn(run: Run, domain: str = "") -> Path:
             checkpoint.load_tensors(path)[0], shape, settings, run.recipe.seed, str(path))
 
     return training.pretrain(
-        run, "slm-pn", packed, groups.generic_weights(packed),
+        run, "slm-pn", packed, weights,
         network=network,
-        flops_per_step=flops.projection_per_step(shape, settings, clusters),
+        flops_per_step=flops.projection_per_step(shape, settings, len(weights)),
         settings={"projected": {**asdict(settings), "tune_vector": False}},  # a later stage's
     )
 
@@ -83,8 +93,7 @@ def pretrained_expert(run: Run, expert: int) -> Path:
 
     Experts share nothing, so each can be trained on another machine (``mixture.expert``).
     """
-    packed = groups.rows(run, run.recipe.mixture.experts)
-    weights = groups.generic_weights(packed)
+    packed, weights = trained_rows(run, "slm-mix")
     alone = np.zeros_like(weights)
     alone[expert] = 1.0
     return training.pretrain(
@@ -148,16 +157,23 @@ def chosen(run: Run, method: str, name: str) -> Path:
     }
     if recipe.expert == "best-tuned" or settings["tune_vector"]:
         settings["finetune"] = training.train_settings(recipe.finetune)
+        settings["valid_tokens"] = recipe.data.valid_tokens
+    sample, part = choice_windows(run, name)
+    if recipe.expert == "lowest-loss" and part:
+        settings["choice_tokens"] = EXPERT_CHOICE_TOKENS
 
     def build(folder: Path) -> dict[str, Any]:
         model = load(run, method)
         dataset, used = text.specialization_windows(run, name)
         size = np.asarray(dataset.windows["length"][used], np.float64)
         share = np.bincount(read_array(mine / f"assignment-{k}.npy")[used], size, k)
-        sample = used[np.cumsum(size) <= max(EXPERT_CHOICE_TOKENS, size[0])]
+        if method == "slm-mix" and recipe.expert == "blend":
+            say("  warning: the average of a mixture's weights was measured to be worse than its "
+                "best expert; 'expert=lowest-loss' is the default")
 
         def loss(dense: Transformer) -> float:
-            return mean_nll(dense, dataset, sample, bf16=bf16_is_fast(parallel.device()))
+            bf16 = bf16_is_fast(dense.embed.weight.device)
+            return mean_nll(dense, dataset, sample, bf16=bf16)
 
         spent = Spent()
 
@@ -171,7 +187,7 @@ def chosen(run: Run, method: str, name: str) -> Path:
             return outcome.best_validation
 
         began = time.monotonic()
-        choice = experts.choose(model, recipe.expert, share, loss=loss, tune=tune)
+        choice = experts.choose(model, recipe.expert, share, loss=loss, tune=tune, of=part)
         if recipe.expert == "lowest-loss":
             tokens = k * float(dataset.windows["length"][sample].sum())
             spent.add(tokens, flops.forward(model.shape), time.monotonic() - began)
@@ -195,8 +211,22 @@ def chosen(run: Run, method: str, name: str) -> Path:
                      every_rank="finetune" in settings)
 
 
+def choice_windows(run: Run, name: str) -> tuple[np.ndarray, str]:
+    """Windows that every expert is scored on before fine-tuning, and what part of the set they are.
+
+    The documents that a smaller ``spec_tokens`` would take: int64 [n], sorted; and "" or "a sample
+    of N tokens of ".
+    """
+    dataset, used = text.specialization_windows(run, name)
+    if dataset.windows["length"][used].sum() <= EXPERT_CHOICE_TOKENS:
+        return used, ""
+    allowed = ~read_array(text.domain(run, name) / "train-excluded.npy")
+    sample = text.documents_up_to(dataset, allowed, EXPERT_CHOICE_TOKENS, run.recipe.seed)
+    return sample, f"a sample of {dataset.windows['length'][sample].sum()} tokens of "
+
+
 class Spent:
-    """Tokens, FLOPs and seconds that choosing an expert took."""
+    """Tokens, FLOPs and seconds of all devices that choosing an expert took."""
 
     def __init__(self) -> None:
         self.tokens = self.flops = self.seconds = 0.0
@@ -204,7 +234,7 @@ class Spent:
     def add(self, tokens: float, flops_per_token: float, seconds: float) -> None:
         self.tokens += tokens
         self.flops += tokens * flops_per_token
-        self.seconds += seconds
+        self.seconds += seconds * parallel.world()  # every process is held meanwhile
 
     def booked(self, run: Run, stage: str) -> dict[str, Any]:
         return ledger.book(stage, self.tokens, self.flops, self.seconds,
@@ -265,19 +295,19 @@ def save_bundle(run: Run, method: str) -> Path:
     base = PRETRAINED[method](run)
     clustered = groups.clusters(run)
     k = count(run.recipe, method)
+    _, trained = trained_rows(run, method)
+    finest, parent = groups.lineage(run, k)
 
     def build(folder: Path) -> None:
-        dataset = TokenDataset(text.generic(run))
-        size = np.asarray(dataset.windows["length"], np.float64) / dataset.context
-        counts = np.bincount(read_array(clustered / f"assignment-{k}.npy"), size, k)
         bundles.save_bundle(
-            folder / "bundle", load(run, method), counts=counts,
-            centroids=read_array(clustered / f"centroids-{k}.npy"),
-            embedder=embed.load_embedder(run.recipe.cluster.embedder),
+            folder / "bundle", load(run, method), clusters=bundles.Clusters(
+                read_array(clustered / f"centroids-{k}.npy"), trained, finest, parent),
+            embedder=groups.embedder(run),
             tokenizer_folder=text.tokenizer_folder(run), recipe=run.recipe,
         )
 
-    return run.stage(f"bundle/{method}", {}, {"model": base, "clusters": clustered}, build)
+    settings = {"recipe": bundles.kept_recipe(run.recipe)}
+    return run.stage(f"bundle/{method}", settings, {"model": base, "clusters": clustered}, build)
 
 
 @once
@@ -293,17 +323,45 @@ def bundled(run: Run) -> Path:
     return run.stage(f"pretrain/{facts(source)['kind']}", {}, {"bundle": source}, build)
 
 
+_FIXED = ("generic", "methods", "cluster.k", "cluster.nested", "finetune.replay_share",
+          "mixture.experts", "mixture.expert", *(f"model.{f.name}" for f in fields(config.Model)),
+          *(f"projected.{f.name}" for f in fields(config.Projected) if f.name != "tune_vector"))
+"""Recipe keys that are a bundle's to say."""
+
+
 def from_bundle(folder: Path, documents: list[str], overrides: list[str]) -> config.Recipe:
-    """The recipe that specialises a bundle on documents: the bundle's own, without its corpus.
+    """The recipe that specialises a bundle on documents: all of them, unless overridden.
 
     Raises:
-        UserError: not a bundle.
+        UserError: not a bundle, or not whole.
     """
-    info = bundles.read_info(folder)
-    values = info["recipe"]
-    values |= {"bundle": str(folder), "generic": [], "domains_root": None, "domains": documents,
-               "methods": [info["kind"]], "name": "specialize", "start": None, "large_start": None}
-    values["cluster"]["k"] = [info["experts"]]
-    values["importance"]["k"] = None
-    return config.override(values, overrides)
+    values = _brought(folder).to_dict()
+    return config.override({**values, "domains": documents, "name": "specialize"}, overrides)
 
+
+def _brought(folder: Path) -> config.Recipe:
+    """What a bundle says of a recipe that specialises it: without a generic corpus to read."""
+    info = bundles.read_info(folder)
+    return config.variant(info["recipe"], {
+        "bundle": str(folder), "methods": [info["kind"]], "finetune.replay_share": 0.0,
+        "cluster.k": sorted({info["experts"], info["finest"]}), "cluster.nested": True,
+    })
+
+
+def check_bundle(recipe: config.Recipe) -> None:
+    """Refuse a recipe that contradicts its bundle.
+
+    Raises:
+        UserError: a key that the bundle fixes has another value, or the context is longer.
+    """
+    if not recipe.bundle:
+        return
+    brought = _brought(Path(recipe.bundle).expanduser())
+    for place in _FIXED:
+        asked, fixed = (config.value_of(r, place) for r in (recipe, brought))
+        if asked != fixed:
+            raise UserError(f"recipe key '{place}' is {asked}, and the bundle {recipe.bundle} "
+                            f"fixes it as {fixed}: leave the key out")
+    if recipe.context > brought.context:
+        raise UserError(f"recipe key 'context' is {recipe.context}, and the experts of the bundle "
+                        f"{recipe.bundle} read {brought.context} tokens: give at most that")

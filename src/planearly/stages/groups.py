@@ -18,6 +18,7 @@ from planearly.errors import UserError
 from planearly.files import read_array, write_array, write_json
 from planearly.progress import say
 from planearly.run import Run, facts, once
+from planearly.specialize import bundle as bundles
 from planearly.stages import text
 
 
@@ -27,18 +28,26 @@ def finest(run: Run) -> int:
 
 
 @once
+def embedder(run: Run) -> embed.Embedder:
+    """The recipe's embedder; with a bundle it has to be the one of the bundle's clusters."""
+    recipe = run.recipe
+    if not recipe.bundle:
+        return embed.load_embedder(recipe.cluster.embedder)
+    return bundles.fitting_embedder(
+        Path(recipe.bundle), facts(text.bundle(run))["embedder"], recipe.cluster.embedder)
+
+
+@once
 def embeddings(run: Run) -> Path:
     """Embeddings of the generic corpus's windows: blocks of float16 [n, dim]."""
     everything, tokens = text.generic(run), text.tokenizer_folder(run)
-    embedder = embed.load_embedder(run.recipe.cluster.embedder)
+    by = embedder(run)
 
     def build(folder: Path) -> dict[str, Any]:
-        embed.embed_dataset(
-            TokenDataset(everything), tokenizer.load(tokens), embedder, folder / "blocks"
-        )
-        return {"embedder": {"name": embedder.name, "digest": embedder.digest}}
+        embed.embed_dataset(TokenDataset(everything), tokenizer.load(tokens), by, folder / "blocks")
+        return {"embedder": {"name": by.name, "digest": by.digest}}
 
-    settings = {"embedder": embedder.name, "digest": embedder.digest}
+    settings = {"embedder": by.name, "digest": by.digest}
     return run.stage("embeddings", settings, {"generic": everything}, build)
 
 
@@ -95,25 +104,45 @@ def clusters(run: Run) -> Path:
 
 
 def _clusters_of(run: Run, source: Path) -> Path:
-    """The clustering that a bundle brings."""
+    """The clustering that a bundle brings: the finest level and that of the experts."""
     def build(folder: Path) -> dict[str, Any]:
-        centroids = read_array(source / "bundle" / "centroids.npy", mapped=False)
-        write_array(folder / f"centroids-{len(centroids)}.npy", centroids)
+        brought = bundles.Clusters.load(source / "bundle")
+        experts, finer = len(brought.centroids), len(brought.finest)
+        write_array(folder / f"centroids-{experts}.npy", brought.centroids)
+        if finer > experts:
+            write_array(folder / f"centroids-{finer}.npy", brought.finest)
+            write_array(folder / f"parent-{finer}.npy", brought.parent)
         return {"embedder": facts(source)["embedder"]}
 
     return run.stage("clusters", {}, {"bundle": source}, build)
 
 
+def lineage(run: Run, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The centroids float32 [K, dim] that windows are assigned by, and the cluster among ``k`` of
+    each, int32 [K]: those of the finest level, or, if the recipe does not nest them, of this one.
+    """
+    clustered = clusters(run)
+    levels = sorted({n for n in run.recipe.cluster.k if n >= k}, reverse=True)
+    if not run.recipe.cluster.nested:
+        levels = [k]
+    parent = np.arange(levels[0], dtype=np.int32)
+    for finer in levels[:-1]:
+        parent = read_array(clustered / f"parent-{finer}.npy")[parent]
+    return read_array(clustered / f"centroids-{levels[0]}.npy"), parent
+
+
 @once
 def domain_clusters(run: Run, name: str) -> Path:
-    """Clusters of a domain's training windows: ``assignment-K.npy`` int32 [n_windows]."""
+    """Clusters of a domain's training windows: ``assignment-K.npy`` int32 [n_windows].
+
+    The embedder is that of the clusters, which the stage reads, whatever it is called here.
+    """
     source, clustered = text.domain(run, name), clusters(run)
-    tokens = text.tokenizer_folder(run)
+    tokens, by = text.tokenizer_folder(run), embedder(run)
 
     def build(folder: Path) -> None:
-        embedder = embed.load_embedder(run.recipe.cluster.embedder)
         dataset = TokenDataset(source / "train")
-        points = embed.embed_dataset(dataset, tokenizer.load(tokens), embedder, folder / "blocks")
+        points = embed.embed_dataset(dataset, tokenizer.load(tokens), by, folder / "blocks")
         finer, assignment = 0, np.empty(0, np.int32)
         for k in sorted(set(run.recipe.cluster.k), reverse=True):
             if finer and run.recipe.cluster.nested:

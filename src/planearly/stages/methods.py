@@ -167,6 +167,7 @@ def check_methods(recipe: Recipe) -> None:
         if name not in METHODS:
             raise UserError(f"recipe key 'methods' names '{name}'; known are {', '.join(METHODS)}")
     given.check(recipe)
+    experts.check_bundle(recipe)
     for method in experts.PRETRAINED:
         if method in recipe.methods:
             experts.check(recipe, method)

@@ -90,7 +90,7 @@ def bundle(run: Run) -> Path:
     files = run.file_digests(sorted(p for p in given.rglob("*") if p.is_file()))
 
     def build(folder: Path) -> dict[str, Any]:
-        info = bundles.load_bundle(given)
+        info = bundles.load_bundle(given, run.recipe.cluster.embedder)
         shutil.copytree(given, folder / "bundle", dirs_exist_ok=True)
         return {"kind": info.kind, "shape": info.model.shape.to_dict(),
                 "embedder": {"name": info.embedder.name, "digest": info.embedder.digest}}
