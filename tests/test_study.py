@@ -13,7 +13,7 @@ from planearly.plan import ledger
 from planearly.run import MANIFEST, Busy, Missing, Run
 from planearly.stages import text
 from planearly.stages.methods import pretrained_slm
-from planearly.study import forecast, grid
+from planearly.study import forecast, grid, readme
 from planearly.study.run import RESULTS, Study, study, work
 from planearly.train import checkpoint, loop, metrics
 from small_models import sentence_model
@@ -103,6 +103,31 @@ def test_a_finished_cell_is_never_made_again(made, tmp_path):
     again = {path: path.stat().st_mtime_ns for path in out.rglob(MANIFEST)}
     assert before.items() <= again.items() and len(again) == len(before) + 2
     assert len(read_json(out / RESULTS)["rows"]) == 2
+
+
+@pytest.mark.slow
+def test_a_report_needs_no_lock_and_leaves_all_or_nothing(made, tmp_path, monkeypatch):
+    out, recipe = tmp_path / "study", with_grid(made, {"methods": ["slm-nopt"]})
+    study(recipe, out)
+    (out / "tables" / "of-an-earlier-grid.csv").touch()
+    other = with_grid(made, {"methods": ["slm-nopt", "slm"]}, name="other")
+    with Run(out, recipe).opened():
+        before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+        def interrupted(*args, **kwargs):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(readme, "write", interrupted)
+            study(other, out, only_report=True)
+        assert before == {p: p.read_bytes() for p in before}
+        study(other, out, only_report=True)
+    found = read_json(out / RESULTS)
+    assert found["name"] == "other" and len(found["rows"]) == len(found["pending"]) == 1
+    assert (out / "recipe.yaml").read_bytes() == before[out / "recipe.yaml"]
+    assert not (out / "tables" / "of-an-earlier-grid.csv").exists()
+    assert list(out.glob("tables/*.csv")) and list(out.glob("figures/*.svg"))
+    assert not (out / ".report").exists()
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from planearly.cluster import histogram
 from planearly.config import Recipe
 from planearly.data.windows import TokenDataset
 from planearly.errors import UserError
-from planearly.files import read_array, read_json, write_json
+from planearly.files import read_array, read_json, replacing, write_json
 from planearly.plan import devices, ledger
 from planearly.progress import duration, say
 from planearly.run import Busy, Missing, Run
@@ -122,20 +122,30 @@ def study(recipe: Recipe, out: Path, workers: int | None = None, only_report: bo
         The page.
     """
     began = time.monotonic()
+    if only_report:
+        return report(recipe, out, began)
     with Run(out, recipe).opened():
-        if not only_report:
-            many = workers or max(torch.cuda.device_count(), 1)
-            if many > 1:
-                spread(recipe, out, many)
-            else:
-                work(Study(recipe, out))
-        say("gathering what is finished")
-        try:
-            finished = Study(recipe, out, build=False)
-        except Missing as stage:
-            raise UserError(f"nothing of the study is finished in {out} (its stage '{stage}' is "
-                            "missing): run it without --report") from None
-        return conclude(finished, time.monotonic() - began)
+        many = workers or max(torch.cuda.device_count(), 1)
+        if many > 1:
+            spread(recipe, out, many)
+        else:
+            work(Study(recipe, out))
+        return report(recipe, out, began)
+
+
+def report(recipe: Recipe, out: Path, began: float) -> Path:
+    """Tables, figures and the page of what is finished, also while others work in the folder.
+
+    Raises:
+        UserError: there is nothing to tell the domains from.
+    """
+    say("gathering what is finished")
+    try:
+        finished = Study(recipe, out, build=False)
+    except Missing as stage:
+        raise UserError(f"nothing of the study is finished in {out} (its stage '{stage}' is "
+                        "missing): run it without --report") from None
+    return conclude(finished, time.monotonic() - began)
 
 
 def work(this: Study) -> None:
@@ -224,18 +234,19 @@ def conclude(this: Study, seconds: float) -> Path:
         "cost": ledger.add_up([this.out])["total"] if rows else None,
         "skipped": skipped, "pending": pending, "entropies": dict(_entropies(this)),
     }
-    write_json(this.out / RESULTS, results)
-    say(f"{len(rows)} cells are finished, {len(skipped)} impossible, {len(pending)} not made yet")
-    made = tables.tables(results)
-    for old in [*this.out.glob("tables/*"), *this.out.glob("figures/*")]:
-        old.unlink()  # of an earlier grid
-    tables.write(made, this.out / "tables")
-    judged = claims.claims(results)
-    found = page.write(results, made, judged, this.out)
-    readme.write(results, made, judged, this.out)
+    say(f"{len(rows)} cells are finished, {len(skipped)} impossible or failed, "
+        f"{len(pending)} not made yet")
+    made, judged = tables.tables(results), claims.claims(results)
+    with this.base.claimed(this.out / "report"), replacing(this.out, ".report") as folder:
+        for kind in ("tables", "figures"):
+            (folder / kind).mkdir()  # empty ones too replace those of an earlier grid
+        write_json(folder / RESULTS, results)
+        tables.write(made, folder / "tables")
+        written = page.write(results, made, judged, folder).name
+        readme.write(results, made, judged, folder)
     say(f"tables: {this.out / 'tables'}")
-    say(f"page: {found}")
-    return found
+    say(f"page: {this.out / written}")
+    return this.out / written
 
 
 def _entropies(this: Study) -> Iterator[tuple[str, dict[str, Any]]]:
