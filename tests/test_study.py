@@ -14,7 +14,7 @@ from planearly.run import MANIFEST, Busy, Missing, Run
 from planearly.stages import text
 from planearly.stages.methods import pretrained_slm
 from planearly.study import forecast, grid, readme
-from planearly.study.run import RESULTS, Study, study, work
+from planearly.study.run import RESULTS, Study, share_of_machine, study, work
 from planearly.train import checkpoint, loop, metrics
 from small_models import sentence_model
 from test_methods import TOPICS
@@ -148,6 +148,27 @@ def test_a_failure_is_noted_and_tried_again(made, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "train", real)
     study(recipe, out)
     assert not read_json(out / RESULTS)["skipped"]
+
+
+def test_workers_divide_what_this_process_may_use(monkeypatch):
+    def shares(gpus, workers=2, **environment):
+        for key in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"):
+            monkeypatch.delenv(key, raising=False)
+        for key, value in environment.items():
+            monkeypatch.setenv(key, value)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        return [share_of_machine(number, workers) for number in range(workers)]
+
+    def masks(found):
+        return [share["CUDA_VISIBLE_DEVICES"] for share in found]
+
+    assert masks(shares(2, 3)) == ["0", "1", "0"]
+    assert masks(shares(2, CUDA_VISIBLE_DEVICES="4, 5")) == ["4", "5"]
+    assert masks(shares(1, CUDA_VISIBLE_DEVICES="GPU-8932f937,-1,3")) == ["GPU-8932f937"] * 2
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    assert shares(0) == [{"OMP_NUM_THREADS": "3"}] * 2
+    assert shares(0, 9) == [{"OMP_NUM_THREADS": "1"}] * 9
+    assert shares(0, OMP_NUM_THREADS="5") == [{}, {}]
 
 
 def test_a_stage_that_another_process_makes_is_left_to_it(made, tmp_path):

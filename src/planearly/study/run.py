@@ -190,17 +190,12 @@ def _stages_made(this: Study) -> int:
 def spread(recipe: Recipe, out: Path, workers: int) -> None:
     """Let several processes make the cells, each on a GPU of its own where there are GPUs."""
     Study(recipe, out)  # what is wrong with the grid is told once
-    gpus = torch.cuda.device_count()
     say(f"{workers} workers")
     given = out / "recipe.yaml"
-    processes = []
-    for number in range(workers):
-        environment = dict(os.environ)
-        if gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
-        processes.append(subprocess.Popen(
-            [sys.executable, "-m", "planearly.cli", "study", str(given), "--out", str(out),
-             "--worker"], env=environment))
+    processes = [subprocess.Popen(
+        [sys.executable, "-m", "planearly.cli", "study", str(given), "--out", str(out),
+         "--worker"], env={**os.environ, **share_of_machine(number, workers)})
+        for number in range(workers)]
     try:
         codes = [process.wait() for process in processes]
     finally:
@@ -209,6 +204,20 @@ def spread(recipe: Recipe, out: Path, workers: int) -> None:
     if any(codes):
         raise UserError(f"a worker of the study stopped with status {max(codes, key=abs)}; the "
                         "same command goes on from what is finished")
+
+
+def share_of_machine(number: int, workers: int) -> dict[str, str]:
+    """Environment by which a worker uses a GPU of its own, or its part of the CPU's threads.
+
+    The GPUs are those that this process may use, by the names that it knows them by.
+    """
+    if gpus := torch.cuda.device_count():
+        mask = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = mask.split(",") if mask else [str(gpu) for gpu in range(gpus)]
+        return {"CUDA_VISIBLE_DEVICES": names[number % gpus].strip()}
+    if "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(torch.get_num_threads() // workers, 1))}
 
 
 def conclude(this: Study, seconds: float) -> Path:
