@@ -144,10 +144,39 @@ def test_a_failure_is_noted_and_tried_again(made, tmp_path, monkeypatch):
     study(recipe, out)
     found = read_json(out / RESULTS)
     assert [r["method"] for r in found["rows"]] == ["slm"]
-    assert "not finite" in found["skipped"][0]["reason"]
+    reason = found["skipped"][0]["reason"]
+    assert "not finite" in reason
+    log = out / reason.partition("traceback: ")[2].split()[0]
+    assert "in broken" in log.read_text("utf-8")
     monkeypatch.setattr(loop, "train", real)
     study(recipe, out)
     assert not read_json(out / RESULTS)["skipped"]
+
+
+@pytest.mark.slow
+def test_what_cells_share_fails_once_in_a_session(made, tmp_path, monkeypatch):
+    out, tried = tmp_path / "study", []
+    recipe = with_grid(made, {"methods": ["slm"], "over": {"spec_tokens": [None, 300]}})
+
+    def broken(*args, **kwargs):
+        tried.append(kwargs["name"])
+        raise KeyError("no such thing")
+
+    monkeypatch.setattr(loop, "train", broken)
+    study(recipe, out)
+    assert tried == ["slm"]
+    study(recipe, out)
+    assert tried == ["slm", "slm"]
+    one, other = read_json(out / RESULTS)["skipped"]
+    assert "KeyError: 'no such thing'" in one["reason"] and one["reason"] == other["reason"]
+
+
+def test_a_worker_that_stops_is_told_after_the_report(made, tmp_path, monkeypatch):
+    out = tmp_path / "study"
+    monkeypatch.setattr("planearly.study.run.spread", lambda *args: -9)
+    with pytest.raises(UserError, match="status -9"):
+        study(with_grid(made, {"methods": ["slm"]}), out, workers=2)
+    assert len(read_json(out / RESULTS)["pending"]) == 1
 
 
 def test_workers_divide_what_this_process_may_use(monkeypatch):

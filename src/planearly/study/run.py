@@ -9,10 +9,12 @@ over for the time being.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from planearly.cluster import histogram
 from planearly.config import Recipe
 from planearly.data.windows import TokenDataset
 from planearly.errors import UserError
-from planearly.files import read_array, read_json, replacing, write_json
+from planearly.files import atomic_write, read_array, read_json, replacing, write_json
 from planearly.plan import devices, ledger
 from planearly.progress import duration, say
 from planearly.run import Busy, Missing, Run
@@ -36,8 +38,46 @@ from planearly.train import metrics
 
 RESULTS = "study.json"
 _FAILED = ".failed"
+_STAGES = "stages"
 _PAUSE = 2.0
 """Seconds before a worker looks again whether another one has finished a stage."""
+
+
+class StudyRun(Run):
+    """A run that does not try again what failed in this session, whichever worker tried it."""
+
+    def stage(
+        self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, Path],
+        build: Callable[[Path], dict[str, Any] | None], every_rank: bool = False,
+    ) -> Path:
+        """As of any run.
+
+        Raises:
+            UserError: the stage failed, now or before.
+        """
+        folder = self.folder(name, settings, inputs)
+        note = self.out / _FAILED / _STAGES / f"{name.replace('/', '--')}-{folder.name[-8:]}.json"
+        if self.build and note.exists():
+            raise UserError(read_json(note)["reason"])
+        try:
+            return super().stage(name, settings, inputs, build, every_rank)
+        except (Busy, Missing):
+            raise
+        except Exception as error:
+            reason = told(error, self.out, note.stem)
+            write_json(note, {"reason": reason})
+            raise UserError(reason) from error
+
+
+def told(error: Exception, out: Path, name: str) -> str:
+    """A sentence for a failure; the traceback of an unforeseen one is kept beside the notes."""
+    if isinstance(error, UserError):
+        return str(error)
+    log = Path(_FAILED) / f"{name}.log"
+    with atomic_write(out / log, "w") as handle:
+        handle.write("".join(traceback.format_exception(error)))
+    first = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first} (traceback: {log} in the study's folder)"
 
 
 class Study:
@@ -55,7 +95,7 @@ class Study:
         assert variant.recipe is not None
         key = grid.key_of(variant)
         if key not in self._runs:
-            self._runs[key] = Run(self.out, variant.recipe, wait=self.wait, build=self.build)
+            self._runs[key] = StudyRun(self.out, variant.recipe, wait=self.wait, build=self.build)
         return self._runs[key]
 
     def check(self, cell: Cell) -> Run:
@@ -120,17 +160,27 @@ def study(recipe: Recipe, out: Path, workers: int | None = None, only_report: bo
 
     Returns:
         The page.
+
+    Raises:
+        UserError: the grid is wrong; or a worker stopped, told after the page is written.
     """
     began = time.monotonic()
     if only_report:
         return report(recipe, out, began)
     with Run(out, recipe).opened():
+        shutil.rmtree(out / _FAILED / _STAGES, ignore_errors=True)  # another session, another try
         many = workers or max(torch.cuda.device_count(), 1)
+        status = 0
         if many > 1:
-            spread(recipe, out, many)
+            status = spread(recipe, out, many)
         else:
             work(Study(recipe, out))
-        return report(recipe, out, began)
+        try:
+            return report(recipe, out, began)
+        finally:
+            if status:
+                raise UserError(f"a worker of the study stopped with status {status}; the same "
+                                "command goes on from what is finished")
 
 
 def report(recipe: Recipe, out: Path, began: float) -> Path:
@@ -157,21 +207,19 @@ def work(this: Study) -> None:
     while todo:
         later = []
         for cell in todo:
-            note = this.failed(cell)
+            before = _stages_made(this)
             try:
-                before = _stages_made(this)
                 this.make(cell)
-                note.unlink(missing_ok=True)
             except Busy:
                 later.append(cell)
                 continue
-            except (UserError, ArithmeticError, MemoryError, RuntimeError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            except Exception as error:
+                reason = told(error, this.out, cell.id)
                 say(f"cell left out: {cell.name}: {reason}")
-                note.parent.mkdir(exist_ok=True)
-                write_json(note, {"reason": reason})
+                write_json(this.failed(cell), {"reason": reason})
                 settled += 1
                 continue
+            this.failed(cell).unlink(missing_ok=True)
             settled += 1
             if _stages_made(this) > before:
                 made += 1
@@ -187,8 +235,8 @@ def _stages_made(this: Study) -> int:
     return len(this.base.made) + sum(len(run.made) for run in this._runs.values())
 
 
-def spread(recipe: Recipe, out: Path, workers: int) -> None:
-    """Let several processes make the cells, each on a GPU of its own where there are GPUs."""
+def spread(recipe: Recipe, out: Path, workers: int) -> int:
+    """Let several processes make the cells; the status of the worst, 0 if all went through."""
     Study(recipe, out)  # what is wrong with the grid is told once
     say(f"{workers} workers")
     given = out / "recipe.yaml"
@@ -201,9 +249,7 @@ def spread(recipe: Recipe, out: Path, workers: int) -> None:
     finally:
         for process in processes:
             process.terminate()
-    if any(codes):
-        raise UserError(f"a worker of the study stopped with status {max(codes, key=abs)}; the "
-                        "same command goes on from what is finished")
+    return max(codes, key=abs)
 
 
 def share_of_machine(number: int, workers: int) -> dict[str, str]:
