@@ -32,7 +32,7 @@ from planearly.run import Busy, Missing, Run
 from planearly.stages import groups, text
 from planearly.stages.methods import METHODS, check_methods, check_tokens
 from planearly.stages.results import evaluations, row, units
-from planearly.study import grid
+from planearly.study import grid, sharing
 from planearly.study.grid import Cell, Variant
 from planearly.train import metrics
 
@@ -120,9 +120,42 @@ class Study:
             Busy: another worker makes something that it needs.
         """
         run = self.check(cell)
+        self.make_longer(cell)
         trained = METHODS[cell.method].specialize(run, cell.domain)
         evaluations(run, trained)
         trained.routed()
+
+    def make_longer(self, cell: Cell) -> None:
+        """Make the longest pretrainings of the grid that those of ``cell`` may branch off.
+
+        Only before its own are finished. Where one fails, which is told with its own cell, the
+        next longest takes its place, or none.
+
+        Raises:
+            Busy: another worker makes one of them.
+        """
+        chains = [found for name in sharing.GENERIC.get(cell.method, ())
+                  if (found := sharing.longer(name, cell, self.cells))]
+        if not chains or self._is_pretrained(cell):
+            return
+        for chain in chains:
+            for longer in chain:
+                try:
+                    METHODS[longer.method].pretrain(self.check(longer), longer.domain)
+                    break
+                except Busy:
+                    raise
+                except Exception:
+                    continue
+
+    def _is_pretrained(self, cell: Cell) -> bool:
+        assert cell.variant.recipe is not None
+        finished = Run(self.out, cell.variant.recipe, build=False)
+        try:
+            METHODS[cell.method].pretrain(finished, cell.domain)
+        except Missing:
+            return False
+        return True
 
     def row(self, cell: Cell) -> dict[str, Any]:
         """A finished cell's row, with the likelihoods of its test documents.
