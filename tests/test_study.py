@@ -13,8 +13,8 @@ from planearly.plan import ledger
 from planearly.run import MANIFEST, Busy, Missing, Run
 from planearly.stages import text
 from planearly.stages.methods import pretrained_slm
-from planearly.study import forecast, grid
-from planearly.study.run import RESULTS, Study, study, work
+from planearly.study import forecast, grid, readme
+from planearly.study.run import RESULTS, Study, share_of_machine, study, work
 from planearly.train import checkpoint, loop, metrics
 from small_models import sentence_model
 from test_methods import TOPICS
@@ -106,6 +106,31 @@ def test_a_finished_cell_is_never_made_again(made, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_report_needs_no_lock_and_leaves_all_or_nothing(made, tmp_path, monkeypatch):
+    out, recipe = tmp_path / "study", with_grid(made, {"methods": ["slm-nopt"]})
+    study(recipe, out)
+    (out / "tables" / "of-an-earlier-grid.csv").touch()
+    other = with_grid(made, {"methods": ["slm-nopt", "slm"]}, name="other")
+    with Run(out, recipe).opened():
+        before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+        def interrupted(*args, **kwargs):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(readme, "write", interrupted)
+            study(other, out, only_report=True)
+        assert before == {p: p.read_bytes() for p in before}
+        study(other, out, only_report=True)
+    found = read_json(out / RESULTS)
+    assert found["name"] == "other" and len(found["rows"]) == len(found["pending"]) == 1
+    assert (out / "recipe.yaml").read_bytes() == before[out / "recipe.yaml"]
+    assert not (out / "tables" / "of-an-earlier-grid.csv").exists()
+    assert list(out.glob("tables/*.csv")) and list(out.glob("figures/*.svg"))
+    assert not (out / ".report").exists()
+
+
+@pytest.mark.slow
 def test_a_failure_is_noted_and_tried_again(made, tmp_path, monkeypatch):
     out, recipe = tmp_path / "study", with_grid(made, {"methods": ["slm", "slm-nopt"]})
     real = loop.train
@@ -119,10 +144,60 @@ def test_a_failure_is_noted_and_tried_again(made, tmp_path, monkeypatch):
     study(recipe, out)
     found = read_json(out / RESULTS)
     assert [r["method"] for r in found["rows"]] == ["slm"]
-    assert "not finite" in found["skipped"][0]["reason"]
+    reason = found["skipped"][0]["reason"]
+    assert "not finite" in reason
+    log = out / reason.partition("traceback: ")[2].split()[0]
+    assert "in broken" in log.read_text("utf-8")
     monkeypatch.setattr(loop, "train", real)
     study(recipe, out)
     assert not read_json(out / RESULTS)["skipped"]
+
+
+@pytest.mark.slow
+def test_what_cells_share_fails_once_in_a_session(made, tmp_path, monkeypatch):
+    out, tried = tmp_path / "study", []
+    recipe = with_grid(made, {"methods": ["slm"], "over": {"spec_tokens": [None, 300]}})
+
+    def broken(*args, **kwargs):
+        tried.append(kwargs["name"])
+        raise KeyError("no such thing")
+
+    monkeypatch.setattr(loop, "train", broken)
+    study(recipe, out)
+    assert tried == ["slm"]
+    study(recipe, out)
+    assert tried == ["slm", "slm"]
+    one, other = read_json(out / RESULTS)["skipped"]
+    assert "KeyError: 'no such thing'" in one["reason"] and one["reason"] == other["reason"]
+
+
+def test_a_worker_that_stops_is_told_after_the_report(made, tmp_path, monkeypatch):
+    out = tmp_path / "study"
+    monkeypatch.setattr("planearly.study.run.spread", lambda *args: -9)
+    with pytest.raises(UserError, match="status -9"):
+        study(with_grid(made, {"methods": ["slm"]}), out, workers=2)
+    assert len(read_json(out / RESULTS)["pending"]) == 1
+
+
+def test_workers_divide_what_this_process_may_use(monkeypatch):
+    def shares(gpus, workers=2, **environment):
+        for key in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"):
+            monkeypatch.delenv(key, raising=False)
+        for key, value in environment.items():
+            monkeypatch.setenv(key, value)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        return [share_of_machine(number, workers) for number in range(workers)]
+
+    def masks(found):
+        return [share["CUDA_VISIBLE_DEVICES"] for share in found]
+
+    assert masks(shares(2, 3)) == ["0", "1", "0"]
+    assert masks(shares(2, CUDA_VISIBLE_DEVICES="4, 5")) == ["4", "5"]
+    assert masks(shares(1, CUDA_VISIBLE_DEVICES="GPU-8932f937,-1,3")) == ["GPU-8932f937"] * 2
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    assert shares(0) == [{"OMP_NUM_THREADS": "3"}] * 2
+    assert shares(0, 9) == [{"OMP_NUM_THREADS": "1"}] * 9
+    assert shares(0, OMP_NUM_THREADS="5") == [{}, {}]
 
 
 def test_a_stage_that_another_process_makes_is_left_to_it(made, tmp_path):
@@ -187,6 +262,81 @@ def test_a_budget_that_branches_off_ends_as_one_of_its_own(made, tmp_path, rate,
     assert told == [(r["step"], r["loss"]) for r in metrics.read(single / "metrics.jsonl")]
     one, other = (checkpoint.load_tensors(p / loop.FINAL)[0] for p in (branched, single))
     assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def budgets(root, *more):
+    """A study of 20 steps, and of 40 and 12 after it."""
+    return with_grid(
+        root, {"methods": ["slm"]},
+        {"methods": ["slm"], "over": {"pretrain_tokens": [16 * 8 * 40, 16 * 8 * 12]}}, *more,
+        pretrain_tokens=16 * 8 * 20,
+        pretrain={"batch_tokens": 128, "compile": "no", "optimizer": {"warmup_steps": 1}})
+
+
+def pretrainings(out):
+    """Steps of every finished pretraining, and the step at which it branched off another."""
+    made = [read_json(path) for path in out.glob(f"pretrain/*/{MANIFEST}")]
+    return {m["settings"]["steps"]: m.get("begun", {}).get("at_step") for m in made}
+
+
+@pytest.mark.slow
+def test_the_longest_budget_is_pretrained_first_unless_it_fails(made, tmp_path, monkeypatch):
+    steps, real = [], loop.train
+
+    def train(model, stream, n, *args, **kwargs):
+        if kwargs["name"] == "slm":
+            steps.append(n)
+            if n in failing:
+                raise FloatingPointError("the loss is not finite")
+        return real(model, stream, n, *args, **kwargs)
+
+    monkeypatch.setattr(loop, "train", train)
+    failing = []
+    study(budgets(made), tmp_path / "whole")
+    assert steps == [40, 20, 12] and pretrainings(tmp_path / "whole") == {40: None, 20: 14, 12: 8}
+    steps.clear()
+    failing = [40]
+    out = tmp_path / "failing"
+    study(budgets(made), out)
+    assert steps == [40, 20, 12] and pretrainings(out) == {20: None, 12: 8}
+    skipped = read_json(out / RESULTS)["skipped"]
+    assert [cell["settings"]["pretrain_tokens"] for cell in skipped] == [16 * 8 * 40]
+
+
+@pytest.mark.slow
+def test_a_budget_waits_for_the_longer_one_that_another_worker_makes(made, tmp_path):
+    out, recipe = tmp_path / "study", budgets(made, {"methods": ["slm-nopt"]})
+    out.mkdir()
+    whole = Study(recipe, out, wait=False)
+    own, longest, shortest, other = whole.cells
+    real, busy = loop.train, []
+
+    def train(model, stream, n, *args, **kwargs):
+        if kwargs["name"] == "slm" and n == 40:
+            worker = Study(recipe, out, wait=False)
+            for cell in (own, longest, shortest):
+                with pytest.raises(Busy):
+                    worker.make(cell)
+                busy.append(cell)
+            worker.make(other)
+        return real(model, stream, n, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train", train)
+        work(whole)
+    assert busy == [own, longest, shortest]
+    assert pretrainings(out) == {40: None, 20: 14, 12: 8}
+
+
+@pytest.mark.slow
+def test_a_finished_budget_does_not_call_for_a_longer_one(made, tmp_path):
+    out = tmp_path / "study"
+    study(small(made, study={"grid": [{"methods": ["slm"]}]}, pretrain_tokens=16 * 8 * 20,
+                pretrain=budgets(made).to_dict()["pretrain"]), out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob(MANIFEST)}
+    this = Study(budgets(made), out)
+    this.make(this.cells[0])
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob(MANIFEST)}
 
 
 def test_no_branch_where_the_rates_differ():

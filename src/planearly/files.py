@@ -73,6 +73,30 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def replacing(folder: Path, name: str) -> Iterator[Path]:
+    """Fill the yielded folder; what it holds then takes the place of its namesakes in ``folder``.
+
+    Args:
+        name: of the yielded folder, inside ``folder``; only one writer may use it at a time.
+    """
+    made = folder / name
+    try:
+        shutil.rmtree(made, ignore_errors=True)  # of a writer that was killed
+        made.mkdir(parents=True)
+        yield made
+        for new in sorted(made.iterdir()):
+            place = folder / new.name
+            if place.is_dir():  # no folder can be renamed over another
+                os.replace(place, made / f"{new.name}.old")
+            os.replace(new, place)
+        sync_folder(folder)
+    except OSError as error:
+        raise storage_error(error, folder) from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
 def sweep(folder: Path) -> None:
     """Remove the temporary files and folders that a killed writer left under ``folder``.
 

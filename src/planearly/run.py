@@ -27,7 +27,15 @@ import planearly
 from planearly.config import Recipe
 from planearly.data.corpus import Unit
 from planearly.errors import UserError
-from planearly.files import atomic_write, digest, file_digest, read_json, sweep, write_json
+from planearly.files import (
+    atomic_write,
+    digest,
+    file_digest,
+    read_json,
+    storage_error,
+    sweep,
+    write_json,
+)
 from planearly.progress import say
 from planearly.train import parallel
 
@@ -86,7 +94,7 @@ class Run:
                     f"another planearly works in {self.out}: wait for it, or choose another --out"
                 ) from error
             for left in self.out.glob(".*.tmp") if alone is None else ():
-                left.unlink()  # by a run that was killed
+                left.unlink(missing_ok=True)  # by a run that was killed
             self._note_recipe()
             yield self
 
@@ -131,7 +139,7 @@ class Run:
         if not self.build:
             raise Missing(name)
         parallel.barrier()  # nobody starts a stage while another still looks for its manifest
-        with self._claimed(folder):
+        with self.claimed(folder):
             if parallel.rank() == 0 and (folder / MANIFEST).exists():
                 self._there(folder)  # made by another process while this one waited
             elif parallel.rank() == 0 or every_rank:
@@ -166,8 +174,8 @@ class Run:
         return folder
 
     @contextlib.contextmanager
-    def _claimed(self, folder: Path) -> Iterator[None]:
-        """Hold a stage for this process (and those that ``torchrun`` started with it).
+    def claimed(self, folder: Path) -> Iterator[None]:
+        """Hold a folder of the run for this process (and those ``torchrun`` started with it).
 
         Raises:
             Busy: another process holds it, and this run does not wait.
@@ -176,7 +184,10 @@ class Run:
             yield
             return
         locks = self.out / ".locks"
-        locks.mkdir(parents=True, exist_ok=True)
+        try:
+            locks.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(error, locks) from error
         with open(locks / folder.relative_to(self.out).as_posix().replace("/", "--"), "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,10 +9,12 @@ over for the time being.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +25,59 @@ from planearly.cluster import histogram
 from planearly.config import Recipe
 from planearly.data.windows import TokenDataset
 from planearly.errors import UserError
-from planearly.files import read_array, read_json, write_json
+from planearly.files import atomic_write, read_array, read_json, replacing, write_json
 from planearly.plan import devices, ledger
 from planearly.progress import duration, say
 from planearly.run import Busy, Missing, Run
 from planearly.stages import groups, text
 from planearly.stages.methods import METHODS, check_methods, check_tokens
 from planearly.stages.results import evaluations, row, units
-from planearly.study import grid
+from planearly.study import grid, sharing
 from planearly.study.grid import Cell, Variant
 from planearly.train import metrics
 
 RESULTS = "study.json"
 _FAILED = ".failed"
+_STAGES = "stages"
 _PAUSE = 2.0
 """Seconds before a worker looks again whether another one has finished a stage."""
+
+
+class StudyRun(Run):
+    """A run that does not try again what failed in this session, whichever worker tried it."""
+
+    def stage(
+        self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, Path],
+        build: Callable[[Path], dict[str, Any] | None], every_rank: bool = False,
+    ) -> Path:
+        """As of any run.
+
+        Raises:
+            UserError: the stage failed, now or before.
+        """
+        folder = self.folder(name, settings, inputs)
+        note = self.out / _FAILED / _STAGES / f"{name.replace('/', '--')}-{folder.name[-8:]}.json"
+        if self.build and note.exists():
+            raise UserError(read_json(note)["reason"])
+        try:
+            return super().stage(name, settings, inputs, build, every_rank)
+        except (Busy, Missing):
+            raise
+        except Exception as error:
+            reason = told(error, self.out, note.stem)
+            write_json(note, {"reason": reason})
+            raise UserError(reason) from error
+
+
+def told(error: Exception, out: Path, name: str) -> str:
+    """A sentence for a failure; the traceback of an unforeseen one is kept beside the notes."""
+    if isinstance(error, UserError):
+        return str(error)
+    log = Path(_FAILED) / f"{name}.log"
+    with atomic_write(out / log, "w") as handle:
+        handle.write("".join(traceback.format_exception(error)))
+    first = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first} (traceback: {log} in the study's folder)"
 
 
 class Study:
@@ -55,7 +95,7 @@ class Study:
         assert variant.recipe is not None
         key = grid.key_of(variant)
         if key not in self._runs:
-            self._runs[key] = Run(self.out, variant.recipe, wait=self.wait, build=self.build)
+            self._runs[key] = StudyRun(self.out, variant.recipe, wait=self.wait, build=self.build)
         return self._runs[key]
 
     def check(self, cell: Cell) -> Run:
@@ -80,9 +120,42 @@ class Study:
             Busy: another worker makes something that it needs.
         """
         run = self.check(cell)
+        self.make_longer(cell)
         trained = METHODS[cell.method].specialize(run, cell.domain)
         evaluations(run, trained)
         trained.routed()
+
+    def make_longer(self, cell: Cell) -> None:
+        """Make the longest pretrainings of the grid that those of ``cell`` may branch off.
+
+        Only before its own are finished. Where one fails, which is told with its own cell, the
+        next longest takes its place, or none.
+
+        Raises:
+            Busy: another worker makes one of them.
+        """
+        chains = [found for name in sharing.GENERIC.get(cell.method, ())
+                  if (found := sharing.longer(name, cell, self.cells))]
+        if not chains or self._is_pretrained(cell):
+            return
+        for chain in chains:
+            for longer in chain:
+                try:
+                    METHODS[longer.method].pretrain(self.check(longer), longer.domain)
+                    break
+                except Busy:
+                    raise
+                except Exception:
+                    continue
+
+    def _is_pretrained(self, cell: Cell) -> bool:
+        assert cell.variant.recipe is not None
+        finished = Run(self.out, cell.variant.recipe, build=False)
+        try:
+            METHODS[cell.method].pretrain(finished, cell.domain)
+        except Missing:
+            return False
+        return True
 
     def row(self, cell: Cell) -> dict[str, Any]:
         """A finished cell's row, with the likelihoods of its test documents.
@@ -120,22 +193,42 @@ def study(recipe: Recipe, out: Path, workers: int | None = None, only_report: bo
 
     Returns:
         The page.
+
+    Raises:
+        UserError: the grid is wrong; or a worker stopped, told after the page is written.
     """
     began = time.monotonic()
+    if only_report:
+        return report(recipe, out, began)
     with Run(out, recipe).opened():
-        if not only_report:
-            many = workers or max(torch.cuda.device_count(), 1)
-            if many > 1:
-                spread(recipe, out, many)
-            else:
-                work(Study(recipe, out))
-        say("gathering what is finished")
+        shutil.rmtree(out / _FAILED / _STAGES, ignore_errors=True)  # another session, another try
+        many = workers or max(torch.cuda.device_count(), 1)
+        status = 0
+        if many > 1:
+            status = spread(recipe, out, many)
+        else:
+            work(Study(recipe, out))
         try:
-            finished = Study(recipe, out, build=False)
-        except Missing as stage:
-            raise UserError(f"nothing of the study is finished in {out} (its stage '{stage}' is "
-                            "missing): run it without --report") from None
-        return conclude(finished, time.monotonic() - began)
+            return report(recipe, out, began)
+        finally:
+            if status:
+                raise UserError(f"a worker of the study stopped with status {status}; the same "
+                                "command goes on from what is finished")
+
+
+def report(recipe: Recipe, out: Path, began: float) -> Path:
+    """Tables, figures and the page of what is finished, also while others work in the folder.
+
+    Raises:
+        UserError: there is nothing to tell the domains from.
+    """
+    say("gathering what is finished")
+    try:
+        finished = Study(recipe, out, build=False)
+    except Missing as stage:
+        raise UserError(f"nothing of the study is finished in {out} (its stage '{stage}' is "
+                        "missing): run it without --report") from None
+    return conclude(finished, time.monotonic() - began)
 
 
 def work(this: Study) -> None:
@@ -147,21 +240,19 @@ def work(this: Study) -> None:
     while todo:
         later = []
         for cell in todo:
-            note = this.failed(cell)
+            before = _stages_made(this)
             try:
-                before = _stages_made(this)
                 this.make(cell)
-                note.unlink(missing_ok=True)
             except Busy:
                 later.append(cell)
                 continue
-            except (UserError, ArithmeticError, MemoryError, RuntimeError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            except Exception as error:
+                reason = told(error, this.out, cell.id)
                 say(f"cell left out: {cell.name}: {reason}")
-                note.parent.mkdir(exist_ok=True)
-                write_json(note, {"reason": reason})
+                write_json(this.failed(cell), {"reason": reason})
                 settled += 1
                 continue
+            this.failed(cell).unlink(missing_ok=True)
             settled += 1
             if _stages_made(this) > before:
                 made += 1
@@ -177,28 +268,35 @@ def _stages_made(this: Study) -> int:
     return len(this.base.made) + sum(len(run.made) for run in this._runs.values())
 
 
-def spread(recipe: Recipe, out: Path, workers: int) -> None:
-    """Let several processes make the cells, each on a GPU of its own where there are GPUs."""
+def spread(recipe: Recipe, out: Path, workers: int) -> int:
+    """Let several processes make the cells; the status of the worst, 0 if all went through."""
     Study(recipe, out)  # what is wrong with the grid is told once
-    gpus = torch.cuda.device_count()
     say(f"{workers} workers")
     given = out / "recipe.yaml"
-    processes = []
-    for number in range(workers):
-        environment = dict(os.environ)
-        if gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
-        processes.append(subprocess.Popen(
-            [sys.executable, "-m", "planearly.cli", "study", str(given), "--out", str(out),
-             "--worker"], env=environment))
+    processes = [subprocess.Popen(
+        [sys.executable, "-m", "planearly.cli", "study", str(given), "--out", str(out),
+         "--worker"], env={**os.environ, **share_of_machine(number, workers)})
+        for number in range(workers)]
     try:
         codes = [process.wait() for process in processes]
     finally:
         for process in processes:
             process.terminate()
-    if any(codes):
-        raise UserError(f"a worker of the study stopped with status {max(codes, key=abs)}; the "
-                        "same command goes on from what is finished")
+    return max(codes, key=abs)
+
+
+def share_of_machine(number: int, workers: int) -> dict[str, str]:
+    """Environment by which a worker uses a GPU of its own, or its part of the CPU's threads.
+
+    The GPUs are those that this process may use, by the names that it knows them by.
+    """
+    if gpus := torch.cuda.device_count():
+        mask = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = mask.split(",") if mask else [str(gpu) for gpu in range(gpus)]
+        return {"CUDA_VISIBLE_DEVICES": names[number % gpus].strip()}
+    if "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(torch.get_num_threads() // workers, 1))}
 
 
 def conclude(this: Study, seconds: float) -> Path:
@@ -224,18 +322,19 @@ def conclude(this: Study, seconds: float) -> Path:
         "cost": ledger.add_up([this.out])["total"] if rows else None,
         "skipped": skipped, "pending": pending, "entropies": dict(_entropies(this)),
     }
-    write_json(this.out / RESULTS, results)
-    say(f"{len(rows)} cells are finished, {len(skipped)} impossible, {len(pending)} not made yet")
-    made = tables.tables(results)
-    for old in [*this.out.glob("tables/*"), *this.out.glob("figures/*")]:
-        old.unlink()  # of an earlier grid
-    tables.write(made, this.out / "tables")
-    judged = claims.claims(results)
-    found = page.write(results, made, judged, this.out)
-    readme.write(results, made, judged, this.out)
+    say(f"{len(rows)} cells are finished, {len(skipped)} impossible or failed, "
+        f"{len(pending)} not made yet")
+    made, judged = tables.tables(results), claims.claims(results)
+    with this.base.claimed(this.out / "report"), replacing(this.out, ".report") as folder:
+        for kind in ("tables", "figures"):
+            (folder / kind).mkdir()  # empty ones too replace those of an earlier grid
+        write_json(folder / RESULTS, results)
+        tables.write(made, folder / "tables")
+        written = page.write(results, made, judged, folder).name
+        readme.write(results, made, judged, folder)
     say(f"tables: {this.out / 'tables'}")
-    say(f"page: {found}")
-    return found
+    say(f"page: {this.out / written}")
+    return this.out / written
 
 
 def _entropies(this: Study) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -44,11 +44,11 @@ def longer(name: str, cell: Cell, cells: Iterable[Cell]) -> list[Cell]:
     def alike(of: Cell) -> dict[str, Any]:
         return {**identity(f"pretrain/{name}", of), "pretrain_tokens": None}
 
-    own = cell.variant.recipe
+    own, wanted = cell.variant.recipe, alike(cell)
     assert own is not None
     found = [(other.variant.recipe.pretrain_tokens, other) for other in cells
              if other.variant.recipe and name in GENERIC.get(other.method, ())
-             and alike(other) == alike(cell) and _shared(name, own, other.variant.recipe)]
+             and alike(other) == wanted and _shared(name, own, other.variant.recipe)]
     return [other for _, other in sorted(found, key=lambda one: one[0], reverse=True)]
 
 
