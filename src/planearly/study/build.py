@@ -153,10 +153,10 @@ def sweep(cells: Cells, methods: Iterable[str], key: str, against: Arm | None = 
         arms = {}
         for value in cells.values_of(key):
             others = cells.values_of(beside) if beside and beside in cells.base else []
-            tried = [{key: value}, *({key: value, beside: other} for other in others)]
-            arm = next((arm for changes in tried if cells.rows(arm := Arm(method, changes))), None)
-            if arm:
-                arms[value] = arm
+            tried = [Arm(method, {key: value}),
+                     *(Arm(method, {key: value, str(beside): other}) for other in others)]
+            if found := [arm for arm in tried if cells.rows(arm)]:
+                arms[value] = found[0]
         for value, arm in arms.items() if len(arms) > 1 else ():
             lines.append(Line({"method": method, "setting": shown(value, key)}, arm,
                               against or Arm(method, {key: cells.main(method, key)}),
