@@ -119,11 +119,12 @@ def worth(tables: Sequence[Table]) -> list[str]:
         for row in sorted(rows, key=lambda row: (row["total_flops"], row["after"])):
             if row["after"] < best:
                 best, over = row["after"], row["over"]
-                front.append(f"{label(row['method'])} ({si(row['budget'])}) "
-                             f"{form.flops(row['total_flops'])}, perplexity {number(best)}")
+                front.append(f"{label(row['method'])} ({si(row['budget'])}) {number(best)} for "
+                             f"{form.flops(row['total_flops'])}")
         if front:
-            sentences.append(f"{table.title}, the best small models that no cheaper one equals, "
-                             f"with their pretraining tokens, over {over}: "
+            what = table.title.removeprefix("Total cost for ")
+            sentences.append(f"For {what}, small models that no cheaper one equals (tokens of "
+                             f"pretraining, perplexity over {over}, FLOPs in all): "
                              f"{'; '.join(front[-3:])}.")
     return sentences
 
@@ -153,7 +154,7 @@ def facts(study: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Pretraining tokens", _range(rows, "pretrain_tokens")),
         ("Parameters deployed", _range(rows, "inference_params")),
         ("Test tokens a domain", _range(rows, "test_tokens")),
-        ("Tokens, in all", f"{si(in_all.get('tokens'))}, choices of experts included"),
+        ("Tokens, in all", si(in_all.get("tokens"))),
         ("FLOPs, in all", form.flops(in_all.get("flops"))),
         ("Device time, in all", form.hours(in_all.get("device_hours"))),
         ("Device", ", ".join(sorted(devices))),

@@ -84,7 +84,7 @@ def generic_perplexity(cells: Cells) -> list[Table]:
         note="On held-out generic text, before fine-tuning, each window through its own cluster's "
         "expert where there are experts.",
         figure=Figure("lines", Axis("generic_flops", "FLOPs of generic pretraining", True),
-                      Axis("generic", "generic perplexity"), "method", "generic_ci"))
+                      Axis("generic", "generic perplexity", True), "method", "generic_ci"))
     columns = [METHOD, BUDGET, *GENERIC, Column("generic_tokens", "generic tokens", "tokens"),
                Column("generic_flops", "generic FLOPs", "flops"),
                Column("generic_hours", "generic device-hours", "hours")]
@@ -110,7 +110,7 @@ def domain_perplexity(cells: Cells) -> list[Table]:
         series.append(Table(
             table.name, table.title, table.paper, table.note, columns, rows,
             Figure("lines", Axis("flops", "training FLOPs, one domain", True),
-                   Axis("ppl", "perplexity"), "series", "ppl_ci")))
+                   Axis("ppl", "perplexity", True), "series", "ppl_ci")))
     return series
 
 
