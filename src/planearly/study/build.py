@@ -17,6 +17,7 @@ from planearly.study.compare import (
     macro,
     mean_cost,
     mean_log,
+    shared,
 )
 from planearly.study.table import Axis, Column, Figure, Table
 
@@ -57,7 +58,7 @@ class Line:
 def macro_table(
     cells: Cells, lines: Iterable[Line], labels: Sequence[Column], *, name: str, title: str,
     paper: str, note: str, figure: Figure | None = None, before: bool = False,
-    extra: Sequence[Column] = (), least: int = 2,
+    extra: Sequence[Column] = (), least: int = 2, apart: bool = False,
 ) -> list[Table]:
     """A table of macro averages; rows that are averaged over the same domains stand together.
 
@@ -68,6 +69,7 @@ def macro_table(
         before: with the perplexity before fine-tuning.
         extra: further columns of :func:`facts_of`.
         least: rows below which there is nothing to see.
+        apart: rows are held against their own baselines alone, each over all domains of both.
 
     Returns:
         the table; an empty list if too few lines have rows.
@@ -77,9 +79,12 @@ def macro_table(
         return []
     parts = blocks(cells, [line.arm for line in found])
     drawn = max(parts, key=lambda part: len(part[1]))
+    if apart:
+        parts = [(shared(cells, [arm for arm in (line.arm, line.against) if arm]), [line.arm])
+                 for line in found]
     rows = [row_of(cells, line, domains) | {"drawn": domains == drawn[0]}
             for domains, arms in sorted(parts, key=lambda part: -len(part[0]))
-            for line in found if line.arm in arms]
+            for line in found if line.arm in arms and domains]
     compared = any(row["difference"] is not None for row in rows)
     columns = [*labels, *([OVER] if len(parts) > 1 else []), *(BEFORE if before else []), *AFTER,
                *(PAIRED if compared else []), *extra, *COST]

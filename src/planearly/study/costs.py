@@ -123,7 +123,7 @@ def total_cost(cells: Cells) -> list[Table]:
                  Column("total_flops", "FLOPs", "flops"),
                  Column("total_hours", "device-hours", "hours")],
                 rows, Figure("lines", Axis("total_flops", f"FLOPs for {n} {plural}", True),
-                             Axis("after", "perplexity after fine-tuning", True), "method", "after_ci")))
+                             Axis("after", build.AFTER_AXIS.label, True), "method", "after_ci")))
     return [*found, *crossings(cells)]
 
 

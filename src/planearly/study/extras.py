@@ -136,8 +136,8 @@ def variants(cells: Cells) -> list[Table]:
         cells, lines.values(), [METHOD, Column("setting", "settings", "text"), build.BUDGET,
                                 build.SET, Column("seed", "seed")],
         name="extra-variants", title="Every variant against the method as the recipe has it",
-        paper="", least=1, note="The baseline is the same method with none of these settings "
-        "changed, at the same pretraining tokens, set size and seed.")
+        paper="", least=1, apart=True, note="The baseline is the same method with none of these "
+        "settings changed, at the same pretraining tokens, set size and seed.")
 
 
 def seeds(cells: Cells) -> list[Table]:
