@@ -312,7 +312,7 @@ def launch(tmp_path: Path, folder: str, processes: int, steps: int = 8) -> subpr
 def test_two_processes_equal_one(tmp_path):
     for folder, processes in (("one", 1), ("two", 2)):
         process = launch(tmp_path, folder, processes)
-        assert process.wait(timeout=180) == 0, process.stderr.read().decode()[-2000:]
+        assert process.wait(timeout=900) == 0, process.stderr.read().decode()[-2000:]
     # Adam: Muon orthogonalises in bfloat16, which magnifies the order of additions
     one, two = (checkpoint.load_tensors(tmp_path / f / loop.FINAL)[0] for f in ("one", "two"))
     for name in one:
@@ -324,7 +324,7 @@ def test_two_processes_equal_one(tmp_path):
 
 @pytest.mark.slow
 def test_sigkill_at_any_moment_ends_with_the_same_weights(tmp_path):
-    assert launch(tmp_path, "whole", 1, 400).wait(timeout=180) == 0
+    assert launch(tmp_path, "whole", 1, 400).wait(timeout=900) == 0
     expected = checkpoint.load_tensors(tmp_path / "whole" / loop.FINAL)[0]
     wait = 0.0
     kills = 0
@@ -332,7 +332,7 @@ def test_sigkill_at_any_moment_ends_with_the_same_weights(tmp_path):
         process = launch(tmp_path, "cut", 1, 400)
         lines = tmp_path / "cut" / "metrics.jsonl"
         size = lines.stat().st_size if lines.exists() else 0
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         while process.poll() is None and time.monotonic() < until:
             if lines.exists() and lines.stat().st_size > size + 15_000:
                 time.sleep(wait)
