@@ -44,7 +44,7 @@ _PAUSE = 2.0
 
 
 class StudyRun(Run):
-    """A run that does not try again what failed in this session, whichever worker tried it."""
+    """A run that does not try again what failed since this start, whichever worker tried it."""
 
     def stage(
         self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, Path],
