@@ -8,8 +8,8 @@ import pytest
 
 from planearly.config import Recipe
 from planearly.study import figures, page
-from planearly.study.claims import Claim
 from planearly.study.table import Axis, Column, Figure, Table
+from planearly.study.verdict import Claim
 from test_report import Outline
 
 EVIL = '<script>alert("x")</script> & $\\frac{$'

@@ -18,9 +18,10 @@ from scipy import stats
 from planearly.config import Recipe
 from planearly.errors import UserError
 from planearly.study import compare, table
-from planearly.study.claims import Claim, claims
+from planearly.study.claims import claims
 from planearly.study.compare import Arm, Cells
 from planearly.study.tables import tables, write
+from planearly.study.verdict import Claim
 
 DOMAINS = ["arxiv", "freelaw", "stackexchange", "wikipedia"]
 BASE: dict[str, Any] = {
@@ -460,3 +461,24 @@ def test_methods_meet_at_their_main_budgets() -> None:
     assert {r["method"]: r["budget"] for r in baselines.rows} == {
         "slm": 32_000_000, "slm-pn": 32_000_000, "slm-is": 8_000_000}
     assert claim(claims(made), "SLM-pn beats").verdict == "reproduced"
+
+
+def test_one_seed_carries_no_small_difference() -> None:
+    def closely(method: str, settings: Mapping[str, Any], domain: str) -> float:
+        return 4.0 - 0.01 * (method == "slm-pn")
+
+    once = claim(claims(study((["slm", "slm-pn"], [{}], DOMAINS), level=closely)), "SLM-pn beats")
+    assert once.verdict == "cannot be judged" and "one seed each does not carry" in once.evidence
+    twice = study((["slm", "slm-pn"], [{}], DOMAINS),
+                  (["slm", "slm-pn"], [{"seed": 1}], DOMAINS[:2]), level=closely)
+    found = claim(claims(twice), "SLM-pn beats")
+    assert found.verdict == "reproduced"
+    assert "over 2 of 4 domains (arxiv, freelaw)" in found.evidence  # where the other seed is
+
+
+def test_a_starved_mixture_is_not_judged() -> None:
+    made = study((["slm", "slm-mix"], [{}], DOMAINS))
+    for each in made["rows"]:
+        each["inference_params"] = 600_000  # and 8M tokens over 16 experts
+    found = claim(claims(made), "SLM-mix beats")
+    assert found.verdict == "cannot be judged" and "500k tokens each" in found.evidence

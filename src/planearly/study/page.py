@@ -21,10 +21,10 @@ from planearly.report import form
 from planearly.report.form import number, percent, si
 from planearly.report.page import METHODS, label, macro
 from planearly.study import figures
-from planearly.study.claims import VERDICT, Claim, Verdict
 from planearly.study.compare import BUDGET
 from planearly.study.costs import TOTAL_COST
 from planearly.study.table import Table
+from planearly.study.verdict import VERDICT, Claim, Verdict
 
 VERDICTS: tuple[Verdict, ...] = ("reproduced", "not reproduced", "cannot be judged")
 _TALL = 25

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from planearly.files import atomic_write
-from planearly.study.claims import VERDICT, Claim
 from planearly.study.page import changes, facts, summary
 from planearly.study.table import Table
+from planearly.study.verdict import VERDICT, Claim
 
 
 def write(study: Mapping[str, Any], tables: Sequence[Table], claims: Sequence[Claim],

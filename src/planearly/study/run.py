@@ -197,11 +197,10 @@ def study(recipe: Recipe, out: Path, workers: int | None = None, only_report: bo
     Raises:
         UserError: the grid is wrong; or a worker stopped, told after the page is written.
     """
-    began = time.monotonic()
     if only_report:
-        return report(recipe, out, began)
+        return report(recipe, out)
     with Run(out, recipe).opened():
-        shutil.rmtree(out / _FAILED / _STAGES, ignore_errors=True)  # another session, another try
+        shutil.rmtree(out / _FAILED / _STAGES, ignore_errors=True)  # another start, another try
         many = workers or max(torch.cuda.device_count(), 1)
         status = 0
         if many > 1:
@@ -209,14 +208,14 @@ def study(recipe: Recipe, out: Path, workers: int | None = None, only_report: bo
         else:
             work(Study(recipe, out))
         try:
-            return report(recipe, out, began)
+            return report(recipe, out)
         finally:
             if status:
                 raise UserError(f"a worker of the study stopped with status {status}; the same "
                                 "command goes on from what is finished")
 
 
-def report(recipe: Recipe, out: Path, began: float) -> Path:
+def report(recipe: Recipe, out: Path) -> Path:
     """Tables, figures and the page of what is finished, also while others work in the folder.
 
     Raises:
@@ -228,7 +227,7 @@ def report(recipe: Recipe, out: Path, began: float) -> Path:
     except Missing as stage:
         raise UserError(f"nothing of the study is finished in {out} (its stage '{stage}' is "
                         "missing): run it without --report") from None
-    return conclude(finished, time.monotonic() - began)
+    return conclude(finished)
 
 
 def work(this: Study) -> None:
@@ -299,7 +298,7 @@ def share_of_machine(number: int, workers: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(torch.get_num_threads() // workers, 1))}
 
 
-def conclude(this: Study, seconds: float) -> Path:
+def conclude(this: Study) -> Path:
     """``study.json``, the tables and the page, of what is finished."""
     from planearly.study import claims, page, readme, tables
 
@@ -318,7 +317,7 @@ def conclude(this: Study, seconds: float) -> Path:
                 pending.append(entry)
     results = {
         "name": this.recipe.name, "recipe": this.recipe.to_dict(), "device": devices.here(),
-        "seconds": round(seconds, 1), "domains": this.domains, "rows": rows,
+        "domains": this.domains, "rows": rows,
         "cost": ledger.add_up([this.out])["total"] if rows else None,
         "skipped": skipped, "pending": pending, "entropies": dict(_entropies(this)),
     }
