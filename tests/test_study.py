@@ -69,6 +69,20 @@ def test_every_budget_of_a_grid_can_share_with_every_other(made):
     assert sum(cell.variant.recipe is None for cell in cells) == 2
 
 
+def test_methods_take_their_main_budgets_where_a_block_names_none(made):
+    recipe = with_grid(made, {"methods": ["slm", "slm-is"], "over": {"seed": [0, 1]}},
+                       {"methods": ["slm"], "over": {"pretrain_tokens": [2000]}},
+                       pretrain_tokens=4000)
+    recipe.study.main = {"slm": 8000}
+    assert [(cell.method, cell.settings["pretrain_tokens"], cell.settings["seed"])
+            for cell in grid.cells(recipe, ["law"])] == [
+        ("slm", 8000, 0), ("slm", 8000, 1), ("slm-is", 4000, 0), ("slm-is", 4000, 1),
+        ("slm", 2000, 0)]
+    recipe.study.main = {"slm-pm": 8000}
+    with pytest.raises(UserError, match="'slm-pm', which no block"):
+        grid.cells(recipe, ["law"])
+
+
 @pytest.mark.slow
 def test_impossible_cells_are_told_and_the_others_run(made, tmp_path):
     recipe = with_grid(made, {"methods": ["slm", "slm-pn", "nonsense"]},

@@ -53,11 +53,15 @@ def cells(recipe: Recipe, domains: list[str]) -> list[Cell]:
         domains: names of the domains that the recipe has.
 
     Raises:
-        UserError: no grid, an unknown domain, or a key that no recipe has.
+        UserError: no grid, an unknown domain or method, or a key that no recipe has.
     """
     if not recipe.study.grid:
         raise UserError("the recipe has no 'study.grid': list blocks of 'methods', 'domains' and "
                         "'over' in it, as in the recipe study-smoke")
+    listed = {method for block in recipe.study.grid for method in block.methods}
+    for method in recipe.study.main.keys() - listed:
+        raise UserError(f"recipe key 'study.main' names '{method}', which no block of 'study.grid' "
+                        "has: list it there, or leave it out")
     blocks = [(number, part) for number, block in enumerate(recipe.study.grid)
               for part in _at_main_budgets(recipe, block)]
     keys = list(dict.fromkeys(key for _, block in blocks for key in block.over))
