@@ -210,7 +210,8 @@ def test_all_documents_of_the_owner_are_used(tmp_path: Path, words: Path) -> Non
     "cluster.k=[2]", "cluster.nested=false", "projected.experts=2", "projected.rank=3",
     "projected.embedding=5", "projected.layers=[1]", "model.d_model=64", "model.layers=1",
     "mixture.experts=2", "methods=[slm]", "methods=[slm-mix]", "generic=[x]", "context=128",
-    "finetune.replay_share=0.1",
+    "finetune.replay_share=0.1", "tokenizer.vocab_size=512", "pretrain_tokens=9M",
+    "pretrain.optimizer.preset=paper",
 ])
 def test_what_a_bundle_fixes_is_not_overridden(
         override: str, tmp_path: Path, words: Path) -> None:

@@ -135,13 +135,13 @@ def test_the_python_in_the_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert capsys.readouterr().out.startswith("Once")
 
 
-def test_conversion_to_gguf_only_where_it_would_be_right(tmp_path: Path) -> None:
+def test_the_card_tells_how_to_get_gguf_where_that_would_be_right(tmp_path: Path) -> None:
     tokenizer = json.loads((tokenizer_folder(tmp_path) / "tokenizer.json").read_text())
-    assert '"smollm"' in conversion(small_model().shape, tokenizer)
-    assert '"smollm"' in conversion(small_model("relu2").shape, tokenizer)
+    assert "planearly gguf" in conversion(small_model().shape, tokenizer)
+    assert "planearly gguf" in conversion(small_model("relu2").shape, tokenizer)
     assert "squared ReLU" in conversion(small_model("gelu").shape, tokenizer)
-    other = tokenizer | {"pre_tokenizer": {"type": "ByteLevel"}}
-    assert "convert_hf_to_gguf.py" in conversion(small_model().shape, other)
-    assert "smollm" not in conversion(small_model().shape, other)
+    for other in ({"pre_tokenizer": {"type": "ByteLevel"}}, {"normalizer": {"type": "NFC"}}):
+        told = conversion(small_model().shape, tokenizer | other)
+        assert "convert_hf_to_gguf.py" in told and "planearly gguf" not in told
     unigram = tokenizer | {"model": {"type": "Unigram"}}
-    assert "Not possible" in conversion(small_model().shape, unigram)
+    assert "not a byte-level BPE" in conversion(small_model().shape, unigram)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from planearly.errors import UserError
 from planearly.plan.cli import register
+from planearly.progress import say
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -128,6 +129,19 @@ def export(recipe: RecipeArg, settings: Settings = None, out: Out = None) -> Non
 def report(recipe: RecipeArg, settings: Settings = None, out: Out = None) -> None:
     """Write the report of a run, as one HTML file."""
     _run(recipe, settings, out, "report")
+
+
+@app.command()
+def gguf(
+    model: Annotated[Path, typer.Argument(help="a model folder that planearly exported")],
+    out: Annotated[Path, typer.Option(help="file to write")] = Path("model.gguf"),
+    weights: Annotated[str, typer.Option(help="f32, f16, bf16 or q8_0")] = "f16",
+) -> None:
+    """Write a model folder as one GGUF file, for llama.cpp."""
+    from planearly.gguf import write
+
+    size = write(model, out, weights).stat().st_size
+    say(f"{out}: {size / 1e6:.1f} MB of {weights} weights; try it: llama-cli -m {out} -p \"...\"")
 
 
 @app.command()

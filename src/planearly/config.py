@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -328,6 +328,15 @@ def look_up(values: Mapping[str, Any], place: str) -> Any:
     for part in place.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
     return found
+
+
+def leaves(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a recipe as plain values, by dotted name, with its value."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{where}{name}.")
+        else:
+            yield f"{where}{name}", value
 
 
 def find(recipe: str | Path) -> Path:

@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from planearly import files
+from planearly import files, gguf
 from planearly.errors import UserError
 from planearly.model import flops
 from planearly.model.hf import hf_config, to_hf
@@ -106,7 +106,7 @@ def _special_tokens(folder: Path, vocab_size: int) -> tuple[int, int]:
     return eos if bos is None else bos, eos
 
 
-def model_card(shape: Shape, card: dict[str, Any], gguf: str) -> str:
+def model_card(shape: Shape, card: dict[str, Any], as_gguf: str) -> str:
     """The model card, Markdown with front matter.
 
     Args:
@@ -115,7 +115,7 @@ def model_card(shape: Shape, card: dict[str, Any], gguf: str) -> str:
             ``spec_tokens``}; ``cost`` {``tokens``, ``flops``, ``device_hours``, ``device``,
             ``money``, ``currency``}; ``before`` and ``after``, summaries of
             :func:`planearly.evaluate.perplexity.summary` on held-out documents.
-        gguf: the section of :func:`conversion`.
+        as_gguf: the section of :func:`conversion`.
     """
     method, domain = str(card.get("method", "")), card.get("domain")
     kind = "Llama" if shape.ffn == "swiglu" else "Arcee"
@@ -129,7 +129,7 @@ def model_card(shape: Shape, card: dict[str, Any], gguf: str) -> str:
         "tokens" + (f", for text such as that of {_text(domain)}" if domain else "")
         + ". It continues text; it was not taught to follow instructions.",
         _method(method, card), _data(card.get("data") or {}), _cost(card.get("cost") or {}),
-        _perplexities(card), _USE.format(context=shape.context), gguf,
+        _perplexities(card), _USE.format(context=shape.context), as_gguf,
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -203,49 +203,15 @@ print(tokenizer.decode(text[0], skip_special_tokens=True))
 Prompt and continuation together hold at most {context} tokens."""
 
 
-_CONVERT = "python llama.cpp/convert_hf_to_gguf.py MODEL_FOLDER --outfile model.gguf"
-
-_CONVERT_TOLD = """llama.cpp's converter knows pre-tokenizers by the tokenizers it has met, and has
-not met this one. It is of the kind that llama.cpp calls `smollm` (digits one by one, then
-byte-level), so tell it:
-
-```python
-# to_gguf.py, beside a clone of llama.cpp
-import sys
-sys.path.insert(0, "llama.cpp")
-import convert_hf_to_gguf as convert
-try:
-    from conversion.base import TextModel
-except ImportError:  # before llama.cpp divided its converter
-    TextModel = convert.TextModel
-TextModel.get_vocab_base_pre = lambda self, tokenizer: "smollm"
-convert.main()
-```
-
-```
-python to_gguf.py MODEL_FOLDER --outfile model.gguf
-```"""
-
-
 def conversion(shape: Shape, tokenizer: dict[str, Any]) -> str:
-    """How llama.cpp's own script makes a GGUF file of this model, or why it cannot.
+    """How this model becomes a GGUF file, or why it cannot.
 
     Args:
         tokenizer: what ``tokenizer.json`` holds.
     """
-    title = "## As a GGUF file (llama.cpp, Ollama)\n\n"
-    if shape.ffn == "gelu":
-        return title + ("Not possible: llama.cpp computes every Arcee model with a squared ReLU, "
-                        "and this one has a GELU.")
-    if tokenizer["model"]["type"] != "BPE":
-        return title + "Not possible: llama.cpp's converter needs a byte-level BPE tokenizer."
-    steps = (tokenizer.get("pre_tokenizer") or {}).get("pretokenizers", [])
-    digits, bytes_ = (steps[0], steps[1]) if len(steps) == 2 else ({}, {})
-    if (digits.get("type") == "Digits" and digits.get("individual_digits")
-            and bytes_.get("type") == "ByteLevel" and bytes_.get("use_regex", True)
-            and not bytes_.get("add_prefix_space")):
-        return title + _CONVERT_TOLD
-    return title + f"```\n{_CONVERT}\n```"
+    why = gguf.obstacle(shape, tokenizer)
+    told = f"Not by planearly: {why}." if why else "```\nplanearly gguf MODEL_FOLDER\n```"
+    return f"## As a GGUF file (llama.cpp, Ollama)\n\n{told}"
 
 
 def _text(value: Any) -> str:

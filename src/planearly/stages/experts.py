@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -323,10 +323,9 @@ def bundled(run: Run) -> Path:
     return run.stage(f"pretrain/{facts(source)['kind']}", {}, {"bundle": source}, build)
 
 
-_FIXED = ("generic", "methods", "cluster.k", "cluster.nested", "finetune.replay_share",
-          "mixture.experts", "mixture.expert", *(f"model.{f.name}" for f in fields(config.Model)),
-          *(f"projected.{f.name}" for f in fields(config.Projected) if f.name != "tune_vector"))
-"""Recipe keys that are a bundle's to say."""
+_FIXED = ("generic", "methods", "pretrain_tokens", "cluster.k", "cluster.nested",
+          "finetune.replay_share", "tokenizer.", "model.", "projected.", "mixture.", "pretrain.")
+"""Recipe keys, and beginnings of keys, that are a bundle's to say."""
 
 
 def from_bundle(folder: Path, documents: list[str], overrides: list[str]) -> config.Recipe:
@@ -357,11 +356,11 @@ def check_bundle(recipe: config.Recipe) -> None:
     if not recipe.bundle:
         return
     brought = _brought(Path(recipe.bundle).expanduser())
-    for place in _FIXED:
-        asked, fixed = (config.value_of(r, place) for r in (recipe, brought))
-        if asked != fixed:
-            raise UserError(f"recipe key '{place}' is {asked}, and the bundle {recipe.bundle} "
-                            f"fixes it as {fixed}: leave the key out")
+    for place, asked in config.leaves(recipe.to_dict()):
+        if (place.startswith(_FIXED) and place != "projected.tune_vector"
+                and asked != config.value_of(brought, place)):
+            raise UserError(f"recipe key '{place}' is {asked}, but that is settled in the bundle "
+                            f"{recipe.bundle}: leave the key out")
     if recipe.context > brought.context:
         raise UserError(f"recipe key 'context' is {recipe.context}, and the experts of the bundle "
                         f"{recipe.bundle} read {brought.context} tokens: give at most that")

@@ -1,0 +1,130 @@
+"""A model folder as one GGUF file, which llama.cpp, and what builds on it, runs.
+
+llama.cpp's own converter comes with its sources alone, knows byte-level tokenizers by those it has
+met, and leaves out the token that begins a document. This one writes what planearly makes: the
+Llama or Arcee of :mod:`planearly.model.hf` with the tokenizer of :mod:`planearly.data.tokenizer`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from planearly import files
+from planearly.errors import UserError
+from planearly.model import hf
+from planearly.model.transformer import Shape
+
+KINDS = ("f32", "f16", "bf16", "q8_0")
+"""Of numbers, by llama.cpp's names; the last is 8 bits in blocks of 32."""
+
+CONVERTER = "python llama.cpp/convert_hf_to_gguf.py MODEL_FOLDER --outfile model.gguf"
+"""llama.cpp's own, for tokenizers that it has met."""
+_DIGITS_THEN_BYTES = "smollm"
+"""llama.cpp's name for our pre-tokenizer: digits one by one, then byte-level."""
+
+
+def obstacle(shape: Shape, tokenizer: dict[str, Any]) -> str | None:
+    """Why :func:`write` cannot take this model, as a clause; None where it can.
+
+    Args:
+        tokenizer: what ``tokenizer.json`` holds.
+    """
+    if shape.ffn == "gelu":
+        return ("llama.cpp computes every Arcee model with a squared ReLU, and this one has a "
+                "GELU")
+    if tokenizer["model"]["type"] != "BPE":
+        return "its tokenizer is not a byte-level BPE"
+    steps = (tokenizer.get("pre_tokenizer") or {}).get("pretokenizers", [])
+    digits, bytes_ = (steps[0], steps[1]) if len(steps) == 2 else ({}, {})
+    if not (digits.get("type") == "Digits" and digits.get("individual_digits")
+            and bytes_.get("type") == "ByteLevel" and bytes_.get("use_regex", True)
+            and not bytes_.get("add_prefix_space") and not tokenizer.get("normalizer")):
+        return f"its tokenizer is not planearly's: use llama.cpp's own converter, {CONVERTER}"
+    return None
+
+
+def write(folder: Path, out: Path, kind: str = "f16") -> Path:
+    """Write the model in ``folder`` as the GGUF file ``out``, at once or not at all.
+
+    Norms stay in float32, and with ``q8_0`` so does a matrix whose rows 32 does not divide.
+
+    Args:
+        kind: of the matrices' numbers, one of :data:`KINDS`.
+
+    Raises:
+        UserError: an unknown kind; not a Llama or Arcee folder, or one with an :func:`obstacle`.
+    """
+    import gguf
+
+    if kind not in KINDS:
+        raise UserError(f"there are no weights of kind '{kind}'; choose from {', '.join(KINDS)}")
+    shape, state = hf.from_hf(folder)
+    tokenizer = files.read_json(folder / "tokenizer.json")
+    if why := obstacle(shape, tokenizer):
+        raise UserError(f"{folder} cannot become a GGUF file: {why}")
+    config = files.read_json(folder / "config.json")
+    arch = gguf.MODEL_ARCH.LLAMA if shape.ffn == "swiglu" else gguf.MODEL_ARCH.ARCEE
+    with files.atomic_write(out) as handle:
+        writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[arch])
+        writer.add_name(out.stem)
+        writer.add_context_length(shape.context)
+        writer.add_embedding_length(shape.d_model)
+        writer.add_block_count(shape.layers)
+        writer.add_feed_forward_length(shape.d_ff)
+        writer.add_head_count(shape.heads)
+        writer.add_head_count_kv(shape.kv_heads or shape.heads)
+        writer.add_rope_dimension_count(shape.head_dim)
+        writer.add_rope_freq_base(shape.rope_theta)
+        writer.add_layer_norm_rms_eps(shape.norm_eps)
+        writer.add_vocab_size(shape.vocab_size)
+        writer.add_file_type(gguf.LlamaFileType[
+            "ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}"])
+        _add_tokenizer(writer, tokenizer, shape.vocab_size, config)
+        names = gguf.get_tensor_name_map(arch, shape.layers)
+        for name, tensor in hf.to_hf(state, shape).items():
+            data = _interleaved(name, tensor.numpy(), shape)
+            target = gguf.GGMLQuantizationType[kind.upper() if data.ndim > 1 else "F32"]
+            if data.shape[-1] % gguf.GGML_QUANT_SIZES[target][0]:
+                target = gguf.GGMLQuantizationType.F32
+            writer.add_tensor(str(names.get_name(name, (".weight",))),
+                              gguf.quants.quantize(data, target), raw_dtype=target)
+        writer.write_header_to_file(Path(handle.name))
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return out
+
+
+def _interleaved(name: str, weight: np.ndarray, shape: Shape) -> np.ndarray:
+    """Rows of queries and keys as llama.cpp rotates them: neighbours, not halves of a head."""
+    if not name.endswith(("q_proj.weight", "k_proj.weight")):
+        return weight
+    halves = weight.reshape(-1, 2, shape.head_dim // 2, weight.shape[1])
+    return halves.swapaxes(1, 2).reshape(weight.shape)
+
+
+def _add_tokenizer(writer: Any, tokenizer: dict[str, Any], entries: int,
+                   config: dict[str, Any]) -> None:
+    """Tokens with their kinds, merges, and the token that begins and ends a document."""
+    from gguf import TokenType
+
+    kinds = [TokenType.UNUSED] * entries
+    tokens = [f"[PAD{i}]" for i in range(entries)]
+    for token, i in tokenizer["model"]["vocab"].items():
+        tokens[i], kinds[i] = token, TokenType.NORMAL
+    for added in tokenizer.get("added_tokens", ()):
+        tokens[added["id"]] = added["content"]
+        kinds[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
+    merges = [merge if isinstance(merge, str) else " ".join(merge)
+              for merge in tokenizer["model"]["merges"]]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(_DIGITS_THEN_BYTES)
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(config["bos_token_id"])
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_add_bos_token(True)  # in training, every document began with it
