@@ -47,7 +47,8 @@ def test_llama_cpp_computes_the_same(ffn: str, kind: str, most: float, tmp_path:
         ids = tokenizer(tokenizer.bos_token + text)["input_ids"]
         answer = server.handle_completions({
             "prompt": text, "n_predict": 1, "n_probs": 10, "temperature": 0.0,
-            "cache_prompt": False, "logit_bias": [[tokenizer.encode("a")[0], 1000.0]]})  # what is drawn, not the odds
+            "cache_prompt": False,
+            "logit_bias": [[tokenizer.encode("a")[0], 1e3]]})  # of what is drawn, not of the odds
         assert answer["usage"]["prompt_tokens"] == len(ids)
         with torch.no_grad():
             ours = model(torch.tensor([ids]))[0, -1].log_softmax(-1)
