@@ -314,6 +314,19 @@ def test_missing_rows_leave_tables_out(made: dict[str, Any]) -> None:
             assert each.verdict == "cannot be judged"
 
 
+def test_embedders_are_compared_in_the_part_of_the_corpus_that_each_had() -> None:
+    part = {"data.max_tokens": 1_000_000}
+    made = study((["slm", "slm-is"], [{}, part, {**part, "cluster.embedder": "sentence-bert"}],
+                  DOMAINS[:2]))
+    rows = named(tables(made), "extra-selectors").rows
+    found = [(r["method"], r["embedder"], r["pool"]) for r in rows]
+    assert found == [("slm", None, "of 1M"), ("slm-is", "static", "of 1M"),
+                     ("slm-is", "sentence-bert", "of 1M"), ("slm", None, None),
+                     ("slm-is", "static", None)]
+    assert [r["difference"] is None for r in rows] == [True, False, False, True, False]
+    assert len({r["bar"] for r in rows}) == len(rows)
+
+
 def test_every_subset_of_a_grid_can_be_shown(whole: dict[str, Any]) -> None:
     draw = np.random.default_rng(0)
     for share in (0.1, 0.5):

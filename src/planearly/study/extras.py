@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 from planearly.study import build
 from planearly.study.build import METHOD, Line, macro_table, sweep
@@ -13,33 +14,38 @@ SELECTORS = ("slm", "slm-dsir", "slm-knn", "slm-top", "slm-is")
 """Ways to choose generic text for a domain, the first taking it as it is."""
 CLUSTERED = ("slm-top", "slm-is")
 EMBEDDED = ("slm-knn", *CLUSTERED)
+EMBEDDER, POOL = "cluster.embedder", "data.max_tokens"
 
 
 def selectors(cells: Cells) -> list[Table]:
     """Selectors of generic text at equal tokens, by clusters and embedder."""
     if len([method for method in SELECTORS if method in cells.methods]) < 2:
         return []
+    pools = cells.values_of(POOL)
     lines = []
-    for method in SELECTORS:
-        embedder = "cluster.embedder"
-        for name in cells.values(Arm(method), embedder) if method in EMBEDDED else [
-                cells.own(embedder)]:
-            at = Arm(method, {embedder: name})
-            for k in cells.values(at, "importance.k") if method in CLUSTERED else [
+    for pool, method in product(pools, SELECTORS):
+        at = Arm(method, {POOL: pool})
+        for name in cells.values(at, EMBEDDER) if method in EMBEDDED else [cells.own(EMBEDDER)]:
+            of = Arm(method, {**at.changes, EMBEDDER: name})
+            for k in cells.values(of, "importance.k") if method in CLUSTERED else [
                     cells.own("importance.k")]:
                 lines.append(Line({
                     "method": method, "embedder": str(name) if method in EMBEDDED else None,
                     "setting": build.shown(k, "importance.k") if method in CLUSTERED else None,
-                }, Arm(method, {**at.changes, "importance.k": k}), Arm("slm")))
+                    "pool": f"of {build.shown(pool, POOL)}" if pool else None,
+                }, Arm(method, {**of.changes, "importance.k": k}), Arm("slm", {POOL: pool})))
     for line in lines:
         line.further["bar"] = ", ".join(
-            str(value) for value in line.labels.values() if value is not None)
+            str(value) for key, value in line.labels.items()
+            if value is not None and (key != "pool" or len(pools) > 1))
     return macro_table(
         cells, lines, [METHOD, Column("embedder", "embedder", "text"),
-                       Column("setting", "clusters", "text")],
+                       Column("setting", "clusters", "text"),
+                       *([Column("pool", "generic tokens", "text")] if len(pools) > 1 else [])],
         name="extra-selectors", title="Selectors of generic text at equal tokens", paper="",
         before=True, note="The same number of pretraining tokens for each, drawn from what the "
-        "selector takes of the generic corpus. The baseline is slm, which takes it as it is.",
+        "selector takes of the generic corpus. The baseline is slm, which takes it as it is, of as "
+        "many.",
         figure=Figure("bars", Axis("bar", "selector"), build.AFTER_AXIS, "method", "after_ci"))
 
 
