@@ -327,6 +327,19 @@ def test_embedders_are_compared_in_the_part_of_the_corpus_that_each_had() -> Non
     assert len({r["bar"] for r in rows}) == len(rows)
 
 
+def test_slices_of_the_bank_are_held_against_slm_at_the_same_budget() -> None:
+    few, own = {"projected.rank": 4}, {"projected.rank": 12}
+    made = study((["slm", "slm-pn"], [own, {**own, "pretrain_tokens": 2_000_000}], DOMAINS[:2]),
+                 (["slm-pn"], [few, {**few, "expert": "blend"}], DOMAINS[:2]))
+    rows = named(tables(made), "extra-slices").rows
+    assert [(r["budget"], r["setting"], r["rule"]) for r in rows] == [
+        (8_000_000, 4, "lowest-loss"), (2_000_000, 12, "lowest-loss"),
+        (8_000_000, 12, "lowest-loss"), (8_000_000, 4, "blend")]
+    assert all(r["difference"] is not None for r in rows)
+    alone = study((["slm", "slm-pn"], [{}], DOMAINS[:2]))
+    assert "extra-slices" not in {t.name for t in tables(alone)}
+
+
 def test_every_subset_of_a_grid_can_be_shown(whole: dict[str, Any]) -> None:
     draw = np.random.default_rng(0)
     for share in (0.1, 0.5):

@@ -1,4 +1,4 @@
-"""Tables beyond the paper: selectors, blends by width of the domain, mixing, replay, optimisers."""
+"""Tables beyond the paper: selectors, blends, slices of the bank, mixing, replay, optimisers."""
 
 from __future__ import annotations
 
@@ -47,6 +47,27 @@ def selectors(cells: Cells) -> list[Table]:
         "selector takes of the generic corpus. The baseline is slm, which takes it as it is, of as "
         "many.",
         figure=Figure("bars", Axis("bar", "selector"), build.AFTER_AXIS, "method", "after_ci"))
+
+
+def slices(cells: Cells) -> list[Table]:
+    """The projected network by slices of its bank and budget, experts chosen and blended."""
+    rank = "projected.rank"
+    rules = [rule for rule in (single_rule(cells, "slm-pn"), "blend") if rule]
+    lines = [Line({"method": "slm-pn", "setting": h, "rule": rule},
+                  Arm("slm-pn", {BUDGET: budget, rank: h, "expert": rule}),
+                  Arm("slm", {BUDGET: budget}),
+                  {"series": f"h = {h}, {rule}"})
+             for rule in rules for h in cells.values_of(rank) for budget in cells.values_of(BUDGET)]
+    if len({line.labels["setting"] for line in lines if cells.rows(line.arm)}) < 2:
+        return []
+    return macro_table(
+        cells, lines, [METHOD, build.BUDGET, Column("setting", "slices h"),
+                       Column("rule", "expert", "text")],
+        name="extra-slices", title="Slices of the projected network's bank", paper="",
+        before=True, extra=build.GENERIC, note="h slices are combined into each expert's matrices: "
+        "many hold more and need more tokens. The baseline is slm at the same budget.",
+        figure=Figure("lines", Axis("budget", "tokens of pretraining", True), build.AFTER_AXIS,
+                      "series", "after_ci"))
 
 
 def single_rule(cells: Cells, method: str) -> str | None:
@@ -185,7 +206,7 @@ def seeds(cells: Cells) -> list[Table]:
 
 
 MAKERS: list[Callable[[Cells], list[Table]]] = [
-    selectors, blends,
+    selectors, blends, slices,
     compared("extra-mixed", "Specialization text mixed into pretraining",
              "pretrain.specialization_share", "share of pretraining tokens",
              "Part of the pretraining tokens is drawn from the domain's own text.", share=True),

@@ -23,8 +23,9 @@ def forecast(recipe: Recipe, device: str = "here") -> dict[str, Any]:
 
     Returns:
         ``cells`` (their number), ``impossible`` (list of ``cell`` and ``reason``), ``stages``
-        (number of trainings), ``params`` of the shapes, and ``methods``: name to ``cells``,
-        ``tokens``, ``flops``, ``device_hours`` and ``money``; ``total``, their sum.
+        (number of trainings), ``params`` (sizes of each kind of model, ascending), and
+        ``methods``: name to ``cells``, ``tokens``, ``flops``, ``device_hours`` and ``money``;
+        ``total``, their sum.
 
     Raises:
         UserError: an unknown or uncalibrated device, no grid, or unknown sizes of the domains.
@@ -35,7 +36,7 @@ def forecast(recipe: Recipe, device: str = "here") -> dict[str, Any]:
     stages: dict[str, tuple[grid.Cell, dict[str, Any]]] = {}
     possible = []
     counts: dict[str, int] = {}
-    params: dict[str, int] = {}
+    params: dict[str, set[int]] = {}
     for cell in cells:
         made = cell.variant.recipe
         try:
@@ -49,7 +50,8 @@ def forecast(recipe: Recipe, device: str = "here") -> dict[str, Any]:
         possible.append(cell)
         counts[cell.method] = counts.get(cell.method, 0) + 1
         found = predict.predict(made, known)
-        params |= found["params"]
+        for name, size in found["params"].items():
+            params.setdefault(name, set()).add(size)
         for work in found["stages"]:
             stages.setdefault(str(sharing.identity(work["stage"], cell)), (cell, work))
     methods: dict[str, Any] = {
@@ -63,7 +65,8 @@ def forecast(recipe: Recipe, device: str = "here") -> dict[str, Any]:
                 if work[key] is not None:
                     sums[key] = (sums[key] or 0.0) + own * work[key]
     return {"name": recipe.name, "device": known.name, "cells": len(cells),
-            "impossible": impossible, "stages": len(stages), "params": params,
+            "impossible": impossible, "stages": len(stages),
+            "params": {name: sorted(sizes) for name, sizes in params.items()},
             "methods": methods, "total": total}
 
 
@@ -77,7 +80,8 @@ def show(found: dict[str, Any]) -> None:
             short(sums["flops"]), duration(sums["device_hours"] * 3600),
             "-" if sums["money"] is None else f"{sums['money']:.2f}")
     Console(width=None if Console().is_terminal else 120).print(table)
-    sizes = ", ".join(f"{name} {short(n)}" for name, n in found["params"].items())
+    sizes = ", ".join(f"{name} {' to '.join(short(n) for n in (*each[:1], *each[1:][-1:]))}"
+                      for name, each in found["params"].items())
     say(f"{found['cells']} cells, {found['stages']} trainings; parameters: {sizes}")
     for one in found["impossible"]:
         say(f"impossible: {one['cell']}: {one['reason']}")
