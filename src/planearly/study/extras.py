@@ -37,7 +37,8 @@ def selectors(cells: Cells) -> list[Table]:
     for line in lines:
         line.further["bar"] = ", ".join(
             str(value) for key, value in line.labels.items()
-            if value is not None and (key != "pool" or len(pools) > 1))
+            if value is not None and (key != "pool" or len(pools) > 1)
+            and (key != "embedder" or value != cells.own(EMBEDDER)))
     return macro_table(
         cells, lines, [METHOD, Column("embedder", "embedder", "text"),
                        Column("setting", "clusters", "text"),
@@ -66,8 +67,8 @@ def slices(cells: Cells) -> list[Table]:
         name="extra-slices", title="Slices of the projected network's bank", paper="",
         before=True, extra=build.GENERIC, note="h slices are combined into each expert's matrices: "
         "many hold more and need more tokens. The baseline is slm at the same budget.",
-        figure=Figure("lines", Axis("budget", "tokens of pretraining", True), build.AFTER_AXIS,
-                      "series", "after_ci"))
+        figure=Figure("lines", Axis("budget", "tokens of pretraining", True),
+                      Axis("after", build.AFTER_AXIS.label, True), "series", "after_ci"))
 
 
 def single_rule(cells: Cells, method: str) -> str | None:

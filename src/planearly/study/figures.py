@@ -79,15 +79,16 @@ def _bars(figure: Figure, rows: Sequence[Row], title: str) -> drawing.Canvas:
     which has no zero for a bar to stand on."""
     names = _series(figure, rows)
     groups = list(dict.fromkeys(str(row[figure.x.key]) for row in rows))
-    thick = 0.8 / len(names)
-    height = 0.8 + len(groups) * max(0.34, 0.15 * len(names)) + _legend_height(names)
+    beside = 1 if len(rows) == len(groups) else len(names)  # bars that a group has room for
+    thick = min(0.8 / beside, 0.6)
+    height = 0.8 + len(groups) * max(0.34, 0.15 * beside) + _legend_height(names)
     with drawing.canvas(title, height) as drawn:
         axes = drawn.axes
         for i, name in enumerate(names):
             colour, marker = _style(name, names)
             mine = [row for row in rows if str(row.get(figure.series)) == name]
             y = np.array([groups.index(str(row[figure.x.key])) for row in mine])
-            y = y + (i - (len(names) - 1) / 2) * thick
+            y = y + (i - (len(names) - 1) / 2) * thick * (beside > 1)
             values = [row[figure.y.key] for row in mine]
             shown = drawing.short_name(label(name), 28)
             if figure.y.log:
@@ -101,7 +102,7 @@ def _bars(figure: Figure, rows: Sequence[Row], title: str) -> drawing.Canvas:
                               linewidth=2.5 if figure.y.log else 1, alpha=0.6)
         if not figure.y.log:
             axes.axvline(0, color=drawing.INK, linewidth=0.7)
-        axes.set_yticks(range(len(groups)), [drawing.short_name(group) for group in groups])
+        axes.set_yticks(range(len(groups)), [drawing.short_name(group, 28) for group in groups])
         axes.set_ylim(len(groups) - 0.45, -0.55)
         _scale(axes, "x", figure.y)
         axes.grid(axis="x")

@@ -123,8 +123,8 @@ def worth(tables: Sequence[Table]) -> list[str]:
                              f"{form.flops(row['total_flops'])}")
         if front:
             what = table.title.removeprefix("Total cost for ")
-            sentences.append(f"For {what}, small models that no cheaper one equals (tokens of "
-                             f"pretraining, perplexity over {over}, FLOPs in all): "
+            sentences.append(f"For {what}, the best small models that no cheaper one equals "
+                             f"(tokens of pretraining, perplexity over {over}, FLOPs in all): "
                              f"{'; '.join(front[-3:])}.")
     return sentences
 
