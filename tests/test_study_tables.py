@@ -479,6 +479,23 @@ def test_what_hangs_on_the_budget_is_judged_at_each() -> None:
     assert verdicts[at.format("32M")] == "reproduced"
 
 
+def test_what_erodes_is_judged_at_the_largest_budget_with_two_set_sizes() -> None:
+    def level(method: str, settings: Mapping[str, Any], domain: str) -> float:
+        if settings["pretrain_tokens"] < 20_000_000:
+            return 4.0 + 0.1 * (method == "slm-pn")
+        return 4.0 - (method == "slm-pn") * (0.1 if settings["spec_tokens"] == 50_000 else 0.04)
+
+    sizes = [{"spec_tokens": 50_000}, {"spec_tokens": 400_000}]
+    both = (["slm", "slm-pn"], sizes, DOMAINS)
+    small = claim(claims(study(both, level=level)), "The advantage of SLM-pn")
+    assert small.verdict == "cannot be judged" and small.table == "figure-05-set-size"
+    larger = [{**size, "pretrain_tokens": 32_000_000} for size in sizes]
+    found = claim(claims(study(both, (["slm", "slm-pn"], larger, DOMAINS), level=level)),
+                  "The advantage of SLM-pn")
+    assert found.verdict == "reproduced" and "with 32M tokens" in found.text
+    assert found.table == "table-08-budgets"
+
+
 def test_methods_meet_at_their_main_budgets() -> None:
     made = study((["slm", "slm-pn"], [{"pretrain_tokens": 32_000_000}], DOMAINS),
                  (["slm-is"], [{}], DOMAINS))

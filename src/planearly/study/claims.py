@@ -176,7 +176,7 @@ def experts_help(cells: Cells) -> list[Claim]:
                     "table-08-budgets",
                     reason="At the same pretraining tokens, those of all experts together.")
                 found.append(replace(claim, ours=bool(rule)))
-        found.append(erodes(cells, method, name, sizes))
+        found.append(erodes(cells, method, name))
     return found
 
 
@@ -193,16 +193,25 @@ def budgets(cells: Cells, method: str) -> list[tuple[dict[str, Any], str]]:
             for value in both]
 
 
-def erodes(cells: Cells, method: str, name: str, sizes: Sequence[Any]) -> Claim:
-    """The advantage at the largest set less that at the smallest, on the same documents."""
-    text = f"The advantage of {name} over SLM erodes with more specialization data."
+def erodes(cells: Cells, method: str, name: str) -> Claim:
+    """The advantage at the largest set less that at the smallest, on the same documents.
+
+    At the largest budget that has two set sizes: there is most to erode.
+    """
+    text = f"The advantage of {name} over SLM erodes with more specialization data"
     table = "figure-05-set-size"
-    if len(sizes) < 2:
-        return unjudged(text, f"Rows are missing for: {method} and slm at two set sizes.", table,
-                        True)
-    if why := starved(cells, Arm(method)):
+    at_budget = [(budget, when, several) for budget, when in budgets(cells, method)
+                 if len(several := sizes_of(cells, method, "slm", **budget)) > 1]
+    if not at_budget:
+        return unjudged(f"{text}.", f"Rows are missing for: {method} and slm at two set sizes.",
+                        table, True)
+    budget, when, sizes = at_budget[-1]
+    text += f"{when}."
+    if budget.get(BUDGET, cells.own(BUDGET)) != cells.own(BUDGET):
+        table = "table-08-budgets"
+    if why := starved(cells, Arm(method, budget)):
         return unjudged(text, why, table)
-    small, large = ({"spec_tokens": size} for size in (sizes[0], sizes[-1]))
+    small, large = ({**budget, "spec_tokens": size} for size in (sizes[0], sizes[-1]))
     change = contrast(cells, [(1.0, Arm(method, large)), (-1.0, Arm("slm", large)),
                               (-1.0, Arm(method, small)), (1.0, Arm("slm", small))])
     first = versus(cells, Arm(method, small), Arm("slm", small),

@@ -143,10 +143,14 @@ def named(arm: Arm, other: Arm) -> str:
     return arm.method + (f" ({', '.join(told)})" if told else "")
 
 
-def sizes_of(cells: Cells, *methods: str) -> list[Any]:
-    """Set sizes at which all the methods have a domain in common, ascending."""
-    return [size for size in cells.values_of("spec_tokens")
-            if shared(cells, [Arm(method, {"spec_tokens": size}) for method in methods])]
+def sizes_of(cells: Cells, *methods: str, **changes: Any) -> list[Any]:
+    """Set sizes at which all the methods have a domain in common, ascending.
+
+    Args:
+        changes: settings of all of them that differ from the recipe's own.
+    """
+    return [size for size in cells.values_of("spec_tokens") if shared(
+        cells, [Arm(method, {**changes, "spec_tokens": size}) for method in methods])]
 
 
 def at(size: Any) -> str:
