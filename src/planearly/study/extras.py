@@ -46,7 +46,7 @@ def selectors(cells: Cells) -> list[Table]:
         name="extra-selectors", title="Selectors of generic text at equal tokens", paper="",
         before=True, note="The same number of pretraining tokens for each, drawn from what the "
         "selector takes of the generic corpus. The baseline is slm, which takes it as it is, of as "
-        "many.",
+        "many generic tokens.",
         figure=Figure("bars", Axis("bar", "selector"), build.AFTER_AXIS, "method", "after_ci"))
 
 
