@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from planearly import config
+from planearly import keys
 from planearly.data import tokenizer as tk
 from planearly.data.corpus import Problems, read_documents, resolve
 
@@ -39,7 +39,7 @@ def write_text(folder: Path, megabytes: float, sources: list[str]) -> None:
     handle = open(folder / "00000.jsonl", "w", encoding="utf-8")  # noqa: SIM115
     while written < megabytes * 1e6:
         for unit in units:
-            for document in read_documents(unit, config.Data(), Problems(0.01)):
+            for document in read_documents(unit, keys.Data(), Problems(0.01)):
                 words = document.text.split(" ")
                 if turn:  # swap words, so that neither duplicates nor words are all known
                     for i in rng.integers(0, len(words), len(words) // 5):
@@ -60,10 +60,10 @@ def write_text(folder: Path, megabytes: float, sources: list[str]) -> None:
 
 
 def run_ours(text: str, tokenizer: str, out: str) -> None:
-    from planearly.data.windows import tokenize_corpus
+    from planearly.data.dataset import tokenize_corpus
 
     start = time.perf_counter()
-    meta = tokenize_corpus(resolve([text]), Path(tokenizer), 256, config.Data(), Path(out))
+    meta = tokenize_corpus(resolve([text]), Path(tokenizer), 256, keys.Data(), Path(out))
     report(start, meta["n_bytes"], meta["n_tokens"])
 
 
@@ -117,7 +117,7 @@ def main() -> None:
         for name, megabytes in (("whole", options.megabytes), ("half", options.megabytes / 2)):
             write_text(root / name, megabytes, options.text)
         tokenizer = root / "tokenizer"
-        tk.build(config.Tokenizer(vocab_size=8_192, sample_bytes=5_000_000), config.Data(),
+        tk.build(keys.Tokenizer(vocab_size=8_192, sample_bytes=5_000_000), keys.Data(),
                  resolve([str(root / "half")]), 256, tokenizer)
         half = measure("ours", root / "half", tokenizer, root / "ours-half")
         ours = measure("ours", root / "whole", tokenizer, root / "ours")

@@ -24,9 +24,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from planearly import config
-from planearly.data.loader import Batch
+from planearly import keys
 from planearly.data.sample import Interleave
+from planearly.data.streams import Batch
 from planearly.model.projected import Projected, by_group
 from planearly.model.transformer import Shape, Transformer
 from planearly.train import loop, optim
@@ -71,13 +71,13 @@ class Batches:
         return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), groups)
 
 
-def arm(name: str, shape: Shape, projected: config.Projected) -> loop.Trainable:
+def arm(name: str, shape: Shape, projected: keys.Projected) -> loop.Trainable:
     if name == "plain":
         return loop.Dense(Transformer(shape))
     return (Projected if name == "ours" else Naive)(shape, projected)
 
 
-def stepper(model: loop.Trainable, shape: Shape, settings: config.Train,
+def stepper(model: loop.Trainable, shape: Shape, settings: keys.Train,
             device: torch.device) -> Callable[[Batch], float]:
     """Runs one optimiser step as the loop does; returns its seconds."""
     model.module.to(device)
@@ -114,11 +114,11 @@ def main() -> None:
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     shape = GPU if cuda else CPU
-    projected = config.Projected(experts=asked.experts, rank=asked.rank)
-    settings = config.Train(
+    projected = keys.Projected(experts=asked.experts, rank=asked.rank)
+    settings = keys.Train(
         batch_tokens=asked.batch_tokens or (262_144 if cuda else 16_384), precision="auto",
         microbatch_tokens=asked.microbatch_tokens,
-        optimizer=config.Optimizer(preset=asked.preset),
+        optimizer=keys.Optimizer(preset=asked.preset),
         compile="no" if asked.no_compile or (asked.memory and not cuda) else "yes",
     )
     batches = Batches(shape, settings.batch_tokens // shape.context, asked.experts)

@@ -52,8 +52,8 @@ def ours(recipe_name: str, steps: int, compiled: bool) -> float:
     """Tokens per second of planearly's loop."""
     import torch
 
-    from planearly import config
-    from planearly.data.loader import Batch
+    from planearly import keys
+    from planearly.data.streams import Batch
     from planearly.model.transformer import Transformer
     from planearly.train import loop
 
@@ -67,10 +67,10 @@ def ours(recipe_name: str, steps: int, compiled: bool) -> float:
             return Batch(torch.from_numpy(drawn[:, :-1].copy()),
                          torch.from_numpy(drawn[:, 1:].copy()), np.zeros(stop - start, np.int64))
 
-    settings = config.Pretrain(
+    settings = keys.Pretrain(
         batch_tokens=recipe.pretrain.batch_tokens, log_steps=1,
         microbatch_tokens=recipe.pretrain.microbatch_tokens,
-        compile="yes" if compiled else "no", optimizer=config.Optimizer(preset="paper"),
+        compile="yes" if compiled else "no", optimizer=keys.Optimizer(preset="paper"),
     )
     with tempfile.TemporaryDirectory() as folder:
         loop.train(loop.Dense(Transformer(model_shape)), Random(), steps + SKIP, settings,

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from planearly.export import export
+from planearly.export.folder import export
 from planearly.model.transformer import Shape, Transformer
 
 EOT = "<|endoftext|>"

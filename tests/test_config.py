@@ -5,7 +5,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planearly import config, units
+from planearly import config, keys, units
 from planearly.errors import UserError
 from planearly.model import flops
 from planearly.model.transformer import Shape
@@ -79,7 +79,7 @@ RECIPES = sorted(p.stem for p in config.recipes_folder().glob("*.yaml"))
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_of_the_package_loads(name):
     made = config.load(name)
-    again = config.build(config.Recipe, yaml.safe_load(yaml.safe_dump(made.to_dict())), "")
+    again = config.build(keys.Recipe, yaml.safe_load(yaml.safe_dump(made.to_dict())), "")
     assert again == made
     assert made.name == name
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from planearly.train import parallel
+from planearly import parallel
 
 
 @pytest.fixture

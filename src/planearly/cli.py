@@ -29,7 +29,9 @@ def _run(recipe: str, settings: list[str] | None, out: Path | None, until: str) 
     from planearly import config
 
     loaded = config.load(recipe, settings or [])
-    from planearly import pipeline  # brings torch: a misspelt key is told without waiting for it
+    from planearly.stages import (
+        pipeline,  # brings torch: a misspelt key is told without waiting for it
+    )
 
     pipeline.run(loaded, out or Path("runs") / loaded.name, until)
 
@@ -107,7 +109,7 @@ def specialize(
     """Fine-tune on the domains; or specialise a bundle on documents, offline."""
     if not Path(recipe).is_dir():
         return _run(recipe, settings, out, "specialize")
-    from planearly import pipeline
+    from planearly.stages import pipeline
     from planearly.stages.experts import from_bundle
 
     words = settings or []
@@ -138,7 +140,7 @@ def gguf(
     weights: Annotated[str, typer.Option(help="f32, f16, bf16 or q8_0")] = "f16",
 ) -> None:
     """Write a model folder as one GGUF file, for llama.cpp."""
-    from planearly.gguf import write
+    from planearly.export.gguf import write
 
     size = write(model, out, weights).stat().st_size
     say(f"{out}: {size / 1e6:.1f} MB of {weights} weights; try it: llama-cli -m {out} -p \"...\"")
@@ -188,7 +190,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="of the draws")] = 0,
 ) -> None:
     """Try a model: continue a prompt."""
-    from planearly.generate import generate as continue_prompt
+    from planearly.evaluate.generate import generate as continue_prompt
 
     print(continue_prompt(model, prompt, tokens, temperature, top_p, seed))
 

@@ -10,26 +10,10 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from planearly.units import duration, short
+
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 _LOG_SECONDS = 15.0
-
-
-def short(value: float) -> str:
-    """``1234567`` as ``1.23M``: three significant digits and a decimal prefix."""
-    for limit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
-            return f"{value / limit:.3g}{suffix}"
-    return f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as ``42 s``, ``3 min 20 s`` or ``2 h 05 min``."""
-    seconds = max(0, round(seconds))
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
 class Meter:

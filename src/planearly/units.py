@@ -1,4 +1,4 @@
-"""Sizes as people write them: ``126M`` parameters, ``50GB``, ``2h``, ``$300``."""
+"""Quantities as people write and read them: ``126M`` parameters, ``50GB``, ``2h``, ``$300``."""
 
 from __future__ import annotations
 
@@ -64,3 +64,21 @@ def money(text: object, what: str = "money") -> float:
     if unit in _BYTES or unit in _SECONDS or len(unit) != 3:
         raise UserError(f"{what}: '{text}' should be an amount such as $300 or 300 USD")
     return value
+
+
+def short(value: float) -> str:
+    """``1234567`` as ``1.23M``: three significant digits and a decimal prefix."""
+    for limit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g}{suffix}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as ``42 s``, ``3 min 20 s`` or ``2 h 05 min``."""
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"

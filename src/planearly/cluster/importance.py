@@ -16,7 +16,7 @@ import numpy as np
 
 from planearly.cluster import kmeans
 from planearly.errors import UserError
-from planearly.progress import short
+from planearly.units import short
 
 _FAMILY = 8  # clusters per family, where the clustering brings no tree of its own
 _NEGLIGIBLE = 1e-13  # of probability

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from planearly.device import best_device, bf16_is_fast
 from planearly.errors import UserError
+from planearly.parallel import best_device, bf16_is_fast
 
 _BLOCK = 4096  # rows of the score matrix: with 1,024 columns it stays in the processor's cache
 _START_POINTS = 8192  # starting centroids are drawn from this many points, or 8 per centroid

@@ -18,7 +18,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from planearly import config
+from planearly import keys
 from planearly.data.text import sections, text_hash
 from planearly.errors import UserError
 from planearly.progress import say
@@ -234,7 +234,7 @@ def folder_files(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def read_documents(unit: Unit, settings: config.Data, problems: Problems) -> Iterator[Document]:
+def read_documents(unit: Unit, settings: keys.Data, problems: Problems) -> Iterator[Document]:
     """The documents of one input file, in order, without those that cannot be used.
 
     Raises:
@@ -289,7 +289,7 @@ def _source(unit: Unit) -> str:
     return path.absolute().parent.name if unit.kind == "text" else path.name.split(".")[0]
 
 
-def _records(unit: Unit, settings: config.Data,
+def _records(unit: Unit, settings: keys.Data,
              problems: Problems) -> Iterator[tuple[str, int, Any]]:
     """(file, line, record) of everything in a unit that could be parsed."""
     if unit.kind == "hub":
@@ -358,7 +358,7 @@ def _open(path: str) -> IO[bytes]:
     return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(path), codec), _BUFFER)
 
 
-def _parquet(unit: Unit, settings: config.Data,
+def _parquet(unit: Unit, settings: keys.Data,
              problems: Problems) -> Iterator[tuple[str, int, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq

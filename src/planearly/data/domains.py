@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from planearly import config
+from planearly import keys
 from planearly.data.corpus import (
     HashRange,
     Problems,
@@ -51,7 +51,7 @@ def domain_names(root: str) -> list[str]:
     return names
 
 
-def domain_splits(root: str | None, entry: str, settings: config.Data,
+def domain_splits(root: str | None, entry: str, settings: keys.Data,
                   seed: int) -> dict[str, list[Unit]]:
     """The input files of a domain's train, valid and test documents.
 
@@ -111,7 +111,7 @@ def _as_split(folder: Path) -> dict[str, list[Unit]]:
     return {split: [file_unit(path) for path in paths] for split, paths in given.items() if paths}
 
 
-def _hold_out(units: list[Unit], missing: list[str], entry: str, settings: config.Data,
+def _hold_out(units: list[Unit], missing: list[str], entry: str, settings: keys.Data,
               seed: int) -> dict[str, list[Unit]]:
     """Split ``missing`` off the units' documents; the rest is train."""
     problems = Problems(settings.max_bad_share)

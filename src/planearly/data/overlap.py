@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from planearly.data.windows import TokenDataset
+from planearly.data.dataset import TokenDataset
 
 BOILERPLATE = 10
 """A paragraph in more training documents than this (a licence, a footer) says nothing."""

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from planearly import config, files
+from planearly import files, keys
 from planearly.data import tokenizer as tk
 from planearly.data.corpus import Document, Problems, Unit, read_documents
 from planearly.data.encode import Encoder
@@ -52,7 +52,7 @@ class Job:
     number: int
     units: list[tuple[int, Unit]]
     tokenizer: Path
-    settings: config.Data
+    settings: keys.Data
     out: Path
     limit: int | None
     key: str
@@ -84,7 +84,7 @@ def shard_name(shard: int) -> str:
     return f"tokens-{shard:05d}.bin"
 
 
-def jobs(units: list[Unit], tokenizer: Path, settings: config.Data, out: Path,
+def jobs(units: list[Unit], tokenizer: Path, settings: keys.Data, out: Path,
          limit: int | None) -> list[Job]:
     """The parcels: neighbouring files of about 64 MB of text (or a 256th of all, if more)."""
     encodes = tk.digest(tokenizer)

@@ -17,7 +17,7 @@ from typing import Any
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from planearly import config, files
+from planearly import files, keys
 from planearly.data.corpus import Problems, Unit, read_documents
 from planearly.data.text import pieces
 from planearly.errors import UserError
@@ -37,7 +37,7 @@ def pre_tokenizer() -> Any:
     ])
 
 
-def train(texts: Iterable[str], settings: config.Tokenizer) -> Tokenizer:
+def train(texts: Iterable[str], settings: keys.Tokenizer) -> Tokenizer:
     """Train a tokenizer of at most ``settings.vocab_size`` entries (fewer on little text).
 
     The same texts in the same order give the same tokenizer.
@@ -74,7 +74,7 @@ def _in_order(tokenizer: Tokenizer) -> Any:
     return models.Unigram([tuple(eot), *sorted(rounded, key=lambda entry: (-entry[1], entry[0]))])
 
 
-def sample(units: list[Unit], settings: config.Data, n_bytes: int,
+def sample(units: list[Unit], settings: keys.Data, n_bytes: int,
            problems: Problems) -> list[str]:
     """About ``n_bytes`` of text spread evenly over the files, in a fixed order.
 
@@ -103,7 +103,7 @@ def sample(units: list[Unit], settings: config.Data, n_bytes: int,
     return [piece for _, _, piece in sorted(kept, key=lambda item: item[1])]
 
 
-def build(settings: config.Tokenizer, data: config.Data, units: list[Unit], context: int,
+def build(settings: keys.Tokenizer, data: keys.Data, units: list[Unit], context: int,
           folder: Path) -> dict[str, Any]:
     """Train a tokenizer on a sample of the units' text, or take ``settings.path``; save it.
 

@@ -1,0 +1,1 @@
+"""Likelihood of held-out text, and continuations. Imports model and data."""

@@ -1,6 +1,6 @@
 """Perplexity of any causal model folder in Hugging Face format on any files of documents.
 
-The windows are those of the token datasets (:mod:`planearly.data.windows`): every document starts
+The windows are those of the token datasets (:mod:`planearly.data.dataset`): every document starts
 with the model's bos token (its eos token where it has no bos) and ends with its eos token, which is
 predicted too; the targets are cut into windows of at most ``context`` that do not overlap.
 """
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from planearly import config
+from planearly import keys
 from planearly.data.corpus import Problems, Unit, read_documents, resolve
+from planearly.data.dataset import IGNORE
 from planearly.data.encode import Encoder
 from planearly.data.text import pieces
-from planearly.data.windows import IGNORE
 from planearly.errors import UserError
 from planearly.evaluate.perplexity import Forward, Scores, batch_tokens, score, summary
 from planearly.model import hf
@@ -57,7 +57,7 @@ def evaluate_files(model_folder: Path, files: list[str], context: int | None = N
     start, end = _ends(tokenizer, model_folder)
     encode = _encoder(tokenizer, start, end)
     context = _context(model, model_folder, context)
-    settings = config.Data(text_field=text_field)
+    settings = keys.Data(text_field=text_field)
     problems = Problems(settings.max_bad_share)
 
     def forward(inputs: Any) -> Any:
@@ -129,7 +129,7 @@ def _encoder(tokenizer: Any, start: int, end: int) -> Encode:
     return encode
 
 
-def _batches(unit: Unit, settings: config.Data, problems: Problems,
+def _batches(unit: Unit, settings: keys.Data, problems: Problems,
              encode: Encode) -> Iterator[tuple[list[np.ndarray], int]]:
     """The documents of a file as streams, about a million tokens at a time, and their bytes."""
     streams: list[np.ndarray] = []

@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from planearly.data.windows import IGNORE
-from planearly.device import best_device
+from planearly.data.dataset import IGNORE
 from planearly.model.transformer import Transformer
+from planearly.parallel import best_device
 from planearly.progress import Meter, progress
 
 if TYPE_CHECKING:
-    from planearly.data.windows import TokenDataset
+    from planearly.data.dataset import TokenDataset
 
 Forward = Callable[[Tensor], Tensor]
 """Token ids int64 [rows, time] (on the CPU) -> logits [rows, time, vocab]."""

@@ -14,7 +14,7 @@ nothing.
 
 from __future__ import annotations
 
-from planearly import config
+from planearly import keys
 from planearly.model.projected import projected_names
 from planearly.model.transformer import FFN_MATRICES, Shape
 
@@ -75,7 +75,7 @@ def lora_training(shape: Shape, rank: int) -> int:
 
 # Projected networks and mixtures ----------------------------------------------------------------
 
-def projected_weights(shape: Shape, projected: config.Projected) -> int:
+def projected_weights(shape: Shape, projected: keys.Projected) -> int:
     """Numbers in the projected matrices of one expert's dense model.
 
     Raises:
@@ -84,7 +84,7 @@ def projected_weights(shape: Shape, projected: config.Projected) -> int:
     return len(projected_names(shape, projected)) * shape.d_model * shape.d_ff
 
 
-def projected_parameters(shape: Shape, projected: config.Projected) -> int:
+def projected_parameters(shape: Shape, projected: keys.Projected) -> int:
     """All parameters of the projected network (paper, section 3; the k x m matrix E is shared).
 
     Each projected matrix is replaced by a bank of ``rank`` slices of its size and an
@@ -95,7 +95,7 @@ def projected_parameters(shape: Shape, projected: config.Projected) -> int:
     return dense + bank + _mixing(shape, projected) + projected.experts * projected.embedding
 
 
-def projection_per_step(shape: Shape, projected: config.Projected, clusters: int) -> int:
+def projection_per_step(shape: Shape, projected: keys.Projected, clusters: int) -> int:
     """Extra operations of the deferred projection per optimiser step with ``clusters`` in it.
 
     One product makes the dense weights, one returns the bank's gradient and one the coefficients';
@@ -129,6 +129,6 @@ def _adapter_sides(shape: Shape) -> int:
     return attention + len(FFN_MATRICES[shape.ffn]) * (shape.d_model + shape.d_ff)
 
 
-def _mixing(shape: Shape, projected: config.Projected) -> int:
+def _mixing(shape: Shape, projected: keys.Projected) -> int:
     """Numbers in all matrices M."""
     return len(projected_names(shape, projected)) * projected.embedding * projected.rank

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planearly.device import best_device
 from planearly.errors import UserError
 from planearly.files import read_json
 from planearly.model.transformer import GATED, Shape
+from planearly.parallel import best_device
 
 _WHOLE = {
     "embed.weight": "model.embed_tokens.weight",

@@ -21,14 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from planearly import config
+from planearly import keys, tensors
 from planearly.errors import UserError
 from planearly.model.grouped import GroupedLinear
 from planearly.model.transformer import FFN_MATRICES, Shape, Transformer, initial_std
-from planearly.train import checkpoint
 
 
-def projected_names(shape: Shape, settings: config.Projected) -> list[str]:
+def projected_names(shape: Shape, settings: keys.Projected) -> list[str]:
     """Names, in the dense model, of the matrices that a recipe projects.
 
     Raises:
@@ -65,7 +64,7 @@ def by_group(groups: np.ndarray, rows: int) -> list[np.ndarray]:
 class Bank(nn.Module):
     """What replaces one projected matrix: ``slices`` T [h, out, in] and ``mixing`` M [m, h]."""
 
-    def __init__(self, size: Sequence[int], settings: config.Projected, hidden: bool) -> None:
+    def __init__(self, size: Sequence[int], settings: keys.Projected, hidden: bool) -> None:
         """
         Args:
             hidden: whether it acts on hidden activations, as neither a norm nor a table does.
@@ -96,7 +95,7 @@ class Projected(nn.Module):
     projected one it holds a leaf tensor of the cluster selected last.
     """
 
-    def __init__(self, shape: Shape, settings: config.Projected, seed: int = 0,
+    def __init__(self, shape: Shape, settings: keys.Projected, seed: int = 0,
                  names: Sequence[str] | None = None) -> None:
         """
         Args:
@@ -308,7 +307,7 @@ class Projected(nn.Module):
         return dense
 
     @classmethod
-    def from_dense(cls, state: Mapping[str, Tensor], shape: Shape, settings: config.Projected,
+    def from_dense(cls, state: Mapping[str, Tensor], shape: Shape, settings: keys.Projected,
                    seed: int = 0, source: str = "the checkpoint") -> Projected:
         """A projected network whose experts are all exactly one dense model at the start.
 
@@ -325,8 +324,8 @@ class Projected(nn.Module):
         check_dense_start(settings)
         made = cls(shape, settings, seed)
         dense = Transformer(shape)
-        checkpoint.set_weights(dense, dict(state), source)
-        weights = checkpoint.weights(dense)
+        tensors.set_weights(dense, dict(state), source)
+        weights = tensors.weights(dense)
         with torch.no_grad():
             for name, parameter in made.body.named_parameters():
                 parameter.copy_(weights[name])
@@ -341,7 +340,7 @@ class Projected(nn.Module):
         return made
 
 
-def check_dense_start(settings: config.Projected) -> None:
+def check_dense_start(settings: keys.Projected) -> None:
     """Refuse a network whose experts could never leave the dense model that they start from."""
     if settings.rank < 2 or settings.embedding < 2:
         raise UserError("a projected network that starts from a dense model needs "
@@ -368,7 +367,7 @@ def _add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 
-def _check(settings: config.Projected) -> None:
+def _check(settings: keys.Projected) -> None:
     for key in ("experts", "rank", "embedding"):
         if getattr(settings, key) < 1:
             raise UserError(f"recipe key 'projected.{key}' is {getattr(settings, key)}; "

@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planearly import config
-from planearly.data.windows import IGNORE
+from planearly import keys
 
 GATED = "swiglu"
 FFN_MATRICES = {"swiglu": ("gate", "up", "down"), "gelu": ("up", "down"), "relu2": ("up", "down")}
@@ -57,7 +56,7 @@ class Shape:
         return self.d_model, keys, keys
 
     @classmethod
-    def of(cls, model: config.Model, vocab_size: int, context: int) -> Shape:
+    def of(cls, model: keys.Model, vocab_size: int, context: int) -> Shape:
         """The shape that a recipe's ``model`` section asks for."""
         return cls(vocab_size=vocab_size, context=context, **dataclasses.asdict(model))
 
@@ -205,9 +204,8 @@ class Transformer(nn.Module):
 
         Args:
             inputs: int64 [rows, time].
-            targets: int64 [rows, time]; positions with ``IGNORE`` do not count.
+            targets: int64 [rows, time]; positions with -100, torch's ``ignore_index``, do
+                not count.
         """
         logits = F.linear(self.hidden(inputs), self.head_weight)
-        return F.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum"
-        )
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")

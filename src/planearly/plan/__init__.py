@@ -1,0 +1,2 @@
+"""What to train and what it will cost, before anything runs. Imports cost, model and train;
+nothing of stages."""

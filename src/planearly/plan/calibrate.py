@@ -18,21 +18,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from planearly import config
-from planearly.data.loader import Batch
-from planearly.device import bf16_is_fast
+from planearly import keys, parallel
+from planearly.cost import devices
+from planearly.data.streams import Batch
 from planearly.files import write_json
 from planearly.model import flops
 from planearly.model.projected import Projected
 from planearly.model.transformer import Shape, Transformer
-from planearly.plan import devices
-from planearly.progress import duration, say, short
-from planearly.train import loop, optim, parallel
+from planearly.parallel import bf16_is_fast
+from planearly.progress import say
+from planearly.train import loop, optim
+from planearly.units import duration, short
 
 _WARM_STEPS, _LEAST_STEPS = 2, 3
 
 
-def calibrate(recipe: config.Recipe, seconds: float = 60.0) -> Path:
+def calibrate(recipe: keys.Recipe, seconds: float = 60.0) -> Path:
     """Measure, and write the calibration file.
 
     Args:
@@ -80,7 +81,7 @@ def calibrate(recipe: config.Recipe, seconds: float = 60.0) -> Path:
     return path
 
 
-def steps(model: loop.Trainable, shape: Shape, settings: config.Train, groups: int,
+def steps(model: loop.Trainable, shape: Shape, settings: keys.Train, groups: int,
           device: torch.device, seconds: float) -> dict[str, Any]:
     """Real optimiser steps on random tokens, by the training loop's own parts.
 

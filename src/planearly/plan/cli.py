@@ -12,7 +12,7 @@ from planearly import units
 from planearly.errors import UserError
 
 if TYPE_CHECKING:
-    from planearly.plan.devices import Device
+    from planearly.cost.devices import Device
     from planearly.plan.law import Law
     from planearly.plan.options import OpenModel
 
@@ -80,7 +80,7 @@ def plan(
     """Recommend a method, with its reason and what every method would cost."""
     from rich.console import Console
 
-    from planearly.plan import devices as known
+    from planearly.cost import devices as known
     from planearly.plan import options, recipes, recommend, show
     from planearly.plan.sizes import bits
 
@@ -135,7 +135,8 @@ def cost(
     """Add up what runs cost, per method and domain, predicted beside actual."""
     from rich.console import Console
 
-    from planearly.plan import ledger, show
+    from planearly.cost import ledger
+    from planearly.plan import show
 
     found = ledger.add_up(folders)
     if as_json:
@@ -166,7 +167,8 @@ def calibrate(
 def _limit(params: str | None, size: str | None, speed: float | None, on: str | None,
            trained_on: Device, quantization: str) -> int | None:
     """Parameters admitted at inference; the smallest of the limits given."""
-    from planearly.plan import devices, sizes
+    from planearly.cost import devices
+    from planearly.plan import sizes
 
     limits = []
     if params is not None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from planearly.config import look_up
 from planearly.errors import UserError
-from planearly.progress import short
+from planearly.units import short
 
 AXES = {"params": "inference_params", "pretrain_tokens": "pretrain_tokens",
         "spec_tokens": "spec_tokens"}

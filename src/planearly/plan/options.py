@@ -10,18 +10,19 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from planearly import config
+from planearly import keys
+from planearly.cost import model
+from planearly.cost.devices import Device
+from planearly.cost.model import MethodCost, Setting, Work
 from planearly.errors import UserError
 from planearly.model import flops
 from planearly.model.transformer import Shape
-from planearly.plan import cost, sizes
-from planearly.plan.cost import MethodCost, Setting, Work
-from planearly.plan.devices import Device
+from planearly.plan import sizes
 from planearly.plan.law import Law
-from planearly.progress import short
+from planearly.units import short
 
 CHECKPOINT = "open-checkpoint"
-METHODS = (*cost.METHODS, CHECKPOINT)
+METHODS = (*model.METHODS, CHECKPOINT)
 
 MOST_PASSES = 4
 """Passes over the generic corpus that are about as good as new text (Muennighoff et al. 2023)."""
@@ -149,7 +150,7 @@ def setting_of(given: PlanInput) -> Setting:
     projected = sizes.projected_for(small, _memory(given))
     return Setting(
         small=small, large=large, device=given.device,
-        projected=projected or config.Projected(experts=16, rank=12, matrices=["up", "down"]),
+        projected=projected or keys.Projected(experts=16, rank=12, matrices=["up", "down"]),
         spec_tokens=given.spec_tokens, teacher_exists=given.teacher is not None, price=given.price,
     )
 
@@ -190,18 +191,18 @@ def row_of(given: PlanInput, setting: Setting, method: str) -> Row:
         teacher = sizes.shape_for(given.teacher.params)
         setting = replace(setting, large=replace(
             teacher, vocab_size=setting.small.vocab_size, context=setting.small.context))
-    usual = cost.finetuning(setting, kind)
+    usual = model.finetuning(setting, kind)
     tokens, least, hours = _pretraining(given, setting, method, kind, usual)
     finetune_tokens, cut = _finetuning(given, setting, kind, usual)
-    costs = cost.cost(setting, kind, tokens, finetune_tokens)
+    costs = model.cost(setting, kind, tokens, finetune_tokens)
     if method == CHECKPOINT:
         costs = replace(costs, method=method)
     obstacle = _obstacle(given, setting, method, costs, tokens, least, hours, cut)
-    shape = setting.large if method in cost.LARGE else setting.small
+    shape = setting.large if method in model.LARGE else setting.small
     perplexity, note = _perplexity(given, method, flops.parameters(shape), tokens)
     return Row(method, obstacle is None, obstacle or _what(method, setting, tokens), tokens, costs,
                costs.total(given.total_domains),
-               cost.inference_memory(shape, sizes.bits(given.quantization)), perplexity, note)
+               model.inference_memory(shape, sizes.bits(given.quantization)), perplexity, note)
 
 
 def _pretraining(given: PlanInput, setting: Setting, method: str, kind: str,
@@ -209,10 +210,10 @@ def _pretraining(given: PlanInput, setting: Setting, method: str, kind: str,
     """Tokens that corpus and budget afford, least that are worth it, and the hours of the least."""
     if method == "slm-nopt":
         return 0.0, 0.0, 0.0
-    per_token = cost.generic_token_cost(setting, kind).device_hours
+    per_token = model.generic_token_cost(setting, kind).device_hours
     if method == "slm-d" and given.teacher is None:
-        per_token += cost.generic_token_cost(setting, "llm").device_hours
-    params = flops.parameters(setting.large if method in cost.LARGE else setting.small)
+        per_token += model.generic_token_cost(setting, "llm").device_hours
+    params = flops.parameters(setting.large if method in model.LARGE else setting.small)
     per_parameter = LEAST_TOKENS_TAUGHT if method == "slm-d" and given.teacher else LEAST_TOKENS
     least = float(params * per_parameter * (setting.experts if method == "slm-mix" else 1))
     budget = given.generic_hours
@@ -225,7 +226,7 @@ def _pretraining(given: PlanInput, setting: Setting, method: str, kind: str,
     if method == CHECKPOINT:  # adapting needs no more than training afresh would
         least, tokens = 0.0, min(tokens, 2.0 * LEAST_TOKENS * params)
     if kind == "slm-is" and method != CHECKPOINT:
-        plain = cost.generic_token_cost(setting, "slm").device_hours
+        plain = model.generic_token_cost(setting, "slm").device_hours
         generic = corpus if given.generic_hours is None \
             else min(given.generic_hours / plain, MOST_PASSES * corpus)
         least = max(least, LEAST_SHARE * generic)
@@ -240,10 +241,10 @@ def _finetuning(given: PlanInput, setting: Setting, kind: str,
         return None, False
     fixed, own = Work(), usual
     if kind == "slm-d":
-        fixed = cost.finetuning(setting, "llm")
+        fixed = model.finetuning(setting, "llm")
         own = usual + fixed * -1.0
     elif kind in ("slm-pn", "slm-mix"):
-        fixed = cost.expert_choice(setting, kind)
+        fixed = model.expert_choice(setting, kind)
     if fixed.device_hours + own.device_hours <= budget:
         return None, False
     tokens = own.tokens * max(budget - fixed.device_hours, 0.0) / own.device_hours

@@ -10,20 +10,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from planearly import config
+from planearly import keys
+from planearly.cost import model
+from planearly.cost.devices import Device
+from planearly.cost.model import Setting, Work
 from planearly.data import pydocs
 from planearly.errors import UserError
 from planearly.model import flops
 from planearly.model.transformer import Shape
-from planearly.plan import cost
-from planearly.plan.cost import Setting, Work
-from planearly.plan.devices import Device
 
 SELECTORS = ("slm-is", "slm-dsir", "slm-knn", "slm-top")
 """Methods that pretrain per domain."""
 
 
-def predict(recipe: config.Recipe, device: Device) -> dict[str, Any]:
+def predict(recipe: keys.Recipe, device: Device) -> dict[str, Any]:
     """Parameters of both shapes, and the work of every training stage and in all.
 
     Returns:
@@ -41,12 +41,12 @@ def predict(recipe: config.Recipe, device: Device) -> dict[str, Any]:
 
     def pretrained(name: str, kind: str) -> None:
         if tokens:
-            stages[f"pretrain/{name}"] = cost.generic_token_cost(setting, kind) * tokens
+            stages[f"pretrain/{name}"] = model.generic_token_cost(setting, kind) * tokens
 
     for method in recipe.methods:
         if method in ("slm", "slm-d"):
             pretrained("slm", "slm")
-        if method in (*cost.LARGE, "slm-d"):
+        if method in (*model.LARGE, "slm-d"):
             pretrained("llm", "llm")
         if method in ("slm-pn", "slm-mix"):
             pretrained(method, method)
@@ -56,7 +56,7 @@ def predict(recipe: config.Recipe, device: Device) -> dict[str, Any]:
             stages[f"specialize/{method}.{domain}"] = _finetuning(recipe, setting, method)
             if method == "slm-d":
                 stages[f"specialize/llm.{domain}"] = _finetuning(recipe, setting, "llm")
-    total = sum(stages.values(), cost.work(setting, 0.0, 0.0, setting.small.d_model))
+    total = sum(stages.values(), model.work(setting, 0.0, 0.0, setting.small.d_model))
     return {
         "device": device.name,
         "params": {"small": flops.parameters(setting.small),
@@ -67,7 +67,7 @@ def predict(recipe: config.Recipe, device: Device) -> dict[str, Any]:
     }
 
 
-def domain_names(recipe: config.Recipe) -> list[str]:
+def domain_names(recipe: keys.Recipe) -> list[str]:
     """The recipe's domains: those it names, or all folders under ``domains_root``."""
     if recipe.domains:
         return [Path(name).stem if "/" in name else name for name in recipe.domains]
@@ -79,17 +79,18 @@ def domain_names(recipe: config.Recipe) -> list[str]:
     raise UserError("the recipe names no domains: give 'domains', or a 'domains_root' that exists")
 
 
-def _setting(recipe: config.Recipe, device: Device) -> Setting:
-    from planearly.stages import given
+def _setting(recipe: keys.Recipe, device: Device) -> Setting:
+    from planearly.stages import checkpoint
 
     if recipe.spec_tokens is None:
         raise UserError("give 'spec_tokens' in the recipe: without it the size of the "
                         "specialization sets is known only once they are read")
-    given.check(recipe)
+    checkpoint.check(recipe)
     entries = recipe.tokenizer.vocab_size
     return Setting(
-        small=given.shape(recipe) or Shape.of(recipe.model, entries, recipe.context),
-        large=given.shape(recipe, large=True) or Shape.of(recipe.large, entries, recipe.context),
+        small=checkpoint.shape(recipe) or Shape.of(recipe.model, entries, recipe.context),
+        large=checkpoint.shape(recipe, large=True)
+        or Shape.of(recipe.large, entries, recipe.context),
         device=device,
         projected=recipe.projected, experts=recipe.mixture.experts, lora=recipe.lora,
         spec_tokens=recipe.spec_tokens, price=recipe.cost.price_per_hour,
@@ -97,7 +98,7 @@ def _setting(recipe: config.Recipe, device: Device) -> Setting:
     )
 
 
-def _finetuning(recipe: config.Recipe, setting: Setting, method: str) -> Work:
+def _finetuning(recipe: keys.Recipe, setting: Setting, method: str) -> Work:
     """Fine-tuning to the limits of the recipe."""
     from planearly.stages.training import finetune_limits
 
@@ -109,5 +110,5 @@ def _finetuning(recipe: config.Recipe, setting: Setting, method: str) -> Work:
     if method == "llm-lora":
         tokens *= recipe.lora.step_factor
     if method == "slm-d":
-        return cost.distilled(setting, tokens)
-    return cost.finetuning(setting, method, tokens)
+        return model.distilled(setting, tokens)
+    return model.finetuning(setting, method, tokens)

@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from planearly import config
+from planearly import config, keys
+from planearly.cost import model
 from planearly.files import atomic_write
 from planearly.model.transformer import Shape
-from planearly.plan import cost
 from planearly.plan.options import CHECKPOINT, Row
 from planearly.plan.recommend import Plan
 
@@ -27,9 +27,9 @@ def recipe(plan: Plan, row: Row, generic: list[str], domains: list[str]) -> str:
         domains: paths of the specialization sets; a placeholder if empty.
     """
     setting, method = plan.setting, row.method
-    size = "large" if method in cost.LARGE else "small"
-    steps = math.ceil(cost.finetuning_tokens(plan.given.spec_tokens, size)
-                      / cost.STEP_TOKENS[size])
+    size = "large" if method in model.LARGE else "small"
+    steps = math.ceil(model.finetuning_tokens(plan.given.spec_tokens, size)
+                      / model.STEP_TOKENS[size])
     pretraining = _batch(row.pretrain_tokens, setting.small.context)
     # learning rates were chosen for these two sizes; a plan takes those of the nearer one
     base = config.load("slm-126m" if setting.small.context >= 1024 else "nano")
@@ -51,7 +51,7 @@ def recipe(plan: Plan, row: Row, generic: list[str], domains: list[str]) -> str:
         "mixture": {"experts": setting.experts},
         "expert": plan.expert,
         "pretrain": {"batch_tokens": pretraining, "optimizer": _optimizer(base.pretrain)},
-        "finetune": {"batch_tokens": cost.STEP_TOKENS[size], "max_steps": steps,
+        "finetune": {"batch_tokens": model.STEP_TOKENS[size], "max_steps": steps,
                      "optimizer": _optimizer(base.finetune)},
     }
     if plan.given.price is not None:
@@ -100,11 +100,11 @@ def _model(shape: Shape) -> dict[str, Any]:
             "d_ff": shape.d_ff, "ffn": shape.ffn, "tie_embeddings": shape.tie_embeddings}
 
 
-def _optimizer(train: config.Train) -> dict[str, Any]:
+def _optimizer(train: keys.Train) -> dict[str, Any]:
     return {key: value for key, value in asdict(train.optimizer).items() if value is not None}
 
 
 def _batch(tokens: float, context: int) -> int:
     """Tokens of a step: at least some 2,000 steps in the run, between 8,192 and 262,144."""
     power = 2 ** int(math.log2(max(tokens / 2000, 1)))
-    return max(min(power, cost.BATCH_TOKENS), 8_192, context)
+    return max(min(power, model.BATCH_TOKENS), 8_192, context)

@@ -12,8 +12,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from planearly.plan import cost
-from planearly.plan.cost import Setting, Work
+from planearly.cost import model
+from planearly.cost.model import Setting, Work
 from planearly.plan.options import (
     CHECKPOINT,
     CLUSTERS,
@@ -25,7 +25,7 @@ from planearly.plan.options import (
     row_of,
     setting_of,
 )
-from planearly.progress import short
+from planearly.units import short
 
 WIDE = 0.7
 """Entropy of the domain's cluster histogram over ln k from which a domain counts as wide: the
@@ -87,7 +87,7 @@ def recommend(given: PlanInput) -> Plan:
     evens = []
     for i, a in enumerate(feasible):
         for b in feasible[i + 1:]:
-            meeting = cost.break_even(a.cost, b.cost)
+            meeting = model.break_even(a.cost, b.cost)
             if meeting is not None:
                 first = a if a.cost.generic.device_hours < b.cost.generic.device_hours else b
                 evens.append({"methods": [a.method, b.method], "domains": meeting,
@@ -119,7 +119,7 @@ def _choose(given: PlanInput, rows: dict[str, Row], wide: bool) -> tuple[str, st
     importance, network, mixture = rows["slm-is"], rows["slm-pn"], rows["slm-mix"]
     shared = network if network.feasible else mixture
     if importance.feasible:
-        meeting = cost.break_even(importance.cost, shared.cost) if shared.feasible else None
+        meeting = model.break_even(importance.cost, shared.cost) if shared.feasible else None
         cheaper = importance.total.device_hours <= shared.total.device_hours
         if not shared.feasible or cheaper:
             many = f", and for {_domains(given)} it costs less than a shared pretraining (the " \
@@ -204,7 +204,7 @@ def _notes(given: PlanInput, rows: dict[str, Row], chosen: str) -> list[str]:
     if not given.device.calibrated:
         notes.append(f"hours are estimates for {given.device.name} ({given.device.source}); "
                      "`planearly calibrate` on the device replaces them by measured ones")
-    if given.entropy is None and chosen in cost.CLUSTERED:
+    if given.entropy is None and chosen in model.CLUSTERED:
         notes.append("whether the domain is wide is not known yet: `planearly run` reports its "
                      "cluster entropy before any training, to be given here as --entropy")
     return notes

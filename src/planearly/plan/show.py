@@ -11,7 +11,7 @@ from rich.table import Table
 
 from planearly.plan.options import Row
 from planearly.plan.recommend import Plan
-from planearly.progress import short
+from planearly.units import short
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 """Okabe and Ito's palette, readable with any colour vision."""
@@ -181,7 +181,7 @@ def predicted(found: dict[str, Any], console: Console) -> None:
 
 
 def ledger(found: dict[str, Any], console: Console) -> None:
-    """Print the sums of :func:`planearly.plan.ledger.add_up`."""
+    """Print the sums of :func:`planearly.cost.ledger.add_up`."""
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     for i, name in enumerate(("method", "domain", "tokens", "FLOPs", "device-hours", "predicted",
                               "money")):

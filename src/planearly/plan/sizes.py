@@ -6,12 +6,12 @@ The paper's family (its section 4): 7 layers, a plain feed-forward of 4 widths w
 
 from __future__ import annotations
 
-from planearly import config
+from planearly import keys
+from planearly.cost.devices import Device
 from planearly.errors import UserError
 from planearly.model import flops
 from planearly.model.transformer import Shape
-from planearly.plan.devices import Device
-from planearly.progress import short
+from planearly.units import short
 
 LAYERS = 7
 PAPER_SMALL, PAPER_LARGE = 126_000_000, 771_000_000
@@ -89,7 +89,7 @@ def limit_from_speed(tokens_per_second: float, device: Device, quantization: str
     return int(per_second / tokens_per_second * 8 / bits(quantization))
 
 
-def projected_for(shape: Shape, memory: float | None) -> config.Projected | None:
+def projected_for(shape: Shape, memory: float | None) -> keys.Projected | None:
     """The projected network for this small model: 32 experts, or 16 where memory is short.
 
     32 is the paper's best trade-off (its Figure 7); ranks 23 and 12 give its totals of 1,422M and
@@ -98,11 +98,11 @@ def projected_for(shape: Shape, memory: float | None) -> config.Projected | None
     Returns:
         None if neither can be trained in ``memory`` bytes.
     """
-    from planearly.plan import cost
+    from planearly.cost import model
 
     matrices = ["up", "down"] if shape.ffn != "swiglu" else ["gate", "up", "down"]
     for experts, rank in ((32, 23), (16, 12)):
-        projected = config.Projected(experts=experts, rank=rank, matrices=matrices)
-        if memory is None or cost.projected_memory(shape, projected) <= memory:
+        projected = keys.Projected(experts=experts, rank=rank, matrices=matrices)
+        if memory is None or model.projected_memory(shape, projected) <= memory:
             return projected
     return None

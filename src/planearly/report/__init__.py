@@ -1,0 +1,1 @@
+"""Figures and pages, and sentences about differences. Draws what it is given."""

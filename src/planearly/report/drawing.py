@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup, escape
 
 from planearly.files import atomic_write
-from planearly.progress import short
+from planearly.units import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jinja2
 
-from planearly.progress import duration, short
+from planearly.units import duration, short
 
 
 def environment(folder: Path) -> jinja2.Environment:

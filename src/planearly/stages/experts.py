@@ -11,33 +11,32 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from planearly import config
-from planearly.device import bf16_is_fast
+from planearly import config, keys, parallel, tensors
+from planearly.cost import ledger
+from planearly.cost.model import EXPERT_CHOICE_TOKENS
 from planearly.errors import UserError
 from planearly.evaluate import perplexity
 from planearly.evaluate.perplexity import mean_nll
+from planearly.export import bundle as bundles
 from planearly.files import read_array
-from planearly.model import flops
+from planearly.model import choice, flops
 from planearly.model.mixture import Mixture
 from planearly.model.projected import Projected
 from planearly.model.transformer import Shape, Transformer
-from planearly.plan import ledger
-from planearly.plan.cost import EXPERT_CHOICE_TOKENS
+from planearly.parallel import bf16_is_fast
 from planearly.progress import say
-from planearly.run import Run, facts, once
-from planearly.specialize import bundle as bundles
-from planearly.specialize import experts
-from planearly.stages import given, groups, text, training
-from planearly.stages.results import Trained
-from planearly.train import checkpoint, loop, parallel
+from planearly.stages import checkpoint, clusters, corpus, training
+from planearly.stages.evaluate import Trained
+from planearly.stages.folder import Run, facts, once
+from planearly.train import loop
 
 
-def count(recipe: config.Recipe, method: str) -> int:
+def count(recipe: keys.Recipe, method: str) -> int:
     """Experts of a method, one per cluster."""
     return recipe.projected.experts if method == "slm-pn" else recipe.mixture.experts
 
 
-def check(recipe: config.Recipe, method: str) -> None:
+def check(recipe: keys.Recipe, method: str) -> None:
     """Refuse a number of experts without its clustering."""
     place = "projected.experts" if method == "slm-pn" else "mixture.experts"
     if count(recipe, method) not in recipe.cluster.k:
@@ -56,8 +55,8 @@ def trained_rows(run: Run, method: str) -> tuple[Path, np.ndarray]:
     Raises:
         UserError: a cluster has none.
     """
-    packed = groups.rows(run, count(run.recipe, method))
-    weights = groups.generic_weights(packed)
+    packed = clusters.rows(run, count(run.recipe, method))
+    weights = clusters.generic_weights(packed)
     bundles.check_counts(weights, "the generic corpus")
     return packed, weights
 
@@ -72,12 +71,12 @@ def pretrained_pn(run: Run, domain: str = "") -> Path:
     packed, weights = trained_rows(run, "slm-pn")
 
     def network() -> Projected:
-        start = given.checkpoint(run)
-        if start is None:
+        begun = checkpoint.checkpoint(run)
+        if begun is None:
             return Projected(shape, settings, run.recipe.seed)
-        path = start / loop.FINAL
+        path = begun / loop.FINAL
         return Projected.from_dense(
-            checkpoint.load_tensors(path)[0], shape, settings, run.recipe.seed, str(path))
+            tensors.load_tensors(path)[0], shape, settings, run.recipe.seed, str(path))
 
     return training.pretrain(
         run, "slm-pn", packed, weights,
@@ -121,8 +120,8 @@ def pretrained_mix(run: Run, domain: str = "") -> Path:
         mixture = Mixture(shape, len(members), recipe.seed)
         for i, member in enumerate(members):
             path = member / loop.FINAL
-            checkpoint.set_weights(mixture.model(i), checkpoint.load_tensors(path)[0], path)
-        checkpoint.save_tensors(folder / loop.FINAL, checkpoint.weights(mixture), {})
+            tensors.set_weights(mixture.model(i), tensors.load_tensors(path)[0], path)
+        tensors.save_tensors(folder / loop.FINAL, tensors.weights(mixture), {})
         return {"shape": shape.to_dict()}
 
     return run.stage("mixture", {}, {f"{i:03d}": m for i, m in enumerate(members)}, build)
@@ -131,17 +130,17 @@ def pretrained_mix(run: Run, domain: str = "") -> Path:
 PRETRAINED = {"slm-pn": pretrained_pn, "slm-mix": pretrained_mix}
 
 
-def load(run: Run, method: str) -> experts.Experts:
+def load(run: Run, method: str) -> choice.Experts:
     """The pretrained network or mixture."""
     stage = PRETRAINED[method](run)
     shape = Shape(**facts(stage)["shape"])
-    model: experts.Experts
+    model: choice.Experts
     if method == "slm-pn":
         model = Projected(shape, run.recipe.projected)
     else:
         model = Mixture(shape, run.recipe.mixture.experts)
     path = stage / loop.FINAL
-    checkpoint.set_weights(model, checkpoint.load_tensors(path)[0], path)
+    tensors.set_weights(model, tensors.load_tensors(path)[0], path)
     return model
 
 
@@ -150,7 +149,7 @@ def chosen(run: Run, method: str, name: str) -> Path:
     """The domain's expert as a dense model, ready for fine-tuning, and why it was chosen."""
     recipe = run.recipe
     k = count(recipe, method)
-    base, mine = PRETRAINED[method](run), groups.domain_clusters(run, name)
+    base, mine = PRETRAINED[method](run), clusters.domain_clusters(run, name)
     settings: dict[str, Any] = {
         "rule": recipe.expert, "spec_tokens": recipe.spec_tokens, "seed": recipe.seed, "k": k,
         "tune_vector": recipe.projected.tune_vector and method == "slm-pn",
@@ -164,7 +163,7 @@ def chosen(run: Run, method: str, name: str) -> Path:
 
     def build(folder: Path) -> dict[str, Any]:
         model = load(run, method)
-        dataset, used = text.specialization_windows(run, name)
+        dataset, used = corpus.specialization_windows(run, name)
         size = np.asarray(dataset.windows["length"][used], np.float64)
         share = np.bincount(read_array(mine / f"assignment-{k}.npy")[used], size, k)
         if method == "slm-mix" and recipe.expert == "blend":
@@ -179,7 +178,7 @@ def chosen(run: Run, method: str, name: str) -> Path:
 
         def tune(expert: int, state: dict[str, Tensor]) -> float:
             dense = Transformer(model.shape)
-            checkpoint.set_weights(dense, state, f"expert {expert}")
+            tensors.set_weights(dense, state, f"expert {expert}")
             outcome = training.finetune(run, name, loop.Dense(dense), folder / f"tuned-{expert}",
                                         f"{method}.{name}, expert {expert}")
             spent.add(outcome.tokens, flops.training(model.shape), outcome.seconds)
@@ -187,22 +186,22 @@ def chosen(run: Run, method: str, name: str) -> Path:
             return outcome.best_validation
 
         began = time.monotonic()
-        choice = experts.choose(model, recipe.expert, share, loss=loss, tune=tune, of=part)
+        picked = choice.choose(model, recipe.expert, share, loss=loss, tune=tune, of=part)
         if recipe.expert == "lowest-loss":
             tokens = k * float(dataset.windows["length"][sample].sum())
             spent.add(tokens, flops.forward(model.shape), time.monotonic() - began)
-        which: int | Tensor = choice.which
-        say(f"  {choice.reason}")
+        which: int | Tensor = picked.which
+        say(f"  {picked.reason}")
         if settings["tune_vector"]:
             assert isinstance(model, Projected)
             which, outcome = training.finetune_vector(
                 run, name, model, model.vector(which), folder / "vector", f"{method}.{name} vector")
             spent.add(outcome.tokens, flops.training(model.shape), outcome.seconds)
-        checkpoint.save_tensors(folder / loop.FINAL, model.materialise(which), {})
-        centroids = read_array(groups.clusters(run) / f"centroids-{k}.npy")
+        tensors.save_tensors(folder / loop.FINAL, model.materialise(which), {})
+        centroids = read_array(clusters.clusters(run) / f"centroids-{k}.npy")
         return {
-            "shape": model.shape.to_dict(), "choice": choice.facts(),
-            "similarity": experts.similarity(model, centroids), "histogram": share / share.sum(),
+            "shape": model.shape.to_dict(), "choice": picked.facts(),
+            "similarity": choice.similarity(model, centroids), "histogram": share / share.sum(),
             "cost": spent.booked(run, f"expert/{method}.{name}"),
         }
 
@@ -217,11 +216,11 @@ def choice_windows(run: Run, name: str) -> tuple[np.ndarray, str]:
     The documents that a smaller ``spec_tokens`` would take: int64 [n], sorted; and "" or "a sample
     of N tokens of ".
     """
-    dataset, used = text.specialization_windows(run, name)
+    dataset, used = corpus.specialization_windows(run, name)
     if dataset.windows["length"][used].sum() <= EXPERT_CHOICE_TOKENS:
         return used, ""
-    allowed = ~read_array(text.domain(run, name) / "train-excluded.npy")
-    sample = text.documents_up_to(dataset, allowed, EXPERT_CHOICE_TOKENS, run.recipe.seed)
+    allowed = ~read_array(corpus.domain(run, name) / "train-excluded.npy")
+    sample = corpus.documents_up_to(dataset, allowed, EXPERT_CHOICE_TOKENS, run.recipe.seed)
     return sample, f"a sample of {dataset.windows['length'][sample].sum()} tokens of "
 
 
@@ -251,23 +250,23 @@ def routed(run: Run, method: str) -> Path | None:
     if run.recipe.bundle:
         return None
     k = count(run.recipe, method)
-    inputs = {"model": PRETRAINED[method](run), "kept": text.kept(run),
-              "clusters": groups.clusters(run)}
+    inputs = {"model": PRETRAINED[method](run), "kept": corpus.kept(run),
+              "clusters": clusters.clusters(run)}
 
     def build(folder: Path) -> dict[str, Any]:
         model = load(run, method)
-        dataset, windows = text.generic_test(run)
+        dataset, windows = corpus.generic_test(run)
         cluster = read_array(inputs["clusters"] / f"assignment-{k}.npy")[windows]
         parts = []
         for expert in np.unique(cluster):
             dense = Transformer(model.shape)
-            checkpoint.set_weights(dense, model.materialise(int(expert)), f"expert {expert}")
+            tensors.set_weights(dense, model.materialise(int(expert)), f"expert {expert}")
             parts.append(perplexity.evaluate(
                 perplexity.forward_of(dense.to(parallel.device())), dataset,
                 windows[cluster == expert]))
         together = perplexity.Scores(*(np.concatenate(part) for part in zip(*parts, strict=True)))
         return {"generic": perplexity.summary(*together.units(),
-                                              text.text_bytes(dataset, windows))}
+                                              corpus.text_bytes(dataset, windows))}
 
     return run.stage(f"evaluate/{method}.generic", {"k": k}, inputs, build)
 
@@ -293,17 +292,17 @@ def specialize(run: Run, method: str, name: str) -> Trained:
 def save_bundle(run: Run, method: str) -> Path:
     """The pretrained model as a self-contained folder, ``bundle/`` of the stage."""
     base = PRETRAINED[method](run)
-    clustered = groups.clusters(run)
+    clustered = clusters.clusters(run)
     k = count(run.recipe, method)
     _, trained = trained_rows(run, method)
-    finest, parent = groups.lineage(run, k)
+    finest, parent = clusters.lineage(run, k)
 
     def build(folder: Path) -> None:
         bundles.save_bundle(
             folder / "bundle", load(run, method), clusters=bundles.Clusters(
                 read_array(clustered / f"centroids-{k}.npy"), trained, finest, parent),
-            embedder=groups.embedder(run),
-            tokenizer_folder=text.tokenizer_folder(run), recipe=run.recipe,
+            embedder=clusters.embedder(run),
+            tokenizer_folder=corpus.tokenizer_folder(run), recipe=run.recipe,
         )
 
     settings = {"recipe": bundles.kept_recipe(run.recipe)}
@@ -313,7 +312,7 @@ def save_bundle(run: Run, method: str) -> Path:
 @once
 def bundled(run: Run) -> Path:
     """The model of the recipe's bundle, as if it had been pretrained in this run."""
-    source = text.bundle(run)
+    source = corpus.bundle(run)
 
     def build(folder: Path) -> dict[str, Any]:
         info = facts(source)
@@ -328,7 +327,7 @@ _FIXED = ("generic", "methods", "pretrain_tokens", "cluster.k", "cluster.nested"
 """Recipe keys, and beginnings of keys, that are a bundle's to say."""
 
 
-def from_bundle(folder: Path, documents: list[str], overrides: list[str]) -> config.Recipe:
+def from_bundle(folder: Path, documents: list[str], overrides: list[str]) -> keys.Recipe:
     """The recipe that specialises a bundle on documents: all of them, unless overridden.
 
     Raises:
@@ -338,7 +337,7 @@ def from_bundle(folder: Path, documents: list[str], overrides: list[str]) -> con
     return config.override({**values, "domains": documents, "name": "specialize"}, overrides)
 
 
-def _brought(folder: Path) -> config.Recipe:
+def _brought(folder: Path) -> keys.Recipe:
     """What a bundle says of a recipe that specialises it: without a generic corpus to read."""
     info = bundles.read_info(folder)
     return config.variant(info["recipe"], {
@@ -347,7 +346,7 @@ def _brought(folder: Path) -> config.Recipe:
     })
 
 
-def check_bundle(recipe: config.Recipe) -> None:
+def check_bundle(recipe: keys.Recipe) -> None:
     """Refuse a recipe that contradicts its bundle.
 
     Raises:

@@ -9,13 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from planearly.config import Recipe
 from planearly.errors import UserError
-from planearly.model import flops
-from planearly.run import Run, facts, once
-from planearly.specialize import lora
-from planearly.stages import distilled, experts, given, groups, selectors, text, training
-from planearly.stages.results import Trained
+from planearly.keys import Recipe
+from planearly.model import flops, lora
+from planearly.stages import checkpoint, clusters, corpus, distill, experts, selection, training
+from planearly.stages.evaluate import Trained
+from planearly.stages.folder import Run, facts, once
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,11 @@ def pretrained_slm(run: Run, domain: str = "") -> Path:
 
     Without tokens of pretraining it is the checkpoint that it starts from.
     """
-    start = given.checkpoint(run)
-    if start and not run.recipe.pretrain_tokens:
-        return start
-    packed = groups.rows(run, groups.finest(run))
-    return training.pretrain(run, "slm", packed, groups.generic_weights(packed))
+    begun = checkpoint.checkpoint(run)
+    if begun and not run.recipe.pretrain_tokens:
+        return begun
+    packed = clusters.rows(run, clusters.finest(run))
+    return training.pretrain(run, "slm", packed, clusters.generic_weights(packed))
 
 
 def slm(run: Run, domain: str) -> Trained:
@@ -53,9 +52,9 @@ def slm(run: Run, domain: str) -> Trained:
 @once
 def pretrained_is(run: Run, domain: str) -> Path:
     """A small model on the generic corpus resampled to look like the domain."""
-    weights = groups.importance_weights(run, domain)
+    weights = clusters.importance_weights(run, domain)
     return training.pretrain(
-        run, f"slm-is.{domain}", groups.rows(run, facts(weights)["k"]),
+        run, f"slm-is.{domain}", clusters.rows(run, facts(weights)["k"]),
         training.weights_of(weights), inputs={"weights": weights}, mixed_with=domain,
     )
 
@@ -64,7 +63,7 @@ def slm_is(run: Run, domain: str) -> Trained:
     """Cluster importance sampling, fine-tuning."""
     base = pretrained_is(run, domain)
     tuned = training.specialize(run, f"slm-is.{domain}", domain, base)
-    k = facts(groups.importance_weights(run, domain))["k"]
+    k = facts(clusters.importance_weights(run, domain))["k"]
     return Trained("slm-is", domain, base, tuned, [], [base, tuned], notes={"k": k})
 
 
@@ -77,11 +76,11 @@ def slm_nopt(run: Run, domain: str) -> Trained:
 @once
 def pretrained_llm(run: Run, domain: str = "") -> Path:
     """The same of a large model."""
-    start = given.checkpoint(run, large=True)
-    if start and not run.recipe.pretrain_tokens:
-        return start
-    packed = groups.rows(run, groups.finest(run))
-    return training.pretrain(run, "llm", packed, groups.generic_weights(packed), large=True)
+    begun = checkpoint.checkpoint(run, large=True)
+    if begun and not run.recipe.pretrain_tokens:
+        return begun
+    packed = clusters.rows(run, clusters.finest(run))
+    return training.pretrain(run, "llm", packed, clusters.generic_weights(packed), large=True)
 
 
 def llm(run: Run, domain: str) -> Trained:
@@ -112,7 +111,7 @@ def slm_d(run: Run, domain: str) -> Trained:
     """The small model, fine-tuned on the data and on the fine-tuned large model's distribution."""
     base = pretrained_slm(run)
     teacher = None if run.recipe.distill.teacher else llm(run, domain)
-    tuned = distilled.specialize(run, domain, base, teacher.tuned if teacher else None)
+    tuned = distill.specialize(run, domain, base, teacher.tuned if teacher else None)
     generic = [base, *(teacher.generic if teacher else [])]
     own = [*(teacher.own if teacher else []), tuned]
     # the teacher's tokens are in the cost; these are what the deployed model was pretrained on
@@ -124,14 +123,14 @@ def selected(method: str) -> Method:
     """Pretraining on what a selector takes of the generic corpus for the domain, fine-tuning."""
 
     def pretrain(run: Run, domain: str) -> Path:
-        made = selectors.selection(run, method, domain)
+        made = selection.selection(run, method, domain)
         return training.pretrain(
             run, f"{method}.{domain}", made, training.weights_of(made), mixed_with=domain)
 
     def specialize(run: Run, domain: str) -> Trained:
         base = pretrain(run, domain)
         tuned = training.specialize(run, f"{method}.{domain}", domain, base)
-        made = facts(selectors.selection(run, method, domain))
+        made = facts(selection.selection(run, method, domain))
         notes: dict[str, object] = {
             key: made[key] for key in ("k", "cluster", "ranks") if key in made}
         return Trained(method, domain, base, tuned, [], [base, tuned], notes=notes)
@@ -157,7 +156,7 @@ METHODS: dict[str, Method] = {
     "llm-lora": Method(pretrained_llm, llm_lora),
     "slm-d": Method(pretrained_pair, slm_d),
     **{method: with_experts(method) for method in experts.PRETRAINED},
-    **{method: selected(method) for method in selectors.SELECTORS},
+    **{method: selected(method) for method in selection.SELECTORS},
 }
 
 
@@ -166,20 +165,20 @@ def check_methods(recipe: Recipe) -> None:
     for name in recipe.methods:
         if name not in METHODS:
             raise UserError(f"recipe key 'methods' names '{name}'; known are {', '.join(METHODS)}")
-    given.check(recipe)
+    checkpoint.check(recipe)
     experts.check_bundle(recipe)
     for method in experts.PRETRAINED:
         if method in recipe.methods:
             experts.check(recipe, method)
     if "llm-lora" in recipe.methods:
-        large = given.shape(recipe, large=True) or recipe.large
+        large = checkpoint.shape(recipe, large=True) or recipe.large
         lora.check(recipe.lora, large.d_model, large.d_ff)
     if "slm-d" in recipe.methods:
-        distilled.check(recipe)
+        distill.check(recipe)
 
 
 def check_tokens(run: Run) -> None:
     """The same for what is known only with the run's tokenizer."""
-    given.check_vocabulary(run.recipe, text.tokenizer_folder(run))
+    checkpoint.check_vocabulary(run.recipe, corpus.tokenizer_folder(run))
     if "slm-d" in run.recipe.methods:
-        distilled.check_vocabulary(run)
+        distill.check_vocabulary(run)

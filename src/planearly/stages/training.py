@@ -10,22 +10,21 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from planearly import config
-from planearly.data.loader import MixedStream, RowStream, Stream
+from planearly import keys, parallel, tensors
+from planearly.cost import ledger
+from planearly.data.dataset import TokenDataset
 from planearly.data.pack import Rows, pack_rows
-from planearly.data.windows import TokenDataset
-from planearly.device import bf16_is_fast
+from planearly.data.streams import MixedStream, RowStream, Stream
 from planearly.evaluate.perplexity import mean_nll
 from planearly.files import atomic_write, read_array, read_json, write_json
-from planearly.model import flops
+from planearly.model import flops, lora
 from planearly.model.projected import Projected
 from planearly.model.transformer import Shape, Transformer
-from planearly.plan import ledger
+from planearly.parallel import bf16_is_fast
 from planearly.progress import say
-from planearly.run import Run, facts, once
-from planearly.specialize import experts, lora
-from planearly.stages import given, groups, text
-from planearly.train import checkpoint, loop, optim, parallel, schedule
+from planearly.stages import checkpoint, clusters, corpus
+from planearly.stages.folder import Run, facts, once
+from planearly.train import loop, optim, schedule, vector
 from planearly.train.objective import NextToken, Objective
 
 BEGUN = "begun.json"
@@ -36,22 +35,22 @@ def shape_of(run: Run, large: bool = False) -> Shape:
     """Shape of the small (or large) model: of the checkpoint that it starts from, or of the recipe
     with the run's real vocabulary."""
     recipe = run.recipe
-    if checkpoint := given.shape(recipe, large):
-        return checkpoint
-    entries = facts(text.tokenizer_folder(run))["vocab_size"]
+    if found := checkpoint.shape(recipe, large):
+        return found
+    entries = facts(corpus.tokenizer_folder(run))["vocab_size"]
     return Shape.of(recipe.large if large else recipe.model, entries, recipe.context)
 
 
 def generic_stream(run: Run, packed: Path, weights: np.ndarray) -> RowStream:
     """Rows of the generic corpus by group weights."""
     return RowStream(
-        TokenDataset(text.generic(run)), Rows.load(packed), weights, groups.sampler_seed(run)
+        TokenDataset(corpus.generic(run)), Rows.load(packed), weights, clusters.sampler_seed(run)
     )
 
 
 def domain_stream(run: Run, name: str) -> tuple[RowStream, int]:
     """Rows of the domain's own training text, and how many of them are one epoch."""
-    dataset, used = text.specialization_windows(run, name)
+    dataset, used = corpus.specialization_windows(run, name)
     member = np.full(len(dataset), -1)
     member[used] = 0
     packed = pack_rows(dataset.windows["length"], member, 1, dataset.context, run.recipe.seed)
@@ -60,7 +59,7 @@ def domain_stream(run: Run, name: str) -> tuple[RowStream, int]:
 
 def validator(run: Run, name: str) -> Validate:
     """Mean nats per token on the domain's valid split, as validation sees it."""
-    dataset, windows = text.held_out(run, name, "valid")
+    dataset, windows = corpus.held_out(run, name, "valid")
 
     def validate(model: Transformer) -> float:
         return mean_nll(model, dataset, windows, bf16=bf16_is_fast(parallel.device()))
@@ -95,10 +94,10 @@ def pretrain(
     }
     if share and mixed_with:
         values["spec_tokens"] = recipe.spec_tokens
-        inputs = {**(inputs or {}), "domain": text.domain(run, mixed_with)}
-    start = given.checkpoint(run, large)
-    if start:
-        inputs = {**(inputs or {}), "start": start}
+        inputs = {**(inputs or {}), "domain": corpus.domain(run, mixed_with)}
+    origin = checkpoint.checkpoint(run, large)
+    if origin:
+        inputs = {**(inputs or {}), "start": origin}
     inputs = {"rows": packed, **(inputs or {})}
     others = {planned_steps(recipe, share_of_steps, tokens)
               for tokens in recipe.pretrain.branch_tokens}
@@ -110,7 +109,7 @@ def pretrain(
         begun = read_json(folder / BEGUN) if (folder / BEGUN).exists() else None
         branches = {branching_step(recipe.pretrain.optimizer, steps, n) for n in others}
         model = network() if network else loop.Dense(
-            load_model(start) if start else Transformer(shape, recipe.seed))
+            load_model(origin) if origin else Transformer(shape, recipe.seed))
         generic = generic_stream(run, packed, weights)
         stream: Stream = generic
         if share and mixed_with:
@@ -129,14 +128,14 @@ def pretrain(
     return run.stage(f"pretrain/{stage}", values, inputs, build, every_rank=True)
 
 
-def planned_steps(recipe: config.Recipe, share: float = 1.0, tokens: int | None = None) -> int:
+def planned_steps(recipe: keys.Recipe, share: float = 1.0, tokens: int | None = None) -> int:
     """Updates of a ``share`` of the recipe's pretraining (of one of another number of ``tokens``).
     """
     batch_rows = max(recipe.pretrain.batch_tokens // recipe.context, 1)
-    return max(round(groups.planned_rows(recipe, tokens) // batch_rows * share), 1)
+    return max(round(clusters.planned_rows(recipe, tokens) // batch_rows * share), 1)
 
 
-def branching_step(optimizer: config.Optimizer, longer: int, shorter: int) -> int:
+def branching_step(optimizer: keys.Optimizer, longer: int, shorter: int) -> int:
     """Step at which a run of ``shorter`` steps parts from one of ``longer``; 0: they share none.
 
     The last step is always the shorter one's own: there it tells its loss.
@@ -147,7 +146,7 @@ def branching_step(optimizer: config.Optimizer, longer: int, shorter: int) -> in
     return min(schedule.stable(other.schedule, shorter, other.decay_share), shorter - 1)
 
 
-def branch_off(optimizer: config.Optimizer, longer: Path, longer_steps: int, folder: Path,
+def branch_off(optimizer: keys.Optimizer, longer: Path, longer_steps: int, folder: Path,
                steps: int) -> None:
     """Begin a run in ``folder`` where it parts from a longer one, if that one kept its state there.
 
@@ -159,7 +158,7 @@ def branch_off(optimizer: config.Optimizer, longer: Path, longer_steps: int, fol
     taken = (folder / loop.CHECKPOINT).exists() or (folder / loop.OUTCOME).exists()
     parallel.barrier()
     if parallel.rank() == 0 and step and kept.exists() and not taken:
-        before = checkpoint.load_tensors(kept)[1]["outcome"]
+        before = tensors.load_tensors(kept)[1]["outcome"]
         write_json(folder / BEGUN, {"at_step": step, "from": longer.name,
                                     "tokens": before["tokens"],
                                     "device_hours": before["seconds"] * parallel.world() / 3600})
@@ -170,7 +169,7 @@ def branch_off(optimizer: config.Optimizer, longer: Path, longer_steps: int, fol
     parallel.barrier()
 
 
-def train_settings(train: config.Train) -> dict[str, Any]:
+def train_settings(train: keys.Train) -> dict[str, Any]:
     """The part of the training settings that the resulting weights depend on."""
     values = asdict(train)
     for key in ("log_steps", "checkpoint_seconds", "specialization_share", "branch_tokens"):
@@ -201,11 +200,11 @@ def load_model(stage: Path) -> Transformer:
     made = facts(stage)
     model = Transformer(Shape(**made["shape"]))
     path = stage / loop.FINAL
-    checkpoint.set_weights(model, checkpoint.load_tensors(path)[0], path)
+    tensors.set_weights(model, tensors.load_tensors(path)[0], path)
     return model
 
 
-def finetune_limits(finetune: config.Finetune, tokens: int, epoch_rows: int,
+def finetune_limits(finetune: keys.Finetune, tokens: int, epoch_rows: int,
                     batch_rows: int, scratch: bool = False) -> tuple[int, float]:
     """Most steps and the learning rate's factor for a specialization set of ``tokens``.
 
@@ -236,8 +235,8 @@ def replayed(run: Run) -> Replay | None:
     """The recipe's ``finetune.replay_share`` of rows of the generic corpus as it is."""
     if not run.recipe.finetune.replay_share:
         return None
-    packed = groups.rows(run, groups.finest(run))
-    return Replay(packed, groups.generic_weights(packed), run.recipe.finetune.replay_share)
+    packed = clusters.rows(run, clusters.finest(run))
+    return Replay(packed, clusters.generic_weights(packed), run.recipe.finetune.replay_share)
 
 
 @dataclass(frozen=True)
@@ -262,7 +261,7 @@ def tuning(run: Run, name: str, replay: Replay | None = None, scratch: bool = Fa
     if replay:
         generic = generic_stream(run, replay.rows, replay.weights)
         stream = MixedStream([own, generic], [1 - share, share], run.recipe.seed)
-    _, used = text.specialization_windows(run, name)
+    _, used = corpus.specialization_windows(run, name)
     tokens = int(own.dataset.windows["length"][used].sum())
     own_rows = max(round(finetune.batch_tokens // run.recipe.context * (1 - share)), 1)
     steps, factor = finetune_limits(finetune, tokens, epoch_rows, own_rows, scratch)
@@ -283,7 +282,7 @@ def finetune_vector(run: Run, name: str, network: Projected, start: Tensor, fold
                     label: str) -> tuple[Tensor, loop.Outcome]:
     """Train one expert vector of a projected network on the domain, everything else frozen."""
     settings, plan = run.recipe.finetune, tuning(run, name)
-    return experts.tune_vector(
+    return vector.tune_vector(
         network, start, plan.stream, plan.steps, settings, folder, name=label,
         validate=validator(run, name), patience=settings.patience,
         optimizer=optim.resolve(settings.optimizer, plan.steps),
@@ -293,7 +292,7 @@ def finetune_vector(run: Run, name: str, network: Projected, start: Tensor, fold
 def specialize(
     run: Run, stage: str, name: str, start: Path | None, *, large: bool = False,
     objective: Callable[[Path, RowStream], Objective] | None = None,
-    adapters: config.Lora | None = None, replay: Replay | None = None,
+    adapters: keys.Lora | None = None, replay: Replay | None = None,
     inputs: dict[str, Path] | None = None, settings: dict[str, Any] | None = None,
 ) -> Path:
     """Fine-tune on a domain with early stopping on its valid split; folder with the weights.
@@ -311,7 +310,7 @@ def specialize(
     tune = recipe.finetune
     shape = Shape(**facts(start)["shape"]) if start else shape_of(run, large)
     replay = replay or (replayed(run) if start else None)
-    folders = {"domain": text.domain(run, name), **({"start": start} if start else {}),
+    folders = {"domain": corpus.domain(run, name), **({"start": start} if start else {}),
                **({"rows": replay.rows} if replay else {}), **(inputs or {})}
     values = {"train": train_settings(tune), "spec_tokens": recipe.spec_tokens,
               "valid_tokens": recipe.data.valid_tokens, "seed": recipe.seed,
@@ -350,7 +349,7 @@ def _merge(model: Transformer, adapted: Path, folder: Path) -> None:
     """Make ``folder`` what a training of the dense model leaves, from that of its adapters."""
     if parallel.rank() > 0:
         return
-    checkpoint.save_tensors(folder / loop.FINAL, lora.merged(model), {})
+    tensors.save_tensors(folder / loop.FINAL, lora.merged(model), {})
     for name in ("metrics.jsonl", loop.OUTCOME):
         with atomic_write(folder / name) as handle:
             handle.write((adapted / name).read_bytes())

@@ -1,0 +1,1 @@
+"""Grids of runs, compared: tables, figures, claims, a page. Imports stages and report."""

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from planearly.progress import short
 from planearly.study import compare
 from planearly.study.compare import (
     Arm,
@@ -20,6 +19,7 @@ from planearly.study.compare import (
     shared,
 )
 from planearly.study.table import Axis, Column, Figure, Table
+from planearly.units import short
 
 PAPER = ("slm", "slm-nopt", "slm-d", "slm-is", "slm-mix", "slm-pn", "llm", "llm-lora")
 """The paper's methods, in the order of its tables."""

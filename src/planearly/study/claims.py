@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from planearly.progress import short
 from planearly.study.build import shown
 from planearly.study.compare import BUDGET, Arm, Cells, contrast, difference, shared
 from planearly.study.costs import crossing_of
@@ -22,6 +21,7 @@ from planearly.study.verdict import (
     unjudged,
     versus,
 )
+from planearly.units import short
 
 FAR = 0.1
 """Nats per token that "far worse" has to exceed: a tenth of the perplexity."""

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from planearly.progress import short
 from planearly.report import drawing
 from planearly.report.page import METHODS, label
 from planearly.study.table import Axis, Figure, Table
+from planearly.units import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

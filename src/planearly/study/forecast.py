@@ -7,12 +7,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from planearly.config import Recipe
+from planearly.cost import devices
 from planearly.errors import UserError
-from planearly.plan import devices, predict
-from planearly.progress import duration, say, short
+from planearly.keys import Recipe
+from planearly.plan import predict
+from planearly.progress import say
 from planearly.stages.methods import check_methods
 from planearly.study import grid, sharing
+from planearly.units import duration, short
 
 
 def forecast(recipe: Recipe, device: str = "here") -> dict[str, Any]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from planearly import config
-from planearly.config import Recipe
+from planearly import config, keys
 from planearly.errors import UserError
 from planearly.files import digest
+from planearly.keys import Recipe
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def cells(recipe: Recipe, domains: list[str]) -> list[Cell]:
     return list(found.values())
 
 
-def _at_main_budgets(recipe: Recipe, block: config.Block) -> list[config.Block]:
+def _at_main_budgets(recipe: Recipe, block: keys.Block) -> list[keys.Block]:
     """The block, divided by its methods' tokens of pretraining where the study names such."""
     main = recipe.study.main
     if "pretrain_tokens" in block.over or not main.keys() & set(block.methods):
@@ -98,11 +98,11 @@ def _at_main_budgets(recipe: Recipe, block: config.Block) -> list[config.Block]:
     parts: dict[int, list[str]] = {}
     for method in block.methods:
         parts.setdefault(main.get(method, recipe.pretrain_tokens), []).append(method)
-    return [config.Block(methods, block.domains, {**block.over, "pretrain_tokens": [tokens]})
+    return [keys.Block(methods, block.domains, {**block.over, "pretrain_tokens": [tokens]})
             for tokens, methods in parts.items()]
 
 
-def _variants(recipe: Recipe, block: config.Block) -> Iterator[Variant]:
+def _variants(recipe: Recipe, block: keys.Block) -> Iterator[Variant]:
     """The recipes of a block; keys with their own recipe's value are no change."""
     for values in product(*block.over.values()):
         changes = dict(zip(block.over, values, strict=True))

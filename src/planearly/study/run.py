@@ -22,19 +22,20 @@ import numpy as np
 import torch
 
 from planearly.cluster import histogram
-from planearly.config import Recipe
-from planearly.data.windows import TokenDataset
+from planearly.cost import devices, ledger
+from planearly.data.dataset import TokenDataset
 from planearly.errors import UserError
 from planearly.files import atomic_write, read_array, read_json, replacing, write_json
-from planearly.plan import devices, ledger
-from planearly.progress import duration, say
-from planearly.run import Busy, Missing, Run
-from planearly.stages import groups, text
+from planearly.keys import Recipe
+from planearly.progress import say
+from planearly.stages import clusters, corpus
+from planearly.stages.evaluate import evaluations, row, units
+from planearly.stages.folder import Busy, Missing, Run
 from planearly.stages.methods import METHODS, check_methods, check_tokens
-from planearly.stages.results import evaluations, row, units
 from planearly.study import grid, sharing
 from planearly.study.grid import Cell, Variant
 from planearly.train import metrics
+from planearly.units import duration
 
 RESULTS = "study.json"
 _FAILED = ".failed"
@@ -86,7 +87,7 @@ class Study:
     def __init__(self, recipe: Recipe, out: Path, *, wait: bool = True, build: bool = True) -> None:
         self.recipe, self.out, self.wait, self.build = recipe, out, wait, build
         self.base = Run(out, recipe, build=build)  # what all cells need: worth waiting for
-        self.domains = list(text.needed_domains(self.base, "a study"))
+        self.domains = list(corpus.needed_domains(self.base, "a study"))
         self.cells = grid.cells(recipe, self.domains)
         self._runs: dict[str, Run] = {}
 
@@ -232,8 +233,8 @@ def report(recipe: Recipe, out: Path) -> Path:
 
 def work(this: Study) -> None:
     """Make the cells one after the other; come back to those that wait for another worker."""
-    text.kept(this.base)
-    groups.clusters(this.base)
+    corpus.kept(this.base)
+    clusters.clusters(this.base)
     began, made, todo, total = time.monotonic(), 0, list(this.cells), len(this.cells)
     settled = 0
     while todo:
@@ -339,8 +340,8 @@ def conclude(this: Study) -> Path:
 def _entropies(this: Study) -> Iterator[tuple[str, dict[str, Any]]]:
     """Cluster histograms of the domains and of the generic corpus, by number of clusters."""
     try:
-        clustered = groups.clusters(this.base)
-        everything = TokenDataset(text.generic(this.base))
+        clustered = clusters.clusters(this.base)
+        everything = TokenDataset(corpus.generic(this.base))
     except Missing:
         return
     ks = sorted(set(this.recipe.cluster.k))
@@ -353,8 +354,8 @@ def _entropies(this: Study) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "generic", of(clustered, everything, slice(None))
     for name in this.domains:
         try:
-            mine = groups.domain_clusters(this.base, name)
-            dataset, used = text.specialization_windows(this.base, name)
+            mine = clusters.domain_clusters(this.base, name)
+            dataset, used = corpus.specialization_windows(this.base, name)
         except Missing:
             continue
         yield name, of(mine, dataset, used)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from planearly.config import Recipe
+from planearly.keys import Recipe
 from planearly.plan import predict
 from planearly.stages import training
 from planearly.study.grid import Cell

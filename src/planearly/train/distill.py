@@ -29,9 +29,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from planearly import config
-from planearly.data.loader import RowStream
-from planearly.data.windows import IGNORE
+from planearly import keys
+from planearly.data.dataset import IGNORE
+from planearly.data.streams import RowStream
 from planearly.files import atomic_write, read_array, read_json, write_json
 from planearly.model.transformer import Transformer
 from planearly.progress import progress
@@ -206,7 +206,7 @@ class Distillation:
     once, however large the microbatch and the vocabulary.
     """
 
-    def __init__(self, teacher: Teacher, settings: config.Distill) -> None:
+    def __init__(self, teacher: Teacher, settings: keys.Distill) -> None:
         self.teacher, self.settings = teacher, settings
         self.flops_per_token = teacher.flops_per_token
         self.flops_before = teacher.flops_before

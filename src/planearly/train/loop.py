@@ -23,17 +23,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from planearly import config
-from planearly.data.loader import Batch, Stream, prefetch
-from planearly.data.windows import IGNORE
-from planearly.device import bf16_is_fast
+from planearly import keys, parallel, tensors
+from planearly.data.dataset import IGNORE
+from planearly.data.streams import Batch, Stream, prefetch
 from planearly.errors import UserError
 from planearly.files import read_json, write_json
 from planearly.model.transformer import Transformer
-from planearly.progress import progress, say, short
-from planearly.train import checkpoint, optim, parallel
+from planearly.parallel import bf16_is_fast
+from planearly.progress import progress, say
+from planearly.train import optim, state
 from planearly.train.metrics import Metrics
 from planearly.train.objective import NextToken, Objective
+from planearly.units import short
 
 CHECKPOINT, BEST, FINAL, OUTCOME = (
     "checkpoint.safetensors", "best.safetensors", "final.safetensors", "outcome.json"
@@ -157,7 +158,7 @@ def compiled(function: Callable[..., Tensor], wish: str, tokens: float) -> Calla
     return torch.compile(function)
 
 
-def microbatch_rows(settings: config.Train, context: int, device: torch.device) -> int:
+def microbatch_rows(settings: keys.Train, context: int, device: torch.device) -> int:
     """Rows of a forward pass: as the recipe says, else what suits the device."""
     tokens = settings.microbatch_tokens or (65_536 if device.type == "cuda" else 4_096)
     return max(tokens // context, 1)
@@ -167,7 +168,7 @@ def train(
     model: Trainable,
     stream: Stream,
     steps: int,
-    settings: config.Train,
+    settings: keys.Train,
     folder: Path,
     *,
     name: str,
@@ -200,7 +201,7 @@ def train(
     device = parallel.device()
     model.module.to(device)
     if outcome_path.exists():
-        checkpoint.set_weights(model.module, checkpoint.load_tensors(final)[0], final)
+        tensors.set_weights(model.module, tensors.load_tensors(final)[0], final)
         return Outcome(**read_json(outcome_path))
     if device.type == "cpu":
         tune_allocator()
@@ -210,7 +211,7 @@ def train(
     bad = 0
     saved = folder / CHECKPOINT
     if saved.exists():
-        note = checkpoint.load_training(saved, model.module, optimizers)
+        note = state.load_training(saved, model.module, optimizers)
         outcome, bad = Outcome(**note["outcome"]), note["bad"]
         since = Since(**note["since"]) if parallel.rank() == 0 else since
         say(f"{name}: continues after step {outcome.steps} of {steps}")
@@ -236,7 +237,7 @@ def train(
         if parallel.rank() == 0:
             note = {"outcome": asdict(outcome), "bad": bad,
                     "since": asdict(Since(loss, since.tokens, since.seconds))}
-            checkpoint.save_training(path, model.module, optimizers, note)
+            state.save_training(path, model.module, optimizers, note)
         parallel.barrier()
 
     def validation() -> bool:
@@ -251,7 +252,7 @@ def train(
         if outcome.best_validation is None or value < outcome.best_validation:
             outcome.best_validation, outcome.best_step, bad = value, outcome.steps, 0
             if patience is not None and parallel.rank() == 0:
-                checkpoint.save_tensors(folder / BEST, checkpoint.weights(model.module), {})
+                tensors.save_tensors(folder / BEST, tensors.weights(model.module), {})
         else:
             bad += 1
         return patience is not None and bad >= patience
@@ -311,11 +312,11 @@ def train(
     if patience is not None:
         parallel.barrier()
         best = folder / BEST
-        checkpoint.set_weights(model.module, checkpoint.load_tensors(best)[0], best)
+        tensors.set_weights(model.module, tensors.load_tensors(best)[0], best)
     if parallel.rank() == 0:
         assert metrics is not None
         metrics.close()
-        checkpoint.save_tensors(final, checkpoint.weights(model.module), {})
+        tensors.save_tensors(final, tensors.weights(model.module), {})
         write_json(outcome_path, asdict(outcome))
         saved.unlink(missing_ok=True)
         (folder / BEST).unlink(missing_ok=True)
@@ -328,7 +329,7 @@ def train(
 
 def accumulate(
     model: Trainable, batch: Batch, per_pass: int, loss_of: Callable[[Tensor, Tensor], Tensor],
-    settings: config.Train, device: torch.device,
+    settings: keys.Train, device: torch.device,
 ) -> tuple[Tensor, float]:
     """Backward passes over a step's rows; gradients of the *summed* loss end up in the module.
 
@@ -376,8 +377,8 @@ def apply(
     return norm
 
 
-def _diverged(name: str, step: int, settings: config.Train, steps: int) -> UserError:
-    key = "finetune" if isinstance(settings, config.Finetune) else "pretrain"
+def _diverged(name: str, step: int, settings: keys.Train, steps: int) -> UserError:
+    key = "finetune" if isinstance(settings, keys.Finetune) else "pretrain"
     lr = optim.resolve(settings.optimizer, steps).lr
     return UserError(f"{name}: the loss is not finite at step {step}: set recipe key "
                      f"'{key}.optimizer.lr', which is {lr:g}, to a third or less and start again")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from planearly.train import parallel
+from planearly import parallel
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5

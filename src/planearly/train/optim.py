@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from planearly import config
+from planearly import keys
 from planearly.train import schedule
 from planearly.train.muon import Muon
 
@@ -43,7 +43,7 @@ PRESETS = {
 }
 
 
-def resolve(optimizer: config.Optimizer, steps: int) -> Settings:
+def resolve(optimizer: keys.Optimizer, steps: int) -> Settings:
     """The preset named, with every key that the recipe sets; warm-up at most a tenth of a run."""
     preset = PRESETS[optimizer.preset]
     values = {

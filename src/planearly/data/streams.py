@@ -1,0 +1,128 @@
+"""Batches: from places of the training sequence to token ids.
+
+A *stream* answers ``batch(start, stop)`` with the rows at those places of its sequence, whoever
+asks and in whatever order: it has no state. Training over several processes is each asking for
+its own share of the places.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from planearly.data.dataset import TokenDataset
+from planearly.data.pack import Rows
+from planearly.data.sample import Interleave, Sampler
+
+
+@dataclass
+class Batch:
+    """Rows of one step.
+
+    inputs, targets: int64 [rows, context]; groups: int64 [rows]; target ``IGNORE`` is padding.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    groups: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def take(self, rows: np.ndarray) -> Batch:
+        index = torch.from_numpy(np.ascontiguousarray(rows))
+        return Batch(self.inputs[index], self.targets[index], self.groups[rows])
+
+
+class Stream(Protocol):
+    context: int
+
+    def batch(self, start: int, stop: int) -> Batch: ...
+
+
+class RowStream:
+    """Rows of one token dataset, drawn by group weights."""
+
+    def __init__(self, dataset: TokenDataset, rows: Rows, weights: np.ndarray, seed: int) -> None:
+        self.dataset, self.rows = dataset, rows
+        self.sampler = Sampler(np.diff(rows.group_offsets), weights, seed)
+        self.context = dataset.context
+
+    def batch(self, start: int, stop: int) -> Batch:
+        groups, within = self.sampler.draw(start, stop)
+        row = self.rows.group_offsets[groups] + within
+        begin, end = self.rows.row_offsets[row], self.rows.row_offsets[row + 1]
+        windows = [self.rows.windows[a:b] for a, b in zip(begin, end, strict=True)]
+        inputs, targets = self.dataset.rows(windows)
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), groups)
+
+
+class MixedStream:
+    """Several streams in given shares: replay, or domain text mixed into pretraining.
+
+    Groups of the first stream keep their numbers; rows of the others have group -1.
+    """
+
+    def __init__(self, streams: Sequence[Stream], shares: Sequence[float], seed: int) -> None:
+        self.streams = streams
+        self.interleave = Interleave(np.asarray(shares), seed)
+        self.context = streams[0].context
+
+    def batch(self, start: int, stop: int) -> Batch:
+        choice, rank = self.interleave.draw(start, stop)
+        parts, order = [], []
+        for number, stream in enumerate(self.streams):
+            mine = np.flatnonzero(choice == number)
+            if len(mine):
+                part = stream.batch(int(rank[mine].min()), int(rank[mine].max()) + 1)
+                if number:
+                    part.groups = np.full(len(part), -1)
+                parts.append(part.take(rank[mine] - rank[mine].min()))
+                order.append(mine)
+        back = np.argsort(np.concatenate(order))
+        whole = Batch(
+            torch.cat([p.inputs for p in parts]), torch.cat([p.targets for p in parts]),
+            np.concatenate([p.groups for p in parts]),
+        )
+        return whole.take(back)
+
+
+def prefetch(stream: Stream, ranges: Iterator[tuple[int, int]], ahead: int = 2) -> Iterator[Batch]:
+    """Batches of the ranges in order, read by a thread a few steps ahead of the training."""
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(ahead)
+    stop = threading.Event()
+
+    def put(item: Batch | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def read() -> None:
+        try:
+            for start, end in ranges:
+                if stop.is_set():
+                    return
+                put(stream.batch(start, end))
+            put(None)
+        except BaseException as error:  # handed to the training thread, which raises it
+            put(error)
+
+    thread = threading.Thread(target=read, name="loader", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,253 @@
+"""Bundles: a pretrained projected network or mixture as one self-contained folder.
+
+With it a data owner specialises offline, with none of the pretraining data: the experts, the
+centroids that say which cluster a document is of, the identity of the embedder that they hold for,
+the tokenizer, and the recipe.
+
+    bundle.json           kind, shape, embedder, digest of the tokenizer
+    recipe.yaml           what the pretraining's recipe says of the model, and how to specialise it
+    weights.safetensors   the bank, M, E and what is shared; or the mixture's models
+    centroids.npy         float32 [k, dim], of the experts' clusters
+    counts.npy            float64 [k], rows of generic text that each expert was trained on
+    finest.npy            float32 [K, dim], the centroids that windows are assigned by
+    parent.npy            int32 [K], the expert that each of these belongs to
+    tokenizer/
+
+A nested clustering assigns windows at its finest level and follows the parents from there; the
+nearest of the merged centroids would be another partition. Without nesting K is k.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from planearly import config, keys, tensors
+from planearly.cluster.embed import Embedder, load_embedder
+from planearly.data import tokenizer
+from planearly.errors import UserError
+from planearly.files import atomic_folder, read_array, read_json, write_array, write_json
+from planearly.model.choice import Experts
+from planearly.model.mixture import Mixture
+from planearly.model.projected import Projected
+from planearly.model.transformer import Shape
+
+_FORMAT = 2
+_KINDS = {"slm-pn": Projected, "slm-mix": Mixture}
+_INFO, _RECIPE, _WEIGHTS = "bundle.json", "recipe.yaml", "weights.safetensors"
+_TOKENIZER = "tokenizer"
+_OF_RECIPE = ("seed", "context", "pretrain_tokens", "cluster", "model", "projected", "mixture",
+              "expert", "pretrain", "finetune")
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """The experts' clusters, and how a window finds its own."""
+
+    centroids: np.ndarray
+    """float32 [k, dim]"""
+    counts: np.ndarray
+    """float64 [k]"""
+    finest: np.ndarray
+    """float32 [K, dim]"""
+    parent: np.ndarray
+    """int32 [K]"""
+
+    def save(self, folder: Path) -> None:
+        """Write each array as a ``.npy`` file."""
+        for name, array in vars(self).items():
+            write_array(folder / f"{name}.npy", array)
+
+    @classmethod
+    def load(cls, folder: Path) -> Clusters:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UserError: an array is missing or damaged.
+        """
+        arrays = []
+        for part in fields(cls):
+            path = folder / f"{part.name}.npy"
+            with _whole(path):
+                arrays.append(read_array(path, mapped=False))
+        return cls(*arrays)
+
+    def check(self, experts: int, where: str) -> None:
+        """Refuse a clustering that does not give every expert its cluster, with text in it."""
+        if (self.centroids.ndim, self.counts.ndim, self.finest.ndim, self.parent.ndim) != (
+                2, 1, 2, 1) or self.centroids.shape[1] != self.finest.shape[1]:
+            raise UserError(f"{where} has clusters of shapes that do not belong together: copy the "
+                            "bundle again, whole")
+        if not len(self.centroids) == len(self.counts) == experts:
+            raise UserError(f"{where} has {len(self.centroids)} clusters and the network {experts} "
+                            "experts: every expert needs the cluster that it was trained on")
+        if len(self.finest) != len(self.parent) or not np.array_equal(
+                np.unique(self.parent), np.arange(experts)):
+            raise UserError(f"{where} does not lead from its {len(self.finest)} finest clusters to "
+                            f"the {experts} of the experts: copy the bundle again, whole")
+        check_counts(self.counts, where)
+
+
+def check_counts(counts: np.ndarray, where: str) -> None:
+    """Refuse a cluster without text, by the text [k] of each."""
+    empty = np.flatnonzero(~(np.asarray(counts) > 0))
+    if len(empty):
+        raise UserError(f"{where} has no text to train on in {len(empty)} of {len(counts)} "
+                        f"clusters, the first number {empty[0]}, whose experts would stay "
+                        "untrained: choose fewer experts or give more generic text")
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """While a file of a bundle is read: tell in one sentence if it is missing or damaged."""
+    if not path.is_file():
+        raise UserError(f"the bundle lacks {path}: copy it again, whole")
+    try:
+        yield
+    except (AttributeError, EOFError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is damaged or of another version of planearly ({error!r}): copy "
+                        "the bundle again, whole") from error
+
+
+def kept_recipe(recipe: keys.Recipe) -> dict[str, Any]:
+    """The keys of a recipe that its bundle keeps.
+
+    Not which documents were read, nor how or how much of them: of the domain that is its owner's
+    to say.
+    """
+    values = recipe.to_dict()
+    return {key: values[key] for key in _OF_RECIPE}
+
+
+@dataclass
+class Bundle:
+    """What is in a bundle, read and checked."""
+
+    kind: str
+    """``slm-pn`` or ``slm-mix``."""
+    model: Experts
+    clusters: Clusters
+    embedder: Embedder
+    tokenizer: Path
+    recipe: keys.Recipe
+
+
+def save_bundle(folder: Path, model: Experts, *, clusters: Clusters, embedder: Embedder,
+                tokenizer_folder: Path, recipe: keys.Recipe) -> None:
+    """Write a bundle; an existing one of that name is replaced whole.
+
+    Raises:
+        UserError: experts and clusters do not match, or a cluster is empty.
+    """
+    clusters.check(model.count, "the clustering")
+    kind = next(name for name, cls in _KINDS.items() if isinstance(model, cls))
+    with atomic_folder(folder) as temporary:
+        tensors.save_tensors(temporary / _WEIGHTS, tensors.weights(model), {})
+        clusters.save(temporary)
+        (temporary / _RECIPE).write_text(
+            yaml.safe_dump(kept_recipe(recipe), sort_keys=False), "utf-8")
+        shutil.copytree(tokenizer_folder, temporary / _TOKENIZER)
+        write_json(temporary / _INFO, {
+            "format": _FORMAT, "kind": kind, "experts": model.count,
+            "finest": len(clusters.finest),
+            "shape": model.shape.to_dict(),
+            "projected": asdict(model.settings) if isinstance(model, Projected) else None,
+            "embedder": {"name": embedder.name, "digest": embedder.digest},
+            "tokenizer": tokenizer.digest(temporary / _TOKENIZER),
+        })
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """What ``bundle.json`` says, its ``shape``, and the ``recipe`` of the pretraining.
+
+    Raises:
+        UserError: not a bundle, one of another version, or not whole.
+    """
+    if not (folder / _INFO).is_file():
+        raise UserError(f"{folder} is not a bundle: it has no {_INFO}; "
+                        "give the folder that pretraining slm-pn or slm-mix saved")
+    info = read_json(folder / _INFO)
+    if not isinstance(info, dict):
+        info = {}
+    if info.get("format") != _FORMAT or info.get("kind") not in _KINDS:
+        raise UserError(f"{folder} is a bundle of format {info.get('format')} and kind "
+                        f"{info.get('kind')}, which this version of planearly does not read")
+    with _whole(folder / _INFO):
+        shape = Shape(**info["shape"])
+        for key in ("experts", "finest", "projected", "tokenizer"):
+            info[key]
+        for key in ("name", "digest"):
+            info["embedder"][key]
+    with _whole(folder / _RECIPE):
+        values = yaml.safe_load((folder / _RECIPE).read_text("utf-8"))
+        recipe = config.build(keys.Recipe, dict(values), "")
+    return {**info, "shape": shape, "recipe": recipe}
+
+
+def load_bundle(folder: Path, embedder: str | None = None, cache: Path | None = None) -> Bundle:
+    """Read a bundle and check that its parts fit each other and what is installed here.
+
+    Args:
+        embedder: where its embedder is here, as :func:`fitting_embedder`.
+
+    Raises:
+        UserError: not a bundle; its embedder is absent here, or another than the centroids were
+            made with; the number of clusters differs from that of experts; a cluster is empty;
+            weights or tokenizer do not fit the shape.
+    """
+    info = read_info(folder)
+    shape = info["shape"]
+    clusters = Clusters.load(folder)
+    clusters.check(info["experts"], str(folder))
+    entries = tokenizer.vocab_size(tokenizer.load(folder / _TOKENIZER))
+    if tokenizer.digest(folder / _TOKENIZER) != info["tokenizer"] or entries > shape.vocab_size:
+        raise UserError(f"the tokenizer in {folder} is not the one its experts were trained with: "
+                        "copy the bundle again, whole")
+    model: Experts
+    if info["kind"] == "slm-pn":
+        settings = config.build(keys.Projected, info["projected"], "projected")
+        model = Projected(shape, settings)
+    else:
+        model = Mixture(shape, info["experts"])
+    if model.count != info["experts"]:
+        raise UserError(f"{folder / _INFO} speaks of {info['experts']} experts and of "
+                        f"{model.count}: copy the bundle again, whole")
+    path = folder / _WEIGHTS
+    tensors.set_weights(model, tensors.load_tensors(path)[0], path)
+    return Bundle(info["kind"], model, clusters,
+                  fitting_embedder(folder, info["embedder"], embedder, cache),
+                  folder / _TOKENIZER, info["recipe"])
+
+
+def fitting_embedder(folder: Path, made_with: Mapping[str, str], name: str | None = None,
+                     cache: Path | None = None) -> Embedder:
+    """The embedder that the clusters of a bundle hold for.
+
+    Args:
+        made_with: its ``name`` and ``digest``.
+        name: where it is here (default: what it was called); its content has to be the same.
+
+    Raises:
+        UserError: it is absent here, or another.
+    """
+    name = name or made_with["name"]
+    try:
+        embedder = load_embedder(name, cache)
+    except UserError as error:
+        raise UserError(
+            f"the clusters of {folder} were made with the embedder '{made_with['name']}', and "
+            f"'{name}' cannot be loaded here; say where it is with cluster.embedder=FOLDER, only "
+            f"its content counts ({error})") from error
+    if embedder.digest != made_with["digest"]:
+        raise UserError(f"the embedder '{name}' installed here is not the one that the clusters of "
+                        f"{folder} were made with, '{made_with['name']}' (digests "
+                        f"{embedder.digest[:12]} and {made_with['digest'][:12]}): name that one "
+                        "with cluster.embedder")
+    return embedder

@@ -1,0 +1,160 @@
+"""The methods that are compared, one row each: the only place that knows them all.
+
+A method is a way through three questions: what its pretraining draws from the generic corpus
+(``draws``), what it pretrains (``size`` and ``bank``), and how that is fine-tuned on a domain
+(``tune``). Planner, ledger, forecasts, study, report, export, bundle, command line and
+documentation read this table, at the time they run and not at import: a row added to :data:`TABLE`
+is a method everywhere. A new value of ``draws``, ``bank`` or ``tune`` needs the one function that
+carries it out (:mod:`planearly.stages`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from planearly.errors import UserError
+
+GENERIC = "generic"
+"""``draws``: the generic corpus as it is."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table.
+
+    Attributes:
+        name: as in ``methods=[...]``.
+        label: as on pages.
+        sentence: what it is, without a capital or a full stop.
+        size: of the deployed model.
+        draws: how pretraining draws the generic corpus: ``generic`` (as it is), ``importance``
+            (by the domain's cluster weights) or the name of a selector; None: nothing is
+            pretrained.
+        bank: what one pretraining makes for all domains, one expert per cluster: a ``projected``
+            network or a ``mixture``; None: one dense model.
+        tune: ``full`` (all weights), ``lora`` (adapters) or ``distill`` (taught by the fine-tuned
+            large model).
+        source: where the method comes from: "" is the paper that this package implements.
+    """
+
+    name: str
+    label: str
+    sentence: str
+    size: Literal["small", "large"] = "small"
+    draws: str | None = GENERIC
+    bank: Literal["projected", "mixture"] | None = None
+    tune: Literal["full", "lora", "distill"] = "full"
+    source: str = ""
+
+    @property
+    def large(self) -> bool:
+        return self.size == "large"
+
+    @property
+    def pretrains(self) -> bool:
+        return self.draws is not None
+
+    @property
+    def per_domain(self) -> bool:
+        """Whether its pretraining is paid for every domain anew."""
+        return self.draws not in (None, GENERIC)
+
+    @property
+    def weighs(self) -> bool:
+        """Whether it needs the domain's cluster weights."""
+        return self.draws in ("importance", "top")
+
+    @property
+    def clustered(self) -> bool:
+        """Whether it depends on a clustering of the generic corpus."""
+        return self.weighs or self.bank is not None
+
+    @property
+    def experts(self) -> bool:
+        """Whether the domain gets one of several experts."""
+        return self.bank is not None
+
+    @property
+    def taught(self) -> bool:
+        """Whether it needs a teacher."""
+        return self.tune == "distill"
+
+    @property
+    def key(self) -> Literal["model", "large"]:
+        """The section of a recipe that gives its model's shape."""
+        return "large" if self.large else "model"
+
+    @property
+    def start(self) -> Literal["start", "large_start"]:
+        """The recipe key that names a checkpoint for it to begin as."""
+        return "large_start" if self.large else "start"
+
+    def pretraining(self, domain: str | None = None) -> str:
+        """Name of its pretraining under ``pretrain/``; methods with one of a name share it.
+
+        Args:
+            domain: for a method that pretrains per domain.
+        """
+        if self.per_domain:
+            return f"{self.name}.{domain}" if domain else self.name
+        if self.bank:
+            return self.name
+        return "llm" if self.large else "slm"
+
+
+_ROWS = (
+    Method("slm", "SLM", "small model pretrained on the generic corpus as it is, then fine-tuned "
+           "on the domain's documents"),
+    Method("slm-nopt", "SLM-nopt", "small model trained on the domain's documents alone, without "
+           "pretraining", draws=None),
+    Method("slm-d", "SLM-d", "small model pretrained on the generic corpus, then fine-tuned on a "
+           "mix of the domain's documents and the predictions of a larger model fine-tuned on them "
+           "(distillation)", tune="distill"),
+    Method("slm-is", "SLM-is", "small model pretrained on the generic corpus resampled so that its "
+           "clusters are as frequent as in the domain's documents (cluster importance sampling), "
+           "then fine-tuned on these", draws="importance"),
+    Method("slm-mix", "SLM-mix", "one of a mixture of small models, each pretrained on one cluster "
+           "of the generic corpus, then fine-tuned on the domain's documents", bank="mixture"),
+    Method("slm-pn", "SLM-pn", "small dense model projected from a network that was pretrained on "
+           "the generic corpus with one expert per cluster, then fine-tuned on the domain's "
+           "documents", bank="projected"),
+    Method("llm", "LLM", "large model pretrained on the generic corpus, then fine-tuned on the "
+           "domain's documents", size="large"),
+    Method("llm-lora", "LLM-LoRA", "large model pretrained on the generic corpus, then adapted to "
+           "the domain's documents by low-rank matrices (LoRA), merged into its weights",
+           size="large", tune="lora"),
+    Method("slm-dsir", "SLM-dsir", "small model pretrained on the part of the generic corpus that "
+           "importance resampling on hashed n-grams selects for the domain's documents, then "
+           "fine-tuned on these", draws="dsir", source="Xie et al. 2023, arXiv 2302.03169"),
+    Method("slm-knn", "SLM-knn", "small model pretrained on the part of the generic corpus that is "
+           "nearest to the domain's documents by embedding, then fine-tuned on these", draws="knn",
+           source="nearest neighbours by embedding"),
+    Method("slm-top", "SLM-top", "small model pretrained on the generic corpus's cluster that is "
+           "most frequent in the domain's documents, then fine-tuned on these", draws="top",
+           source="the paper's Figure 8"),
+)
+TABLE: dict[str, Method] = {row.name: row for row in _ROWS}
+"""Method by name: the paper's in the order of its tables, then others."""
+
+
+def find(name: str) -> Method:
+    """The row of a method.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    if name not in TABLE:
+        raise UserError(f"there is no method '{name}': choose from {', '.join(TABLE)}")
+    return TABLE[name]
+
+
+def label(name: str) -> str:
+    """The method's name on pages; what follows a comma stays (``slm-pn, blend``)."""
+    method, comma, rest = name.partition(",")
+    return (TABLE[method].label if method in TABLE else method) + comma + rest
+
+
+def paper() -> list[str]:
+    """Names of the paper's methods, in the order of its tables."""
+    return [row.name for row in TABLE.values() if not row.source]

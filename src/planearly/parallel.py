@@ -1,0 +1,147 @@
+"""Processes and devices: the only module that calls torch.distributed.
+
+Started under ``torchrun`` a run finds its place in the environment; alone, every function here is
+the identity. The model stays whole on every process and gradients are summed once per step
+(data parallelism); losses are sums and token counts are global, so the number of processes changes
+nothing but the order of additions.
+
+Hosts talk to each other over gloo, GPUs over NCCL: processes meet and add up numbers of the host
+without waiting for their devices.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Iterable
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from planearly.errors import UserError
+
+_BUCKET = 1 << 25
+"""Elements that are summed in one collective call (128 MB of float32)."""
+_PATIENCE = timedelta(days=7)
+"""How long a process waits for the others: most stages run on the first one alone, for hours.
+``torchrun`` ends all of them when one fails."""
+
+
+def start() -> None:
+    """Join the process group that ``torchrun`` describes, if there is one and it is not joined."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_PATIENCE)
+    else:
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Wait until every process has come here; their devices may still be at work."""
+    sum_scalars(0.0)
+
+
+def device() -> torch.device:
+    """Where this process computes: its own GPU, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def share(start: int, stop: int) -> tuple[int, int]:
+    """This process's part of the places [start, stop): contiguous, sizes differ by at most one."""
+    size, own = stop - start, rank()
+    return start + size * own // world(), start + size * (own + 1) // world()
+
+
+def deal(n: int, first: int) -> slice:
+    """This process's part of n things, dealt one by one from process ``first`` (modulo) on."""
+    return slice((rank() - first) % world(), n, world())
+
+
+def gather(own: Tensor, n: int, first: int) -> Tensor:
+    """All n things [n, ...], in order, of which each process has what :func:`deal` gave it."""
+    if not dist.is_initialized():
+        return own
+    padded = own.new_zeros(math.ceil(n / world()), *own.shape[1:])
+    padded[:len(own)] = own
+    parts = [torch.empty_like(padded) for _ in range(world())]
+    # as bytes: gloo has not always known bfloat16
+    dist.all_gather([part.view(torch.uint8) for part in parts], padded.view(torch.uint8))
+    in_turn = [parts[(first + turn) % world()] for turn in range(world())]
+    return torch.stack(in_turn, dim=1).flatten(0, 1)[:n]
+
+
+def sum_scalars(*values: float) -> list[float]:
+    """Sum of each value over the processes, in float64, from host to host."""
+    if not dist.is_initialized():
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.float64, device="cpu")
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+@torch.no_grad()
+def sum_gradients(gradients: Iterable[Tensor]) -> None:
+    """Sum every gradient over the processes, in place, in a few large messages."""
+    if not dist.is_initialized():
+        return
+    bucket: list[Tensor] = []
+    size = 0
+
+    def flush() -> None:
+        flat = torch.cat([g.reshape(-1) for g in bucket])
+        dist.all_reduce(flat)
+        for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    for gradient in gradients:
+        bucket.append(gradient)
+        size += gradient.numel()
+        if size >= _BUCKET:
+            flush()
+            bucket, size = [], 0
+    if bucket:
+        flush()
+
+
+def check_rows(rows: int) -> None:
+    """Refuse a batch of fewer rows than processes."""
+    if rows < world():
+        raise UserError(
+            f"a step of {rows} rows cannot be divided among {world()} processes: "
+            "raise 'pretrain.batch_tokens' (and 'finetune.batch_tokens') or start fewer"
+        )
+
+
+# Devices ----------------------------------------------------------------------------------------
+
+def best_device() -> torch.device:
+    """The first GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@functools.cache
+def bf16_is_fast(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 run in hardware, on a GPU or through AMX or AVX-512."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        flags = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags

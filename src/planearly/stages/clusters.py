@@ -1,0 +1,252 @@
+"""From token datasets to what the sampler draws by: embeddings, clusters, rows, weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from planearly import keys
+from planearly.cluster import embed, histogram, importance, kmeans
+from planearly.data import tokenizer
+from planearly.data.dataset import TokenDataset
+from planearly.data.pack import Rows, pack_rows
+from planearly.data.sample import Sampler
+from planearly.errors import UserError
+from planearly.export import bundle as bundles
+from planearly.files import read_array, write_array, write_json
+from planearly.progress import say
+from planearly.stages import corpus
+from planearly.stages.folder import Run, facts, once
+
+
+def finest(run: Run) -> int:
+    """The largest number of clusters of the recipe; rows of methods without weights use it."""
+    return max(run.recipe.cluster.k)
+
+
+@once
+def embedder(run: Run) -> embed.Embedder:
+    """The recipe's embedder; with a bundle it has to be the one of the bundle's clusters."""
+    recipe = run.recipe
+    if not recipe.bundle:
+        return embed.load_embedder(recipe.cluster.embedder)
+    return bundles.fitting_embedder(
+        Path(recipe.bundle), facts(corpus.bundle(run))["embedder"], recipe.cluster.embedder)
+
+
+@once
+def embeddings(run: Run) -> Path:
+    """Embeddings of the generic corpus's windows: blocks of float16 [n, dim]."""
+    everything, tokens = corpus.generic(run), corpus.tokenizer_folder(run)
+    by = embedder(run)
+
+    def build(folder: Path) -> dict[str, Any]:
+        embed.embed_dataset(TokenDataset(everything), tokenizer.load(tokens), by, folder / "blocks")
+        return {"embedder": {"name": by.name, "digest": by.digest}}
+
+    settings = {"embedder": by.name, "digest": by.digest}
+    return run.stage("embeddings", settings, {"generic": everything}, build)
+
+
+@once
+def clusters(run: Run) -> Path:
+    """Centroids and assignment of the generic corpus at every k.
+
+    ``centroids-K.npy`` float32 [K, dim]; ``assignment-K.npy`` int32 [n_windows]; when nested,
+    ``parent-K.npy`` int32 [K], the cluster of the next coarser level.
+    """
+    recipe = run.recipe
+    if recipe.bundle:
+        return _clusters_of(run, corpus.bundle(run))
+    embedded = embeddings(run)
+    everything = corpus.generic(run)
+    ks = sorted(set(recipe.cluster.k), reverse=True)
+    settings = {**asdict(recipe.cluster), "k": ks, "seed": recipe.seed}
+
+    def build(folder: Path) -> dict[str, Any]:
+        points = embed.open_embeddings(embedded / "blocks")
+        dataset = TokenDataset(everything)
+        share = np.asarray(dataset.windows["length"], np.float64) / dataset.context
+        if ks[0] > len(points):
+            raise UserError(
+                f"recipe key 'cluster.k' asks for {ks[0]} clusters of {len(points)} windows: "
+                "choose fewer clusters or give more generic text"
+            )
+        levels = {}
+        centroids = assignment = None
+        for k in ks:
+            say(f"clustering {len(points)} windows into {k}")
+            if centroids is None or assignment is None or not recipe.cluster.nested:
+                centroids = kmeans.fit(
+                    points, k, iterations=recipe.cluster.iterations,
+                    sample_per_centroid=recipe.cluster.sample_per_centroid, seed=recipe.seed,
+                )
+                assignment = kmeans.assign(points, centroids)
+            else:
+                finer = len(centroids)
+                counts = np.bincount(assignment, share, finer)
+                parent = kmeans.nest(centroids, counts, k, seed=recipe.seed)
+                centroids = kmeans.merge(centroids, counts, parent, k)
+                assignment = parent[assignment]
+                write_array(folder / f"parent-{finer}.npy", parent)
+            write_array(folder / f"centroids-{k}.npy", centroids)
+            write_array(folder / f"assignment-{k}.npy", assignment.astype(np.int32))
+            shape = histogram.summary(np.bincount(assignment, share, k))
+            levels[str(k)] = shape
+            say(f"  entropy {shape['entropy']:.2f} nats ({shape['relative_entropy']:.1%} of ln k), "
+                f"largest {shape['largest_share']:.1%}, {shape['empty']} empty")
+        return {"levels": levels, "embedder": facts(embedded)["embedder"]}
+
+    return run.stage("clusters", settings, {"embeddings": embedded}, build)
+
+
+def _clusters_of(run: Run, source: Path) -> Path:
+    """The clustering that a bundle brings: the finest level and that of the experts."""
+    def build(folder: Path) -> dict[str, Any]:
+        brought = bundles.Clusters.load(source / "bundle")
+        experts, finer = len(brought.centroids), len(brought.finest)
+        write_array(folder / f"centroids-{experts}.npy", brought.centroids)
+        if finer > experts:
+            write_array(folder / f"centroids-{finer}.npy", brought.finest)
+            write_array(folder / f"parent-{finer}.npy", brought.parent)
+        return {"embedder": facts(source)["embedder"]}
+
+    return run.stage("clusters", {}, {"bundle": source}, build)
+
+
+def lineage(run: Run, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The centroids float32 [K, dim] that windows are assigned by, and the cluster among ``k`` of
+    each, int32 [K]: those of the finest level, or, if the recipe does not nest them, of this one.
+    """
+    clustered = clusters(run)
+    levels = sorted({n for n in run.recipe.cluster.k if n >= k}, reverse=True)
+    if not run.recipe.cluster.nested:
+        levels = [k]
+    parent = np.arange(levels[0], dtype=np.int32)
+    for finer in levels[:-1]:
+        parent = read_array(clustered / f"parent-{finer}.npy")[parent]
+    return read_array(clustered / f"centroids-{levels[0]}.npy"), parent
+
+
+@once
+def domain_clusters(run: Run, name: str) -> Path:
+    """Clusters of a domain's training windows: ``assignment-K.npy`` int32 [n_windows].
+
+    The embedder is that of the clusters, which the stage reads, whatever it is called here.
+    """
+    source, clustered = corpus.domain(run, name), clusters(run)
+    tokens, by = corpus.tokenizer_folder(run), embedder(run)
+
+    def build(folder: Path) -> None:
+        dataset = TokenDataset(source / "train")
+        points = embed.embed_dataset(dataset, tokenizer.load(tokens), by, folder / "blocks")
+        finer, assignment = 0, np.empty(0, np.int32)
+        for k in sorted(set(run.recipe.cluster.k), reverse=True):
+            if finer and run.recipe.cluster.nested:
+                assignment = read_array(clustered / f"parent-{finer}.npy")[assignment]
+            else:
+                assignment = kmeans.assign(points, read_array(clustered / f"centroids-{k}.npy"))
+            write_array(folder / f"assignment-{k}.npy", assignment.astype(np.int32))
+            finer = k
+
+    return run.stage(f"domain-clusters/{name}", {}, {"domain": source, "clusters": clustered},
+                     build)
+
+
+@once
+def rows(run: Run, k: int) -> Path:
+    """The generic corpus packed into rows of one cluster each, at k clusters."""
+    clustered = clusters(run)
+    everything, kept = corpus.generic(run), corpus.kept(run)
+    settings = {"k": k, "excluded": corpus.kept_digest(run), "seed": run.recipe.seed}
+
+    def build(folder: Path) -> dict[str, Any]:
+        return pack(
+            TokenDataset(everything), read_array(clustered / f"assignment-{k}.npy"), k,
+            read_array(kept / "excluded.npy"), run.recipe.seed, folder,
+        )
+
+    return run.stage(f"rows/k{k}", settings, {"clusters": clustered}, build)
+
+
+def pack(dataset: TokenDataset, groups: np.ndarray, n_groups: int, excluded: np.ndarray,
+         seed: int, folder: Path) -> dict[str, Any]:
+    """Pack a dataset's windows by group, without the excluded documents, into ``folder``."""
+    allowed = np.where(excluded[dataset.windows["document"].astype(np.int64)], -1, groups)
+    packed = pack_rows(dataset.windows["length"], allowed, n_groups, dataset.context, seed)
+    packed.save(folder)
+    return {"rows": len(packed), "fill": packed.fill}
+
+
+def generic_weights(packed: Path) -> np.ndarray:
+    """Weights of plain pretraining: every row alike, so each group by its number of rows."""
+    return np.diff(Rows.load(packed).group_offsets).astype(np.float64)
+
+
+def planned_rows(recipe: keys.Recipe, tokens: int | None = None) -> int:
+    """Rows that pretraining draws from the generic corpus (for another number of ``tokens``)."""
+    per_step = max(recipe.pretrain.batch_tokens // recipe.context, 1)
+    return max((tokens or recipe.pretrain_tokens) // (per_step * recipe.context), 1) * per_step
+
+
+@once
+def importance_weights(run: Run, name: str, k: int | None = None) -> Path:
+    """Cluster weights that make the generic corpus look like a domain (paper, section 3).
+
+    ``weights.npy`` float64 [k]; the manifest tells k, the effective sample size, the divergence
+    and the expected epochs. All of it is shown before any training.
+    """
+    recipe = run.recipe
+    clustered, mine = clusters(run), domain_clusters(run, name)
+    wanted = k or recipe.importance.k
+    candidates = [wanted] if wanted else sorted(set(recipe.cluster.k))
+    packed = {k: rows(run, k) for k in candidates}
+    draws = planned_rows(recipe)
+    settings = {**asdict(recipe.importance), "k": candidates, "spec_tokens": recipe.spec_tokens,
+                "rows": draws, "seed": recipe.seed}
+
+    def build(folder: Path) -> dict[str, Any]:
+        dataset, used = corpus.specialization_windows(run, name)
+        size = np.asarray(dataset.windows["length"][used], np.float64) / dataset.context
+        scored = {}
+        for k in candidates:
+            groups = read_array(mine / f"assignment-{k}.npy")[used]
+            generic = generic_weights(packed[k])
+            scored[k] = histogram.smooth(
+                groups, size, generic, tau=recipe.importance.smoothing,
+                documents=dataset.windows["document"][used],
+            )
+        best = max(candidates, key=lambda k: scored[k].gain)
+        generic = generic_weights(packed[best]).astype(np.int64)
+        parent_file = clustered / f"parent-{best}.npy"
+        weights = importance.weigh(
+            scored[best].p, generic, draws, recipe.importance.max_epochs,
+            parent=read_array(parent_file) if parent_file.exists() else None,
+            centroids=read_array(clustered / f"centroids-{best}.npy"),
+            realised=lambda w: Sampler(generic, w, sampler_seed(run)).counts(draws),
+            context=recipe.context,
+        )
+        for sentence in importance.explain(weights, warn_epochs=recipe.importance.warn_epochs):
+            say(f"  {sentence}")
+        write_array(folder / "weights.npy", weights.weights)
+        write_array(folder / "domain.npy", scored[best].p)
+        details = importance.facts(weights)
+        write_json(folder / "clusters.json", details.pop("clusters"))
+        counts = np.bincount(read_array(mine / f"assignment-{best}.npy")[used], size, best)
+        return {
+            "k": best, "tau": scored[best].tau, "windows": len(used),
+            "gain": {str(k): s.gain for k, s in scored.items()},
+            "domain": histogram.summary(counts), "weights": details,
+        }
+
+    inputs = {"clusters": clustered, "domain-clusters": mine,
+              **{f"rows-{k}": path for k, path in packed.items()}}
+    return run.stage(f"weights/{name}", settings, inputs, build)
+
+
+def sampler_seed(run: Run) -> int:
+    """Seed of the order in which pretraining draws rows."""
+    return run.recipe.seed * 2 + 1

@@ -1,0 +1,308 @@
+"""From documents to token datasets: the tokenizer, the generic corpus, the domains, overlaps."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from planearly import keys
+from planearly.data import corpus, dataset, domains, overlap, pydocs, tokenizer
+from planearly.data.dataset import TokenDataset
+from planearly.data.sample import mix
+from planearly.errors import UserError
+from planearly.export import bundle as bundles
+from planearly.files import digest, read_array, write_array
+from planearly.progress import say
+from planearly.stages import checkpoint
+from planearly.stages.folder import Run, facts, once
+
+SPLITS = ("train", "valid", "test")
+
+
+@once
+def sources(run: Run) -> tuple[list[str], str | None, list[str]]:
+    """Where the documents are: the recipe's ``generic``, ``domains_root`` and ``domains``."""
+    recipe = run.recipe
+    if recipe.generic != [pydocs.NAME]:
+        return recipe.generic, recipe.domains_root, recipe.domains
+
+    def build(folder: Path) -> dict[str, Any]:
+        return {"corpus": pydocs.build(folder)}
+
+    installed = sorted(f"{d.name}=={d.version}" for d in metadata.distributions())
+    made = run.stage("pydocs", {"installed": installed, "python": sys.version}, {}, build)
+    own = recipe.domains_root is None and not recipe.domains
+    return [str(made / "generic")], str(made / "domain") if own else recipe.domains_root, (
+        recipe.domains)
+
+
+@once
+def domain_names(run: Run) -> dict[str, str]:
+    """Name of each domain of the recipe -> the entry (name or path) that it was asked for by.
+
+    Empty where the recipe has neither ``domains`` nor ``domains_root``: its domains are to come.
+
+    Raises:
+        UserError: ``domains_root`` holds no domains, or two are of one name.
+    """
+    _, root, entries = sources(run)
+    if not entries and root:
+        entries = domains.domain_names(root)
+    names: dict[str, str] = {}
+    for entry in entries:
+        name = Path(entry.rstrip("/")).name.split(".")[0] or "domain"
+        if name in names:
+            raise UserError(f"two domains are called '{name}': rename one of their folders")
+        names[name] = entry
+    return names
+
+
+def needed_domains(run: Run, what: str) -> dict[str, str]:
+    """As :func:`domain_names`, for ``what`` cannot do without.
+
+    Raises:
+        UserError: no domain is given.
+    """
+    names = domain_names(run)
+    if not names:
+        raise UserError(f"{what} needs a domain and none is given: set "
+                        "'domains=[FOLDER_OF_YOUR_DOCUMENTS]', or 'domains_root' to a folder that "
+                        "holds one folder per domain")
+    return names
+
+
+def _reading(run: Run) -> dict[str, Any]:
+    """The settings of ``data`` that what is read depends on."""
+    data = asdict(run.recipe.data)
+    return {key: data[key] for key in ("text_field", "source_field", "max_bad_share")}
+
+
+@once
+def bundle(run: Run) -> Path:
+    """The recipe's bundle, checked, as a stage: ``bundle/`` in its folder."""
+    given = Path(run.recipe.bundle or "").expanduser()
+    files = run.file_digests(sorted(p for p in given.rglob("*") if p.is_file()))
+
+    def build(folder: Path) -> dict[str, Any]:
+        info = bundles.load_bundle(given, run.recipe.cluster.embedder)
+        shutil.copytree(given, folder / "bundle", dirs_exist_ok=True)
+        return {"kind": info.kind, "shape": info.model.shape.to_dict(),
+                "embedder": {"name": info.embedder.name, "digest": info.embedder.digest}}
+
+    return run.stage("bundle", {"files": files}, {}, build)
+
+
+@once
+def tokenizer_folder(run: Run) -> Path:
+    """The tokenizer: trained on the generic corpus, or taken from where the recipe says, or from
+    the checkpoint that the run starts from."""
+    recipe = run.recipe
+    if recipe.bundle:
+        return _tokenizer_of(run, bundle(run))
+    if model := checkpoint.tokenizer_source(recipe):
+        return _tokenizer_of_checkpoint(run, model)
+    units = corpus.resolve(sources(run)[0])
+    settings: dict[str, Any] = asdict(recipe.tokenizer)
+    if recipe.tokenizer.path is None:
+        settings |= {"generic": run.unit_digests(units), **_reading(run)}
+
+    def build(folder: Path) -> dict[str, Any]:
+        return tokenizer.build(recipe.tokenizer, recipe.data, units, recipe.context, folder)
+
+    return run.stage("tokenizer", settings, {}, build)
+
+
+def _tokenizer_of(run: Run, source: Path) -> Path:
+    def build(folder: Path) -> dict[str, Any]:
+        shutil.copytree(source / "bundle" / "tokenizer", folder, dirs_exist_ok=True)
+        return {"vocab_size": facts(source)["shape"]["vocab_size"]}
+
+    return run.stage("tokenizer", {}, {"bundle": source}, build)
+
+
+def _tokenizer_of_checkpoint(run: Run, model: Path) -> Path:
+    files = [model / name for name in checkpoint.TOKENIZER_FILES if (model / name).is_file()]
+
+    def build(folder: Path) -> dict[str, Any]:
+        return tokenizer.build(keys.Tokenizer(path=str(model)), run.recipe.data, [],
+                               run.recipe.context, folder)
+
+    settings = {"files": run.file_digests(files), "context": run.recipe.context}
+    return run.stage("tokenizer", settings, {}, build)
+
+
+@once
+def generic(run: Run) -> Path:
+    """The generic corpus as one token dataset."""
+    recipe = run.recipe
+    units = corpus.resolve(sources(run)[0])
+    tokens = tokenizer_folder(run)
+    settings = {"context": recipe.context, "generic": run.unit_digests(units),
+                "max_tokens": recipe.data.max_tokens, **_reading(run)}
+
+    def build(folder: Path) -> dict[str, Any]:
+        meta = dataset.tokenize_corpus(
+            units, tokens, recipe.context, recipe.data, folder,
+            max_tokens=recipe.data.max_tokens, name="generic corpus",
+        )
+        return {"corpus": meta}
+
+    return run.stage("generic", settings, {"tokenizer": tokens}, build)
+
+
+@once
+def domain(run: Run, name: str) -> Path:
+    """One domain: token datasets ``train``, ``valid`` and ``test``.
+
+    ``train-excluded.npy`` masks the training documents that hold text of valid or test.
+    """
+    recipe = run.recipe
+    splits = domains.domain_splits(
+        sources(run)[1], domain_names(run)[name], recipe.data, recipe.seed
+    )
+    tokens = tokenizer_folder(run)
+    settings = {"context": recipe.context, "held_out": recipe.data.held_out, "seed": recipe.seed,
+                "splits": {split: run.unit_digests(units) for split, units in splits.items()},
+                **_reading(run)}
+
+    def build(folder: Path) -> dict[str, Any]:
+        metas = {
+            split: dataset.tokenize_corpus(
+                splits[split], tokens, recipe.context, recipe.data, folder / split,
+                name=f"{name} {split}",
+            )
+            for split in SPLITS
+        }
+        train, *held_out = (TokenDataset(folder / split) for split in SPLITS)
+        mask, report = overlap.held_out_overlap(train, held_out)
+        if mask.all():
+            raise UserError(
+                f"every training document of domain '{name}' also stands in its valid or test "
+                "split: give the domain more or other documents"
+            )
+        tell_overlap(f"the training split of {name}", report)
+        write_array(folder / "train-excluded.npy", mask)
+        return {"corpus": metas, "overlap": report}
+
+    return run.stage(f"domain/{name}", settings, {"tokenizer": tokens}, build)
+
+
+@once
+def kept(run: Run) -> Path:
+    """Which generic documents may be trained on.
+
+    ``excluded.npy`` masks the generic documents that hold valid or test text of a domain of the
+    recipe, those that its training split has as well, and those held out to report the generic
+    perplexity on, whose windows are in ``generic-test.npy``; without a domain these last alone.
+    Its digest (not the domains) is what pretraining depends on: a domain that overlaps with nothing
+    costs no new pretraining.
+    """
+    names = domain_names(run)
+    everything = generic(run)
+    folders = {name: domain(run, name) for name in names}
+    settings = {"held_out_tokens": run.recipe.data.generic_eval_tokens, "seed": run.recipe.seed}
+
+    def build(folder: Path) -> dict[str, Any]:
+        dataset = TokenDataset(everything)
+        held_out = [TokenDataset(path / split) for path in folders.values()
+                    for split in ("valid", "test")]
+        mask, report = overlap.held_out_overlap(dataset, held_out)
+        if not names:
+            say("  no domain is given: generic text that a later domain tests on is not left out")
+        tell_overlap("the generic corpus", report)
+        trains = [TokenDataset(path / "train") for path in folders.values()]
+        also = [overlap.shared_documents(dataset, train) for train in trains]
+        mask = np.logical_or.reduce([mask, *also])
+        test = documents_up_to(dataset, ~mask, settings["held_out_tokens"], run.recipe.seed + 1)
+        mask[np.unique(dataset.windows["document"][test])] = True
+        if mask.all():
+            raise UserError(
+                "nothing of the generic corpus is left to train on after holding out "
+                f"{settings['held_out_tokens']} tokens: give more text or lower "
+                "'data.generic_eval_tokens'"
+            )
+        write_array(folder / "excluded.npy", mask)
+        write_array(folder / "generic-test.npy", test)
+        duplicates = {name: int(found.sum()) for name, found in zip(names, also, strict=True)}
+        return {"overlap": report, "also_in_train": duplicates,
+                "excluded": digest(np.flatnonzero(mask)), "generic_test_windows": len(test)}
+
+    return run.stage("kept", settings, {"generic": everything, **folders}, build)
+
+
+def tell_overlap(where: str, report: dict[str, Any]) -> None:
+    """Say what held-out text was found in a training set."""
+    if report["documents"]:
+        first = ", ".join(f"{key} {value}" for key, value in report["examples"][0].items())
+        say(f"  {report['documents']} documents of {where} hold text of a valid or test split and "
+            f"are left out of training; the first: {first}")
+
+
+def kept_digest(run: Run) -> str:
+    return facts(kept(run))["excluded"]
+
+
+def documents_up_to(
+    dataset: TokenDataset, allowed: np.ndarray, limit: int | None, seed: int
+) -> np.ndarray:
+    """Windows of whole documents, in an order fixed by seed and content, up to a token limit.
+
+    The last document is cut at a window. A larger limit gives a superset.
+
+    Args:
+        allowed: bool [n_documents].
+        limit: tokens; None takes all.
+
+    Returns:
+        int64 [n], sorted window numbers.
+    """
+    document = dataset.windows["document"].astype(np.int64)
+    usable = np.flatnonzero(allowed[document])
+    if limit is None:
+        return usable
+    rank = np.argsort(np.argsort(mix(seed, np.asarray(dataset.documents["hash"]))))
+    order = usable[np.argsort(rank[document[usable]], kind="stable")]
+    tokens = np.cumsum(dataset.windows["length"][order].astype(np.int64))
+    return np.sort(order[: int(np.searchsorted(tokens, limit)) + 1])
+
+
+@once
+def specialization_windows(run: Run, name: str) -> tuple[TokenDataset, np.ndarray]:
+    """The domain's training windows: at most ``spec_tokens`` tokens, free of held-out text."""
+    path = domain(run, name)
+    dataset = TokenDataset(path / "train")
+    allowed = ~read_array(path / "train-excluded.npy")
+    return dataset, documents_up_to(dataset, allowed, run.recipe.spec_tokens, run.recipe.seed)
+
+
+@once
+def held_out(run: Run, name: str, split: str) -> tuple[TokenDataset, np.ndarray]:
+    """The domain's windows of ``valid`` or ``test``, up to the recipe's number of tokens."""
+    dataset = TokenDataset(domain(run, name) / split)
+    allowed = np.ones(len(dataset.documents), bool)
+    limit = run.recipe.data.valid_tokens if split == "valid" else run.recipe.data.eval_tokens
+    return dataset, documents_up_to(dataset, allowed, limit, run.recipe.seed)
+
+
+def generic_test(run: Run) -> tuple[TokenDataset, np.ndarray]:
+    """Held-out windows of the generic corpus."""
+    return TokenDataset(generic(run)), read_array(kept(run) / "generic-test.npy")
+
+
+def text_bytes(dataset: TokenDataset, windows: np.ndarray) -> int:
+    """UTF-8 bytes of the text that windows of whole documents hold.
+
+    A document of which only some windows are given counts in proportion to their tokens.
+    """
+    document = dataset.windows["document"].astype(np.int64)
+    length = dataset.windows["length"].astype(np.float64)
+    whole = np.bincount(document, length, len(dataset.documents))
+    used = np.bincount(document[windows], length[windows], len(dataset.documents))
+    share = np.divide(used, whole, out=np.zeros_like(used), where=whole > 0)
+    return round(float((share * dataset.documents["bytes"]).sum()))

@@ -1,0 +1,140 @@
+"""SLM-d: who teaches, whether it can, and the distilled student (paper, section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from planearly import parallel
+from planearly.data import tokenizer
+from planearly.data.streams import RowStream
+from planearly.errors import UserError
+from planearly.keys import Recipe
+from planearly.model import flops, hf
+from planearly.stages import checkpoint, clusters, corpus, training
+from planearly.stages.folder import Run, facts
+from planearly.train import loop
+from planearly.train.distill import Distillation, Live, Stored, store
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse what cannot work, before anything runs.
+
+    Raises:
+        UserError: weights or a temperature without meaning, stored answers to rows without end, or
+            no model folder where the teacher should be.
+    """
+    settings = recipe.distill
+    if min(settings.data_weight, settings.teacher_weight) < 0 or (
+            settings.data_weight + settings.teacher_weight == 0):
+        raise UserError("recipe keys 'distill.data_weight' and 'distill.teacher_weight' are "
+                        f"{settings.data_weight} and {settings.teacher_weight}; they must not be "
+                        "negative, nor both zero")
+    if settings.temperature <= 0:
+        raise UserError(f"recipe key 'distill.temperature' is {settings.temperature}; it must be "
+                        "positive")
+    if settings.top_k is not None:
+        if settings.top_k < 1:
+            raise UserError(f"recipe key 'distill.top_k' is {settings.top_k}; it must be at least "
+                            "1, or null for a live teacher")
+        if settings.on == "importance" or recipe.finetune.replay_share:
+            raise UserError("recipe key 'distill.top_k' stores answers to the specialization set "
+                            "only: set it to null to distil on generic text too")
+    if settings.teacher:
+        folder = Path(settings.teacher).expanduser()
+        checkpoint.check_folder("distill.teacher", folder, recipe.context)
+        if recipe.tokenizer.path and Path(recipe.tokenizer.path).expanduser().exists():
+            same_vocabulary(tokenizer.take(recipe.tokenizer.path)[0], folder)
+
+
+def check_vocabulary(run: Run) -> None:
+    """The same for what is known only with the run's tokenizer.
+
+    Raises:
+        UserError: the teacher has other tokens than the student, or the student rows without any.
+    """
+    entries, begun = facts(corpus.tokenizer_folder(run))["vocab_size"], checkpoint.shape(run.recipe)
+    if begun and begun.vocab_size != entries:
+        raise UserError(f"slm-d cannot teach the checkpoint of 'start': it has {begun.vocab_size} "
+                        f"entries, of which its tokenizer uses {entries}")
+    if run.recipe.distill.teacher:
+        folder = Path(run.recipe.distill.teacher).expanduser()
+        same_vocabulary(tokenizer.load(corpus.tokenizer_folder(run)), folder)
+
+
+def same_vocabulary(ours: Any, folder: Path) -> None:
+    """Compare the ids of all tokens.
+
+    Args:
+        ours: the student's tokenizer.
+        folder: the teacher's model folder.
+    """
+    if differs := checkpoint.other_vocabulary(ours, folder):
+        raise UserError(
+            f"the teacher in {folder} has another vocabulary ({differs}): set "
+            f"'tokenizer.path={folder}', or choose a teacher with the run's tokenizer"
+        )
+
+
+def live_teacher(run: Run, stage: Path | None) -> Live:
+    """The model of a finished training stage, or the Hugging Face folder of the recipe."""
+    temperature = run.recipe.distill.temperature
+    entries = facts(corpus.tokenizer_folder(run))["vocab_size"]
+    if stage:
+        ours = training.load_model(stage).to(parallel.device()).requires_grad_(False)
+        return Live(ours, entries, temperature, flops.forward(ours.shape))
+    folder = Path(str(run.recipe.distill.teacher)).expanduser()
+    theirs, _ = hf.load(folder)
+    theirs.to(parallel.device()).requires_grad_(False)
+    return Live(lambda inputs: theirs(input_ids=inputs).logits, entries, temperature,
+                _forward_flops(theirs, run.recipe.context))
+
+
+def _forward_flops(model: Any, context: int) -> float:
+    """By the conventions of :mod:`planearly.model.flops`, for any decoder of matrices."""
+    numbers = sum(p.numel() for p in model.parameters() if p.dim() >= 2)
+    table = model.get_input_embeddings().weight
+    if table is not model.get_output_embeddings().weight:
+        numbers -= table.numel()
+    layers = getattr(model.config, "num_hidden_layers", 0)
+    return 2 * numbers + 4 * layers * context * getattr(model.config, "hidden_size", 0)
+
+
+def specialize(run: Run, name: str, base: Path, teacher: Path | None) -> Path:
+    """Fine-tune the student ``base`` on a domain, taught by ``teacher`` (None: the recipe's).
+
+    Early stopping is on the loss on data. With ``distill.on=importance`` a part of each step's rows
+    (``finetune.replay_share``, or half) comes from the generic corpus, drawn by the domain's
+    cluster weights.
+    """
+    settings = run.recipe.distill
+    values: dict[str, Any] = {"distill": {**asdict(settings), "teacher": None}}
+    inputs: dict[str, Path] = {}
+    if teacher:
+        inputs["teacher"] = teacher
+    else:
+        folder = Path(str(settings.teacher)).expanduser()
+        parts = sorted([folder / "config.json", *folder.glob("*.safetensors")])
+        values["teacher"] = run.file_digests(parts)
+    replay = None
+    if settings.on == "importance":
+        weights = clusters.importance_weights(run, name)
+        inputs["weights"] = weights
+        replay = training.Replay(
+            clusters.rows(run, facts(weights)["k"]), training.weights_of(weights),
+            run.recipe.finetune.replay_share or 0.5)
+
+    def objective(folder: Path, own: RowStream) -> Distillation:
+        live = live_teacher(run, teacher)
+        if settings.top_k is None:
+            return Distillation(live, settings)
+        device, precision = parallel.device(), run.recipe.finetune.precision
+        if parallel.rank() == 0:
+            store(live, own, settings.top_k, folder / "teacher",
+                  lambda: loop.autocast(precision, device), device)
+        parallel.barrier()
+        return Distillation(Stored(folder / "teacher"), settings)
+
+    return training.specialize(run, f"slm-d.{name}", name, base, objective=objective, replay=replay,
+                               inputs=inputs, settings=values)

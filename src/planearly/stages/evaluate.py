@@ -1,0 +1,222 @@
+"""From models to what a person holds: evaluation, exported folders, results.json."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from planearly import parallel, tensors
+from planearly.evaluate import perplexity
+from planearly.export.folder import export
+from planearly.files import read_array, read_json, write_array, write_json
+from planearly.model import flops
+from planearly.model.transformer import Shape
+from planearly.stages import corpus, training
+from planearly.stages.folder import Run, facts
+from planearly.train import loop
+
+
+@dataclass
+class Trained:
+    """One method on one domain: its stages, and which of them are paid per domain.
+
+    Attributes:
+        base: the model before fine-tuning; None where there is none (slm-nopt).
+        tuned: the model after fine-tuning.
+        generic: training stages paid once, before the domain is known.
+        own: training stages paid for this domain alone.
+        routed: makes the evaluation of the generic model where it is more than ``base``, or None.
+        params: trained parameters of the generic model (a projected network's are more than its
+            deployed model's).
+        notes: further fields of the row in results.json.
+    """
+
+    method: str
+    domain: str
+    base: Path | None
+    tuned: Path
+    generic: list[Path]
+    own: list[Path]
+    params: int | None = None
+    routed: Callable[[], Path | None] = lambda: None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}.{self.domain}"
+
+
+def evaluate(run: Run, stage: str, model_stage: Path, name: str) -> Path:
+    """Perplexity of a model on a domain's test split and on held-out generic text.
+
+    ``test-nll.npy`` and ``test-tokens.npy`` hold the sums per document, for paired comparisons.
+    """
+    inputs = {"model": model_stage, "domain": corpus.domain(run, name)}
+    if run.recipe.reads_generic:
+        inputs["kept"] = corpus.kept(run)
+    settings = {"eval_tokens": run.recipe.data.eval_tokens, "seed": run.recipe.seed}
+
+    def build(folder: Path) -> dict[str, Any]:
+        model = training.load_model(model_stage).to(parallel.device())
+        forward = perplexity.forward_of(model)
+        sets = {"test": corpus.held_out(run, name, "test")}
+        if run.recipe.reads_generic:
+            sets["generic"] = corpus.generic_test(run)
+        found = {}
+        for label, (dataset, windows) in sets.items():
+            nll, tokens = perplexity.document_nll(
+                forward, dataset, windows, f"evaluating on {name if label == 'test' else label}"
+            )
+            write_array(folder / f"{label}-nll.npy", nll)
+            write_array(folder / f"{label}-tokens.npy", tokens)
+            found[label] = perplexity.summary(nll, tokens, corpus.text_bytes(dataset, windows))
+        return found
+
+    return run.stage(f"evaluate/{stage}", settings, inputs, build)
+
+
+def units(stage: Path, label: str = "test") -> tuple[np.ndarray, np.ndarray]:
+    """Summed nll and tokens per document of an evaluation."""
+    return read_array(stage / f"{label}-nll.npy"), read_array(stage / f"{label}-tokens.npy")
+
+
+def evaluations(run: Run, trained: Trained) -> tuple[Path | None, Path]:
+    """Evaluations before and after fine-tuning."""
+    before = None
+    if trained.base is not None:
+        base = trained.notes.get("base", trained.method)
+        before = evaluate(run, f"{base}.{trained.domain}.before", trained.base, trained.domain)
+    return before, evaluate(run, trained.name, trained.tuned, trained.domain)
+
+
+def total_cost(stages: list[Path]) -> dict[str, Any]:
+    """Ledger entries of stages added up: tokens, flops, device_hours, device."""
+    entries = [facts(path)["cost"] for path in stages]
+    devices = sorted({entry["device"] for entry in entries})
+    return {
+        "tokens": sum(entry["tokens"] for entry in entries),
+        "flops": sum(entry["flops"] for entry in entries),
+        "device_hours": sum(entry["device_hours"] for entry in entries),
+        "device": ", ".join(devices) or "none",
+        "money": _sum_known([entry.get("money") for entry in entries]),
+    }
+
+
+def _sum_known(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def row(run: Run, trained: Trained, model: Path | None = None) -> dict[str, Any]:
+    """One row of results.json; with the place of the exported ``model``, if it is."""
+    before, after = evaluations(run, trained)
+    tuned, made = facts(after), facts(trained.tuned)
+    shape = Shape(**made["shape"])
+    pretrained = [each for each in map(facts, [*trained.generic, *trained.own])
+                  if each["stage"].startswith("pretrain/")]
+    value = facts(before) if before else None
+    whole = trained.routed()
+    generic = (facts(whole) if whole else value or {}).get("generic", {})
+    return {
+        "method": trained.method, "domain": trained.domain, "seed": run.recipe.seed,
+        "spec_tokens": made.get("spec_tokens"),
+        "pretrain_tokens": sum(p["cost"]["tokens"] for p in pretrained),
+        "params": trained.params or flops.parameters(shape),
+        "inference_params": flops.parameters(shape),
+        "non_embedding_params": flops.non_embedding(shape),
+        "inference_flops_per_token": flops.forward(shape),
+        "generic_ppl": generic.get("perplexity"),
+        "generic_ppl_ci": generic.get("ci95"),
+        "generic_ppl_after": tuned["generic"]["perplexity"] if "generic" in tuned else None,
+        "ppl_before": value["test"]["perplexity"] if value else None,
+        "ppl_before_ci": value["test"]["ci95"] if value else None,
+        "ppl_after": tuned["test"]["perplexity"],
+        "ppl_after_ci": tuned["test"]["ci95"],
+        "bpb_after": tuned["test"]["bits_per_byte"],
+        "test_tokens": tuned["test"]["tokens"],
+        "best_step": made["outcome"]["best_step"],
+        "cost": total_cost([*trained.generic, *trained.own]),
+        "generic_cost": total_cost(trained.generic),
+        "specialization_cost": total_cost(trained.own),
+        **({"model": os.path.relpath(model / "export", run.out)} if model else {}),
+        **{key: value for key, value in trained.notes.items() if key != "base"},
+    }
+
+
+def exported(run: Run, trained: Trained) -> Path:
+    """The specialized model as a Hugging Face folder, under ``export/`` of the stage."""
+    before, after = evaluations(run, trained)
+    tokens = corpus.tokenizer_folder(run)
+
+    def build(folder: Path) -> None:
+        made = facts(trained.tuned)
+        state, _ = tensors.load_tensors(trained.tuned / loop.FINAL)
+        card = {
+            "method": trained.method, "domain": trained.domain,
+            "start": run.recipe.large_start if trained.method.startswith("llm")
+            else run.recipe.start if trained.base else None,
+            "data": {"generic": run.recipe.generic, "spec_tokens": made.get("spec_tokens")},
+            "before": facts(before)["test"] if before else None,
+            "after": facts(after)["test"],
+            "cost": total_cost([*trained.generic, *trained.own]),
+            "recipe": run.recipe.name, "seed": run.recipe.seed,
+        }
+        export(state, Shape(**made["shape"]), tokens, folder / "export", card)
+
+    inputs = {"model": trained.tuned, "after": after, "tokenizer": tokens}
+    return run.stage(f"model/{trained.name}", {}, inputs, build)
+
+
+def comparisons(run: Run, all_trained: list[Trained]) -> list[dict[str, Any]]:
+    """Every pair of methods on every domain: difference of nats per token on the same documents."""
+    found = []
+    for i, one in enumerate(all_trained):
+        for other in all_trained[i + 1:]:
+            if one.domain == other.domain:
+                a, tokens = units(evaluations(run, one)[1])
+                b, _ = units(evaluations(run, other)[1])
+                found.append({"domain": one.domain, "a": other.method, "b": one.method,
+                              **perplexity.paired(b, a, tokens)})
+    return found
+
+
+def macro(run: Run, all_trained: list[Trained]) -> list[dict[str, Any]]:
+    """Macro-averaged perplexity (paper, section 4) of each method that has every domain."""
+    domains = {t.domain for t in all_trained}
+    found = []
+    for method in dict.fromkeys(t.method for t in all_trained):
+        mine = [t for t in all_trained if t.method == method]
+        if {t.domain for t in mine} != domains:
+            continue
+        pairs = [evaluations(run, t) for t in mine]
+        entry: dict[str, Any] = {
+            "method": method, "domains": len(mine),
+            "after": perplexity.macro([units(after) for _, after in pairs]),
+        }
+        if all(before for before, _ in pairs):
+            entry["before"] = perplexity.macro([units(b) for b, _ in pairs if b])
+        found.append(entry)
+    return found
+
+
+def write_results(run: Run, all_trained: list[Trained]) -> dict[str, Any]:
+    """``results.json``; an older one of other settings is kept under ``earlier/``."""
+    results = {
+        "recipe": run.recipe.to_dict(),
+        "rows": [row(run, trained, exported(run, trained)) for trained in all_trained],
+        "macro": macro(run, all_trained),
+        "comparisons": comparisons(run, all_trained),
+    }
+    path = run.out / "results.json"
+    if parallel.rank() == 0:
+        if path.exists() and (old := read_json(path)).get("recipe") != results["recipe"]:
+            earlier = run.out / "earlier"
+            number = len(list(earlier.glob("results-*.json")))
+            write_json(earlier / f"results-{number:03d}.json", old)
+        write_json(path, results)
+    return results

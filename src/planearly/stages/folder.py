@@ -1,0 +1,269 @@
+"""The run folder: stages that are done once, kept with a manifest, and continued when interrupted.
+
+A stage is a folder ``NAME-FINGERPRINT``; the fingerprint covers the stage's settings and the
+fingerprints of the stages and the digests of the files it reads. So a changed input makes exactly
+the stages that depend on it again, beside the old ones, which are kept; a finished stage is one
+whose ``manifest.json`` exists, written last. A stage that was interrupted finds what it left in its
+folder and goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import functools
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+import yaml
+
+import planearly
+from planearly import parallel
+from planearly.data.corpus import Unit
+from planearly.errors import UserError
+from planearly.files import (
+    atomic_write,
+    digest,
+    file_digest,
+    read_json,
+    storage_error,
+    sweep,
+    write_json,
+)
+from planearly.keys import Recipe
+from planearly.progress import say
+
+MANIFEST = "manifest.json"
+
+
+class Busy(Exception):
+    """Another process makes the stage just now."""
+
+
+class Missing(Exception):
+    """The stage is not finished, and this run only looks at what is."""
+
+
+class Run:
+    """A run folder and the recipe that is run in it."""
+
+    def __init__(self, out: Path, recipe: Recipe, *, wait: bool = True, build: bool = True) -> None:
+        """
+        Args:
+            wait: for a stage that another process makes; else :class:`Busy` is raised.
+            build: stages that are not finished; else :class:`Missing` is raised.
+        """
+        self.out, self.recipe = out, recipe
+        self.wait, self.build = wait, build
+        self.memory: dict[Any, Any] = {}
+        self.made: list[Path] = []
+        self.reused: list[Path] = []
+        self.used: list[Path] = []
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Run]:
+        """Take the folder for this process and note the recipe in it.
+
+        Raises:
+            UserError: another process works in the folder, or it cannot be written.
+        """
+        parallel.start()
+        if parallel.rank() > 0:
+            yield self
+            return
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            # experts of a mixture may be trained side by side in one folder
+            alone = self.recipe.mixture.expert
+            name = ".lock" if alone is None else f".lock-expert{alone}"
+            lock = open(self.out / name, "w")  # noqa: SIM115 (held while the run lasts)
+        except OSError as error:
+            raise UserError(f"cannot write in {self.out} ({error.strerror}): choose another --out"
+                            ) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"another planearly works in {self.out}: wait for it, or choose another --out"
+                ) from error
+            for left in self.out.glob(".*.tmp") if alone is None else ():
+                left.unlink(missing_ok=True)  # by a run that was killed
+            self._note_recipe()
+            yield self
+
+    def _note_recipe(self) -> None:
+        path = self.out / "recipe.yaml"
+        now = self.recipe.to_dict()
+        if path.exists():
+            before = yaml.safe_load(path.read_text("utf-8"))
+            changed = sorted(_differences(before, now))
+            if changed:
+                say(f"{self.out} holds a run with other settings ({', '.join(changed[:6])}"
+                    f"{', ...' if len(changed) > 6 else ''}): what depends on them is made anew, "
+                    "beside the old results, which are kept")
+        with atomic_write(path, "w") as handle:
+            yaml.safe_dump(now, handle, sort_keys=False)
+
+    def stage(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, Path],
+        build: Callable[[Path], dict[str, Any] | None],
+        every_rank: bool = False,
+    ) -> Path:
+        """The folder of a finished stage; built now unless it is there already.
+
+        Args:
+            name: place under the run folder, such as ``pretrain/slm``.
+            settings: everything else that the result depends on.
+            inputs: finished stages that it reads.
+            build: fills the folder and returns facts for the manifest; may find there what an
+                interrupted call left. Under ``torchrun`` the first process calls it alone unless
+                ``every_rank``.
+        """
+        recipe = _identity(name, settings, inputs)
+        fingerprint = digest(recipe)
+        folder = self.out / f"{name}-{fingerprint[:8]}"
+        if folder not in self.used:
+            self.used.append(folder)
+        if (folder / MANIFEST).exists():
+            return self._there(folder)
+        if not self.build:
+            raise Missing(name)
+        parallel.barrier()  # nobody starts a stage while another still looks for its manifest
+        with self.claimed(folder):
+            if parallel.rank() == 0 and (folder / MANIFEST).exists():
+                self._there(folder)  # made by another process while this one waited
+            elif parallel.rank() == 0 or every_rank:
+                began = time.monotonic()
+                started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+                if parallel.rank() == 0:
+                    say(f"── {name}")
+                    folder.mkdir(parents=True, exist_ok=True)
+                    sweep(folder)
+                if every_rank:
+                    parallel.barrier()
+                facts = build(folder) or {}
+                if parallel.rank() == 0:
+                    write_json(folder / MANIFEST, {
+                        **recipe, "fingerprint": fingerprint,
+                        "folders": {key: os.path.relpath(path, self.out)
+                                    for key, path in sorted(inputs.items())},
+                        "versions": versions(), "started": started,
+                        "seconds": round(time.monotonic() - began, 3), **facts,
+                    })
+                    self.made.append(folder)
+        parallel.barrier()
+        return folder
+
+    def folder(self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> Path:
+        """Where a stage with these settings and inputs lies, finished or not."""
+        return self.out / f"{name}-{digest(_identity(name, settings, inputs))[:8]}"
+
+    def _there(self, folder: Path) -> Path:
+        if folder not in self.made and folder not in self.reused:
+            self.reused.append(folder)
+        return folder
+
+    @contextlib.contextmanager
+    def claimed(self, folder: Path) -> Iterator[None]:
+        """Hold a folder of the run for this process (and those ``torchrun`` started with it).
+
+        Raises:
+            Busy: another process holds it, and this run does not wait.
+        """
+        if parallel.world() > 1:  # the whole folder is this run's
+            yield
+            return
+        locks = self.out / ".locks"
+        try:
+            locks.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(error, locks) from error
+        with open(locks / folder.relative_to(self.out).as_posix().replace("/", "--"), "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not self.wait:
+                    raise Busy(folder.name) from None
+                say(f"another process makes {folder.name}: waiting for it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def unit_digests(self, units: Sequence[Unit]) -> list[str]:
+        """What each input is: a file's content, or the name and part of a hub dataset."""
+        local = [Path(unit.path) for unit in units if unit.kind != "hub"]
+        content = dict(zip(local, self.file_digests(local), strict=True))
+        return [digest([content.get(Path(unit.path), unit.path), unit.shard, repr(unit.keep)])
+                for unit in units]
+
+    def file_digests(self, paths: list[Path]) -> list[str]:
+        """SHA-256 of each file; remembered in the run folder by path, size and time of change."""
+        cache_path = self.out / ".digests.json"
+        cache: dict[str, str] = read_json(cache_path) if cache_path.exists() else {}
+        known = len(cache)
+        digests = []
+        for path in paths:
+            status = path.stat()
+            place = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+            if place not in cache:
+                cache[place] = file_digest(path)
+            digests.append(cache[place])
+        if len(cache) > known and parallel.rank() == 0:
+            write_json(cache_path, cache)
+        return digests
+
+
+def _identity(name: str, settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """Everything that a stage's result depends on."""
+    return {
+        "stage": name,
+        "settings": dict(settings),
+        "inputs": {key: read_json(path / MANIFEST)["fingerprint"]
+                   for key, path in sorted(inputs.items())},
+    }
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def once(function: Callable[P, R]) -> Callable[P, R]:
+    """Remember a stage function's result for its run (its first argument) and other arguments."""
+
+    @functools.wraps(function)
+    def remembered(*args: P.args, **kwargs: P.kwargs) -> R:
+        run, *rest = args
+        assert isinstance(run, Run)
+        key = (function.__module__, function.__qualname__, *rest, *sorted(kwargs.items()))
+        if key not in run.memory:
+            run.memory[key] = function(*args, **kwargs)
+        return run.memory[key]
+
+    return remembered
+
+
+def facts(stage: Path) -> dict[str, Any]:
+    """The manifest of a finished stage."""
+    return read_json(stage / MANIFEST)
+
+
+def versions() -> dict[str, str]:
+    return {"planearly": planearly.__version__, "torch": torch.__version__,
+            "python": platform.python_version()}
+
+
+def _differences(before: Any, now: Any, place: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in before.keys() | now.keys():
+            yield from _differences(before.get(key), now.get(key), f"{place}.{key}".strip("."))
+    elif before != now:
+        yield place

@@ -1,0 +1,127 @@
+"""``planearly run``: the stages of a recipe in order, and the summary at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from planearly import parallel
+from planearly.errors import UserError
+from planearly.keys import Recipe
+from planearly.plan.predict import SELECTORS
+from planearly.progress import say
+from planearly.stages import clusters, corpus, experts
+from planearly.stages.evaluate import evaluations, write_results
+from planearly.stages.folder import Run
+from planearly.stages.methods import METHODS, check_methods, check_tokens
+from planearly.units import duration, short
+
+VERBS = ("prepare", "cluster", "weigh", "pretrain", "specialize", "evaluate", "export", "report")
+
+
+def run(recipe: Recipe, out: Path, until: str = "report") -> dict[str, Any] | None:
+    """Run the stages of ``recipe`` in ``out`` up to a verb; what is done already is not done again.
+
+    Up to ``pretrain`` it does without domains, for methods whose pretraining is the same for all.
+
+    Returns:
+        The contents of results.json when the run got that far.
+
+    Raises:
+        UserError: a recipe that cannot work.
+    """
+    check_methods(recipe)
+    reach = VERBS.index(until)
+    if recipe.mixture.expert is not None and reach > VERBS.index("pretrain"):
+        raise UserError("recipe key 'mixture.expert' trains one expert of the mixture alone: use "
+                        "'planearly pretrain', and leave the key out once all are trained")
+    with Run(out, recipe).opened() as this:
+        names = corpus.domain_names(this)
+        for method_name in recipe.methods:
+            if method_name in SELECTORS:
+                corpus.needed_domains(this, f"the pretraining of {method_name}")
+        if reach > VERBS.index("pretrain"):
+            corpus.needed_domains(this, "fine-tuning")
+        check_tokens(this)
+        if recipe.reads_generic:
+            corpus.kept(this)
+        if reach >= VERBS.index("cluster") and recipe.pretrain_tokens:
+            for name in names:
+                clusters.domain_clusters(this, name)
+        methods = {method: METHODS[method] for method in recipe.methods}
+        if reach >= VERBS.index("weigh") and any(m.weighs for m in methods.values()):
+            for name in names:
+                clusters.importance_weights(this, name)
+        if reach >= VERBS.index("pretrain"):
+            for name in names or [""]:  # none: what is the same for every one
+                for method in methods.values():
+                    method.pretrain(this, name)
+            for method_name in experts.PRETRAINED.keys() & methods.keys():
+                if not recipe.bundle and recipe.mixture.expert is None:
+                    bundle = experts.save_bundle(this, method_name) / "bundle"
+                    say(f"for other domains: planearly specialize {bundle} DOCUMENTS")
+        if reach < VERBS.index("specialize"):
+            return finish(this, until)
+        trained = [m.specialize(this, name) for name in names for m in methods.values()]
+        if reach >= VERBS.index("evaluate"):
+            for one in trained:
+                evaluations(this, one)
+        if reach < VERBS.index("export"):
+            return finish(this, until)
+        results = write_results(this, trained)
+        if parallel.rank() == 0 and reach >= VERBS.index("report"):
+            from planearly.stages.report import write
+
+            page = write(this, trained, results)
+            show(results)
+            say(f"report: {page}")
+        return finish(this, until, results)
+
+
+def finish(this: Run, until: str, results: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """Say what was made, and what to do next."""
+    if parallel.rank() > 0:
+        return results
+    say(f"{until}: {len(this.made)} stages made, {len(this.reused)} were there already, "
+        f"in {this.out}")
+    if results:
+        best = min(results["rows"], key=lambda r: r["ppl_after"])
+        say(f"try it: planearly generate {this.out / best['model']} \"...\"")
+    elif until != VERBS[-1]:
+        named = "" if corpus.domain_names(this) else " and 'domains=[FOLDER_OF_YOUR_DOCUMENTS]'"
+        say(f"next: the same command with 'run'{named} goes on from here")
+    return results
+
+
+def show(results: dict[str, Any]) -> None:
+    """The table of results on standard output."""
+    table = Table("domain", "method", "before", "after fine-tuning", "95% interval", "bits/byte",
+                  "parameters", "tokens", "FLOPs", "device time")
+    for row in results["rows"]:
+        low, high = row["ppl_after_ci"]
+        cost = row["cost"]
+        before = f"{row['ppl_before']:.2f}" if row["ppl_before"] else "-"
+        table.add_row(
+            row["domain"], row["method"], before, f"{row['ppl_after']:.2f}",
+            f"{low:.2f} to {high:.2f}", f"{row['bpb_after']:.3f}", short(row["inference_params"]),
+            short(cost["tokens"]), short(cost["flops"]), duration(cost["device_hours"] * 3600),
+        )
+    Console(width=None if Console().is_terminal else 140).print(table)
+    for pair in results["comparisons"]:
+        say(verdict(pair))
+
+
+def verdict(pair: Mapping[str, Any]) -> str:
+    """One comparison of two methods on the same documents, in a sentence."""
+    low, high = sorted(abs(bound) for bound in pair["ci95"])
+    if pair["ci95"][0] < 0 < pair["ci95"][1]:
+        return (f"{pair['domain']}: {pair['a']} and {pair['b']} cannot be told apart "
+                f"({pair['difference']:+.4f} nats per token, 95% interval {pair['ci95'][0]:+.4f} "
+                f"to {pair['ci95'][1]:+.4f})")
+    better, worse = ("a", "b") if pair["difference"] < 0 else ("b", "a")
+    return (f"{pair['domain']}: {pair[better]} is {abs(pair['difference']):.4f} nats per token "
+            f"better than {pair[worse]}, 95% interval {low:.4f} to {high:.4f}")

@@ -1,0 +1,253 @@
+"""The report of a run: gathers what the stages found, and writes the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from markupsafe import Markup
+
+from planearly.cluster import embed
+from planearly.cost import devices, ledger
+from planearly.data import tokenizer
+from planearly.data.dataset import TokenDataset
+from planearly.data.pack import Rows
+from planearly.errors import UserError
+from planearly.evaluate.generate import generate
+from planearly.files import read_array, read_json
+from planearly.model import flops
+from planearly.plan import options, recommend, show
+from planearly.report import page, words
+from planearly.stages import clusters, corpus, training
+from planearly.stages.evaluate import Trained
+from planearly.stages.folder import MANIFEST, Run, facts, once
+from planearly.train import metrics
+
+_SAMPLE = 6_000
+"""Windows from which the words of clusters are told."""
+
+
+def write(run: Run, all_trained: list[Trained], results: dict[str, Any]) -> Path:
+    """Write ``report.html`` in the run folder."""
+    gathered: page.Facts = {
+        "title": f"{run.recipe.name}: small language models for "
+                 + ", ".join(dict.fromkeys(t.domain for t in all_trained)),
+        "recipe": run.recipe.to_dict(),
+        "rows": results["rows"],
+        "comparisons": results["comparisons"],
+        "curves": list(_curves(all_trained)),
+        "domains": list(_domains(run, all_trained)),
+        "experts": list(_experts(run, all_trained)),
+        "costs": list(_costs(run)),
+        "currency": run.recipe.cost.currency,
+        "samples": list(_samples(run, all_trained)),
+        "sources": list(_sources(run, all_trained)),
+        "warnings": list(_warnings(run, all_trained)),
+        "next_steps": _next_steps(run, results),
+    }
+    if (plan := _plan(run, all_trained)) is not None:
+        gathered["plan"] = plan
+    out = run.out / "report.html"
+    page.write_report(run.out, gathered, out)
+    return out
+
+
+def _plan(run: Run, all_trained: list[Trained]) -> Markup | None:
+    """The planner's section for this corpus, this limit and this device.
+
+    None where it has nothing to say: an uncalibrated device, a model below all that it plans.
+    """
+    if not run.recipe.reads_generic:
+        return None
+    dataset, used = corpus.specialization_windows(run, all_trained[0].domain)
+    try:
+        plan = recommend.recommend(options.PlanInput(
+            device=devices.find("here"), limit=flops.parameters(training.shape_of(run)),
+            generic_tokens=int(TokenDataset(corpus.generic(run)).meta["n_tokens"]),
+            spec_tokens=int(dataset.windows["length"][used].sum()), windows=len(used),
+            domains=len({t.domain for t in all_trained}), price=run.recipe.cost.price_per_hour,
+            currency=run.recipe.cost.currency,
+        ))
+    except UserError:
+        return None
+    return show.section(plan)
+
+
+def _curves(all_trained: list[Trained]) -> Iterator[page.Curve]:
+    seen = set()
+    for one in all_trained:
+        for stage, path in (("pretraining", one.base), ("fine-tuning", one.tuned)):
+            if path is not None and path not in seen:
+                seen.add(path)
+                shared = stage == "pretraining" and path in one.generic
+                yield {"stage": stage, "method": one.method,
+                       "domain": None if shared else one.domain,
+                       "metrics": cast(list[page.Point], metrics.read(path / "metrics.jsonl"))}
+
+
+def _domains(run: Run, all_trained: list[Trained]) -> Iterator[page.Domain]:
+    for name in dict.fromkeys(t.domain for t in all_trained):
+        if not any(t.method == "slm-is" and t.domain == name for t in all_trained):
+            continue
+        weighed = clusters.importance_weights(run, name)
+        made, by_cluster = facts(weighed), read_json(weighed / "clusters.json")
+        k = made["k"]
+        target = np.asarray(by_cluster["target"])
+        rows = np.asarray(by_cluster["rows"], np.float64)
+        heaviest = [int(c) for c in np.argsort(-target)[: page.HEAVIEST]]
+        found, snippets = cluster_words(run, k)
+        realised = [p for t in all_trained if t.method == "slm-is" and t.domain == name and t.base
+                    for p in [facts(t.base)["epochs"]]]
+        entry: page.Domain = {
+            "name": name, "generic": rows / rows.sum(), "histogram": target,
+            "expected_epochs": np.asarray(by_cluster["epochs"]),
+            "words": {c: found.get(c, []) for c in heaviest},
+            "snippets": {c: snippets[c] for c in heaviest if c in snippets},
+            "windows": made["windows"], "generic_windows": len(TokenDataset(corpus.generic(run))),
+            "smoothing": made["tau"], "effective_size": made["weights"]["effective_rows"],
+            "divergence": made["weights"]["divergence"], "entropy": made["domain"]["entropy"],
+            "generic_entropy": facts(clusters.clusters(run))["levels"][str(k)]["entropy"],
+        }
+        if realised:
+            drawn = np.asarray(realised[0]["rows_drawn"], np.float64)
+            entry["realised_epochs"] = drawn / np.maximum(rows, 1)
+        yield entry
+
+
+@once
+def cluster_words(run: Run, k: int) -> tuple[dict[int, list[str]], dict[int, str]]:
+    """Characteristic words, and the beginning of the most typical window, of every cluster."""
+    dataset = TokenDataset(corpus.generic(run))
+    clustered = clusters.clusters(run)
+    assignment = read_array(clustered / f"assignment-{k}.npy")
+    reader = tokenizer.load(corpus.tokenizer_folder(run))
+    generator = np.random.default_rng(run.recipe.seed)
+    sample = np.sort(generator.choice(len(dataset), min(_SAMPLE, len(dataset)), replace=False))
+    found = words.characteristic_words(
+        dataset.texts(sample, reader), [int(c) for c in assignment[sample]])
+    points = embed.open_embeddings(clusters.embeddings(run) / "blocks")
+    centroids = read_array(clustered / f"centroids-{k}.npy")
+    nearest = words.nearest_windows(points, assignment, centroids, range(k))
+    return found, {c: words.snippet(dataset.text(w, reader)) for c, w in nearest.items()}
+
+
+def _experts(run: Run, all_trained: list[Trained]) -> Iterator[page.Expert]:
+    """What the stage ``expert/METHOD.DOMAIN`` found."""
+    for one in all_trained:
+        if one.base is None or "choice" not in (made := facts(one.base)):
+            continue
+        choice, histogram = made["choice"], made["histogram"]
+        entry: page.Expert = {
+            "method": one.method, "domain": one.domain, "rule": choice["rule"],
+            "expert": choice["expert"], "reason": choice["reason"], "share": choice["share"],
+            "losses": choice["losses"], "histogram": histogram, "similarity": made["similarity"],
+        }
+        if choice["expert"] is not None and not run.recipe.bundle:
+            entry["words"] = cluster_words(run, len(histogram))[0].get(choice["expert"], [])
+        yield entry
+
+
+def _costs(run: Run) -> Iterator[page.Cost]:
+    for folder in run.used:
+        if (folder / MANIFEST).exists():
+            made = facts(folder)
+            _, method, domain = ledger.parts(made["stage"])
+            booked = made.get("cost", {"device_hours": made["seconds"] / 3600})
+            entry: page.Cost = {"stage": made["stage"], "device_hours": booked["device_hours"]}
+            if "cost" in made:
+                entry |= {"tokens": booked["tokens"], "flops": booked["flops"],
+                          "device": booked["device"], "method": method}
+                if "money" in booked:
+                    entry["money"] = booked["money"]
+            if domain:
+                entry["domain"] = domain
+            yield entry
+
+
+def _samples(run: Run, all_trained: list[Trained]) -> Iterator[page.Sample]:
+    """The first words of a test document of each domain, continued by each method's model."""
+    reader = tokenizer.load(corpus.tokenizer_folder(run))
+    results = {(row["method"], row["domain"]): row
+               for row in read_json(run.out / "results.json")["rows"]}
+    for name in dict.fromkeys(t.domain for t in all_trained):
+        dataset, windows = corpus.held_out(run, name, "test")
+        words = dataset.text(int(windows[0]), reader).split()[:12]
+        while len(words) > 1 and len(reader.encode(" ".join(words)).ids) > dataset.context // 2:
+            words.pop()  # room for the continuation
+        beginning = " ".join(words)
+        yield {
+            "prompt": beginning, "domain": name,
+            "completions": {
+                t.method: generate(run.out / results[t.method, name]["model"], beginning,
+                                   max_new_tokens=40, temperature=0.7, seed=run.recipe.seed)
+                for t in all_trained if t.domain == name
+            },
+        }
+
+
+def _sources(run: Run, all_trained: list[Trained]) -> Iterator[page.Source]:
+    """Tokens and passes of each pretraining over each source of the generic corpus."""
+    if not run.recipe.reads_generic:
+        return
+    dataset = TokenDataset(corpus.generic(run))
+    names = dataset.meta["sources"]
+    of_window = dataset.documents["source"][dataset.windows["document"].astype(np.int64)]
+    length = dataset.windows["length"].astype(np.float64)
+    seen = set()
+    for one in all_trained:
+        if one.base is None or one.base in seen or "epochs" not in facts(one.base):
+            continue
+        seen.add(one.base)
+        stages = facts(one.base)["folders"]
+        packed = Rows.load(run.out / stages["rows"])
+        drawn = np.asarray(facts(one.base)["epochs"]["rows_drawn"], np.float64)
+        passes = drawn / np.maximum(np.diff(packed.group_offsets), 1)
+        row_group = np.repeat(np.arange(len(passes)), np.diff(packed.group_offsets))
+        per_row = np.diff(packed.row_offsets)
+        window_passes = np.repeat(passes[row_group], per_row)
+        tokens = np.bincount(of_window[packed.windows], length[packed.windows] * window_passes,
+                             len(names))
+        available = np.bincount(of_window[packed.windows], length[packed.windows], len(names))
+        for source in np.argsort(-tokens)[:12]:
+            if tokens[source] > 0:
+                entry: page.Source = {"source": names[source], "method": one.method,
+                                      "tokens": float(tokens[source]),
+                                      "epochs": float(tokens[source] / available[source])}
+                if one.base in one.own:
+                    entry["domain"] = one.domain
+                yield entry
+
+
+def _warnings(run: Run, all_trained: list[Trained]) -> Iterator[str]:
+    if not run.recipe.reads_generic:
+        return
+    overlap = facts(corpus.kept(run)).get("overlap", {})
+    if overlap.get("documents"):
+        yield (f"{overlap['documents']} generic documents hold text of a domain's valid or test "
+               "split and were not trained on")
+    bad = facts(corpus.generic(run))["corpus"]["set_aside"]
+    if bad:
+        yield f"{bad} records of the generic corpus could not be read and were set aside"
+    for name in dict.fromkeys(t.domain for t in all_trained if t.method == "slm-is"):
+        made = facts(clusters.importance_weights(run, name))["weights"]
+        if made["hottest_epochs"] > run.recipe.importance.warn_epochs:
+            yield (f"{name}: importance sampling passes over its hottest cluster "
+                   f"{made['hottest_epochs']:.1f} times; more generic text would serve it better")
+    for one in all_trained:
+        outcome = training.outcome_of(one.tuned)
+        if outcome["best_step"] == 0:
+            yield (f"{one.method} on {one.domain}: fine-tuning did not improve on the pretrained "
+                   "model; lower 'finetune.lr_scale' or give more documents")
+
+
+def _next_steps(run: Run, results: dict[str, Any]) -> list[str]:
+    best = min(results["rows"], key=lambda r: r["ppl_after"])
+    folder = run.out / best["model"]
+    return [
+        f'planearly generate {folder} "..."',
+        f"planearly evaluate {folder} YOUR_FILES --json",
+        f"planearly run {run.recipe.name} pretrain_tokens=... --out {run.out}  (more tokens; what "
+        "does not depend on them is kept)",
+    ]

@@ -1,0 +1,85 @@
+"""Tensors on disk: one safetensors file with a note in its header, written whole or not at all.
+
+Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from planearly.errors import UserError
+from planearly.files import atomic_write
+
+_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+          torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
+    """Write named tensors and a JSON-able note as one safetensors file.
+
+    The bytes are those of the format's own library, which would hold all of them in memory or
+    write a file in a way of its own; here one tensor at a time comes from its device.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # keeps all aligned
+    header: dict[str, Any] = {"__metadata__": {"note": json.dumps(note)}}
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape),
+                        "data_offsets": [start, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_write(path) as handle:
+        handle.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            flat = tensors[name].detach().cpu().reshape(-1)
+            handle.write(flat.view(torch.uint8).numpy())
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What :func:`save_tensors` wrote.
+
+    Raises:
+        UserError: the file is missing or not one of these.
+    """
+    try:
+        with safe_open(path, "pt") as handle:
+            note = json.loads((handle.metadata() or {}).get("note", "{}"))
+        return load_file(path), note
+    except FileNotFoundError as error:
+        raise UserError(f"the checkpoint {path} does not exist") from error
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{path} is not a readable checkpoint ({error})") from error
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """Trainable parameters by name; what is frozen (under adapters) is no state of a training."""
+    return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def set_weights(module: nn.Module, tensors: dict[str, Tensor], source: Path | str) -> None:
+    """Copy named tensors into a module's trainable parameters.
+
+    Raises:
+        UserError: a parameter is missing or has another shape.
+    """
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        found = tensors.get(name)
+        if found is None or found.shape != parameter.shape:
+            has = "is missing" if found is None else f"has shape {list(found.shape)}"
+            raise UserError(
+                f"{source}: '{name}' {has} where this model needs {list(parameter.shape)}; "
+                "use the recipe that the checkpoint was made with"
+            )
+        parameter.copy_(found)

@@ -1,0 +1,48 @@
+"""Training state: parameters and optimiser state in one safetensors file.
+
+Holds every trainable parameter, every tensor of the optimisers' state under "parameter name / state
+name", and in the header what is not a tensor (step, seconds, best validation). A replicated state
+does not depend on the number of processes that wrote it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from planearly.tensors import load_tensors, save_tensors, set_weights, weights
+
+_STATE = "optimizer/"
+
+
+def save_training(
+    path: Path, module: nn.Module, optimizers: list[Optimizer], note: dict[str, Any]
+) -> None:
+    """Write a checkpoint from which :func:`load_training` continues bit for bit."""
+    tensors = weights(module)
+    names = {id(p): name for name, p in module.named_parameters()}
+    for optimizer in optimizers:
+        for parameter, state in optimizer.state.items():
+            for entry, value in state.items():
+                # fused optimisers keep their step count as a tensor, others may keep a number
+                tensors[f"{_STATE}{names[id(parameter)]}/{entry}"] = torch.as_tensor(value)
+    save_tensors(path, tensors, note)
+
+
+def load_training(path: Path, module: nn.Module, optimizers: list[Optimizer]) -> dict[str, Any]:
+    """Restore module and optimisers in place; returns the note."""
+    tensors, note = load_tensors(path)
+    set_weights(module, tensors, path)
+    parameters = dict(module.named_parameters())
+    owner = {id(p): o for o in optimizers for g in o.param_groups for p in g["params"]}
+    for name, tensor in tensors.items():
+        if name.startswith(_STATE):
+            parameter_name, _, entry = name.removeprefix(_STATE).rpartition("/")
+            parameter = parameters[parameter_name]
+            # the step count too: fused optimisers read it on the device
+            owner[id(parameter)].state[parameter][entry] = tensor.to(parameter.device)
+    return note

@@ -1,0 +1,69 @@
+"""Training one expert vector E* of a projected network alone, everything else frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+
+from planearly import keys, parallel
+from planearly.data.streams import Stream
+from planearly.model.projected import Projected
+from planearly.model.transformer import Transformer
+from planearly.train import loop, optim
+
+
+class Vector:
+    """One expert vector of a frozen network as a :class:`planearly.train.loop.Trainable`."""
+
+    def __init__(self, network: Projected, start: Tensor) -> None:
+        self.network, self.body = network, network.body
+        self.module = nn.Module()
+        self.vector = nn.Parameter(start.detach().clone())
+        self.module.register_parameter("vector", self.vector)
+
+    def microbatches(self, groups: np.ndarray, rows: int) -> list[np.ndarray]:
+        """As a dense model's: all rows run through the one vector."""
+        return loop.Dense(self.body).microbatches(groups, rows)
+
+    def begin(self, groups: np.ndarray) -> None:
+        self.network.lend(self.vector.detach()[None])
+        self.network.show(0)
+
+    def select(self, groups: np.ndarray) -> None:
+        pass
+
+    def end(self) -> None:
+        gradient = self.network.collect(bank_too=False)[0]
+        self.vector.grad = gradient if self.vector.grad is None else self.vector.grad + gradient
+
+
+def tune_vector(
+    network: Projected, start: Tensor, stream: Stream, steps: int, settings: keys.Train,
+    folder: Path, *, validate: Callable[[Transformer], float], name: str = "expert vector",
+    optimizer: optim.Settings | None = None, patience: int = 3,
+) -> tuple[Tensor, loop.Outcome]:
+    """Train E* [m] alone on the specialization set, everything else frozen, with early stopping.
+
+    Returns:
+        The vector of the best validation, and the outcome of the training.
+    """
+    trainable = Vector(network.to(parallel.device()), start)
+
+    def validate_vector(body: Transformer) -> float:
+        network.lend(trainable.vector.detach()[None], gradients=False)
+        network.show(0)
+        return validate(body)
+
+    was_trained = [p for p in network.parameters() if p.requires_grad]
+    for parameter in was_trained:
+        parameter.requires_grad_(False)
+    try:
+        outcome = loop.train(trainable, stream, steps, settings, folder, name=name,
+                             optimizer=optimizer, validate=validate_vector, patience=patience)
+    finally:
+        for parameter in was_trained:
+            parameter.requires_grad_(True)
+    return trainable.vector.detach(), outcome

@@ -1,0 +1,160 @@
+"""Selectors against their definitions, written out plainly."""
+
+import math
+import re
+from collections import Counter
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planearly import keys
+from planearly.cluster import select
+from planearly.cluster.select import Hasher
+from planearly.data.pack import pack_rows
+from planearly.stages import clusters, selection
+
+SEA = "The ship, a sail and the wave; the anchor!"
+FARM = "The cow and the plough. A field of wheat?"
+
+
+def buckets(hasher: Hasher, text: str) -> Counter:
+    grams, _ = hasher([text])
+    return Counter(grams.tolist())
+
+
+def test_features_are_lower_case_words_and_pairs_of_them():
+    hasher = Hasher(1 << 40)
+    words = ["the", "ship", ",", "a", "sail"]
+    found = buckets(hasher, "The ship, a SAIL")
+    assert sum(found.values()) == 5 + 4
+    one = {w: buckets(hasher, w) for w in words}
+    assert all(len(c) == 1 for c in one.values()) and len({*map(str, one.values())}) == 5
+    pairs = [buckets(hasher, f"{a} {b}") - one[a] - one[b]
+             for a, b in pairwise(words)]
+    assert found == sum(one.values(), Counter()) + sum(pairs, Counter())
+    assert buckets(hasher, "a sail") != buckets(hasher, "sail a")  # a pair has an order
+
+
+def test_no_pair_crosses_two_texts_and_empty_texts_have_none():
+    hasher = Hasher()
+    grams, text = hasher(["ship sail", "", "cow field", "wheat"])
+    assert np.bincount(text, minlength=4).tolist() == [3, 0, 3, 1]
+    for i, alone in enumerate(["ship sail", "", "cow field", "wheat"]):
+        assert Counter(grams[text == i].tolist()) == buckets(Hasher(), alone)
+
+
+def test_features_do_not_depend_on_what_came_before():
+    one, other = Hasher(), Hasher()
+    other([FARM, "something else"])
+    assert buckets(one, SEA) == buckets(other, SEA)
+
+
+def test_dsir_is_its_published_definition(monkeypatch):
+    """Log weight: sum over n-grams of ln p_domain - ln p_generic (Xie et al. 2023, section 3)."""
+    rng = np.random.default_rng(0)
+    vocabulary = re.findall(r"\w+", (SEA + FARM).lower())
+    texts = [" ".join(rng.choice(vocabulary, rng.integers(0, 12))) for _ in range(30)]
+    own = [" ".join(rng.choice(vocabulary[:8], 9)) for _ in range(5)]
+    hasher = Hasher()
+    counts = [buckets(hasher, t) for t in texts]
+    candidates = np.array([i for i in range(30) if i % 7])
+
+    def frequency(bags):
+        total = sum(bags, Counter())
+        return {b: n / sum(total.values()) for b, n in total.items()}
+
+    p = frequency([buckets(hasher, t) for t in own])
+    q = frequency([counts[i] for i in candidates])
+    weight = {i: sum(n * (math.log(p.get(b, 0) + 1e-8) - math.log(q.get(b, 0) + 1e-8))
+                     for b, n in counts[i].items()) for i in candidates.tolist()}
+    noise = np.random.default_rng(3).gumbel(size=len(candidates))
+    score = {i: w + g for (i, w), g in zip(weight.items(), noise, strict=True)}
+    expected = sorted(score, key=lambda i: -score[i])[:10]
+    monkeypatch.setattr(select, "_BLOCK", 4)  # blocks change nothing
+    found = select.dsir(lambda ids: [texts[i] for i in ids], candidates,
+                        lambda ids: [own[i] for i in ids], np.arange(5), np.ones(30), 10, seed=3)
+    assert found.tolist() == expected
+
+
+def test_gumbel_top_k_resamples_without_replacement():
+    """The first window taken has the probabilities of the importance weights."""
+    texts = ["ship", "cow"]
+    firsts = Counter(
+        int(select.dsir(lambda ids: [texts[i] for i in ids], np.arange(2),
+                        lambda ids: ["ship ship ship cow"] * len(ids), np.arange(1), np.ones(2), 1,
+                        seed)[0]) for seed in range(2000))
+    # the domain has unigrams ship .75, cow .25 among 7 n-grams; the generic corpus .5 each
+    ratio = (3 / 7) / (1 / 7)
+    assert firsts[0] / 2000 == pytest.approx(ratio / (1 + ratio), abs=4 * (0.19 / 2000) ** 0.5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), n=st.integers(2, 40), m=st.integers(1, 6),
+       share=st.floats(0.05, 1.0))
+def test_neighbours_come_rank_by_rank(seed, n, m, share):
+    rng = np.random.default_rng(seed)
+    points, own = (x / np.linalg.norm(x, axis=1, keepdims=True)
+                   for x in (rng.normal(size=(n, 5)), rng.normal(size=(m, 5))))
+    points, own = points.astype(np.float32), own.astype(np.float32)
+    size = rng.uniform(0.1, 1.0, n)
+    candidates = np.flatnonzero(rng.random(n) < 0.8)
+    if not len(candidates):
+        return
+    need = share * size[candidates].sum()
+    cosine = own @ points[candidates].T
+    ranked = np.argsort(-cosine, 1)
+    expected, filled, last = [], 0.0, 0
+    for rank in range(len(candidates)):
+        pairs = sorted((-cosine[j, ranked[j, rank]], ranked[j, rank]) for j in range(m))
+        for _, i in pairs:
+            window = int(candidates[i])
+            if window not in expected and filled < need:
+                expected.append(window)
+                filled += size[window]
+                last = rank + 1
+    found, ranks = select.neighbours(points, candidates, own, size, need)
+    assert found.tolist() == expected
+    assert ranks == last
+
+
+def test_neighbours_over_blocks_are_the_same(monkeypatch):
+    rng = np.random.default_rng(1)
+    points, own = rng.normal(size=(50, 6)), rng.normal(size=(4, 6))
+    arguments = (points, np.arange(3, 50), own, np.ones(50), 17.0)
+    whole = select.neighbours(*arguments)
+    monkeypatch.setattr(select, "_BLOCK", 8)
+    parts = select.neighbours(*arguments)
+    assert whole[0].tolist() == parts[0].tolist() and whole[1] == parts[1]
+
+
+def test_enough_stops_at_the_window_that_fills_it():
+    size = np.array([0.5, 1.0, 0.25, 1.0])
+    assert select.enough(np.array([3, 0, 1, 2]), size, 1.5).tolist() == [3, 0]
+    assert select.enough(np.array([3, 0, 1, 2]), size, 1.6).tolist() == [3, 0, 1]
+    assert select.enough(np.array([3, 0]), size, 99).tolist() == [3, 0]
+
+
+def test_most_frequent_counts_windows_by_what_they_fill():
+    assert select.most_frequent(np.array([1, 1, 2]), np.array([0.2, 0.2, 1.0]), 4) == 2
+
+
+def test_a_selection_packs_like_any_grouping():
+    made = select.chosen(5, np.array([3, 1]))
+    rows = pack_rows(np.array([4, 8, 4, 2, 8]), made.groups, len(made.weights), 8, seed=0)
+    assert sorted(rows.windows.tolist()) == [1, 3]
+
+
+@pytest.mark.parametrize(("planned", "available", "rows"), [
+    (400, 10_000, 100),  # four passes over what is selected
+    (400, 120, 60),  # at most half of the corpus
+    (400, 40, 25),  # but no more than sixteen passes
+    (400, 20, 20),  # all there is
+])
+def test_how_much_is_selected(monkeypatch, planned, available, rows):
+    monkeypatch.setattr(clusters, "planned_rows", lambda run: planned)
+    run = SimpleNamespace(recipe=keys.Recipe())
+    assert selection.needed(run, available) == rows

@@ -1,0 +1,103 @@
+"""Entries hold all four quantities; sums follow who was made from whom."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from planearly.cost import devices, ledger
+from planearly.errors import UserError
+from planearly.files import write_json
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PLANEARLY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_an_entry_says_unknown_of_an_unknown_device() -> None:
+    entry = ledger.book("pretrain/slm", 1000, 5e9, 7200, device="abacus")
+    assert entry["device_hours"] == 2 and entry["device"] == "abacus"
+    assert entry["utilisation"] == {"data_sheet": "unknown", "measured": "unknown"}
+    assert "money" not in entry
+    assert json.loads(json.dumps(entry)) == entry
+
+
+def test_an_entry_holds_utilisation_and_money() -> None:
+    entry = ledger.book("pretrain/slm", 10, 312e12 * 1800, 3600, device="NVIDIA A100-SXM4-80GB",
+                        price_per_hour=2.0, currency="EUR")
+    assert entry["utilisation"] == {"data_sheet": pytest.approx(0.5), "measured": "unknown"}
+    assert entry["money"] == 2.0 and entry["currency"] == "EUR"
+
+
+def test_the_device_is_this_machines_by_default() -> None:
+    assert ledger.book("x", 1, 1, 1)["device"] == devices.here()
+    assert devices.here().strip()
+
+
+def stage(root: Path, name: str, inputs: dict[str, str], hours: float | None = 1.0,
+          device: str = "abacus") -> str:
+    fingerprint = name.replace("/", "_") + "f"
+    manifest: dict[str, Any] = {"stage": name, "inputs": inputs, "fingerprint": fingerprint,
+                                "seconds": 36.0}
+    if hours is not None:
+        manifest["cost"] = ledger.book(name, 100, 1e15, hours * 3600, device, price_per_hour=3.0)
+        manifest["shape"] = {"d_model": 1024}
+    write_json(root / f"{name}-{fingerprint[:8]}" / "manifest.json", manifest)
+    return fingerprint
+
+
+def run_folder(root: Path, device: str = "abacus") -> Path:
+    data = stage(root, "prepare/generic", {}, None)
+    base = stage(root, "pretrain/slm", {"data": data}, 10.0, device)
+    for name in ("a", "b"):
+        stage(root, f"specialize/slm.{name}", {"start": base}, 1.0, device)
+        own = stage(root, f"pretrain/slm-is.{name}", {"data": data}, 5.0, device)
+        stage(root, f"specialize/slm-is.{name}", {"start": own}, 1.0, device)
+    teacher = stage(root, "pretrain/llm", {"data": data}, 50.0, device)
+    tuned = stage(root, "specialize/llm.a", {"start": teacher}, 4.0, device)
+    stage(root, "specialize/slm-d.a", {"start": base, "teacher": tuned}, 2.0, device)
+    return root
+
+
+def test_sums_per_method_and_domain(tmp_path: Path) -> None:
+    found = ledger.add_up([run_folder(tmp_path / "run")])
+
+    def hours(method: str) -> tuple[float, float, float]:
+        of = found["methods"][method]
+        return tuple(of[k]["device_hours"] for k in ("generic", "specialization", "total"))
+
+    assert hours("slm") == (10, 2, 12)
+    assert hours("slm-is") == (0, 12, 12)
+    assert hours("slm-d") == (60, 6, 66)  # the student's and the teacher's
+    assert found["methods"]["slm-is"]["domains"]["b"]["device_hours"] == 6
+    assert found["methods"]["slm"]["total"]["money"] == pytest.approx(36)
+    # every stage once: 10 + 2 x (1 + 5 + 1) + 50 + 4 + 2, and 36 seconds of preparation
+    assert found["total"]["device_hours"] == pytest.approx(80.01)
+    assert found["total"]["predicted_hours"] is None
+
+
+def test_the_same_folder_twice_counts_once(tmp_path: Path) -> None:
+    root = run_folder(tmp_path / "run")
+    assert ledger.add_up([root, root]) == ledger.add_up([root])
+
+
+def test_predicted_stands_beside_actual_where_the_device_is_known(tmp_path: Path) -> None:
+    found = ledger.add_up([run_folder(tmp_path / "run", device="NVIDIA A100-SXM4-80GB")])
+    a100 = devices.find("a100")
+    each = a100.seconds(1e15, 1024) / 3600
+    slm = found["methods"]["slm"]["total"]
+    assert slm["predicted_hours"] == pytest.approx(3 * each)
+    assert slm["actual_of_predicted"] == 12
+    assert slm["devices"] == ["NVIDIA A100-SXM4-80GB"]
+
+
+def test_a_folder_without_stages_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no finished stages"):
+        ledger.add_up([tmp_path])
+    with pytest.raises(UserError, match="no finished stages"):
+        ledger.add_up([tmp_path / "absent"])

@@ -1,0 +1,114 @@
+"""Finding held-out text in a training set."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from planearly import keys
+from planearly.data import overlap
+from planearly.data import tokenizer as tk
+from planearly.data.corpus import resolve
+from planearly.data.dataset import TokenDataset, tokenize_corpus
+from planearly.data.text import fingerprint, pieces, text_hash
+
+
+def paragraph(seed: int, characters: int = 300) -> str:
+    words = np.random.default_rng(seed).integers(0, 10**6, characters // 6)
+    return " ".join(f"w{word}" for word in words)[:characters]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    made = tk.train([paragraph(i) for i in range(20)], keys.Tokenizer(vocab_size=300))
+    tk.save(made, folder, 16)
+    return folder
+
+
+@pytest.fixture
+def dataset(tmp_path, tokenizer):
+    def make(name: str, texts: list[str]) -> TokenDataset:
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        tokenize_corpus(resolve([str(path)]), tokenizer, 16, keys.Data(), tmp_path / name)
+        return TokenDataset(tmp_path / name)
+    return make
+
+
+def test_equal_documents_and_long_paragraphs_are_found(dataset):
+    valid = dataset("valid", ["short but whole", f"{paragraph(1)}\n\n{paragraph(2)}"])
+    test = dataset("test", [f"{paragraph(3)}\n{paragraph(4)}"])  # a paragraph a line
+    train = dataset("train", [
+        "nothing in common",
+        "short  but\nwhole",                                        # equal up to whitespace
+        f"before\n\n{paragraph(2).replace(' ', chr(10), 3)}\n\nafter",   # wrapped elsewhere
+        f"before {paragraph(1)[:150]}",                             # too little of it
+        f"x\n{paragraph(4)}\ny",                                    # a line of a block
+        paragraph(9),
+    ])
+    mask, report = overlap.held_out_overlap(train, [valid, test])
+    assert mask.tolist() == [False, True, True, False, True, False]
+    assert (report["documents"], report["equal"], report["by_paragraph"]) == (3, 1, 2)
+    hit = mask[train.windows["document"]]
+    assert report["windows"] == hit.sum()
+    assert report["tokens"] == train.windows["length"][hit].sum()
+    first = report["examples"][0]
+    assert first["training"].endswith("train.jsonl line 2")
+    assert first["held_out"].endswith("valid.jsonl line 1") and first["why"] == "equal"
+    places = {(e["training"].split(" ")[-1], e["held_out"].split("/")[-1])
+              for e in report["examples"]}
+    assert places == {("2", "valid.jsonl line 1"), ("3", "valid.jsonl line 2"),
+                      ("5", "test.jsonl line 1")}
+
+
+def test_boilerplate_does_not_count(dataset):
+    footer = paragraph(5)
+    held_out = dataset("held", [f"mine\n\n{footer}"])
+    often = dataset("often", [f"text {i}\n\n{footer}" for i in range(11)])
+    seldom = dataset("seldom", [f"text {i}\n\n{footer}" for i in range(10)])
+    mask, report = overlap.held_out_overlap(often, [held_out])
+    assert not mask.any() and report["boilerplate"] == 1
+    mask, report = overlap.held_out_overlap(seldom, [held_out])
+    assert mask.all() and report["boilerplate"] == 0
+
+
+def test_a_paragraph_repeated_in_one_document_is_one_occurrence(dataset):
+    held_out = dataset("held", [f"mine\n\n{paragraph(5)}"])
+    train = dataset("train", ["\n\n".join([paragraph(5)] * 30)])
+    assert overlap.held_out_overlap(train, [held_out])[0].tolist() == [True]
+
+
+def test_nothing_in_common(dataset):
+    train = dataset("train", [paragraph(1), paragraph(2)])
+    mask, report = overlap.held_out_overlap(train, [dataset("held", [paragraph(3)])])
+    assert not mask.any() and report["examples"] == [] and report["tokens"] == 0
+    assert not overlap.held_out_overlap(train, [])[0].any()
+
+
+def test_shared_documents_go_by_whole_documents(dataset):
+    generic = dataset("generic", [paragraph(1), f"{paragraph(2)}\n\nmore"])
+    train = dataset("train", [paragraph(2), paragraph(1) + "\n", paragraph(3)])
+    assert overlap.shared_documents(train, generic).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("size", [3, 50, 1 << 20])
+def test_hash_ignores_whitespace_and_nothing_else(monkeypatch, size):
+    real = pieces
+    monkeypatch.setattr("planearly.data.text.pieces", lambda text, _: real(text, size))
+    same = ["a b c", " a\n\nb c ", "a\tb\u3000c\n", "a   \n \n\n  b\n\n\nc"]
+    assert len({text_hash(text) for text in same}) == 1
+    other = ["a bc", "abc", "a b c d", "A b c", "a b"]
+    assert len({text_hash(text) for text in [*same, *other]}) == 1 + len(other)
+
+
+def test_long_texts_hash_as_if_in_one_piece():
+    text = "\n\n".join(paragraph(i) for i in range(50))
+    long = text * 100  # 1.5 million characters
+    assert text_hash(long) == text_hash(" ".join(long.split()))
+    unbroken = "x" * 2_500_000
+    assert text_hash(unbroken) != text_hash(unbroken[:-1])
+    assert text_hash(unbroken) == text_hash(f" {unbroken}\n")
+    assert len(fingerprint(text)[1]) == 50

@@ -1,0 +1,205 @@
+"""Training, taking and saving tokenizers; encoding without loss, fast and exactly."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from planearly import keys
+from planearly.data import tokenizer as tk
+from planearly.data.corpus import Problems, resolve
+from planearly.data.encode import Encoder
+from planearly.data.text import pieces
+from planearly.errors import UserError
+
+PROSE = ("the small model learns from text that it's given, don't it? (yes) 12 of 345 x_y = {z};\n"
+         "\tdef f(a, b):  return a + b\n\nnaïve café, 中文字 ½ cup — “quoted”… 😀 ")
+WORDS = PROSE.split(" ")
+
+
+def corpus(n: int = 400) -> list[str]:
+    rng = np.random.default_rng(0)
+    return [" ".join(rng.choice(WORDS, 30)) for _ in range(n)]
+
+
+def trained(kind: str) -> Tokenizer:
+    made = tk.train(corpus(), keys.Tokenizer(kind=kind, vocab_size=400))
+    made.encode_special_tokens = True
+    return made
+
+
+TOKENIZERS = {kind: trained(kind) for kind in ("bpe", "unigram")}
+ENCODERS = {kind: Encoder(made) for kind, made in TOKENIZERS.items()}
+ODD = st.text(st.one_of(st.sampled_from(
+    " \n\t\r\v\f\x00\x1c\x1f\x85\xa0\u2003\u2028\u3000\u200b\ufeff0159²½Ⅷ٣'’sStTrvmldaZé̈中ßſ_-.,!(#"
+    "\u2581\ufffd\U0001F600\u0301"), st.characters(exclude_categories=["Cs"]))
+    , max_size=60)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@settings(max_examples=300, deadline=None)
+@given(text=ODD)
+@example(text=f"a{tk.EOT}b <|endoftext|>")
+@example(text="a  5  ² \n\n6\n 7 's 'll '' don''t")
+def test_round_trip_is_exact_and_has_no_special_token(kind, text):
+    made = TOKENIZERS[kind]
+    ids = made.encode(text, add_special_tokens=False).ids
+    assert 0 not in ids
+    assert made.decode(ids, skip_special_tokens=False) == text
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@settings(max_examples=500, deadline=None)
+@given(texts=st.lists(ODD, max_size=4))
+@example(texts=["a  5", "a  ²", "a \n x", "\n\nb", "it's", "!'re", "x 0 0a0 é0"])
+def test_encoder_gives_the_tokenizers_ids(kind, texts):
+    ids, counts = ENCODERS[kind].encode(texts)
+    expected = [TOKENIZERS[kind].encode(t, add_special_tokens=False).ids for t in texts]
+    assert ids.tolist() == [i for one in expected for i in one]
+    assert counts.tolist() == [len(e) for e in expected]
+
+
+def test_encoder_starts_its_table_afresh_when_it_is_full(monkeypatch):
+    monkeypatch.setattr("planearly.data.encode._TABLE_CHUNKS", 20)
+    encoder = Encoder(TOKENIZERS["bpe"])
+    for text in corpus(20):
+        assert encoder.encode([text])[0].tolist() == TOKENIZERS["bpe"].encode(text).ids
+        assert len(encoder._table) <= 20
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=ODD, size=st.integers(1, 12))
+def test_pieces_join_to_the_text(text, size):
+    cut = list(pieces(text, size))
+    assert "".join(cut) == text and all(len(piece) <= size for piece in cut)
+
+
+def test_cutting_a_long_text_at_spaces_does_not_change_its_tokens():
+    text = "\n\n".join(corpus(50))
+    cut = list(pieces(text, 200))
+    assert len(cut) > 40
+    for made in TOKENIZERS.values():
+        joined = [i for piece in cut for i in made.encode(piece).ids]
+        assert joined == made.encode(text).ids
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_training_repeats_and_special_token_is_zero(kind):
+    again = trained(kind)
+    assert again.to_str() == TOKENIZERS[kind].to_str()
+    assert again.token_to_id(tk.EOT) == 0
+    assert tk.vocab_size(again) == again.get_vocab_size() <= 400
+
+
+def test_saved_folder_loads_in_transformers_and_encodes_alike(tmp_path):
+    from transformers import AutoTokenizer
+
+    made = TOKENIZERS["bpe"]
+    tk.save(made, tmp_path, context=64)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    text = corpus()[3] + " 2024 é😀"
+    assert loaded(text)["input_ids"] == made.encode(text).ids
+    assert loaded.decode(loaded(text)["input_ids"]) == text
+    assert (loaded.bos_token, loaded.eos_token, loaded.eos_token_id) == (tk.EOT, tk.EOT, 0)
+    assert loaded.model_max_length == 64
+    assert tk.load(tmp_path).encode(text).ids == made.encode(text).ids
+    assert tk.eot_id(tmp_path) == 0
+
+
+def test_digest_follows_what_it_encodes(tmp_path):
+    tk.save(TOKENIZERS["bpe"], tmp_path / "a", 64)
+    tk.save(TOKENIZERS["bpe"], tmp_path / "b", 128)
+    tk.save(TOKENIZERS["unigram"], tmp_path / "c", 64)
+    assert tk.digest(tmp_path / "a") == tk.digest(tmp_path / "b") != tk.digest(tmp_path / "c")
+
+
+def write_lines(path, texts):
+    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), "utf-8")
+    return path
+
+
+def test_sample_is_even_over_files_and_repeats(tmp_path):
+    for name in "abcd":
+        write_lines(tmp_path / f"{name}.jsonl", [f"{name} {i} " + "x" * 90 for i in range(500)])
+    units = resolve([str(tmp_path)])
+    drawn = tk.sample(units, keys.Data(), 40_000, Problems(0.01))
+    assert 40_000 <= sum(map(len, drawn)) < 40_200
+    counts = [sum(t.startswith(name) for t in drawn) for name in "abcd"]
+    assert min(counts) > 65  # of about 100 each; 5 sigma of a binomial is 43
+    numbers = [int(t.split()[1]) for t in drawn]
+    assert 200 < np.mean(numbers) < 300  # not the head of the files
+    assert drawn == tk.sample(units, keys.Data(), 40_000, Problems(0.01))
+
+
+def test_sample_cuts_long_documents(tmp_path):
+    (tmp_path / "long.txt").write_text("word and more " * 20_000)
+    drawn = tk.sample(resolve([str(tmp_path)]), keys.Data(), 100_000, Problems(0.01))
+    assert 100_000 <= sum(map(len, drawn)) < 100_000 + 65_536
+    assert max(map(len, drawn)) <= 65_536
+
+
+def test_build_records_the_real_size(tmp_path):
+    write_lines(tmp_path / "a.jsonl", ["tiny text"])
+    meta = tk.build(keys.Tokenizer(vocab_size=5_000), keys.Data(),
+                    resolve([str(tmp_path / "a.jsonl")]), 64, tmp_path / "tok")
+    assert 257 <= meta["vocab_size"] < 300 and meta["eot_id"] == 0
+    assert meta["digest"] == tk.digest(tmp_path / "tok")
+
+
+def test_no_text_is_one_sentence(tmp_path):
+    (tmp_path / "a.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"no text to train.*a\.jsonl.*empty"):
+        tk.build(keys.Tokenizer(), keys.Data(), resolve([str(tmp_path / "a.jsonl")]), 64,
+                 tmp_path / "tok")
+
+
+def foreign(path, eot: str | None) -> Tokenizer:
+    """A tokenizer with another way of splitting, and a template that adds a token."""
+    made = Tokenizer(models.BPE(unk_token=None, byte_fallback=False))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Metaspace()
+    made.train_from_iterator(corpus(), trainers.BpeTrainer(
+        vocab_size=300, show_progress=False, special_tokens=["<pad>", *([eot] if eot else [])]))
+    made.save(str(path / "tokenizer.json"))
+    return made
+
+
+def test_foreign_tokenizer_keeps_its_own_end_token(tmp_path):
+    made = foreign(tmp_path, "</s>")
+    meta = tk.build(keys.Tokenizer(path=str(tmp_path)), keys.Data(), [], 64, tmp_path / "tok")
+    assert meta["eot"] == "</s>" and meta["eot_id"] == made.token_to_id("</s>") == 1
+    assert tk.eot_id(tmp_path / "tok") == 1
+    texts = ["the small model", "", "learns from text"]
+    ids, counts = Encoder(tk.load(tmp_path / "tok")).encode(texts)
+    expected = [made.encode(t, add_special_tokens=False).ids for t in texts]
+    assert ids.tolist() == [i for one in expected for i in one]
+    assert counts.tolist() == [len(e) for e in expected]
+
+
+def test_stated_end_token_goes_before_known_ones(tmp_path):
+    made = foreign(tmp_path, "<stop>")
+    stated = {"eos_token": {"content": "<stop>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(stated))
+    taken, eot = tk.take(str(tmp_path))
+    assert eot == "<stop>" and taken.token_to_id(eot) == made.token_to_id("<stop>")
+
+
+def test_tokenizer_without_end_token_is_refused(tmp_path):
+    foreign(tmp_path, None)
+    with pytest.raises(UserError, match="no end-of-text token"):
+        tk.take(str(tmp_path / "tokenizer.json"))
+
+
+def test_not_a_tokenizer(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="is not a tokenizer"):
+        tk.take(str(tmp_path))
+    with pytest.raises(UserError, match="no tokenizer"):
+        tk.take(str(tmp_path / "absent"))
+    with pytest.raises(UserError, match="no tokenizer at"):
+        tk.load(tmp_path / "absent")

@@ -1,0 +1,61 @@
+"""Trying a model from its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from planearly.errors import UserError
+from planearly.evaluate.generate import generate
+from small_models import model_folder
+
+PROMPT = "The quick"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_folder(tmp_path_factory.mktemp("model"))
+
+
+def test_greedy_equals_a_loop_over_the_logits(folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = [tokenizer.bos_token_id, *tokenizer(PROMPT)["input_ids"]]
+    prompt = len(ids)
+    for _ in range(5):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    expected = PROMPT + tokenizer.decode(ids[prompt:], skip_special_tokens=True)
+    assert generate(folder, PROMPT, 5, temperature=0) == expected
+
+
+def test_a_seed_repeats_and_leaves_the_global_generator_alone(folder: Path) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    texts = [generate(folder, PROMPT, 8, seed=seed) for seed in (1, 1, 2)]
+    assert torch.equal(torch.rand(3), expected)
+    assert texts[0] == texts[1] != texts[2]
+    assert all(text.startswith(PROMPT) for text in texts)
+
+
+def test_an_empty_prompt_begins_a_document(folder: Path) -> None:
+    assert generate(folder, "", 8)
+
+
+def test_the_context_is_never_exceeded(folder: Path) -> None:
+    assert generate(folder, PROMPT, 10_000).startswith(PROMPT)
+    with pytest.raises(UserError, match="reads 16: shorten the prompt"):
+        generate(folder, PROMPT * 20, 1)
+
+
+def test_settings_out_of_range(folder: Path) -> None:
+    for options in ({"temperature": -1}, {"top_p": 0}, {"max_new_tokens": 0}):
+        with pytest.raises(UserError, match="it must be"):
+            generate(folder, PROMPT, **options)
+    with pytest.raises(UserError, match="does not exist"):
+        generate(folder / "nowhere", PROMPT)

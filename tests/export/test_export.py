@@ -1,0 +1,147 @@
+"""Exported folders: whole or absent, loaded by plain transformers, their card well formed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from planearly.errors import UserError
+from planearly.export.folder import METHODS, conversion, export, model_card
+from planearly.model import hf
+from small_models import EOT, TEXT, small_model, tokenizer_folder
+
+SUMMARY = {"perplexity": 12.345, "ci95": [11.0, 14.0], "bits_per_byte": 1.2345, "tokens": 98_765}
+
+
+@pytest.mark.parametrize("ffn", ["swiglu", "gelu", "relu2"])
+def test_plain_transformers_loads_it(ffn: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+    model = small_model(ffn)
+    export(model.state_dict(), model.shape, tokenizer_folder(tmp_path / "tok"), tmp_path / "m", {})
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "m", trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "m", trust_remote_code=False)
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.eos_token_id) == (EOT, EOT, 0)
+    assert loaded.generation_config.eos_token_id == loaded.config.eos_token_id == 0
+    assert loaded.dtype == torch.float32
+    tokens = tokenizer(TEXT[0], return_tensors="pt").input_ids[:, :16]
+    assert tokenizer.decode(tokenizer(TEXT[3]).input_ids) == TEXT[3]
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), loaded(tokens).logits, rtol=0, atol=1e-5)
+
+
+def test_bfloat16_when_asked_for(tmp_path: Path) -> None:
+    model, tokenizer = small_model(), tokenizer_folder(tmp_path / "tok")
+    export(model.state_dict(), model.shape, tokenizer, tmp_path / "m", {}, "bfloat16")
+    saved = load_file(tmp_path / "m/model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
+    _, state = hf.from_hf(tmp_path / "m")
+    assert torch.equal(state["embed.weight"], model.embed.weight.bfloat16().float())
+    assert json.loads((tmp_path / "m/config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
+    model, tokenizer = small_model(), tokenizer_folder(tmp_path / "tok")
+    for name in "ab":
+        export(model.state_dict(), model.shape, tokenizer, tmp_path / name, {"method": "slm"})
+    first, second = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in "ab")
+    assert first == second
+    assert first["tokenizer.json"] == (tokenizer / "tokenizer.json").read_bytes()
+    assert set(first) == {"config.json", "generation_config.json", "model.safetensors",
+                          "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                          "README.md"}
+
+
+def test_a_failure_leaves_the_older_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = small_model(), tokenizer_folder(tmp_path / "tok")
+    export(model.state_dict(), model.shape, tokenizer, tmp_path / "m", {})
+    before = {p.name: p.read_bytes() for p in (tmp_path / "m").iterdir()}
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    with pytest.raises(UserError, match="disk is full"):
+        export(small_model("relu2").state_dict(), small_model("relu2").shape, tokenizer,
+               tmp_path / "m", {})
+    assert {p.name: p.read_bytes() for p in (tmp_path / "m").iterdir()} == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "tok"]
+
+
+def test_tokenizers_that_do_not_fit(tmp_path: Path) -> None:
+    model = small_model()
+
+    def attempt(folder: Path) -> None:
+        export(model.state_dict(), model.shape, folder, tmp_path / "m", {})
+
+    with pytest.raises(UserError, match="they do not belong together"):
+        attempt(tokenizer_folder(tmp_path / "large", entries=310))
+    with pytest.raises(UserError, match=r"tokenizer_config\.json does not exist"):
+        attempt(tmp_path / "nowhere")
+    tokenizer = tokenizer_folder(tmp_path / "tok")
+    (tokenizer / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(UserError, match="no eos_token"):
+        attempt(tokenizer)
+    assert not (tmp_path / "m").exists()
+
+
+def test_the_card_tells_what_it_was_given() -> None:
+    shape = small_model().shape
+    card = model_card(shape, {
+        "method": "slm-is", "domain": "pubmed", "recipe": "nano", "seed": 3,
+        "data": {"generic": ["../data/*.jsonl"], "pretrain_tokens": 5_000_000,
+                 "spec_tokens": 100_000},
+        "before": SUMMARY | {"perplexity": 20.5}, "after": SUMMARY,
+        "cost": {"tokens": 5_100_000, "flops": 2.5e14, "device_hours": 0.125, "device": "a CPU",
+                 "money": None},
+    }, "## GGUF")
+    for words in ("pubmed", METHODS["slm-is"], "`nano`, seed 3", "`../data/*.jsonl`", "5,000,000",
+                  "100,000", "| this model | 12.35 | 11.00 to 14.00 | 1.234 | 98,765 |",
+                  "| before fine-tuning | 20.50 |", "5.1M tokens", "250 TFLOP",
+                  "0.125 device-hours on a CPU", "at most 16 tokens", "## GGUF"):
+        assert words in card, words
+    assert "None" not in card
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["library_name"] == "transformers" and "slm-is" in front["tags"]
+
+
+def test_the_card_escapes_what_it_is_given() -> None:
+    nasty = "a|b\n# <script>x</script> [y](z) `q` *s*\n---"
+    card = model_card(small_model().shape, {
+        "method": nasty, "domain": nasty, "recipe": nasty, "data": {"generic": [nasty]},
+        "cost": {"device_hours": 1.0, "device": nasty}, "after": SUMMARY}, "")
+    assert yaml.safe_load(card.split("\n---\n")[0].removeprefix("---\n"))["tags"][1] == nasty
+    body = card.split("\n---\n", 1)[1]
+    outside = [part for line in body.split("\n") for part in line.split("`")[::2]]
+    assert not any("<script>" in part or "[y](z)" in part for part in outside)
+    assert sum(line.startswith("# ") for line in body.split("```")[0].split("\n")) == 1
+    assert not any(line.startswith("---") for line in body.split("\n"))
+
+
+def test_the_python_in_the_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                     capsys: pytest.CaptureFixture[str]) -> None:
+    model = small_model(context=64)
+    export(model.state_dict(), model.shape, tokenizer_folder(tmp_path / "tok"), tmp_path / "m", {})
+    monkeypatch.chdir(tmp_path / "m")
+    code = (tmp_path / "m/README.md").read_text().split("```python\n")[1].split("```")[0]
+    exec(code, {})
+    assert capsys.readouterr().out.startswith("Once")
+
+
+def test_the_card_tells_how_to_get_gguf_where_that_would_be_right(tmp_path: Path) -> None:
+    tokenizer = json.loads((tokenizer_folder(tmp_path) / "tokenizer.json").read_text())
+    assert "planearly gguf" in conversion(small_model().shape, tokenizer)
+    assert "planearly gguf" in conversion(small_model("relu2").shape, tokenizer)
+    assert "squared ReLU" in conversion(small_model("gelu").shape, tokenizer)
+    for other in ({"pre_tokenizer": {"type": "ByteLevel"}}, {"normalizer": {"type": "NFC"}}):
+        told = conversion(small_model().shape, tokenizer | other)
+        assert "convert_hf_to_gguf.py" in told and "planearly gguf" not in told
+    unigram = tokenizer | {"model": {"type": "Unigram"}}
+    assert "not a byte-level BPE" in conversion(small_model().shape, unigram)

@@ -1,0 +1,91 @@
+"""GGUF files: the same tensors and tokens as the folder's, and the same logits in llama.cpp."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from planearly.errors import UserError
+from planearly.export import gguf
+from planearly.export.folder import export
+from planearly.model import hf
+from planearly.model.transformer import Shape, Transformer
+from small_models import TEXT, small_model, tokenizer_folder
+
+TEXTS = [*TEXT[:6], "", " ", "a", "isn't 2024/05 3.14159e-10", "éà ü 日本語 🙂",
+         "  \n\n\tx = 12345 \n"]
+
+
+def folder_of(model: Transformer, place: Path) -> Path:
+    export(model.state_dict(), model.shape, tokenizer_folder(place / "tok"), place / "m", {})
+    return place / "m"
+
+
+def llama_cpp(file: Path) -> Any:
+    """llama.cpp with this model, on one thread and without flash attention."""
+    xllamacpp = pytest.importorskip("xllamacpp")
+    params = xllamacpp.CommonParams()
+    params.model.path = str(file)
+    params.n_ctx, params.warmup, params.cpuparams.n_threads = 256, False, 1
+    params.cpuparams_batch.n_threads = 1
+    return xllamacpp.Server(params)
+
+
+@pytest.mark.parametrize(("ffn", "kind", "most"), [
+    ("swiglu", "f32", 0.01), ("swiglu", "f16", 0.02), ("swiglu", "bf16", 0.1),
+    ("swiglu", "q8_0", 0.15), ("relu2", "f32", 0.01)])
+def test_llama_cpp_computes_the_same(ffn: str, kind: str, most: float, tmp_path: Path) -> None:
+    model = small_model(ffn, context=256)
+    folder = folder_of(model, tmp_path)
+    server = llama_cpp(gguf.write(folder, tmp_path / "m.gguf", kind))
+    _, tokenizer = hf.load(folder)
+    for text in TEXTS:
+        ids = tokenizer(tokenizer.bos_token + text)["input_ids"]
+        answer = server.handle_completions({
+            "prompt": text, "n_predict": 1, "n_probs": 10, "temperature": 0.0,
+            "cache_prompt": False,
+            "logit_bias": [[tokenizer.encode("a")[0], 1e3]]})  # of what is drawn, not of the odds
+        assert answer["usage"]["prompt_tokens"] == len(ids)
+        with torch.no_grad():
+            ours = model(torch.tensor([ids]))[0, -1].log_softmax(-1)
+        theirs = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        assert len(theirs) == 10
+        for one in theirs:
+            assert ours[one["id"]].item() == pytest.approx(one["logprob"], abs=most)
+
+
+def test_tensors_are_those_of_the_folder(tmp_path: Path) -> None:
+    from gguf import GGUFReader
+
+    model = Transformer(Shape(2, 32, 4, 48, 300, 16, tie_embeddings=False, kv_heads=2), seed=1)
+    reader = GGUFReader(gguf.write(folder_of(model, tmp_path), tmp_path / "m.gguf", "f32"))
+    state, shape = model.state_dict(), model.shape
+    found = {tensor.name: np.asarray(tensor.data) for tensor in reader.tensors}
+    assert sum(data.size for data in found.values()) == sum(t.numel() for t in state.values())
+    assert np.array_equal(found["token_embd.weight"], state["embed.weight"].numpy())
+    assert np.array_equal(found["output.weight"], state["head.weight"].numpy())
+    q, k, v = np.split(state["blocks.0.attn.qkv.weight"].numpy(), np.cumsum(shape.qkv_widths)[:2])
+    half = shape.head_dim // 2
+    for name, ours, heads in (("q", q, shape.heads), ("k", k, 2)):
+        theirs = found[f"blk.0.attn_{name}.weight"]
+        for row in range(len(ours)):
+            head, place = divmod(row, shape.head_dim)
+            twin = head * shape.head_dim + 2 * (place % half) + place // half
+            assert np.array_equal(theirs[twin], ours[row])
+        assert len(theirs) == heads * shape.head_dim
+    assert np.array_equal(found["blk.0.attn_v.weight"], v)
+
+
+def test_what_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    out = tmp_path / "m.gguf"
+    with pytest.raises(UserError, match="squared ReLU"):
+        gguf.write(folder_of(small_model("gelu"), tmp_path), out)
+    with pytest.raises(UserError, match="choose from f32, f16, bf16, q8_0"):
+        gguf.write(tmp_path / "m", out, "q4")
+    with pytest.raises(UserError, match="does not exist"):
+        gguf.write(tmp_path / "absent", out)
+    assert not out.exists() and not list(tmp_path.glob(".*"))

@@ -1,0 +1,64 @@
+"""Calibration runs real steps, is kept by device name, and plans use it."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+
+from planearly import keys
+from planearly.cost import devices
+from planearly.model import flops
+from planearly.model.transformer import Shape, Transformer
+from planearly.plan import calibrate
+from planearly.train import loop
+
+
+def tiny() -> keys.Recipe:
+    recipe = keys.Recipe(name="tiny", context=16)
+    recipe.tokenizer.vocab_size = 300
+    recipe.model = keys.Model(layers=1, d_model=32, heads=2, d_ff=64)
+    recipe.large = keys.Model(layers=1, d_model=64, heads=2, d_ff=128)
+    recipe.projected = keys.Projected(experts=3, rank=2, embedding=2)
+    recipe.pretrain = keys.Pretrain(batch_tokens=64, compile="no")
+    return recipe
+
+
+def test_a_calibration_is_what_plans_then_use(tmp_path: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANEARLY_CACHE", str(tmp_path))
+    for name in ("matmul_rate", "copy_rate"):
+        monkeypatch.setattr(calibrate, name,
+                            functools.partial(getattr(calibrate, name), seconds=0.05))
+    path = calibrate.calibrate(tiny(), seconds=0.1)
+    assert path.parent == tmp_path / "calibration"
+    found = devices.find()
+    assert found.calibrated and found.name == devices.here()
+    measured = devices.find_calibration(devices.here())
+    assert measured is not None and set(measured["shapes"]) == {"slm", "pn", "llm"}
+    small = measured["shapes"]["slm"]
+    shape = Shape.of(tiny().model, 300, 16)
+    assert small["flops_per_token"] == flops.training(shape)
+    assert small["flops_per_second"] == pytest.approx(
+        small["tokens_per_second"] * flops.training(shape))
+    assert found.rate == measured["matmul_flops"] and found.bandwidth == measured["bandwidth"]
+    assert found.projection_overhead == pytest.approx(
+        small["tokens_per_second"] / measured["shapes"]["pn"]["tokens_per_second"])
+
+
+def test_a_step_trains() -> None:
+    recipe = tiny()
+    shape = Shape.of(recipe.model, 300, 16)
+    model = Transformer(shape)
+    before = model.blocks[0].attn.qkv.weight.clone()  # type: ignore[union-attr, operator]
+    found = calibrate.steps(loop.Dense(model), shape, recipe.pretrain, 1, torch.device("cpu"), 0.0)
+    assert found["steps"] == 3 and found["tokens_per_second"] > 0
+    assert not torch.equal(before, model.blocks[0].attn.qkv.weight)  # type: ignore[union-attr]
+
+
+def test_rates_are_those_of_the_fastest_repetition() -> None:
+    rate, kind = calibrate.matmul_rate(torch.device("cpu"), seconds=0.01)
+    assert rate > 1e9 and kind in ("bfloat16", "float32")
+    assert calibrate.copy_rate(torch.device("cpu"), seconds=0.01) > 1e8

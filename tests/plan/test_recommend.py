@@ -1,0 +1,358 @@
+"""The paper's Figure 1 at its settings, what lies beyond it, and the command."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from planearly import config, units
+from planearly.cli import app, main
+from planearly.cost import devices, model
+from planearly.errors import UserError
+from planearly.model import flops
+from planearly.plan import recipes, show, sizes
+from planearly.plan.cli import register
+from planearly.plan.law import Law
+from planearly.plan.options import CHECKPOINT, METHODS, OpenModel, PlanInput
+from planearly.plan.recommend import Plan, recommend
+from planearly.stages.checkpoint import shape as training_shape
+from planearly.stages.methods import check_methods
+from small_models import model_folder
+
+M, B = 10**6, 10**9
+
+
+@pytest.fixture(autouse=True)
+def nothing_calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANEARLY_CACHE", str(tmp_path / "cache"))
+
+
+def planned(**changes: Any) -> Plan:
+    """The paper's setting: c4, 1M tokens of a domain, a limit of 126M, 650 A100-hours before."""
+    values: dict[str, Any] = {
+        "device": devices.from_sheet(devices.SHEETS[0]), "limit": 126 * M,
+        "generic_tokens": 150 * B, "spec_tokens": M, "generic_hours": 650,
+        "specialization_hours": 1, "domains": 50}
+    return recommend(PlanInput(**{**values, **changes}))
+
+
+# Figure 1 ----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("spec_tokens", [M, 8 * M, 64 * M])
+@pytest.mark.parametrize("domains", [1, 50])
+def test_a_large_inference_budget_takes_the_large_model(spec_tokens: int, domains: int) -> None:
+    for limit in (771 * M, 1500 * M, None):
+        made = planned(limit=limit, spec_tokens=spec_tokens, domains=domains,
+                       specialization_hours=130)
+        assert made.recommended == "llm"
+
+
+def test_a_small_model_and_a_large_specialization_budget_take_importance_sampling() -> None:
+    made = planned(specialization_hours=130, domains=1)
+    assert made.recommended == "slm-is"
+    assert made.row("slm-is").cost.generic.device_hours == 0
+    assert made.row("slm-is").cost.specialization.device_hours == pytest.approx(130)
+
+
+@pytest.mark.parametrize("domains", [1, 7, 50])
+def test_a_small_model_and_a_small_specialization_budget_take_a_projected_network(
+        domains: int) -> None:
+    assert planned(domains=domains).recommended == "slm-pn"
+
+
+def test_many_domains_take_a_projected_network_whatever_each_may_cost() -> None:
+    few, many = (planned(specialization_hours=130, domains=n) for n in (4, 6))
+    assert few.recommended == "slm-is" and many.recommended == "slm-pn"
+    even = next(e for e in few.break_evens if set(e["methods"]) == {"slm-is", "slm-pn"})
+    assert even["domains"] == pytest.approx(650 / 130, rel=0.02)
+    assert even["cheaper_below"] == "slm-is"
+    assert planned(specialization_hours=130, domains=1, domains_later=49).recommended == "slm-pn"
+
+
+def test_a_bank_too_large_for_the_device_takes_a_mixture() -> None:
+    t4 = devices.from_sheet(next(s for s in devices.SHEETS if s.name == "T4"))
+    made = planned(device=t4, generic_hours=10_000)
+    assert made.recommended == "slm-mix"
+    assert "memory" in made.row("slm-pn").why
+    assert planned(device=t4, devices=4, generic_hours=10_000).recommended == "slm-pn"
+
+
+# Beyond it ---------------------------------------------------------------------------------------
+
+def test_without_a_generic_budget_an_open_checkpoint_is_adapted() -> None:
+    smol = OpenModel("open-120m", 120 * M)
+    for changes in ({"generic_hours": 0}, {"generic_tokens": 0}):
+        assert planned(checkpoint=smol, **changes).recommended == CHECKPOINT
+        missing = planned(**changes)
+        assert missing.recommended == CHECKPOINT and "--checkpoint" in missing.reason
+    continued = planned(checkpoint=smol, generic_hours=0).row(CHECKPOINT)
+    assert continued.pretrain_tokens > 0
+    assert continued.cost.specialization.device_hours <= 1.001
+
+
+def test_a_checkpoint_beyond_the_inference_limit_is_not_recommended() -> None:
+    made = planned(checkpoint=OpenModel("open-1b", B), generic_hours=0)
+    assert "exceed the limit" in made.row(CHECKPOINT).why
+
+
+@pytest.mark.parametrize(("spec_tokens", "clusters"),
+                         [(M, 1024), (300_000, 256), (100_000, 64), (20_000, 16), (5_000, 4)])
+def test_a_small_set_takes_fewer_clusters_and_says_why(spec_tokens: int, clusters: int) -> None:
+    made = planned(spec_tokens=spec_tokens, specialization_hours=130, domains=1)
+    assert made.clusters == clusters
+    assert any("too few to estimate" in note for note in made.notes) == (clusters < 1024)
+
+
+def test_three_sentences_are_too_few_for_a_histogram() -> None:
+    made = planned(spec_tokens=60, specialization_hours=130, domains=1)
+    assert "histogram" in made.row("slm-is").why and made.recommended == "slm-pn"
+
+
+@pytest.mark.parametrize(("entropy", "clusters", "wide"), [
+    (3.20, 64, True), (4.54, 256, True), (5.64, 1024, True),  # wikipedia in the paper
+    (3.60, 64, True), (6.12, 1024, True),  # openwebtext2
+    (2.5, 64, False), (3.5, 1024, False), (4.2, 1024, False)])
+def test_a_wide_domain_takes_a_blend_or_importance_sampling(entropy: float, clusters: int,
+                                                            wide: bool) -> None:
+    small = planned(entropy=entropy, clusters=clusters)
+    assert small.recommended == "slm-pn"
+    assert small.expert == ("blend" if wide else "lowest-loss")
+    assert ("wide" in small.reason) == wide
+    large = planned(entropy=entropy, clusters=clusters, specialization_hours=130, domains=1)
+    assert large.recommended == "slm-is"
+
+
+def test_distillation_only_where_a_teacher_exists() -> None:
+    short_corpus = {"generic_tokens": 200 * M, "generic_hours": 100, "domains": 1}
+    assert not planned(**short_corpus).row("slm-d").feasible
+    taught = planned(**short_corpus, teacher=OpenModel("open-771m", 771 * M))
+    assert taught.recommended == "slm-d"
+    rich = planned(teacher=OpenModel("open-771m", 771 * M))
+    assert rich.recommended == "slm-pn" and any("teacher" in note for note in rich.notes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(limit=st.sampled_from([5 * M, 126 * M, 771 * M, None]),
+       generic_hours=st.sampled_from([0, 1, 100, 650, None]),
+       hours=st.sampled_from([0, 0.01, 1, 130, None]), domains=st.integers(1, 100),
+       tokens=st.sampled_from([0, M, B, 150 * B]), spec=st.sampled_from([60, M, 64 * M]),
+       teacher=st.booleans())
+def test_whatever_is_asked_the_advice_keeps_to_the_budgets(
+        limit: int | None, generic_hours: float | None, hours: float | None, domains: int,
+        tokens: int, spec: int, teacher: bool) -> None:
+    made = planned(limit=limit, generic_hours=generic_hours, specialization_hours=hours,
+                   domains=domains, generic_tokens=tokens, spec_tokens=spec,
+                   teacher=OpenModel("t", 771 * M) if teacher else None)
+    assert [row.method for row in made.rows] == list(METHODS)
+    chosen = made.row(made.recommended)
+    assert chosen.feasible or made.recommended == CHECKPOINT
+    for row in made.rows:
+        assert row.feasible or row.why
+        if row.feasible:
+            assert limit is None or row.cost.inference_params <= limit
+            assert generic_hours is None or \
+                row.cost.generic.device_hours <= generic_hours * 1.001 + 1e-9
+            assert hours is None or row.cost.specialization.device_hours <= hours * 1.001 + 1e-9
+            assert row.pretrain_tokens <= 4 * tokens
+        if row.method == "slm-d":
+            assert row.feasible <= teacher
+    json.dumps(made.to_dict())
+
+
+# Sizes -------------------------------------------------------------------------------------------
+
+def test_the_papers_limits_give_the_papers_shapes() -> None:
+    small, large = sizes.shape_for(126 * M), sizes.shape_for(771 * M)
+    assert (small.layers, small.d_model, small.d_ff, small.heads) == (7, 1024, 4096, 8)
+    assert (large.layers, large.d_model, large.d_ff, large.heads) == (7, 2816, 11264, 22)
+    made = planned()
+    assert made.setting.small == small and made.setting.large == large
+    assert planned(limit=771 * M).setting.large == large
+    assert planned(limit=771 * M).setting.small == small
+
+
+@given(st.integers(900_000, 20 * B))
+def test_shapes_keep_to_the_limit_and_use_most_of_it(limit: int) -> None:
+    shape = sizes.shape_for(limit)
+    assert flops.parameters(shape) <= limit
+    assert shape.d_model % shape.heads == 0 and shape.d_model // shape.heads in (32, 64, 128)
+    assert limit < 30 * M or flops.parameters(shape) > 0.6 * limit
+
+
+def test_a_limit_in_bytes_or_in_speed() -> None:
+    assert sizes.limit_from_bytes(252 * M, "bf16") == 126 * M
+    assert sizes.limit_from_bytes(150 * M, "q8_0") == pytest.approx(141 * M, rel=0.01)
+    l4 = devices.find("l4")
+    fast, slow = (sizes.limit_from_speed(v, l4, "bf16") for v in (1000, 100))
+    assert slow == pytest.approx(10 * fast, rel=1e-6)
+    assert fast * 2 * 1000 == pytest.approx(0.6 * 300e9, rel=1e-6)
+
+
+# Perplexity, recipes, pages -----------------------------------------------------------------------
+
+def test_perplexity_comes_from_a_law_where_it_covers_the_case() -> None:
+    law = Law(axes=("pretrain_tokens",), scale=(1e9,), floor=2.0, coefficients=(1.0,),
+              exponents=(0.3,), seen={"params": (1.2e8, 1.25e8), "pretrain_tokens": (1e10, 1e11),
+                                      "spec_tokens": (1e6, 1e6)},
+              residuals=(0.01, -0.01), refits=((2.0, 1.01, 0.3), (2.0, 0.99, 0.3)), runs=9)
+    made = planned(laws={"slm": law})
+    found = made.row("slm").perplexity
+    tokens = made.row("slm").pretrain_tokens
+    assert found is not None
+    assert found["perplexity"] == pytest.approx(math.exp(2 + (tokens / 1e9) ** -0.3))
+    assert made.row("slm-pn").perplexity is None
+    far = planned(laws={"slm": law}, spec_tokens=64 * M).row("slm")
+    assert far.perplexity is None and "outside" in far.perplexity_note
+
+
+@pytest.mark.parametrize("limit", [4 * M, 126 * M])
+def test_recipes_load_and_hold_the_plans_shapes(limit: int, tmp_path: Path) -> None:
+    made = planned(limit=limit, specialization_hours=130, price=2.0,
+                   teacher=OpenModel("t", 771 * M))
+    written = recipes.write(made, tmp_path, ["corpus.jsonl"], ["mine.jsonl"])
+    assert {"slm-pn.yaml", "slm-is.yaml", "slm.yaml"} <= {path.name for path in written}
+    for path in written:
+        loaded = config.load(path)
+        assert loaded.methods == [path.stem] and loaded.generic == ["corpus.jsonl"]
+        assert loaded.model.d_model == made.setting.small.d_model
+        assert loaded.pretrain_tokens == max(round(made.row(path.stem).pretrain_tokens), 1)
+        assert loaded.cost.price_per_hour == 2.0
+
+
+@pytest.mark.parametrize(("generic", "hours", "methods"), [
+    (150 * B, 0, ["slm-is"]), (150 * B, None, ["slm-is"]), (0, 0, ["slm"])])
+def test_the_recipe_of_an_open_checkpoint_runs_up_to_its_folder(
+        generic: int, hours: float | None, methods: list[str], tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "open", context=64)
+    checkpoint = OpenModel(str(folder), 120 * M, 64)
+    made = planned(checkpoint=checkpoint, generic_tokens=generic, generic_hours=hours)
+    written = recipes.write(made, tmp_path, ["corpus.jsonl"] if generic else [], ["mine.jsonl"])
+    loaded = config.load(next(path for path in written if path.stem == CHECKPOINT))
+    assert loaded.methods == methods and loaded.start == str(folder) and loaded.context == 64
+    assert loaded.pretrain_tokens == round(made.row(CHECKPOINT).pretrain_tokens)
+    assert loaded.reads_generic == bool(generic)
+    check_methods(loaded)
+    assert training_shape(loaded).vocab_size == 300
+    with pytest.raises(UserError, match="reads 64 tokens"):
+        check_methods(config.load(tmp_path / f"{CHECKPOINT}.yaml", ["context=128"]))
+
+
+def test_the_page_is_whole_and_escaped() -> None:
+    made = planned(specialization_hours=130, checkpoint=OpenModel("<script>", 120 * M))
+    page = str(show.section(made))
+    assert "<svg" in page and page.count("<polyline") == sum(r.feasible for r in made.rows)
+    assert "<script>" not in page and "&lt;script&gt;" in page
+    drawn = ElementTree.fromstring(str(show.curve(made)))
+    for line in drawn.iter("polyline"):
+        places = [tuple(map(float, p.split(","))) for p in line.attrib["points"].split()]
+        assert all(60 <= x <= 510 and 10 <= y <= 320 for x, y in places)
+
+
+# The command --------------------------------------------------------------------------------------
+
+ASKED = ["plan", "--inference-params", "126M", "--generic-tokens", "150B", "--spec-tokens", "1M",
+         "--device", "a100", "--generic-hours", "650", "--specialization-hours", "1",
+         "--domains", "50"]
+
+if not any(command.callback and command.callback.__name__ == "plan"
+           for command in app.registered_commands):
+    register(app)
+
+
+def test_the_command_prints_one_json_object() -> None:
+    result = CliRunner().invoke(app, [*ASKED, "--json"])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["recommended"] == "slm-pn"
+    loaded = yaml.safe_load(json.loads(result.stdout)["recipes"]["slm-pn"])
+    assert loaded["methods"] == ["slm-pn"]
+
+
+def test_the_command_prints_text_and_writes_recipes(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, [*ASKED, "--out", str(tmp_path / "plan")])
+    assert result.exit_code == 0 and "Recommended: slm-pn" in result.stdout
+    assert {"plan.json", "plan.html", "slm-pn.yaml"} <= {
+        path.name for path in (tmp_path / "plan").iterdir()}
+
+
+def test_money_is_hours_at_the_price() -> None:
+    asked = [a for a in ASKED if a not in ("--generic-hours", "650")]
+    result = CliRunner().invoke(app, [*asked, "--generic-money", "$1300", "--price", "2", "--json"])
+    rows = {row["method"]: row for row in json.loads(result.stdout)["methods"]}
+    assert rows["slm"]["cost"]["generic"]["device_hours"] == pytest.approx(650)
+    assert rows["slm"]["cost"]["generic"]["money"] == pytest.approx(1300)
+
+
+def test_a_recipe_is_costed_stage_by_stage() -> None:
+    asked = ["plan", "slm-126m", "spec_tokens=1M", "domains=[a,b]", "methods=[slm,slm-is]",
+             "pretrain_tokens=1B", "--device", "a100", "--json"]
+    found = json.loads(CliRunner().invoke(app, asked).stdout)
+    hours = {entry["stage"]: entry["device_hours"] for entry in found["stages"]}
+    assert set(hours) == {"pretrain/slm", "specialize/slm.a", "specialize/slm.b",
+                          "pretrain/slm-is.a", "pretrain/slm-is.b", "specialize/slm-is.a",
+                          "specialize/slm-is.b"}
+    assert hours["pretrain/slm"] == hours["pretrain/slm-is.a"] == pytest.approx(2.2, rel=0.15)
+    assert found["total"]["device_hours"] == pytest.approx(sum(hours.values()))
+
+
+@pytest.mark.parametrize(("flags", "says"), [
+    (["--device", "abacus"], "planearly calibrate"),
+    (["--inference-params", "50GB"], "should be a count"),
+    (["--inference-params", "0"], "must be positive"),
+    (["--inference-params", "10"], "below the smallest model"),
+    (["--generic-hours", "126M"], "should be a time"),
+    (["--generic-hours", "3parsecs"], "should be a time"),
+    (["--inference-bytes", "2h"], "number of bytes"),
+    (["--generic-money", "300"], "needs --price"),
+    (["--price", "2h"], "should be an amount"),
+    (["--domains", "0"], "at least one domain"),
+    (["--devices", "0"], "at least one device"),
+    (["--generic-tokens", "no/such/file"], "does not exist"),
+    (["--entropy", "3"], "goes with --clusters"),
+    (["--entropy", "9", "--clusters", "16"], "at most 2.77 nats"),
+    (["--quantization", "q9"], "unknown quantisation"),
+    (["--checkpoint", "model"], "NAME:PARAMETERS"),
+    (["--inference-speed", "0"], "positive number of tokens"),
+])
+def test_bad_input_is_one_clear_sentence(flags: list[str], says: str,
+                                         capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*ASKED, *flags])
+    assert stopped.value.code == 2
+    text = capsys.readouterr().err.strip()
+    assert re.search(says, text) and text.count("\n") == 0 and text.startswith("planearly: ")
+
+
+def test_negative_numbers_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*ASKED, "--generic-hours", "-5"])
+    assert "not negative" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "value"),
+                         [("$300", 300), ("300 USD", 300), ("2.5k", 2500), ("1,200", 1200)])
+def test_money_is_read_as_people_write_it(text: str, value: float) -> None:
+    assert units.money(text) == value
+
+
+def test_money_refuses_other_units() -> None:
+    for text in ("5GB", "2h", "-3"):
+        with pytest.raises(UserError):
+            units.money(text)
+
+
+def test_total_of_one_domain_is_generic_and_specialization() -> None:
+    made = planned()
+    for row in made.rows:
+        both = row.cost.generic + row.cost.specialization * 50
+        assert row.total.device_hours == pytest.approx(both.device_hours)
+        assert isinstance(row.cost, model.MethodCost)

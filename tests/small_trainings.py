@@ -1,0 +1,51 @@
+"""A stream, a model and a training small enough for a test of the loop."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from planearly import keys, tensors
+from planearly.data.dataset import IGNORE
+from planearly.data.streams import Batch
+from planearly.model.transformer import Shape, Transformer
+from planearly.train import loop
+from planearly.train.loop import Dense
+
+SHAPE = Shape(layers=2, d_model=32, heads=2, d_ff=48, vocab_size=50, context=16)
+
+
+class Words:
+    """A stream of rows that are a function of their place; every fourth row is half padding."""
+
+    context = SHAPE.context
+
+    def batch(self, start: int, stop: int) -> Batch:
+        tokens = np.stack([
+            np.random.default_rng(place).integers(0, 50, self.context + 1).cumsum() % 50
+            for place in range(start, stop)
+        ])
+        targets = tokens[:, 1:].copy()
+        targets[np.arange(start, stop) % 4 == 0, self.context // 2:] = IGNORE
+        groups = np.arange(start, stop) % 3
+        return Batch(torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(targets), groups)
+
+
+def settings(**values) -> keys.Train:
+    base = {"batch_tokens": 8 * 16, "log_steps": 3, "compile": "no", "precision": "fp32"}
+    return keys.Train(**{**base, **values})
+
+
+def run(folder: Path, steps: int = 12, train: keys.Train | None = None, **more):
+    model = Transformer(SHAPE, seed=1)
+    outcome = loop.train(
+        Dense(model), Words(), steps, train or settings(), folder, name="t", **more)
+    return outcome, tensors.load_tensors(folder / loop.FINAL)[0]
+
+
+def same(one, other) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+class Killed(BaseException):
+    pass

@@ -1,0 +1,245 @@
+"""Starting from an open checkpoint: its shape, tokens and weights; and what cannot."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from planearly import config, keys, tensors
+from planearly.cost import devices
+from planearly.errors import UserError
+from planearly.export import bundle
+from planearly.files import read_json, write_json
+from planearly.model.transformer import Transformer
+from planearly.plan import recipes
+from planearly.plan.options import CHECKPOINT, OpenModel, PlanInput
+from planearly.plan.recommend import recommend
+from planearly.stages import checkpoint, pipeline
+from planearly.stages.folder import Run
+from planearly.train import loop
+from small_models import tokenizer_folder
+from small_runs import recipe
+
+PROJECTED = {"experts": 3, "rank": 2, "embedding": 3}
+CONTEXT = 64
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    """An open checkpoint: Llama with grouped queries, its output matrix padded, as often."""
+    return llama_folder(tmp_path / "llama")
+
+
+def llama_folder(folder: Path, seed: int = 0, entries: int = 300, **changed) -> Path:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    LlamaForCausalLM(LlamaConfig(**{
+        "vocab_size": entries + 4, "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": CONTEXT, "initializer_range": 0.1, "tie_word_embeddings": True,
+        "rope_theta": 5000.0, **changed})).save_pretrained(folder)
+    return tokenizer_folder(folder, entries)
+
+
+def settings(root: Path, start: Path | None, **over) -> keys.Recipe:
+    return recipe(root, **{"start": str(start) if start else None, "methods": ["slm"],
+                           "context": 48, **over})
+
+
+def expected(folder: Path, inputs: torch.Tensor) -> torch.Tensor:
+    from transformers import AutoModelForCausalLM
+
+    with torch.no_grad():
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(inputs).logits
+
+
+@pytest.mark.slow
+def test_every_method_begins_as_the_checkpoint(made, llama, tmp_path):
+    out = tmp_path / "run"
+    methods = ["slm", "slm-is", "slm-pn", "slm-mix"]
+    asked = settings(made, llama, methods=methods, projected=PROJECTED, mixture={"experts": 3})
+    results = pipeline.run(asked, out)
+    assert [row["method"] for row in results["rows"]] == methods
+    for row in results["rows"]:
+        found = read_json(out / row["model"] / "config.json")
+        assert found["num_key_value_heads"] == 2 and found["rope_theta"] == 5000.0
+        assert found["vocab_size"] == 304 and found["max_position_embeddings"] == asked.context
+        assert str(llama) in (out / row["model"] / "README.md").read_text()
+        assert row["ppl_after"] < row["ppl_before"]
+    # its text is cut by the checkpoint's own tokens
+    (tokens,) = out.glob("tokenizer-*")
+    assert checkpoint.other_vocabulary(checkpoint.tokenizer.load(tokens), llama) is None
+    # all that is trained depends on the checkpoint's files, and was made from it
+    (start,) = out.glob("pretrain/start-*")
+    fingerprint = read_json(start / "manifest.json")["fingerprint"]
+    trained = [read_json(p) for p in out.glob("pretrain/slm*/manifest.json")]
+    assert len(trained) == 6
+    assert all(stage["inputs"]["start"] == fingerprint for stage in trained)
+    again = pipeline.run(asked, out)
+    assert again["rows"] == results["rows"]
+    assert len(list(out.glob("pretrain/*"))) == 7
+
+
+@pytest.mark.slow
+def test_experts_at_step_0_are_the_checkpoint(made, llama, tmp_path, monkeypatch):
+    seen = []
+
+    def train(model, stream, steps, *args, **kwargs):
+        seen.append(model)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "train", train)
+    for methods in (["slm-pn"], ["slm"]):
+        asked = settings(made, llama, methods=methods, projected=PROJECTED)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run(asked, tmp_path / "run")
+    inputs = torch.arange(16)[None] * 7
+    network, dense = seen
+    logits = expected(llama, inputs)
+    assert logits.std() > 0.1
+    torch.testing.assert_close(dense.body(inputs), logits, rtol=0, atol=1e-5)
+    for expert in range(3):
+        model = Transformer(network.shape)
+        tensors.set_weights(model, network.materialise(expert), "expert")
+        with torch.no_grad():
+            torch.testing.assert_close(model(inputs), logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_is_as_if_uninterrupted(made, llama, tmp_path, monkeypatch):
+    asked = settings(made, llama, methods=["slm-pn"], projected=PROJECTED)
+    pipeline.run(asked, tmp_path / "whole", "pretrain")
+    monkeypatch.setenv("PLANEARLY_CHECKPOINT_EVERY_STEP", "1")
+    accumulate, done = loop.accumulate, []
+
+    def interrupted(*args):
+        if len(done) == 9:
+            raise KeyboardInterrupt
+        done.append(1)
+        return accumulate(*args)
+
+    monkeypatch.setattr(loop, "accumulate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(asked, tmp_path / "cut", "pretrain")
+    monkeypatch.setattr(loop, "accumulate", accumulate)
+    pipeline.run(asked, tmp_path / "cut", "pretrain")
+    one, two = (load_file(next(root.glob("pretrain/slm-pn-*/final.safetensors")))
+                for root in (tmp_path / "whole", tmp_path / "cut"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_without_pretraining_it_is_fine_tuned_as_it_is(made, llama, tmp_path):
+    out = tmp_path / "run"
+    asked = settings(made, llama, pretrain_tokens=0, generic=[], large_start=str(llama),
+                     methods=["slm", "slm-nopt", "llm"],
+                     finetune={"batch_tokens": 128, "max_epochs": 1, "scratch_epochs": 1})
+    slm, nopt, llm = pipeline.run(asked, out)["rows"]
+    assert slm["pretrain_tokens"] == 0 and slm["generic_cost"]["flops"] == 0
+    assert slm["ppl_after"] < slm["ppl_before"] and slm["generic_ppl"] is None
+    assert (llm["ppl_before"], llm["ppl_after"]) == (slm["ppl_before"], slm["ppl_after"])
+    assert nopt["ppl_before"] is None and nopt["params"] == slm["params"]
+    assert not list(out.glob("generic-*")) and not list(out.glob("clusters-*"))
+    # with a generic corpus, what fine-tuning forgets of it is reported
+    also = settings(made, llama, pretrain_tokens=0,
+                    finetune={"batch_tokens": 128, "max_epochs": 1})
+    with_generic = pipeline.run(also, out)["rows"][0]
+    assert with_generic["generic_ppl"] > 0
+    assert with_generic["ppl_after"] == slm["ppl_after"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("generic_tokens", [0, 20_000])
+def test_a_planned_checkpoint_runs(made, llama, tmp_path, generic_tokens):
+    plan = recommend(PlanInput(
+        device=devices.from_sheet(devices.SHEETS[0]), limit=2_000_000, spec_tokens=5_000,
+        generic_tokens=generic_tokens, generic_hours=0,
+        checkpoint=OpenModel(str(llama), 1_000_000, CONTEXT)))
+    assert plan.recommended == CHECKPOINT
+    generic = [str(made / "generic.jsonl")] if generic_tokens else []
+    (path,) = (p for p in recipes.write(plan, tmp_path, generic, [str(made / "domains" / "law")])
+               if p.stem == CHECKPOINT)
+    few = ["finetune.max_steps=3", "finetune.batch_tokens=512", "pretrain.batch_tokens=2048",
+           "data.generic_eval_tokens=500"]
+    row = pipeline.run(config.load(path, few), tmp_path / "run", "export")["rows"][0]
+    assert row["method"] == ("slm-is" if generic_tokens else "slm")
+    assert (row["pretrain_tokens"] > 0) == bool(generic_tokens)
+    assert row["ppl_after"] < row["ppl_before"]
+
+
+@pytest.mark.slow
+def test_a_model_of_ours_is_a_checkpoint_too(made, tmp_path):
+    first = pipeline.run(settings(made, None), tmp_path / "first")["rows"][0]
+    folder = tmp_path / "first" / first["model"]
+    again = pipeline.run(settings(made, folder, pretrain_tokens=0), tmp_path / "again")["rows"][0]
+    assert again["ppl_before"] == pytest.approx(first["ppl_after"], rel=1e-5)
+
+
+def test_a_run_without_a_checkpoint_is_addressed_as_before(made, llama, tmp_path):
+    out, made_by = tmp_path / "run", {}
+    for start in (None, llama, llama_folder(tmp_path / "other", seed=1)):
+        run = Run(out, settings(made, start))
+        with run.opened():
+            stage = checkpoint.checkpoint(run)
+            made_by[start] = stage
+            assert (stage is None) == (start is None)
+            shape = checkpoint.shape(run.recipe)
+            assert shape is None or shape.kv_heads == 2
+    assert len({*made_by.values()}) == 3  # the files count, not their place
+    shutil.copytree(llama, tmp_path / "moved")
+    run = Run(out, settings(made, tmp_path / "moved"))
+    with run.opened():
+        assert checkpoint.checkpoint(run) == made_by[llama]
+
+
+def test_what_cannot_start_is_one_sentence_before_anything_runs(made, llama, tmp_path):
+    out = tmp_path / "run"
+
+    def refused(match: str, start: Path | None = llama, **over) -> None:
+        with pytest.raises(UserError, match=match):
+            pipeline.run(settings(made, start, **over), out)
+        assert not list(out.glob("generic-*"))
+
+    refused("'start': .*nowhere does not exist", tmp_path / "nowhere")
+    refused("has no config.json", made)
+    refused("reads 64 tokens, fewer than 'context', 128", context=128)
+    refused("'bundle' is one", bundle="x")
+    refused("at least 2", methods=["slm-pn"], projected={**PROJECTED, "rank": 1})
+    refused("'projected.deviation' above 0", methods=["slm-pn"],
+            projected={**PROJECTED, "deviation": 0.0})
+    refused("0, but slm-is has to pretrain; only slm", pretrain_tokens=0, methods=["slm-is"])
+    refused("llm then needs 'large_start'", pretrain_tokens=0, methods=["llm"])
+    with pytest.raises(UserError, match=r"pretrain_tokens' is 0.*positive, or 0 to fine-tune"):
+        config.override({"pretrain_tokens": 0})
+    bert = tmp_path / "bert"
+    shutil.copytree(llama, bert)
+    write_json(bert / "config.json", {**read_json(llama / "config.json"), "model_type": "bert"})
+    refused("architecture 'bert'", bert)
+    own = tokenizer_folder(tmp_path / "own", entries=280)
+    refused("'start': the checkpoint in .* another vocabulary .*missing here.*leave 'tokenizer",
+            tokenizer={"path": str(own / "tokenizer.json")})
+    refused("'large_start': the checkpoint in .* another vocabulary",
+            large_start=str(llama_folder(tmp_path / "large", entries=290)))
+    small = llama_folder(tmp_path / "small", vocab_size=299)
+    refused("more entries than its model, 299", small)
+    refused("slm-d cannot teach the checkpoint of 'start': it has 304 entries",
+            methods=["slm-d"], large_start=str(llama))
+
+
+def test_weights_that_do_not_fit_their_configuration_are_one_sentence(llama):
+    weights = load_file(llama / "model.safetensors")
+    weights["model.layers.0.self_attn.k_proj.weight"] = torch.zeros(32, 32)
+    save_file(weights, llama / "model.safetensors", metadata={"format": "pt"})
+    sentence = r"k_proj.weight' has shape \[32, 32\] and its config.json asks for \[16, 32\]"
+    with pytest.raises(UserError, match=sentence):
+        checkpoint.hf.from_hf(llama)
+
+
+def test_a_bundle_that_began_as_a_checkpoint_no_longer_needs_it():
+    kept = bundle.kept_recipe(config.override({"start": "/somewhere", "large_start": "x"}))
+    assert not {"start", "large_start"} & kept.keys()

@@ -1,0 +1,105 @@
+"""Stages in one process: held-out text stays out of training, weights fit what is drawn."""
+
+import numpy as np
+
+from planearly.data.dataset import TokenDataset
+from planearly.data.pack import Rows
+from planearly.data.sample import Sampler
+from planearly.files import read_array, read_json
+from planearly.stages import clusters, corpus, pipeline, training
+from planearly.stages.folder import Run, facts
+from small_runs import recipe
+
+
+def opened(root, out, **over) -> Run:
+    return Run(out, recipe(root, methods=["slm", "slm-is"], **over))
+
+
+def test_held_out_text_in_the_generic_corpus_is_told_and_not_trained_on(
+        made, tmp_path, capsys):
+    test = (made / "domains" / "law" / "test.jsonl").read_text().splitlines()
+    generic = made / "generic.jsonl"
+    generic.write_text(generic.read_text() + "\n" + "\n".join(test[:3]))
+    run = opened(made, tmp_path / "run")
+    with run.opened():
+        kept = corpus.kept(run)
+        assert facts(kept)["overlap"]["documents"] == 3
+        assert "3 documents of the generic corpus hold text of a valid or test" in (
+            capsys.readouterr().err)
+        excluded = np.flatnonzero(read_array(kept / "excluded.npy"))
+        dataset = TokenDataset(corpus.generic(run))
+        assert set(excluded) >= set(range(len(dataset.documents) - 3, len(dataset.documents)))
+        rows = Rows.load(clusters.rows(run, 3))
+        trained = set(dataset.windows["document"][rows.windows].tolist())
+        assert not trained & set(excluded.tolist())
+
+
+def test_a_domain_without_overlap_costs_no_new_pretraining(made, tmp_path):
+    other = made / "domains" / "farm"
+    other.mkdir()
+    for split in ("train", "valid", "test"):
+        lines = (made / "domains" / "law" / f"{split}.jsonl").read_text()
+        (other / f"{split}.jsonl").write_text(lines.replace("court", "goat"))
+    out = tmp_path / "run"
+    pipeline.run(recipe(made, methods=["slm"], domains=["law"]), out, "pretrain")
+    pipeline.run(recipe(made, methods=["slm"], domains=["law", "farm"]), out, "pretrain")
+    assert len(list(out.glob("kept-*"))) == 2
+    assert len(list(out.glob("pretrain/slm-*"))) == 1
+
+
+def test_weights_are_what_is_drawn_and_the_cap_holds(made, tmp_path):
+    run = opened(made, tmp_path / "run", importance={"max_epochs": 2.0})
+    with run.opened():
+        stage = clusters.importance_weights(run, "law")
+        rows = np.diff(Rows.load(clusters.rows(run, 3)).group_offsets)
+        sampler = Sampler(rows, training.weights_of(stage), clusters.sampler_seed(run))
+        drawn = sampler.counts(clusters.planned_rows(run.recipe))
+        assert np.all(drawn <= 2 * rows)
+        expected = np.asarray(read_json(stage / "clusters.json")["epochs"]) * rows
+        np.testing.assert_allclose(drawn, expected, atol=1e-6)
+        share = read_array(stage / "domain.npy")
+        assert share.argmax() == drawn.argmax()
+
+
+def test_windows_up_to_a_limit_are_nested_and_whole(made, tmp_path):
+    run = opened(made, tmp_path / "run")
+    with run.opened():
+        dataset = TokenDataset(corpus.generic(run))
+        allowed = np.ones(len(dataset.documents), bool)
+        small, large = (corpus.documents_up_to(dataset, allowed, n, 0) for n in (500, 2000))
+        assert set(small) < set(large)
+        tokens = dataset.windows["length"][small].sum()
+        assert 500 <= tokens < 500 + dataset.context
+        assert len(corpus.documents_up_to(dataset, allowed, None, 0)) == len(dataset)
+        # whole documents have all their bytes, parts their share
+        assert corpus.text_bytes(dataset, np.arange(len(dataset))) == dataset.meta["n_bytes"]
+        assert corpus.text_bytes(dataset, small) < corpus.text_bytes(dataset, large)
+
+
+def test_a_document_in_both_corpora_is_trained_on_as_the_domain_s(made, tmp_path):
+    train = (made / "domains" / "law" / "train.jsonl").read_text().splitlines()
+    generic = made / "generic.jsonl"
+    generic.write_text(generic.read_text() + "\n" + "\n".join(train[:2]))
+    run = opened(made, tmp_path / "run")
+    with run.opened():
+        kept = corpus.kept(run)
+        assert facts(kept)["also_in_train"] == {"law": 2}
+        last = len(TokenDataset(corpus.generic(run)).documents) - 1
+        assert read_array(kept / "excluded.npy")[[last - 1, last]].all()
+
+
+def test_replay_and_mixed_pretraining_train_and_are_booked(made, tmp_path):
+    mixed = recipe(
+        made, methods=["slm", "slm-is"],
+        finetune={"batch_tokens": 128, "compile": "no", "max_epochs": 3, "replay_share": 0.25},
+        pretrain={"batch_tokens": 128, "compile": "no", "specialization_share": 0.25})
+    out = tmp_path / "run"
+    rows = pipeline.run(mixed, out)["rows"]
+    assert all(row["ppl_after"] < row["ppl_before"] for row in rows)
+    (tuned,) = out.glob("specialize/slm-is.law-*/manifest.json")
+    assert "rows" in read_json(tuned)["inputs"]
+    (base,) = out.glob("pretrain/slm-is.law-*/manifest.json")
+    assert read_json(base)["settings"]["specialization_share"] == 0.25
+    drawn = np.sum(read_json(base)["epochs"]["rows_drawn"])
+    planned = mixed.pretrain_tokens // mixed.context
+    assert abs(drawn - 0.75 * planned) <= 1

@@ -1,0 +1,149 @@
+"""Run folders: done once, redone when an input changes, continued, never half-written."""
+
+import errno
+import json
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from planearly import files, keys
+from planearly.errors import UserError
+from planearly.stages.folder import Run, facts
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path / "out", keys.Recipe())
+
+
+def stage(run, calls, name="a", settings=None, inputs=None):
+    def build(folder):
+        calls.append(name)
+        (folder / "result").write_text(name)
+        return {"found": len(calls)}
+
+    return run.stage(name, settings or {}, inputs or {}, build)
+
+
+def test_a_finished_stage_is_done_once(run):
+    calls: list[str] = []
+    first, second = stage(run, calls), stage(run, calls)
+    assert first == second and calls == ["a"]
+    assert facts(first)["found"] == 1
+    assert stage(Run(run.out, run.recipe), calls) == first and calls == ["a"]
+
+
+def test_a_change_redoes_exactly_what_depends_on_it(run):
+    calls: list[str] = []
+    for value in (1, 2, 1):
+        top = stage(run, calls, "top", {"x": value})
+        side = stage(run, calls, "side")
+        stage(run, calls, "below", inputs={"top": top})
+        stage(run, calls, "beside", inputs={"side": side})
+    # the second value makes two stages again; going back to the first makes none
+    assert calls == ["top", "side", "below", "beside", "top", "below"]
+
+
+def test_an_interrupted_stage_finds_what_it_left(run):
+    seen = []
+
+    def build(folder):
+        seen.append(sorted(p.name for p in folder.iterdir()))
+        if len(seen) == 1:
+            (folder / "part").write_text("x")
+            (folder / ".result.json.123.tmp").write_text("half of a file, by a killed writer")
+            raise KeyboardInterrupt
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        run.stage("s", {}, {}, build)
+    run.stage("s", {}, {}, build)
+    assert seen == [[], ["part"]]
+
+
+def test_two_processes_do_not_share_a_folder(run):
+    other = Run(run.out, run.recipe)
+    with run.opened(), pytest.raises(UserError, match="another planearly works in"), other.opened():
+        pass
+    with other.opened():
+        pass
+
+
+def test_other_settings_are_told_and_nothing_is_lost(run, capsys):
+    calls: list[str] = []
+    with run.opened():
+        first = stage(run, calls, settings={"context": 256})
+    other = Run(run.out, keys.Recipe(context=128))
+    with other.opened():
+        second = stage(other, calls, settings={"context": 128})
+    assert "context" in capsys.readouterr().err
+    assert first != second and (first / "result").exists()
+
+
+def test_digests_follow_content(run, tmp_path):
+    run.out.mkdir()
+    one = tmp_path / "x.txt"
+    one.write_text("hello")
+    before = run.file_digests([one])
+    assert run.file_digests([one]) == before
+    one.write_text("other")
+    assert run.file_digests([one]) != before
+
+
+def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):
+    path = tmp_path / "x.json"
+    files.write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), files.atomic_write(path, "w") as handle:
+        handle.write("half")
+        raise RuntimeError
+    assert files.read_json(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "x.json"
+    files.write_json(path, [1])
+    monkeypatch.setattr(os, "fsync", full)
+    for write in (lambda: files.write_json(path, [2]),
+                  lambda: files.write_array(tmp_path / "x.npy", np.ones(3))):
+        with pytest.raises(UserError, match=r"the disk is full while writing .*x\.") as caught:
+            write()
+        assert "\n" not in str(caught.value)
+    folder = files.atomic_folder(tmp_path / "folder")
+    with pytest.raises(UserError, match="the disk is full"), folder as inside:
+        (inside / "file").write_text("x")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.json"]
+    assert json.loads(path.read_text()) == [1]
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path):
+    path = tmp_path / "x.json"
+    files.write_json(path, [0] * 1000)
+    stop = threading.Event()
+    bad = []
+
+    def read():
+        while not stop.is_set():
+            if len(set(json.loads(path.read_text()))) != 1:
+                bad.append(1)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for i in range(100):
+        files.write_json(path, [i] * 1000)
+    stop.set()
+    reader.join()
+    assert not bad
+
+
+def test_an_atomic_folder_replaces_the_old_one(tmp_path):
+    for content in ("one", "two"):
+        with files.atomic_folder(tmp_path / "folder") as inside:
+            (inside / content).write_text(content)
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["two"]
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
