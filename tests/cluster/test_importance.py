@@ -140,3 +140,18 @@ def test_mass_is_kept_and_the_cap_holds_or_is_refused(k, seed, cap, load, tree, 
         room = p * draws <= np.floor(cap * rows)
         assert (found.weights[room] >= p[room] - 1e-12).all()  # only full clusters lose
     assert found.effective_rows <= rows.sum() + 1e-6
+
+
+def test_the_cap_is_lowered_by_what_the_sampler_drew_too_much():
+    """A sampler that always rounds one row up needs one correction, by exactly that row."""
+    rows, draws, asked = np.array([10, 1000]), 100, []
+
+    def one_more(weights: np.ndarray) -> np.ndarray:
+        asked.append(weights.copy())
+        return weights * draws + np.array([1, -1])
+
+    found = weigh(np.array([0.9, 0.1]), rows, draws, 2, realised=one_more)
+    assert len(asked) == 2
+    np.testing.assert_allclose(asked[0], [0.20, 0.80])
+    np.testing.assert_allclose(found.weights, [0.19, 0.81])
+    np.testing.assert_allclose(found.expected, [20, 80])

@@ -93,3 +93,18 @@ def test_weights_that_cannot_be_drawn_are_refused():
         Interleave(np.zeros(3), 0)
     with pytest.raises(ValueError, match="without rows"):
         Sampler(np.array([3, 0]), np.array([0.5, 0.5]), 0)
+
+
+def test_every_seed_has_an_order_of_its_own():
+    weights = np.array([0.5, 0.3, 0.2])
+    orders = {Interleave(weights, seed).draw(0, 1024)[0].tobytes() for seed in range(8)}
+    assert len(orders) == 8
+    rows = {Sampler(np.array([50]), np.ones(1), seed).draw(0, 50)[1].tobytes() for seed in range(8)}
+    assert len(rows) == 8
+
+
+def test_the_sequence_is_the_same_in_every_version():
+    """A run that was stopped goes on with the next version: what was drawn must stay drawn."""
+    groups, rows = Sampler(np.array([5, 9, 2]), np.array([0.5, 0.3, 0.2]), 7).draw(1000, 1016)
+    assert groups.tolist() == [1, 0, 1, 0, 1, 0, 2, 0, 1, 0, 2, 0, 1, 0, 2, 0]
+    assert rows.tolist() == [7, 1, 3, 2, 1, 4, 1, 0, 0, 3, 0, 0, 4, 2, 1, 4]

@@ -103,3 +103,22 @@ def test_replay_and_mixed_pretraining_train_and_are_booked(made, tmp_path):
     drawn = np.sum(read_json(base)["epochs"]["rows_drawn"])
     planned = mixed.pretrain_tokens // mixed.context
     assert abs(drawn - 0.75 * planned) <= 1
+
+
+def test_the_prior_of_the_weights_leaves_out_whole_documents(made, tmp_path, monkeypatch):
+    """Windows of one document are alike: left out one by one they would vouch for each other."""
+    seen = []
+    real = clusters.histogram.smooth
+
+    def smooth(groups, size, generic, **more):
+        seen.append(more["documents"])
+        return real(groups, size, generic, **more)
+
+    monkeypatch.setattr(clusters.histogram, "smooth", smooth)
+    run = opened(made, tmp_path / "run")
+    with run.opened():
+        clusters.importance_weights(run, "law")
+        dataset, used = corpus.specialization_windows(run, "law")
+    assert len(np.unique(dataset.windows["document"][used])) < len(used)
+    assert seen and all(np.array_equal(documents, dataset.windows["document"][used])
+                        for documents in seen)
