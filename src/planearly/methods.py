@@ -149,6 +149,21 @@ def find(name: str) -> Method:
     return TABLE[name]
 
 
+def teacher() -> Method:
+    """The method whose fine-tuned model teaches those that are ``taught``: large, pretrained on the
+    generic corpus as it is, all weights tuned.
+
+    Raises:
+        UserError: the table has none.
+    """
+    for row in TABLE.values():
+        if (row.size, row.draws, row.bank, row.tune) == ("large", GENERIC, None, "full"):
+            return row
+    raise UserError("distillation needs a teacher, and the table of methods has no large model "
+                    "that is pretrained on the generic corpus and fine-tuned: set "
+                    "'distill.teacher' to a model folder")
+
+
 def label(name: str) -> str:
     """The method's name on pages; what follows a comma stays (``slm-pn, blend``)."""
     method, comma, rest = name.partition(",")

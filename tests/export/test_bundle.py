@@ -54,7 +54,7 @@ def words(tmp_path: Path) -> Path:
 def save(folder: Path, words: Path, kind: str = "slm-pn", **changes: object) -> Path:
     parts = {"clusters": CLUSTERS, "embedder": EMBEDDER, "tokenizer_folder": words,
              "recipe": keys.Recipe(name="mine", seed=5), **changes}
-    bundle.save_bundle(folder, make(kind), **parts)  # type: ignore[arg-type]
+    bundle.save_bundle(folder, kind, make(kind), **parts)  # type: ignore[arg-type]
     return folder
 
 

@@ -25,8 +25,8 @@ from planearly.plan.cli import register
 from planearly.plan.law import Law
 from planearly.plan.options import CHECKPOINT, METHODS, OpenModel, PlanInput
 from planearly.plan.recommend import Plan, recommend
+from planearly.stages import trained
 from planearly.stages.checkpoint import shape as training_shape
-from planearly.stages.methods import check_methods
 from small_models import model_folder
 
 M, B = 10**6, 10**9
@@ -241,10 +241,10 @@ def test_the_recipe_of_an_open_checkpoint_runs_up_to_its_folder(
     assert loaded.methods == methods and loaded.start == str(folder) and loaded.context == 64
     assert loaded.pretrain_tokens == round(made.row(CHECKPOINT).pretrain_tokens)
     assert loaded.reads_generic == bool(generic)
-    check_methods(loaded)
+    trained.check(loaded)
     assert training_shape(loaded).vocab_size == 300
     with pytest.raises(UserError, match="reads 64 tokens"):
-        check_methods(config.load(tmp_path / f"{CHECKPOINT}.yaml", ["context=128"]))
+        trained.check(config.load(tmp_path / f"{CHECKPOINT}.yaml", ["context=128"]))
 
 
 def test_the_page_is_whole_and_escaped() -> None:

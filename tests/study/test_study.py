@@ -12,7 +12,6 @@ from planearly.errors import UserError
 from planearly.files import read_json
 from planearly.stages import corpus
 from planearly.stages.folder import MANIFEST, Busy, Missing, Run
-from planearly.stages.methods import pretrained_slm
 from planearly.study import forecast, grid, readme
 from planearly.study.run import RESULTS, Study, share_of_machine, study, work
 from planearly.train import loop, metrics
@@ -257,7 +256,7 @@ def test_a_budget_that_branches_off_ends_as_one_of_its_own(made, tmp_path, rate,
         made_recipe = small(made, pretrain_tokens=tokens,
                             pretrain={**pretrain, "branch_tokens": branches})
         with Run(out, made_recipe).opened() as this:
-            return pretrained_slm(this)
+            return trained.pretrained(this, "slm")
 
     shared, alone = tmp_path / "shared", tmp_path / "alone"
     run(shared, long, [long, short])

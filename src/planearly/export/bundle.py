@@ -29,18 +29,17 @@ from typing import Any
 import numpy as np
 import yaml
 
-from planearly import config, keys, tensors
+from planearly import config, keys, methods, tensors
 from planearly.cluster.embed import Embedder, load_embedder
 from planearly.data import tokenizer
 from planearly.errors import UserError
 from planearly.files import atomic_folder, read_array, read_json, write_array, write_json
+from planearly.model import choice
 from planearly.model.choice import Experts
-from planearly.model.mixture import Mixture
 from planearly.model.projected import Projected
 from planearly.model.transformer import Shape
 
 _FORMAT = 2
-_KINDS = {"slm-pn": Projected, "slm-mix": Mixture}
 _INFO, _RECIPE, _WEIGHTS = "bundle.json", "recipe.yaml", "weights.safetensors"
 _TOKENIZER = "tokenizer"
 _OF_RECIPE = ("seed", "context", "pretrain_tokens", "cluster", "model", "projected", "mixture",
@@ -131,7 +130,7 @@ class Bundle:
     """What is in a bundle, read and checked."""
 
     kind: str
-    """``slm-pn`` or ``slm-mix``."""
+    """The method that pretrained it."""
     model: Experts
     clusters: Clusters
     embedder: Embedder
@@ -139,15 +138,17 @@ class Bundle:
     recipe: keys.Recipe
 
 
-def save_bundle(folder: Path, model: Experts, *, clusters: Clusters, embedder: Embedder,
-                tokenizer_folder: Path, recipe: keys.Recipe) -> None:
+def save_bundle(folder: Path, method: str, model: Experts, *, clusters: Clusters,
+                embedder: Embedder, tokenizer_folder: Path, recipe: keys.Recipe) -> None:
     """Write a bundle; an existing one of that name is replaced whole.
+
+    Args:
+        method: that pretrained the experts.
 
     Raises:
         UserError: experts and clusters do not match, or a cluster is empty.
     """
     clusters.check(model.count, "the clustering")
-    kind = next(name for name, cls in _KINDS.items() if isinstance(model, cls))
     with atomic_folder(folder) as temporary:
         tensors.save_tensors(temporary / _WEIGHTS, tensors.weights(model), {})
         clusters.save(temporary)
@@ -155,13 +156,18 @@ def save_bundle(folder: Path, model: Experts, *, clusters: Clusters, embedder: E
             yaml.safe_dump(kept_recipe(recipe), sort_keys=False), "utf-8")
         shutil.copytree(tokenizer_folder, temporary / _TOKENIZER)
         write_json(temporary / _INFO, {
-            "format": _FORMAT, "kind": kind, "experts": model.count,
+            "format": _FORMAT, "kind": method, "experts": model.count,
             "finest": len(clusters.finest),
             "shape": model.shape.to_dict(),
             "projected": asdict(model.settings) if isinstance(model, Projected) else None,
             "embedder": {"name": embedder.name, "digest": embedder.digest},
             "tokenizer": tokenizer.digest(temporary / _TOKENIZER),
         })
+
+
+def _kinds() -> list[str]:
+    """Methods whose pretraining is a bundle."""
+    return [row.name for row in methods.TABLE.values() if row.bank]
 
 
 def read_info(folder: Path) -> dict[str, Any]:
@@ -172,11 +178,11 @@ def read_info(folder: Path) -> dict[str, Any]:
     """
     if not (folder / _INFO).is_file():
         raise UserError(f"{folder} is not a bundle: it has no {_INFO}; "
-                        "give the folder that pretraining slm-pn or slm-mix saved")
+                        f"give the folder that pretraining {' or '.join(_kinds())} saved")
     info = read_json(folder / _INFO)
     if not isinstance(info, dict):
         info = {}
-    if info.get("format") != _FORMAT or info.get("kind") not in _KINDS:
+    if info.get("format") != _FORMAT or info.get("kind") not in _kinds():
         raise UserError(f"{folder} is a bundle of format {info.get('format')} and kind "
                         f"{info.get('kind')}, which this version of planearly does not read")
     with _whole(folder / _INFO):
@@ -210,12 +216,8 @@ def load_bundle(folder: Path, embedder: str | None = None, cache: Path | None = 
     if tokenizer.digest(folder / _TOKENIZER) != info["tokenizer"] or entries > shape.vocab_size:
         raise UserError(f"the tokenizer in {folder} is not the one its experts were trained with: "
                         "copy the bundle again, whole")
-    model: Experts
-    if info["kind"] == "slm-pn":
-        settings = config.build(keys.Projected, info["projected"], "projected")
-        model = Projected(shape, settings)
-    else:
-        model = Mixture(shape, info["experts"])
+    settings = config.build(keys.Projected, info["projected"] or {}, "projected")
+    model = choice.empty(str(methods.find(info["kind"]).bank), shape, info["experts"], settings)
     if model.count != info["experts"]:
         raise UserError(f"{folder / _INFO} speaks of {info['experts']} experts and of "
                         f"{model.count}: copy the bundle again, whole")

@@ -16,15 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from planearly import parallel, tensors
+from planearly import keys, parallel, tensors
 from planearly.cluster import histogram
 from planearly.errors import UserError
 from planearly.model.mixture import Mixture
 from planearly.model.projected import Projected
-from planearly.model.transformer import Transformer
+from planearly.model.transformer import Shape, Transformer
 from planearly.progress import progress
 
 Experts = Projected | Mixture
+
 Loss = Callable[[Transformer], float]
 """Mean nats per token of a dense model on the specialization set, or a sample of it."""
 Tune = Callable[[int, dict[str, Tensor]], float]
@@ -97,6 +98,16 @@ def choose(model: Experts, rule: str, counts: np.ndarray, *, loss: Loss | None =
     return Choice(rule, best, best, float(share[best]), losses,
                   f"expert {best} has the lowest loss {how}: {losses[best]:.4f} nats per token"
                   f"{others}; its cluster holds {share[best]:.0%} of the domain")
+
+
+def empty(bank: str, shape: Shape, experts: int, projected: keys.Projected) -> Experts:
+    """Experts whose weights are to be set.
+
+    Args:
+        bank: of the table of methods: ``projected`` or ``mixture``.
+        experts: how many a mixture has; a projected network has ``projected.experts``.
+    """
+    return Projected(shape, projected) if bank == "projected" else Mixture(shape, experts)
 
 
 def losses_of(model: Experts, loss: Loss) -> list[float]:

@@ -1,5 +1,5 @@
 """The stages of a run, in the order of the data: text, groups, models, results.
 
 Every function takes the :class:`~planearly.stages.folder.Run` and returns the folder of a finished
-stage, building first what it needs; :mod:`planearly.stages.methods` puts them together per method.
+stage, building first what it needs; :mod:`planearly.stages.trained` puts them together per method.
 """

@@ -12,12 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from planearly import tensors as tensors
+from planearly import methods, tensors
 from planearly.cost import ledger
 from planearly.data import tokenizer
 from planearly.errors import UserError
 from planearly.files import read_json
 from planearly.keys import Recipe
+from planearly.methods import Method
 from planearly.model import hf
 from planearly.model.projected import check_dense_start
 from planearly.model.transformer import Shape
@@ -25,8 +26,11 @@ from planearly.stages.folder import Run, once
 from planearly.train import loop
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-_AS_IT_IS = {"slm": "start", "slm-nopt": "start", "llm": "large_start", "llm-lora": "large_start"}
-"""Methods that can do without pretraining of their own, and what they then need."""
+
+
+def as_it_is(row: Method) -> bool:
+    """Whether a method can fine-tune a checkpoint without pretraining of its own."""
+    return not (row.per_domain or row.experts or row.taught)
 
 
 def folder(recipe: Recipe, large: bool = False) -> Path | None:
@@ -83,16 +87,20 @@ def check(recipe: Recipe) -> None:
                             "that is done: leave one of them out")
         check_folder(place, model, recipe.context)
         hf.read_shape(model)
-    if recipe.start and "slm-pn" in recipe.methods:
-        check_dense_start(recipe.projected)
-    for method in recipe.methods if recipe.pretrain_tokens == 0 else ():
-        needed = _AS_IT_IS.get(method)
-        if needed is None:
+    for method in recipe.methods:
+        row = methods.find(method)
+        start = getattr(recipe, row.start)
+        if start and row.bank == "projected":
+            check_dense_start(recipe.projected)
+        if recipe.pretrain_tokens:
+            continue
+        if not as_it_is(row):
+            able = [name for name, other in methods.TABLE.items() if as_it_is(other)]
             raise UserError(f"recipe key 'pretrain_tokens' is 0, but {method} has to pretrain; "
-                            f"only {', '.join(_AS_IT_IS)} can fine-tune a checkpoint as it is")
-        if not getattr(recipe, needed):
-            raise UserError(f"recipe key 'pretrain_tokens' is 0: {method} then needs '{needed}', "
-                            "the checkpoint to fine-tune")
+                            f"only {', '.join(able)} can fine-tune a checkpoint as it is")
+        if not start:
+            raise UserError(f"recipe key 'pretrain_tokens' is 0: {method} then needs '{row.start}',"
+                            " the checkpoint to fine-tune")
 
 
 def check_vocabulary(recipe: Recipe, tokens: Path) -> None:

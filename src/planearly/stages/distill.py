@@ -1,4 +1,4 @@
-"""SLM-d: who teaches, whether it can, and the distilled student (paper, section 3)."""
+"""Distillation: who teaches, whether it can, and the distilled student (paper, section 3)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from planearly import parallel
+from planearly import methods, parallel
 from planearly.data import tokenizer
 from planearly.data.streams import RowStream
 from planearly.errors import UserError
@@ -48,16 +48,18 @@ def check(recipe: Recipe) -> None:
             same_vocabulary(tokenizer.take(recipe.tokenizer.path)[0], folder)
 
 
-def check_vocabulary(run: Run) -> None:
-    """The same for what is known only with the run's tokenizer.
+def check_vocabulary(run: Run, method: str) -> None:
+    """As :func:`check`, for what is known only with the run's tokenizer.
 
     Raises:
         UserError: the teacher has other tokens than the student, or the student rows without any.
     """
-    entries, begun = facts(corpus.tokenizer_folder(run))["vocab_size"], checkpoint.shape(run.recipe)
+    entries = facts(corpus.tokenizer_folder(run))["vocab_size"]
+    begun = checkpoint.shape(run.recipe, methods.find(method).large)
     if begun and begun.vocab_size != entries:
-        raise UserError(f"slm-d cannot teach the checkpoint of 'start': it has {begun.vocab_size} "
-                        f"entries, of which its tokenizer uses {entries}")
+        raise UserError(f"{method} cannot teach the checkpoint of 'start': it has "
+                        f"{begun.vocab_size} entries, of which its tokenizer uses {entries}; leave "
+                        f"{method} out, or start from a checkpoint without unused entries")
     if run.recipe.distill.teacher:
         folder = Path(run.recipe.distill.teacher).expanduser()
         same_vocabulary(tokenizer.load(corpus.tokenizer_folder(run)), folder)
@@ -101,7 +103,7 @@ def _forward_flops(model: Any, context: int) -> float:
     return 2 * numbers + 4 * layers * context * getattr(model.config, "hidden_size", 0)
 
 
-def specialize(run: Run, name: str, base: Path, teacher: Path | None) -> Path:
+def specialize(run: Run, stage: str, name: str, base: Path, teacher: Path | None) -> Path:
     """Fine-tune the student ``base`` on a domain, taught by ``teacher`` (None: the recipe's).
 
     Early stopping is on the loss on data. With ``distill.on=importance`` a part of each step's rows
@@ -136,5 +138,5 @@ def specialize(run: Run, name: str, base: Path, teacher: Path | None) -> Path:
         parallel.barrier()
         return Distillation(Stored(folder / "teacher"), settings)
 
-    return training.specialize(run, f"slm-d.{name}", name, base, objective=objective, replay=replay,
+    return training.specialize(run, stage, name, base, objective=objective, replay=replay,
                                inputs=inputs, settings=values)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from planearly import parallel, tensors
+from planearly import methods, parallel, tensors
 from planearly.evaluate import perplexity
 from planearly.export.folder import export
 from planearly.files import read_array, read_json, write_array, write_json
@@ -18,37 +16,8 @@ from planearly.model import flops
 from planearly.model.transformer import Shape
 from planearly.stages import corpus, training
 from planearly.stages.folder import Run, facts
+from planearly.stages.trained import Trained
 from planearly.train import loop
-
-
-@dataclass
-class Trained:
-    """One method on one domain: its stages, and which of them are paid per domain.
-
-    Attributes:
-        base: the model before fine-tuning; None where there is none (slm-nopt).
-        tuned: the model after fine-tuning.
-        generic: training stages paid once, before the domain is known.
-        own: training stages paid for this domain alone.
-        routed: makes the evaluation of the generic model where it is more than ``base``, or None.
-        params: trained parameters of the generic model (a projected network's are more than its
-            deployed model's).
-        notes: further fields of the row in results.json.
-    """
-
-    method: str
-    domain: str
-    base: Path | None
-    tuned: Path
-    generic: list[Path]
-    own: list[Path]
-    params: int | None = None
-    routed: Callable[[], Path | None] = lambda: None
-    notes: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return f"{self.method}.{self.domain}"
 
 
 def evaluate(run: Run, stage: str, model_stage: Path, name: str) -> Path:
@@ -89,8 +58,8 @@ def evaluations(run: Run, trained: Trained) -> tuple[Path | None, Path]:
     """Evaluations before and after fine-tuning."""
     before = None
     if trained.base is not None:
-        base = trained.notes.get("base", trained.method)
-        before = evaluate(run, f"{base}.{trained.domain}.before", trained.base, trained.domain)
+        stage = f"{trained.before}.{trained.domain}.before"
+        before = evaluate(run, stage, trained.base, trained.domain)
     return before, evaluate(run, trained.name, trained.tuned, trained.domain)
 
 
@@ -144,7 +113,7 @@ def row(run: Run, trained: Trained, model: Path | None = None) -> dict[str, Any]
         "generic_cost": total_cost(trained.generic),
         "specialization_cost": total_cost(trained.own),
         **({"model": os.path.relpath(model / "export", run.out)} if model else {}),
-        **{key: value for key, value in trained.notes.items() if key != "base"},
+        **trained.notes,
     }
 
 
@@ -158,8 +127,8 @@ def exported(run: Run, trained: Trained) -> Path:
         state, _ = tensors.load_tensors(trained.tuned / loop.FINAL)
         card = {
             "method": trained.method, "domain": trained.domain,
-            "start": run.recipe.large_start if trained.method.startswith("llm")
-            else run.recipe.start if trained.base else None,
+            "start": getattr(run.recipe, methods.find(trained.method).start)
+            if trained.base else None,
             "data": {"generic": run.recipe.generic, "spec_tokens": made.get("spec_tokens")},
             "before": facts(before)["test"] if before else None,
             "after": facts(after)["test"],

@@ -1,4 +1,5 @@
-"""SLM-pn and SLM-mix: one pretraining for all domains, an expert for each (paper, section 3)."""
+"""Methods with a bank of experts: one pretraining for all domains, an expert for each (paper,
+section 3)."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from planearly import config, keys, parallel, tensors
+from planearly import config, keys, methods, parallel, tensors
 from planearly.cost import ledger
 from planearly.cost.model import EXPERT_CHOICE_TOKENS
 from planearly.errors import UserError
@@ -26,24 +27,28 @@ from planearly.model.transformer import Shape, Transformer
 from planearly.parallel import bf16_is_fast
 from planearly.progress import say
 from planearly.stages import checkpoint, clusters, corpus, training
-from planearly.stages.evaluate import Trained
 from planearly.stages.folder import Run, facts, once
 from planearly.train import loop
 
 
 def count(recipe: keys.Recipe, method: str) -> int:
     """Experts of a method, one per cluster."""
-    return recipe.projected.experts if method == "slm-pn" else recipe.mixture.experts
+    return (recipe.projected if _projects(method) else recipe.mixture).experts
+
+
+def _projects(method: str) -> bool:
+    """Whether the experts are those of a projected network (else a mixture's)."""
+    return methods.find(method).bank == "projected"
 
 
 def check(recipe: keys.Recipe, method: str) -> None:
     """Refuse a number of experts without its clustering."""
-    place = "projected.experts" if method == "slm-pn" else "mixture.experts"
+    place = f"{methods.find(method).bank}.experts"
     if count(recipe, method) not in recipe.cluster.k:
         raise UserError(f"recipe key '{place}' is {count(recipe, method)}, one expert per cluster: "
                         f"it must be among 'cluster.k', {recipe.cluster.k}")
     alone = recipe.mixture.expert
-    if method == "slm-mix" and alone is not None and not 0 <= alone < recipe.mixture.experts:
+    if not _projects(method) and alone is not None and not 0 <= alone < recipe.mixture.experts:
         raise UserError(f"recipe key 'mixture.expert' is {alone}; the experts are 0 to "
                         f"{recipe.mixture.experts - 1}")
 
@@ -61,17 +66,15 @@ def trained_rows(run: Run, method: str) -> tuple[Path, np.ndarray]:
     return packed, weights
 
 
-@once
-def pretrained_pn(run: Run, domain: str = "") -> Path:
+def pretrained_projected(run: Run, method: str) -> Path:
     """The projected network on the generic corpus, every row through its cluster's expert."""
-    if run.recipe.bundle:
-        return bundled(run)
     settings = run.recipe.projected
-    shape = training.shape_of(run)
-    packed, weights = trained_rows(run, "slm-pn")
+    row = methods.find(method)
+    shape = training.shape_of(run, row.large)
+    packed, weights = trained_rows(run, method)
 
     def network() -> Projected:
-        begun = checkpoint.checkpoint(run)
+        begun = checkpoint.checkpoint(run, row.large)
         if begun is None:
             return Projected(shape, settings, run.recipe.seed)
         path = begun / loop.FINAL
@@ -79,66 +82,84 @@ def pretrained_pn(run: Run, domain: str = "") -> Path:
             tensors.load_tensors(path)[0], shape, settings, run.recipe.seed, str(path))
 
     return training.pretrain(
-        run, "slm-pn", packed, weights,
-        network=network,
+        run, row.pretraining(), packed, weights, large=row.large, network=network,
         flops_per_step=flops.projection_per_step(shape, settings, len(weights)),
         settings={"projected": {**asdict(settings), "tune_vector": False}},  # a later stage's
     )
 
 
 @once
-def pretrained_expert(run: Run, expert: int) -> Path:
+def pretrained_expert(run: Run, method: str, expert: int) -> Path:
     """One expert of the mixture: a plain model on its cluster's rows, for its share of the steps.
 
     Experts share nothing, so each can be trained on another machine (``mixture.expert``).
     """
-    packed, weights = trained_rows(run, "slm-mix")
+    packed, weights = trained_rows(run, method)
     alone = np.zeros_like(weights)
     alone[expert] = 1.0
     return training.pretrain(
-        run, f"slm-mix-expert{expert:03d}", packed, alone,
+        run, f"{method}-expert{expert:03d}", packed, alone, large=methods.find(method).large,
         share_of_steps=float(weights[expert] / weights.sum()),
     )
 
 
-def mixture_members(run: Run) -> list[Path]:
-    return [pretrained_expert(run, i) for i in range(run.recipe.mixture.experts)]
+def members(run: Run, method: str) -> list[Path]:
+    """The experts of a mixture, each a pretraining."""
+    return [pretrained_expert(run, method, i) for i in range(count(run.recipe, method))]
 
 
-@once
-def pretrained_mix(run: Run, domain: str = "") -> Path:
+def pretrained_mixture(run: Run, method: str) -> Path:
     """All experts of the mixture, gathered; or only the one that ``mixture.expert`` names."""
-    if run.recipe.bundle:
-        return bundled(run)
     recipe = run.recipe
     if recipe.mixture.expert is not None:
-        return pretrained_expert(run, recipe.mixture.expert)
-    members = mixture_members(run)
+        return pretrained_expert(run, method, recipe.mixture.expert)
+    each = members(run, method)
 
     def build(folder: Path) -> dict[str, Any]:
-        shape = Shape(**facts(members[0])["shape"])
-        mixture = Mixture(shape, len(members), recipe.seed)
-        for i, member in enumerate(members):
+        shape = Shape(**facts(each[0])["shape"])
+        mixture = Mixture(shape, len(each), recipe.seed)
+        for i, member in enumerate(each):
             path = member / loop.FINAL
             tensors.set_weights(mixture.model(i), tensors.load_tensors(path)[0], path)
         tensors.save_tensors(folder / loop.FINAL, tensors.weights(mixture), {})
         return {"shape": shape.to_dict()}
 
-    return run.stage("mixture", {}, {f"{i:03d}": m for i, m in enumerate(members)}, build)
+    return run.stage("mixture", {}, {f"{i:03d}": m for i, m in enumerate(each)}, build)
 
 
-PRETRAINED = {"slm-pn": pretrained_pn, "slm-mix": pretrained_mix}
+BANKS = {"projected": pretrained_projected, "mixture": pretrained_mixture}
+"""By the table's column ``bank``: pretrains all experts."""
+
+
+@once
+def pretrained(run: Run, method: str) -> Path:
+    """The pretrained experts, or those of the recipe's bundle."""
+    if run.recipe.bundle:
+        return bundled(run)
+    return BANKS[str(methods.find(method).bank)](run, method)
+
+
+def paid(run: Run, method: str) -> list[Path]:
+    """The stages of the experts' pretraining that have a cost."""
+    if run.recipe.bundle or _projects(method):
+        return [pretrained(run, method)]
+    return members(run, method)
+
+
+def parameters(run: Run, method: str, expert: Path) -> int:
+    """Trained parameters of all experts together, of which ``expert`` is a chosen one."""
+    shape = Shape(**facts(expert)["shape"])
+    if _projects(method):
+        return flops.projected_parameters(shape, run.recipe.projected)
+    return flops.mixture_parameters(shape, count(run.recipe, method))
 
 
 def load(run: Run, method: str) -> choice.Experts:
     """The pretrained network or mixture."""
-    stage = PRETRAINED[method](run)
+    stage = pretrained(run, method)
     shape = Shape(**facts(stage)["shape"])
-    model: choice.Experts
-    if method == "slm-pn":
-        model = Projected(shape, run.recipe.projected)
-    else:
-        model = Mixture(shape, run.recipe.mixture.experts)
+    model = choice.empty(str(methods.find(method).bank), shape, run.recipe.mixture.experts,
+                         run.recipe.projected)
     path = stage / loop.FINAL
     tensors.set_weights(model, tensors.load_tensors(path)[0], path)
     return model
@@ -149,10 +170,10 @@ def chosen(run: Run, method: str, name: str) -> Path:
     """The domain's expert as a dense model, ready for fine-tuning, and why it was chosen."""
     recipe = run.recipe
     k = count(recipe, method)
-    base, mine = PRETRAINED[method](run), clusters.domain_clusters(run, name)
+    base, mine = pretrained(run, method), clusters.domain_clusters(run, name)
     settings: dict[str, Any] = {
         "rule": recipe.expert, "spec_tokens": recipe.spec_tokens, "seed": recipe.seed, "k": k,
-        "tune_vector": recipe.projected.tune_vector and method == "slm-pn",
+        "tune_vector": recipe.projected.tune_vector and _projects(method),
     }
     if recipe.expert == "best-tuned" or settings["tune_vector"]:
         settings["finetune"] = training.train_settings(recipe.finetune)
@@ -166,7 +187,7 @@ def chosen(run: Run, method: str, name: str) -> Path:
         dataset, used = corpus.specialization_windows(run, name)
         size = np.asarray(dataset.windows["length"][used], np.float64)
         share = np.bincount(read_array(mine / f"assignment-{k}.npy")[used], size, k)
-        if method == "slm-mix" and recipe.expert == "blend":
+        if not _projects(method) and recipe.expert == "blend":
             say("  warning: the average of a mixture's weights was measured to be worse than its "
                 "best expert; 'expert=lowest-loss' is the default")
 
@@ -250,7 +271,7 @@ def routed(run: Run, method: str) -> Path | None:
     if run.recipe.bundle:
         return None
     k = count(run.recipe, method)
-    inputs = {"model": PRETRAINED[method](run), "kept": corpus.kept(run),
+    inputs = {"model": pretrained(run, method), "kept": corpus.kept(run),
               "clusters": clusters.clusters(run)}
 
     def build(folder: Path) -> dict[str, Any]:
@@ -271,27 +292,11 @@ def routed(run: Run, method: str) -> Path | None:
     return run.stage(f"evaluate/{method}.generic", {"k": k}, inputs, build)
 
 
-def specialize(run: Run, method: str, name: str) -> Trained:
-    """The chosen expert, fine-tuned."""
-    base = PRETRAINED[method](run)
-    expert = chosen(run, method, name)
-    tuned = training.specialize(run, f"{method}.{name}", name, expert)
-    shape = Shape(**facts(expert)["shape"])
-    total = (flops.projected_parameters(shape, run.recipe.projected) if method == "slm-pn"
-             else flops.mixture_parameters(shape, run.recipe.mixture.experts))
-    choice = facts(expert)["choice"]
-    notes = {"expert": choice["rule"], "expert_number": choice["expert"],
-             "expert_share": choice["share"], "k": count(run.recipe, method)}
-    generic = mixture_members(run) if method == "slm-mix" and not run.recipe.bundle else [base]
-    return Trained(method, name, expert, tuned, generic, [expert, tuned], params=total,
-                   routed=lambda: routed(run, method), notes=notes)
-
-
 # Bundles ----------------------------------------------------------------------------------------
 
 def save_bundle(run: Run, method: str) -> Path:
     """The pretrained model as a self-contained folder, ``bundle/`` of the stage."""
-    base = PRETRAINED[method](run)
+    base = pretrained(run, method)
     clustered = clusters.clusters(run)
     k = count(run.recipe, method)
     _, trained = trained_rows(run, method)
@@ -299,7 +304,7 @@ def save_bundle(run: Run, method: str) -> Path:
 
     def build(folder: Path) -> None:
         bundles.save_bundle(
-            folder / "bundle", load(run, method), clusters=bundles.Clusters(
+            folder / "bundle", method, load(run, method), clusters=bundles.Clusters(
                 read_array(clustered / f"centroids-{k}.npy"), trained, finest, parent),
             embedder=clusters.embedder(run),
             tokenizer_folder=corpus.tokenizer_folder(run), recipe=run.recipe,

@@ -9,15 +9,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from planearly import parallel
+from planearly import methods, parallel
 from planearly.errors import UserError
 from planearly.keys import Recipe
-from planearly.plan.predict import SELECTORS
 from planearly.progress import say
-from planearly.stages import clusters, corpus, experts
+from planearly.stages import clusters, corpus, experts, trained
 from planearly.stages.evaluate import evaluations, write_results
 from planearly.stages.folder import Run
-from planearly.stages.methods import METHODS, check_methods, check_tokens
 from planearly.units import duration, short
 
 VERBS = ("prepare", "cluster", "weigh", "pretrain", "specialize", "evaluate", "export", "report")
@@ -34,49 +32,49 @@ def run(recipe: Recipe, out: Path, until: str = "report") -> dict[str, Any] | No
     Raises:
         UserError: a recipe that cannot work.
     """
-    check_methods(recipe)
+    trained.check(recipe)
+    rows = [methods.find(name) for name in recipe.methods]
     reach = VERBS.index(until)
     if recipe.mixture.expert is not None and reach > VERBS.index("pretrain"):
         raise UserError("recipe key 'mixture.expert' trains one expert of the mixture alone: use "
                         "'planearly pretrain', and leave the key out once all are trained")
     with Run(out, recipe).opened() as this:
         names = corpus.domain_names(this)
-        for method_name in recipe.methods:
-            if method_name in SELECTORS:
-                corpus.needed_domains(this, f"the pretraining of {method_name}")
+        for row in rows:
+            if row.per_domain:
+                corpus.needed_domains(this, f"the pretraining of {row.name}")
         if reach > VERBS.index("pretrain"):
             corpus.needed_domains(this, "fine-tuning")
-        check_tokens(this)
+        trained.check_tokens(this)
         if recipe.reads_generic:
             corpus.kept(this)
         if reach >= VERBS.index("cluster") and recipe.pretrain_tokens:
             for name in names:
                 clusters.domain_clusters(this, name)
-        methods = {method: METHODS[method] for method in recipe.methods}
-        if reach >= VERBS.index("weigh") and any(m.weighs for m in methods.values()):
+        if reach >= VERBS.index("weigh") and any(row.weighs for row in rows):
             for name in names:
                 clusters.importance_weights(this, name)
         if reach >= VERBS.index("pretrain"):
             for name in names or [""]:  # none: what is the same for every one
-                for method in methods.values():
-                    method.pretrain(this, name)
-            for method_name in experts.PRETRAINED.keys() & methods.keys():
-                if not recipe.bundle and recipe.mixture.expert is None:
-                    bundle = experts.save_bundle(this, method_name) / "bundle"
+                for row in rows:
+                    trained.pretrain(this, row.name, name)
+            for row in rows:
+                if row.bank and not recipe.bundle and recipe.mixture.expert is None:
+                    bundle = experts.save_bundle(this, row.name) / "bundle"
                     say(f"for other domains: planearly specialize {bundle} DOCUMENTS")
         if reach < VERBS.index("specialize"):
             return finish(this, until)
-        trained = [m.specialize(this, name) for name in names for m in methods.values()]
+        every = [trained.specialize(this, row.name, name) for name in names for row in rows]
         if reach >= VERBS.index("evaluate"):
-            for one in trained:
+            for one in every:
                 evaluations(this, one)
         if reach < VERBS.index("export"):
             return finish(this, until)
-        results = write_results(this, trained)
+        results = write_results(this, every)
         if parallel.rank() == 0 and reach >= VERBS.index("report"):
             from planearly.stages.report import write
 
-            page = write(this, trained, results)
+            page = write(this, every, results)
             show(results)
             say(f"report: {page}")
         return finish(this, until, results)

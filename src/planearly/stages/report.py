@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 from markupsafe import Markup
 
+from planearly import methods
 from planearly.cluster import embed
 from planearly.cost import devices, ledger
 from planearly.data import tokenizer
@@ -21,8 +22,8 @@ from planearly.model import flops
 from planearly.plan import options, recommend, show
 from planearly.report import page, words
 from planearly.stages import clusters, corpus, training
-from planearly.stages.evaluate import Trained
 from planearly.stages.folder import MANIFEST, Run, facts, once
+from planearly.stages.trained import Trained
 from planearly.train import metrics
 
 _SAMPLE = 6_000
@@ -89,7 +90,8 @@ def _curves(all_trained: list[Trained]) -> Iterator[page.Curve]:
 
 def _domains(run: Run, all_trained: list[Trained]) -> Iterator[page.Domain]:
     for name in dict.fromkeys(t.domain for t in all_trained):
-        if not any(t.method == "slm-is" and t.domain == name for t in all_trained):
+        resampled = [t for t in all_trained if t.domain == name and _resampled(t)]
+        if not resampled:
             continue
         weighed = clusters.importance_weights(run, name)
         made, by_cluster = facts(weighed), read_json(weighed / "clusters.json")
@@ -98,8 +100,7 @@ def _domains(run: Run, all_trained: list[Trained]) -> Iterator[page.Domain]:
         rows = np.asarray(by_cluster["rows"], np.float64)
         heaviest = [int(c) for c in np.argsort(-target)[: page.HEAVIEST]]
         found, snippets = cluster_words(run, k)
-        realised = [p for t in all_trained if t.method == "slm-is" and t.domain == name and t.base
-                    for p in [facts(t.base)["epochs"]]]
+        realised = [facts(t.base)["epochs"] for t in resampled if t.base]
         entry: page.Domain = {
             "name": name, "generic": rows / rows.sum(), "histogram": target,
             "expected_epochs": np.asarray(by_cluster["epochs"]),
@@ -114,6 +115,11 @@ def _domains(run: Run, all_trained: list[Trained]) -> Iterator[page.Domain]:
             drawn = np.asarray(realised[0]["rows_drawn"], np.float64)
             entry["realised_epochs"] = drawn / np.maximum(rows, 1)
         yield entry
+
+
+def _resampled(one: Trained) -> bool:
+    """Whether a method draws the generic corpus by the domain's cluster weights."""
+    return methods.find(one.method).draws == "importance"
 
 
 @once
@@ -230,7 +236,7 @@ def _warnings(run: Run, all_trained: list[Trained]) -> Iterator[str]:
     bad = facts(corpus.generic(run))["corpus"]["set_aside"]
     if bad:
         yield f"{bad} records of the generic corpus could not be read and were set aside"
-    for name in dict.fromkeys(t.domain for t in all_trained if t.method == "slm-is"):
+    for name in dict.fromkeys(t.domain for t in all_trained if _resampled(t)):
         made = facts(clusters.importance_weights(run, name))["weights"]
         if made["hottest_epochs"] > run.recipe.importance.warn_epochs:
             yield (f"{name}: importance sampling passes over its hottest cluster "

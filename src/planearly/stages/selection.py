@@ -107,14 +107,18 @@ def top_cluster(run: Run, name: str) -> tuple[dict[str, Path], Callable[[], Sele
     return {"weights": weights, "domain-clusters": mine, "clusters": clustered}, choose
 
 
-SELECTORS = {"slm-dsir": dsir, "slm-knn": nearest, "slm-top": top_cluster}
+SELECTORS = {"dsir": dsir, "knn": nearest, "top": top_cluster}
+"""By the column ``draws`` of the table of methods."""
 
 
 @once
-def selection(run: Run, method: str, name: str) -> Path:
-    """A method's selection of the generic corpus for a domain: packed rows and ``weights.npy``."""
+def selection(run: Run, draws: str, name: str) -> Path:
+    """What a selector takes of the generic corpus for a domain: packed rows and ``weights.npy``.
+
+    Methods that draw alike share it, whatever they train.
+    """
     recipe = run.recipe
-    inputs, choose = SELECTORS[method](run, name)
+    inputs, choose = SELECTORS[draws](run, name)
     everything, kept = corpus.generic(run), corpus.kept(run)
     settings: dict[str, Any] = {
         "selection": asdict(recipe.selection), "max_epochs": recipe.importance.max_epochs,
@@ -126,16 +130,16 @@ def selection(run: Run, method: str, name: str) -> Path:
         made = choose()
         packed = clusters.pack(TokenDataset(everything), made.groups, len(made.weights),
                              read_array(kept / "excluded.npy"), recipe.seed, folder)
-        epochs = _explain(run, method, name, Rows.load(folder))
+        epochs = _explain(run, draws, name, Rows.load(folder))
         write_array(folder / "weights.npy", made.weights)
         return {**packed, **made.notes, "epochs": epochs,
                 "windows": int((made.groups >= 0).sum())}
 
-    return run.stage(f"selection/{method}.{name}", settings,
+    return run.stage(f"selection/slm-{draws}.{name}", settings,
                      {"generic": everything, "domain": corpus.domain(run, name), **inputs}, build)
 
 
-def _explain(run: Run, method: str, name: str, rows: Rows) -> float:
+def _explain(run: Run, draws: str, name: str, rows: Rows) -> float:
     """Say what pretraining will see, before it starts; returns its passes over the selection.
 
     Raises:
@@ -143,14 +147,14 @@ def _explain(run: Run, method: str, name: str, rows: Rows) -> float:
     """
     if not len(rows):
         raise UserError(
-            f"{method} finds no generic text for domain '{name}': give more generic text, fewer "
-            "clusters, or leave the method out")
+            f"the selector '{draws}' finds no generic text for domain '{name}': give more generic "
+            "text, fewer clusters, or leave its methods out")
     epochs = clusters.planned_rows(run.recipe) / len(rows)
     say(f"  {len(rows)} rows are selected; pretraining passes over them {epochs:.1f} times")
     if epochs > run.recipe.importance.warn_epochs:
         beyond = " (its cap on repetition cannot be held here)" if (
             epochs > run.recipe.importance.max_epochs) else ""
-        say(f"  warning: {method} repeats its selection more than "
+        say(f"  warning: the selector '{draws}' repeats its selection more than "
             f"{run.recipe.importance.warn_epochs:g} times{beyond}: give more generic text or "
             "fewer tokens of pretraining")
     return epochs

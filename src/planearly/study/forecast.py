@@ -12,7 +12,7 @@ from planearly.errors import UserError
 from planearly.keys import Recipe
 from planearly.plan import predict
 from planearly.progress import say
-from planearly.stages.methods import check_methods
+from planearly.stages import trained
 from planearly.study import grid, sharing
 from planearly.units import duration, short
 
@@ -45,7 +45,7 @@ def forecast(recipe: Recipe, device: str = "here") -> dict[str, Any]:
             if made is None:
                 raise UserError(cell.variant.reason)
             made.methods, made.domains = [cell.method], [cell.domain]
-            check_methods(made)
+            trained.check(made)
         except UserError as error:
             impossible.append({"cell": cell.name, "reason": str(error)})
             continue

@@ -28,10 +28,9 @@ from planearly.errors import UserError
 from planearly.files import atomic_write, read_array, read_json, replacing, write_json
 from planearly.keys import Recipe
 from planearly.progress import say
-from planearly.stages import clusters, corpus
+from planearly.stages import clusters, corpus, trained
 from planearly.stages.evaluate import evaluations, row, units
 from planearly.stages.folder import Busy, Missing, Run
-from planearly.stages.methods import METHODS, check_methods, check_tokens
 from planearly.study import grid, sharing
 from planearly.study.grid import Cell, Variant
 from planearly.train import metrics
@@ -109,8 +108,8 @@ class Study:
             raise UserError(cell.variant.reason)
         run = self.run_of(cell.variant)
         run.recipe.methods = [cell.method]
-        check_methods(run.recipe)
-        check_tokens(run)
+        trained.check(run.recipe)
+        trained.check_tokens(run)
         return run
 
     def make(self, cell: Cell) -> None:
@@ -122,9 +121,9 @@ class Study:
         """
         run = self.check(cell)
         self.make_longer(cell)
-        trained = METHODS[cell.method].specialize(run, cell.domain)
-        evaluations(run, trained)
-        trained.routed()
+        made = trained.specialize(run, cell.method, cell.domain)
+        evaluations(run, made)
+        made.routed()
 
     def make_longer(self, cell: Cell) -> None:
         """Make the longest pretrainings of the grid that those of ``cell`` may branch off.
@@ -142,7 +141,7 @@ class Study:
         for chain in chains:
             for longer in chain:
                 try:
-                    METHODS[longer.method].pretrain(self.check(longer), longer.domain)
+                    trained.pretrain(self.check(longer), longer.method, longer.domain)
                     break
                 except Busy:
                     raise
@@ -153,7 +152,7 @@ class Study:
         assert cell.variant.recipe is not None
         finished = Run(self.out, cell.variant.recipe, build=False)
         try:
-            METHODS[cell.method].pretrain(finished, cell.domain)
+            trained.pretrain(finished, cell.method, cell.domain)
         except Missing:
             return False
         return True
@@ -166,14 +165,14 @@ class Study:
             UserError: it is impossible.
         """
         run = self.check(cell)
-        trained = METHODS[cell.method].specialize(run, cell.domain)
-        before, after = evaluations(run, trained)
+        made = trained.specialize(run, cell.method, cell.domain)
+        before, after = evaluations(run, made)
         nll, tokens = units(after)
-        curve = [(r["tokens"], r["validation"]) for r in metrics.read(trained.tuned
+        curve = [(r["tokens"], r["validation"]) for r in metrics.read(made.tuned
                  / "metrics.jsonl") if "validation" in r]
-        outcome = read_json(trained.tuned / "outcome.json")
+        outcome = read_json(made.tuned / "outcome.json")
         return {
-            **row(run, trained), "settings": cell.settings,
+            **row(run, made), "settings": cell.settings,
             "nll_after": nll.tolist(), "tokens": tokens.tolist(),
             "nll_before": units(before)[0].tolist() if before else None,
             "finetuning": {"best_step": outcome["best_step"], "steps": outcome["steps"],

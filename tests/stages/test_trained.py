@@ -6,13 +6,53 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from planearly import methods
 from planearly.errors import UserError
+from planearly.export import bundle
 from planearly.files import read_json
+from planearly.methods import Method
 from planearly.model import flops, hf
 from planearly.model.transformer import Shape
-from planearly.stages import pipeline
+from planearly.stages import pipeline, trained
 from small_models import model_folder, tokenizer_folder
 from small_runs import METHODS, SHAPE, recipe
+
+
+@pytest.mark.slow
+def test_a_row_added_to_the_table_is_a_method(made, tmp_path, monkeypatch):
+    large = Method("llm-is", "LLM-is", "large and resampled", size="large", draws="importance")
+    adapted = Method("slm-lora", "SLM-LoRA", "small, adapted", tune="lora")
+    bank = Method("llm-mix", "LLM-mix", "large experts", size="large", bank="mixture")
+    for row in (large, adapted, bank):
+        monkeypatch.setitem(methods.TABLE, row.name, row)
+    out, names = tmp_path / "run", ["slm-is", "llm-is", "slm-lora", "llm-mix"]
+    asked = recipe(made, methods=names, mixture={"experts": 3})
+    rows = {row["method"]: row for row in pipeline.run(asked, out)["rows"]}
+    assert list(rows) == names
+    assert rows["llm-is"]["params"] > rows["slm-is"]["params"]
+    assert rows["llm-is"]["k"] == rows["slm-is"]["k"] == 3
+    assert rows["llm-is"]["generic_cost"]["flops"] == 0 < rows["slm-lora"]["generic_cost"]["flops"]
+    assert rows["slm-lora"]["adapter_params"] > 0
+    assert rows["llm-mix"]["params"] == 3 * rows["llm-mix"]["inference_params"]
+    for row in rows.values():
+        assert row["ppl_after"] < row["ppl_before"]
+        assert (out / row["model"] / "model.safetensors").exists()
+    assert len(list(out.glob("weights/law-*"))) == 1  # shared by both that resample
+    (saved,) = out.glob("bundle/llm-mix-*/bundle")
+    assert bundle.read_info(saved)["kind"] == "llm-mix"
+
+
+@pytest.mark.parametrize(("columns", "sentence"), [
+    ({"draws": "backwards"}, "has 'backwards' in the column 'draws'.*known are generic, import"),
+    ({"bank": "savings"}, "has 'savings' in the column 'bank'.*known are projected, mixture"),
+    ({"tune": "piano"}, "has 'piano' in the column 'tune'.*known are full, lora, distill"),
+    ({"bank": "mixture", "draws": "dsir"}, "experts are pretrained on the generic corpus alone"),
+    ({"tune": "distill", "draws": None}, "distils into a model without pretraining"),
+])
+def test_a_row_that_nothing_carries_out_is_one_sentence(made, monkeypatch, columns, sentence):
+    monkeypatch.setitem(methods.TABLE, "new", Method("new", "New", "new", **columns))
+    with pytest.raises(UserError, match=sentence):
+        trained.check(recipe(made, methods=["new"]))
 
 
 @pytest.mark.slow
@@ -98,7 +138,7 @@ def refused(root: Path, out: Path, match: str, **over) -> None:
 def test_bad_input_is_one_sentence_before_anything_runs(made, tmp_path):
     out = tmp_path / "run"
     lora, d = {"methods": ["llm-lora"]}, {"methods": ["slm-d"]}
-    refused(made, out, "methods' names 'slm-xx'; known are slm, slm-is", methods=["slm-xx"])
+    refused(made, out, "methods' names 'slm-xx'; known are slm, slm-nopt", methods=["slm-xx"])
     refused(made, out, r"lora\.rank' is 64.*32 x 32", **lora, lora={"rank": 64}, large=SHAPE)
     refused(made, out, "teacher': .*nowhere does not exist", **d,
             distill={"teacher": str(tmp_path / "nowhere")})

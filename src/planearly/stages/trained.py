@@ -1,0 +1,294 @@
+"""From a row of the table of methods to a model for a domain.
+
+A method is carried out by the columns of its row (:mod:`planearly.methods`): what it draws of the
+generic corpus (:data:`DRAWS`), what it pretrains on that (a dense model, or the experts of
+:data:`planearly.stages.experts.BANKS`) and how that is fine-tuned (:data:`TUNES`). What methods
+share (a clustering, a pretraining) is a stage of one name, so it is made once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from planearly import methods
+from planearly.errors import UserError
+from planearly.keys import Recipe
+from planearly.methods import Method
+from planearly.model import flops, lora
+from planearly.model.transformer import Shape
+from planearly.stages import checkpoint, clusters, corpus, distill, experts, selection, training
+from planearly.stages.folder import Run, facts, once
+
+
+@dataclass
+class Trained:
+    """One method on one domain: its stages, and which of them are paid per domain.
+
+    Attributes:
+        base: the model before fine-tuning; None where there is none (slm-nopt).
+        tuned: the model after fine-tuning.
+        generic: stages with a cost that are paid once, before the domain is known.
+        own: stages with a cost that are paid for this domain alone.
+        before: what the evaluation of ``base`` is called; methods that fine-tune the same
+            pretraining share it.
+        routed: makes the evaluation of the generic model where it is more than ``base``, or None.
+        params: trained parameters of the generic model (a projected network's are more than its
+            deployed model's).
+        notes: further fields of the row in results.json.
+    """
+
+    method: str
+    domain: str
+    base: Path | None
+    tuned: Path
+    generic: list[Path]
+    own: list[Path]
+    before: str
+    params: int | None = None
+    routed: Callable[[], Path | None] = lambda: None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}.{self.domain}"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Generic text for a pretraining: rows in groups, and the groups' weights.
+
+    Attributes:
+        rows: stage that packed the rows.
+        weights: float64 [groups], not normalised.
+        inputs: stages beside ``rows`` that the weights come from.
+        notes: for the method's row in results.json.
+    """
+
+    rows: Path
+    weights: np.ndarray
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+# What is drawn ----------------------------------------------------------------------------------
+
+def as_it_is(run: Run, domain: str) -> Drawn:
+    """Every row of the generic corpus alike."""
+    packed = clusters.rows(run, clusters.finest(run))
+    return Drawn(packed, clusters.generic_weights(packed))
+
+
+def by_importance(run: Run, domain: str) -> Drawn:
+    """The generic corpus resampled to look like the domain, cluster by cluster."""
+    weights = clusters.importance_weights(run, domain)
+    k = facts(weights)["k"]
+    return Drawn(clusters.rows(run, k), training.weights_of(weights), {"weights": weights},
+                 {"k": k})
+
+
+def by_selector(draws: str) -> Callable[[Run, str], Drawn]:
+    """The part of the generic corpus that a selector takes for the domain."""
+
+    def draw(run: Run, domain: str) -> Drawn:
+        made = selection.selection(run, draws, domain)
+        found = facts(made)
+        return Drawn(made, training.weights_of(made), notes={
+            key: found[key] for key in ("k", "cluster", "ranks") if key in found})
+
+    return draw
+
+
+DRAWS: dict[str, Callable[[Run, str], Drawn]] = {
+    methods.GENERIC: as_it_is, "importance": by_importance,
+    **{name: by_selector(name) for name in selection.SELECTORS},
+}
+"""By the table's column ``draws``: from a run and a domain to what is pretrained on."""
+
+
+# How it is fine-tuned ---------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Start:
+    """What fine-tuning begins with: the method, the domain, the model and who teaches it.
+
+    ``model`` is a finished training stage, or None for fresh weights. ``teacher`` is the fine-tuned
+    teacher where the run trains one.
+    """
+
+    row: Method
+    domain: str
+    model: Path | None
+    teacher: Path | None = None
+
+    @property
+    def stage(self) -> str:
+        return f"{self.row.name}.{self.domain}"
+
+
+def tune_all(run: Run, start: Start) -> Path:
+    """All weights."""
+    return training.specialize(
+        run, start.stage, start.domain, start.model, large=start.row.large)
+
+
+def tune_adapters(run: Run, start: Start) -> Path:
+    """Low-rank adapters, merged into the weights."""
+    return training.specialize(run, start.stage, start.domain, start.model, large=start.row.large,
+                               adapters=run.recipe.lora)
+
+
+def tune_taught(run: Run, start: Start) -> Path:
+    """All weights, on the domain's text and on the teacher's distribution."""
+    assert start.model is not None
+    return distill.specialize(run, start.stage, start.domain, start.model, start.teacher)
+
+
+TUNES: dict[str, Callable[[Run, Start], Path]] = {
+    "full": tune_all, "lora": tune_adapters, "distill": tune_taught}
+"""By the table's column ``tune``: makes the stage of the fine-tuned model."""
+
+
+# Methods ----------------------------------------------------------------------------------------
+
+def pretrain(run: Run, method: str, domain: str = "") -> Path | None:
+    """Pretrain all that a method needs before it is fine-tuned, its teacher too.
+
+    Args:
+        domain: may be empty for methods whose pretraining is the same for every domain.
+
+    Returns:
+        Folder of the pretrained model or experts; None where nothing is pretrained.
+    """
+    if (teacher := _teacher(run, method)) is not None:
+        pretrain(run, teacher.name, domain)
+    return pretrained(run, method, domain)
+
+
+@once
+def pretrained(run: Run, method: str, domain: str = "") -> Path | None:
+    """The method's own pretraining; as :func:`pretrain`.
+
+    Without tokens of pretraining it is the checkpoint that the recipe starts from.
+    """
+    row = methods.find(method)
+    if row.draws is None:
+        return None
+    if row.bank:
+        return experts.pretrained(run, method)
+    begun = checkpoint.checkpoint(run, row.large)
+    if begun and not run.recipe.pretrain_tokens:
+        return begun
+    drawn = DRAWS[row.draws](run, domain)
+    return training.pretrain(
+        run, row.pretraining(domain), drawn.rows, drawn.weights, large=row.large,
+        inputs=dict(drawn.inputs), mixed_with=domain if row.per_domain else None)
+
+
+def specialize(run: Run, method: str, domain: str) -> Trained:
+    """Fine-tune on a domain, after what that needs: pretraining, expert, teacher."""
+    row = methods.find(method)
+    base = pretrained(run, method, domain)
+    generic: list[Path] = []
+    own: list[Path] = []
+    if base is not None:
+        paid = experts.paid(run, method) if row.bank else [base]
+        (own if row.per_domain else generic).extend(paid)
+    teacher = _teacher(run, method)
+    taught = specialize(run, teacher.name, domain) if teacher else None
+    if taught:
+        generic.extend(taught.generic)
+        own[:0] = taught.own
+    if row.bank:
+        base = experts.chosen(run, method, domain)
+        own.append(base)
+    start = Start(row, domain, base, taught.tuned if taught else None)
+    tuned = TUNES[row.tune](run, start)
+    own.append(tuned)
+    return Trained(
+        method, domain, base, tuned, generic, own, before=row.pretraining(),
+        params=experts.parameters(run, method, base) if row.bank and base else None,
+        routed=lambda: experts.routed(run, method) if row.bank else None,
+        notes=_notes(run, row, domain, base))
+
+
+def _teacher(run: Run, method: str) -> Method | None:
+    """The method that trains the teacher; None where none is needed or it comes from outside."""
+    taught = methods.find(method).taught and not run.recipe.distill.teacher
+    return methods.teacher() if taught else None
+
+
+def _notes(run: Run, row: Method, domain: str, base: Path | None) -> dict[str, Any]:
+    """Fields of results.json that only some methods have."""
+    found: dict[str, Any] = {}
+    if row.bank and base is not None:
+        choice = facts(base)["choice"]
+        found |= {"expert": choice["rule"], "expert_number": choice["expert"],
+                  "expert_share": choice["share"], "k": experts.count(run.recipe, row.name)}
+    elif row.per_domain:
+        assert row.draws is not None
+        found |= DRAWS[row.draws](run, domain).notes
+    if row.tune == "lora":
+        shape = Shape(**facts(base)["shape"]) if base else training.shape_of(run, row.large)
+        found["adapter_params"] = flops.lora_parameters(shape, run.recipe.lora.rank)
+    if row.taught and base is not None:
+        # the teacher's tokens are in the cost; these are what the deployed model was pretrained on
+        found["pretrain_tokens"] = facts(base)["cost"]["tokens"]
+    return found
+
+
+# Checks -----------------------------------------------------------------------------------------
+
+def check(recipe: Recipe) -> None:
+    """Refuse what cannot work, before anything runs.
+
+    Raises:
+        UserError: an unknown method, one whose row cannot be carried out, or settings of a method
+            that cannot work.
+    """
+    for name in recipe.methods:
+        if name not in methods.TABLE:
+            raise UserError(f"recipe key 'methods' names '{name}'; known are "
+                            f"{', '.join(methods.TABLE)}")
+    rows = [methods.find(name) for name in recipe.methods]
+    for row in rows:
+        _check_row(row)
+    checkpoint.check(recipe)
+    experts.check_bundle(recipe)
+    for row in rows:
+        if row.bank:
+            experts.check(recipe, row.name)
+        if row.tune == "lora":
+            shape = checkpoint.shape(recipe, row.large) or getattr(recipe, row.key)
+            lora.check(recipe.lora, shape.d_model, shape.d_ff)
+        if row.taught:
+            distill.check(recipe)
+
+
+def _check_row(row: Method) -> None:
+    """Refuse a row of the table that no function here carries out."""
+    for column, value, known in (("draws", row.draws, DRAWS), ("bank", row.bank, experts.BANKS),
+                                 ("tune", row.tune, TUNES)):
+        if value is not None and value not in known:
+            raise UserError(f"the method '{row.name}' has '{value}' in the column '{column}' of "
+                            f"the table of methods, and known are {', '.join(known)}: write the "
+                            "function that carries it out")
+    if row.bank and row.draws != methods.GENERIC:
+        raise UserError(f"the method '{row.name}' pretrains experts on '{row.draws}' text, and "
+                        f"experts are pretrained on the generic corpus alone: give it "
+                        f"draws='{methods.GENERIC}', or no bank")
+    if row.taught and not row.pretrains:
+        raise UserError(f"the method '{row.name}' distils into a model without pretraining: give "
+                        f"it draws='{methods.GENERIC}'")
+
+
+def check_tokens(run: Run) -> None:
+    """As :func:`check`, for what is known only with the run's tokenizer."""
+    checkpoint.check_vocabulary(run.recipe, corpus.tokenizer_folder(run))
+    for name in run.recipe.methods:
+        if methods.find(name).taught:
+            distill.check_vocabulary(run, name)
