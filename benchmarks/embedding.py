@@ -19,7 +19,9 @@ import torch
 
 from planearly.cluster import embed
 from planearly.config import Data
-from planearly.data.corpus import Problems, read_documents, resolve
+from planearly.data.documents import Problems
+from planearly.data.inputs import resolve
+from planearly.data.readers import read_documents
 
 _CHARACTERS = 1000
 

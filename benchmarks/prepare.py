@@ -25,7 +25,9 @@ import numpy as np
 
 from planearly import keys
 from planearly.data import tokenizer as tk
-from planearly.data.corpus import Problems, read_documents, resolve
+from planearly.data.documents import Problems
+from planearly.data.inputs import resolve
+from planearly.data.readers import read_documents
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "generic"
 
@@ -60,7 +62,7 @@ def write_text(folder: Path, megabytes: float, sources: list[str]) -> None:
 
 
 def run_ours(text: str, tokenizer: str, out: str) -> None:
-    from planearly.data.dataset import tokenize_corpus
+    from planearly.data.build import tokenize_corpus
 
     start = time.perf_counter()
     meta = tokenize_corpus(resolve([text]), Path(tokenizer), 256, keys.Data(), Path(out))

@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planearly import keys
-from planearly.data import dataset as datasets
-from planearly.data import shards
+from planearly.data import build, shards
 from planearly.data import tokenizer as tk
-from planearly.data.corpus import Unit, resolve
-from planearly.data.dataset import IGNORE, TokenDataset, tokenize_corpus
+from planearly.data.build import tokenize_corpus
+from planearly.data.dataset import IGNORE, TokenDataset
+from planearly.data.documents import Unit
+from planearly.data.inputs import resolve
 from planearly.errors import UserError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -96,7 +97,7 @@ def test_rows_lay_windows_side_by_side(tmp_path, corpus, tokenizer):
         write(corpus / f"{name}.jsonl", [prose(ord(name) * 100 + i, 5) for i in range(20)])
     units = resolve([str(corpus)])
     work = shards.jobs(units, tokenizer, keys.Data(), tmp_path / "out", None)
-    assert len(work) == 1  # small files share a parcel
+    assert len(work) == 1  # small files share a job
     dataset = make(corpus, tokenizer, tmp_path / "out", 64)
     pairs = [np.array([3, 17]), np.array([39]), np.array([], int), np.array([5, 30, 8])]
     inputs, targets = dataset.rows(pairs)
@@ -121,8 +122,8 @@ def test_texts_decode_without_end_tokens(tmp_path, tokenizer):
 
 
 def test_duplicates_are_dropped_and_the_first_stays(tmp_path, corpus, tokenizer, monkeypatch):
-    monkeypatch.setattr(datasets, "_SORTED", 3)  # several passes
-    monkeypatch.setattr(datasets, "_CHUNK", 2)
+    monkeypatch.setattr(build, "_SORTED", 3)  # several passes
+    monkeypatch.setattr(build, "_CHUNK", 2)
     texts = [prose(i, 3 + i) for i in range(10)]
     write(corpus / "a.jsonl", [*texts[:5], texts[2], texts[0].replace(" ", "\n ")], source="one")
     write(corpus / "b.jsonl", [texts[4], *texts[5:]], source="two")
@@ -138,7 +139,7 @@ def test_duplicates_are_dropped_and_the_first_stays(tmp_path, corpus, tokenizer,
 
 @pytest.mark.parametrize("limit", [1, 17, 100, 333, 10**9])
 def test_a_limit_of_tokens_is_exact(tmp_path, corpus, tokenizer, monkeypatch, limit):
-    monkeypatch.setattr(shards, "_PARCEL", 500)
+    monkeypatch.setattr(shards, "_JOB_BYTES", 500)
     monkeypatch.setattr(shards, "_BATCH", 200)
     for name in "abc":
         write(corpus / f"{name}.jsonl", [prose(ord(name) * 100 + i, 12) for i in range(8)])
@@ -157,19 +158,19 @@ def test_a_limit_of_tokens_is_exact(tmp_path, corpus, tokenizer, monkeypatch, li
 
 
 def test_finished_work_is_not_done_again(tmp_path, corpus, tokenizer, monkeypatch):
-    monkeypatch.setattr(shards, "_PARCEL", 500)
+    monkeypatch.setattr(shards, "_JOB_BYTES", 500)
     for name in "abc":
         write(corpus / f"{name}.jsonl", [prose(ord(name) * 100 + i) for i in range(5)])
     make(corpus, tokenizer, tmp_path / "straight")
-    real, made, stop = shards.make_part, [], [True]
+    real, made, stop = shards.run_job, [], [True]
 
-    def make_part(job, advance):
+    def run_job(job, advance):
         if stop and len(made) == 2:
             raise KeyboardInterrupt
         made.append(job.number)
         return real(job, advance)
 
-    monkeypatch.setattr(shards, "make_part", make_part)
+    monkeypatch.setattr(shards, "run_job", run_job)
     with pytest.raises(KeyboardInterrupt):
         make(corpus, tokenizer, tmp_path / "out")
     assert not (tmp_path / "out" / "dataset.json").exists()
@@ -194,9 +195,9 @@ import sys
 from pathlib import Path
 from planearly import keys
 from planearly.data import shards
-from planearly.data.corpus import resolve
-from planearly.data.dataset import tokenize_corpus
-shards._PARCEL = 200_000
+from planearly.data.inputs import resolve
+from planearly.data.build import tokenize_corpus
+shards._JOB_BYTES = 200_000
 if __name__ == "__main__":
     tokenize_corpus(resolve([sys.argv[1]]), Path(sys.argv[2]), 16, keys.Data(),
                     Path(sys.argv[3]), processes=int(sys.argv[4]))
@@ -251,7 +252,7 @@ def test_processes_end_with_their_killed_parent(tmp_path, corpus, tokenizer):
 
 
 def test_a_pool_of_processes_makes_the_same(tmp_path, corpus, tokenizer, monkeypatch):
-    monkeypatch.setattr(shards, "_PARCEL", 2_000)
+    monkeypatch.setattr(shards, "_JOB_BYTES", 2_000)
     monkeypatch.setattr(shards, "_POOL_BYTES", 0)
     for i in range(4):
         write(corpus / f"{i}.jsonl", [prose(i * 100 + j) for j in range(10)])
@@ -315,7 +316,7 @@ def test_sources_beyond_a_number_are_counted_together(tmp_path, tokenizer, monke
     assert dataset.documents["source"].tolist() == [0, 1, 2, 3, 3, 3, 3, 3, 3]
 
 
-def test_parcels_are_bounded_in_number(tmp_path, tokenizer):
+def test_jobs_are_bounded_in_number(tmp_path, tokenizer):
     units = [Unit(f"{i}.txt", "text", 3_000) for i in range(20_000)]
     units += [Unit(f"{i}.jsonl", "lines", 40_000_000_000) for i in range(3)]
     work = shards.jobs(units, tokenizer, keys.Data(), tmp_path, None)
@@ -332,7 +333,7 @@ def test_full_disk_is_one_sentence(tmp_path, tokenizer):
     temporary = tmp_path / "out" / f".{job.shard.name}.{os.getpid()}.tmp"
     temporary.symlink_to("/dev/full")
     with pytest.raises(UserError, match="the disk is full"):
-        shards.make_part(job, lambda _: None)
+        shards.run_job(job, lambda _: None)
     assert not job.marker.exists()
 
 
@@ -344,7 +345,8 @@ def test_real_text_comes_back(tmp_path):
     assert meta["vocab_size"] == 2_000
     tokenize_corpus(units, tmp_path / "tok", 256, keys.Data(), tmp_path / "out")
     dataset, loaded = TokenDataset(tmp_path / "out"), tk.load(tmp_path / "tok")
-    from planearly.data.corpus import Problems, read_documents
+    from planearly.data.documents import Problems
+    from planearly.data.readers import read_documents
     texts = [d.text for d in read_documents(units[0], keys.Data(), Problems(0.01))]
     for number in range(0, len(texts), 9):
         mine = np.flatnonzero(dataset.windows["document"] == number)

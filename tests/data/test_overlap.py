@@ -10,8 +10,9 @@ import pytest
 from planearly import keys
 from planearly.data import overlap
 from planearly.data import tokenizer as tk
-from planearly.data.corpus import resolve
-from planearly.data.dataset import TokenDataset, tokenize_corpus
+from planearly.data.build import tokenize_corpus
+from planearly.data.dataset import TokenDataset
+from planearly.data.inputs import resolve
 from planearly.data.text import fingerprint, pieces, text_hash
 
 

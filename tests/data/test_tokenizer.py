@@ -12,8 +12,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from planearly import keys
 from planearly.data import tokenizer as tk
-from planearly.data.corpus import Problems, resolve
+from planearly.data.documents import Problems
 from planearly.data.encode import Encoder
+from planearly.data.inputs import resolve
 from planearly.data.text import pieces
 from planearly.errors import UserError
 

@@ -16,18 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from planearly import keys
-from planearly.data.corpus import (
-    HashRange,
-    Problems,
-    Section,
-    Unit,
-    file_unit,
-    folder_files,
-    kind_of,
-    read_documents,
-    resolve,
-    split_hash,
-)
+from planearly.data.documents import HashRange, Problems, Section, Unit, split_hash
+from planearly.data.inputs import file_unit, folder_files, resolve
+from planearly.data.readers import kind_of, read_documents
 from planearly.data.text import sections
 from planearly.errors import UserError
 

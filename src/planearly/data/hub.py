@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from planearly.data.corpus import Unit
+from planearly.data.documents import Unit
 from planearly.errors import UserError
 
 

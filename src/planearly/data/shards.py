@@ -1,9 +1,9 @@
-"""Documents to shards of tokens, in parcels of files that a pool of processes works off.
+"""Tokenize files in parallel; each job writes one shard.
 
-A parcel is one big file or several small ones; its result is a *part*: the shard with the tokens,
-its documents and paragraphs, and a marker written last. A part that is there is not made again, so
-work that was killed goes on where it was. Parts depend on nothing but their files and the
-tokenizer: any number of processes makes the same ones. Memory is that of a batch per process.
+A job reads one big file or several small ones. It writes the tokens, an index of their documents
+and paragraphs, and last a marker with what it counted; a job whose marker is there is not run
+again, so work that was killed goes on where it was. A shard depends on nothing but its files and
+the tokenizer: any number of processes writes the same ones. Memory is that of a batch per process.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ import numpy as np
 
 from planearly import files, keys
 from planearly.data import tokenizer as tk
-from planearly.data.corpus import Document, Problems, Unit, read_documents
+from planearly.data.documents import Document, Problems, Unit
 from planearly.data.encode import Encoder
+from planearly.data.readers import read_documents
 from planearly.data.text import fingerprint, pieces
 from planearly.errors import UserError
 from planearly.progress import progress
 
 PARAGRAPH = np.dtype([("hash", "<u8"), ("document", "<u8")])
 
-PART_DOCUMENT = np.dtype([("source", "<u4"), ("bytes", "<u8"), ("hash", "<u8"), ("unit", "<u4"),
+SHARD_DOCUMENT = np.dtype([("source", "<u4"), ("bytes", "<u8"), ("hash", "<u8"), ("unit", "<u4"),
                           ("line", "<u8"), ("offset", "<u8"), ("tokens", "<u8")])
-"""A document of a part: ``offset`` of its first EOT in the shard, ``tokens`` it has as targets."""
+"""A document of a shard: ``offset`` of its first EOT there, ``tokens`` it has as targets."""
 
 MAX_SOURCES = 1_000
 """Sources told apart; documents of further ones count as "other"."""
@@ -40,14 +41,14 @@ MAX_SOURCES = 1_000
 # Characters. Our tokenizers give a text the same tokens in pieces as whole (pieces end before
 # whitespace); one taken from elsewhere may see a word begin at a piece where none did.
 _PIECE, _BATCH = 1 << 17, 1 << 21
-_PARCEL = 64 << 20  # bytes of text
+_JOB_BYTES = 64 << 20  # bytes of text
 _PACKED = 3.5  # bytes of text in a byte of .gz, .zst or .parquet, about
 _POOL_BYTES = 24e6  # below, starting processes costs more than they save
 
 
 @dataclass(frozen=True)
 class Job:
-    """One parcel: what to read (with file numbers), and where its part goes."""
+    """What one shard is made of (files with their numbers), and where it goes."""
 
     number: int
     units: list[tuple[int, Unit]]
@@ -65,18 +66,18 @@ class Job:
     def marker(self) -> Path:
         return self.out / "parts" / f"{self.number:05d}.json"
 
-    def part(self, what: str) -> Path:
+    def index(self, what: str) -> Path:
         return self.out / "parts" / f"{self.number:05d}-{what}.bin"
 
     def done(self) -> dict[str, Any] | None:
-        """What the marker tells, if the part is there and made of the same."""
+        """What the marker tells, if the shard is there and made of the same."""
         if not self.marker.is_file():
             return None
         found = files.read_json(self.marker)
         return found if found["key"] == self.key and self.shard.is_file() else None
 
     def read(self, what: str, dtype: np.dtype) -> np.ndarray:
-        path = self.part(what)
+        path = self.index(what)
         return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
 
 
@@ -86,29 +87,29 @@ def shard_name(shard: int) -> str:
 
 def jobs(units: list[Unit], tokenizer: Path, settings: keys.Data, out: Path,
          limit: int | None) -> list[Job]:
-    """The parcels: neighbouring files of about 64 MB of text (or a 256th of all, if more)."""
+    """A job per 64 MB of text in neighbouring files (or per 256th of all, if that is more)."""
     encodes = tk.digest(tokenizer)
-    target = max(_PARCEL, sum(map(_text_bytes, units)) / 256)
-    parcels: list[list[tuple[int, Unit]]] = []
+    target = max(_JOB_BYTES, sum(map(_text_bytes, units)) / 256)
+    shares: list[list[tuple[int, Unit]]] = []
     held = target + 1.0
     for numbered in enumerate(units):
         size = _text_bytes(numbered[1]) if numbered[1].kind != "hub" else target
         if held + size > target:
-            parcels.append([])
+            shares.append([])
             held = 0.0
-        parcels[-1].append(numbered)
+        shares[-1].append(numbered)
         held += size
-    return [Job(number, parcel, tokenizer, settings, out, limit,
-                files.digest([[(i, asdict(unit)) for i, unit in parcel], encodes, limit,
+    return [Job(number, share, tokenizer, settings, out, limit,
+                files.digest([[(i, asdict(unit)) for i, unit in share], encodes, limit,
                               settings.text_field, settings.source_field]))
-            for number, parcel in enumerate(parcels)]
+            for number, share in enumerate(shares)]
 
 
-def make_parts(work: list[Job], limit: int | None, name: str,
+def run_jobs(work: list[Job], limit: int | None, name: str,
                processes: int | None = None) -> list[dict[str, Any]]:
-    """Make the parts that are not there yet; return the markers of those needed.
+    """Run the jobs that are not done yet; return the markers of those needed.
 
-    With a ``limit``, only as many parts as are needed for that many tokens.
+    With a ``limit``, only as many jobs as are needed for that many tokens.
 
     Raises:
         UserError: a damaged file, too many bad records, a full disk, a killed process.
@@ -149,7 +150,7 @@ def make_parts(work: list[Job], limit: int | None, name: str,
             for job in left:
                 if enough():
                     break
-                finish(job, make_part(job, meter.advance))
+                finish(job, run_job(job, meter.advance))
         else:
             _pool(left, processes, enough, finish, meter.advance)
     used: list[dict[str, Any]] = []
@@ -167,7 +168,7 @@ def _text_bytes(unit: Unit) -> float:
 
 def _pool(left: list[Job], processes: int, enough: Callable[[], bool],
           finish: Callable[[Job, dict[str, Any]], None], advance: Callable[[float], None]) -> None:
-    """Work parcels off in order with several processes, one more at hand than they can take."""
+    """Run jobs in order in several processes, one more at hand than they can take."""
     spawn = multiprocessing.get_context("spawn")
     counter = spawn.Value("d", 0.0)
     seen = 0.0
@@ -179,7 +180,7 @@ def _pool(left: list[Job], processes: int, enough: Callable[[], bool],
         try:
             while not enough():
                 while len(running) <= processes and (job := next(queue, None)) is not None:
-                    running[pool.submit(_make_part_in_process, job)] = job
+                    running[pool.submit(_run_job_in_process, job)] = job
                 ready, _ = concurrent.futures.wait(
                     running, 0.5, concurrent.futures.FIRST_COMPLETED)
                 advance(counter.value - seen)
@@ -210,15 +211,15 @@ def _start_process(counter: Any) -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _make_part_in_process(job: Job) -> dict[str, Any]:
+def _run_job_in_process(job: Job) -> dict[str, Any]:
     def advance(megabytes: float) -> None:
         with _counter.get_lock():
             _counter.value += megabytes
-    return make_part(job, advance)
+    return run_job(job, advance)
 
 
-def make_part(job: Job, advance: Callable[[float], None]) -> dict[str, Any]:
-    """Tokenize one parcel; write its part, the marker last; return the marker.
+def run_job(job: Job, advance: Callable[[float], None]) -> dict[str, Any]:
+    """Tokenize the files of one job; write its shard, the marker last; return the marker.
 
     Stops after the batch in which the limit of tokens is reached.
     """
@@ -228,8 +229,8 @@ def make_part(job: Job, advance: Callable[[float], None]) -> dict[str, Any]:
     sources: dict[str, int] = {}
     n_documents = n_tokens = offset = n_paragraphs = 0
     with (files.atomic_write(job.shard) as shard,
-          files.atomic_write(job.part("documents")) as to_documents,
-          files.atomic_write(job.part("paragraphs")) as to_paragraphs):
+          files.atomic_write(job.index("documents")) as to_documents,
+          files.atomic_write(job.index("paragraphs")) as to_paragraphs):
         opened, length = 0, 0  # where the open document begins, and its tokens so far
         for batch in _batches(_documents(job, problems)):
             stream, counts = _stream(encoder, eot, batch)
@@ -255,7 +256,7 @@ def make_part(job: Job, advance: Callable[[float], None]) -> dict[str, Any]:
                         to_paragraphs.write(found.tobytes())
                         n_paragraphs += len(paragraphs)
                     n_documents += 1
-            to_documents.write(np.array(records, PART_DOCUMENT).tobytes())
+            to_documents.write(np.array(records, SHARD_DOCUMENT).tobytes())
             advance(sum(map(len, batch.pieces)) / 1e6)
             if job.limit is not None and n_tokens >= job.limit:
                 break

@@ -18,7 +18,8 @@ import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from planearly import files, keys
-from planearly.data.corpus import Problems, Unit, read_documents
+from planearly.data.documents import Problems, Unit
+from planearly.data.readers import read_documents
 from planearly.data.text import pieces
 from planearly.errors import UserError
 from planearly.progress import progress, say

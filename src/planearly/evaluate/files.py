@@ -15,9 +15,11 @@ import numpy as np
 import tokenizers
 
 from planearly import keys
-from planearly.data.corpus import Problems, Unit, read_documents, resolve
-from planearly.data.dataset import IGNORE
+from planearly.data.dataset import IGNORE, cut_windows
+from planearly.data.documents import Problems, Unit
 from planearly.data.encode import Encoder
+from planearly.data.inputs import resolve
+from planearly.data.readers import read_documents
 from planearly.data.text import pieces
 from planearly.errors import UserError
 from planearly.evaluate.perplexity import Forward, Scores, batch_tokens, score, summary
@@ -151,22 +153,19 @@ def _batches(unit: Unit, settings: keys.Data, problems: Problems,
 def _score(forward: Forward, streams: list[np.ndarray], context: int, vocab_size: int,
            meter: Meter) -> Scores:
     """Score whole documents, cut into windows."""
-    targets = np.array([len(stream) - 1 for stream in streams])
-    counts = -(-targets // context)
-    documents = np.repeat(np.arange(len(streams)), counts)
-    before = (np.arange(len(documents)) - np.repeat(np.cumsum(counts) - counts, counts)) * context
-    offsets = (np.cumsum(targets + 1) - targets - 1)[documents] + before
-    lengths = np.minimum(context, targets[documents] - before)
+    lengths = np.array([len(stream) for stream in streams])
+    windows = cut_windows(0, np.cumsum(lengths) - lengths, lengths - 1, context, 0)
+    offsets, sizes = windows["offset"].astype(np.int64), windows["length"].astype(np.int64)
     stream = np.concatenate(streams)
 
     def rows(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        position = np.arange(lengths[ids].max())
-        inside = position < lengths[ids, None]
+        position = np.arange(sizes[ids].max())
+        inside = position < sizes[ids, None]
         place = np.where(inside, offsets[ids, None] + position, 0)
         return np.where(inside, stream[place], 0), np.where(inside, stream[place + 1], IGNORE)
 
-    nll = score(forward, rows, lengths, batch_tokens(vocab_size), meter)
-    return Scores(nll, lengths, documents)
+    nll = score(forward, rows, sizes, batch_tokens(vocab_size), meter)
+    return Scores(nll, sizes, windows["document"].astype(np.int64))
 
 
 def _join(parts: list[Scores]) -> Scores:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from planearly import keys
-from planearly.data import corpus, dataset, domains, overlap, pydocs, tokenizer
+from planearly.data import domains, inputs, overlap, pydocs, tokenizer
+from planearly.data.build import tokenize_corpus
 from planearly.data.dataset import TokenDataset
 from planearly.data.sample import mix
 from planearly.errors import UserError
@@ -107,7 +108,7 @@ def tokenizer_folder(run: Run) -> Path:
         return _tokenizer_of(run, bundle(run))
     if model := checkpoint.tokenizer_source(recipe):
         return _tokenizer_of_checkpoint(run, model)
-    units = corpus.resolve(sources(run)[0])
+    units = inputs.resolve(sources(run)[0])
     settings: dict[str, Any] = asdict(recipe.tokenizer)
     if recipe.tokenizer.path is None:
         settings |= {"generic": run.unit_digests(units), **_reading(run)}
@@ -141,13 +142,13 @@ def _tokenizer_of_checkpoint(run: Run, model: Path) -> Path:
 def generic(run: Run) -> Path:
     """The generic corpus as one token dataset."""
     recipe = run.recipe
-    units = corpus.resolve(sources(run)[0])
+    units = inputs.resolve(sources(run)[0])
     tokens = tokenizer_folder(run)
     settings = {"context": recipe.context, "generic": run.unit_digests(units),
                 "max_tokens": recipe.data.max_tokens, **_reading(run)}
 
     def build(folder: Path) -> dict[str, Any]:
-        meta = dataset.tokenize_corpus(
+        meta = tokenize_corpus(
             units, tokens, recipe.context, recipe.data, folder,
             max_tokens=recipe.data.max_tokens, name="generic corpus",
         )
@@ -173,7 +174,7 @@ def domain(run: Run, name: str) -> Path:
 
     def build(folder: Path) -> dict[str, Any]:
         metas = {
-            split: dataset.tokenize_corpus(
+            split: tokenize_corpus(
                 splits[split], tokens, recipe.context, recipe.data, folder / split,
                 name=f"{name} {split}",
             )

@@ -25,7 +25,7 @@ import yaml
 
 import planearly
 from planearly import parallel
-from planearly.data.corpus import Unit
+from planearly.data.documents import Unit
 from planearly.errors import UserError
 from planearly.files import (
     atomic_write,

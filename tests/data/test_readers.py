@@ -1,50 +1,21 @@
-"""Reading documents, setting bad ones aside, and splitting domains."""
+"""Reading documents, finding them, and setting bad ones aside."""
 
 from __future__ import annotations
 
 import gzip
-import json
 import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from planearly import keys
-from planearly.data.corpus import Problems, Section, read_documents, resolve
-from planearly.data.domains import domain_names, domain_splits
+from planearly.data.documents import Problems
+from planearly.data.inputs import resolve
+from planearly.data.readers import read_documents
 from planearly.errors import UserError
-
-DATA = keys.Data()
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-
-
-def read(*paths, data: keys.Data = DATA):
-    problems = Problems(data.max_bad_share)
-    documents = [d for unit in resolve([str(p) for p in paths])
-                 for d in read_documents(unit, data, problems)]
-    problems.check()
-    return documents, problems
-
-
-def texts(*paths, data: keys.Data = DATA) -> list[str]:
-    return [document.text for document in read(*paths, data=data)[0]]
-
-
-def lines(*records) -> bytes:
-    return b"".join((r if isinstance(r, bytes) else json.dumps(r).encode()) + b"\n"
-                    for r in records)
-
-
-def zstd(data: bytes) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(data)
-    return sink.getvalue().to_pybytes()
-
+from small_documents import DATA, lines, read, texts, zstd
 
 RECORDS = [{"text": "first é", "source": "web", "id": 1}, {"text": "second", "n": None}]
 
@@ -222,131 +193,3 @@ def test_local_hugging_face_datasets(tmp_path):
         resolve([f"hf://{tmp_path / 'absent'}"])
     with pytest.raises(UserError, match="should be hf://NAME"):
         resolve(["hf://"])
-
-
-# Domains
-
-
-def split_texts(root, entry, seed: int = 0, data: keys.Data = DATA) -> dict[str, list[str]]:
-    return {split: [d.text for unit in units for d in read_documents(unit, data, Problems(0.01))]
-            for split, units in domain_splits(str(root) if root else None, str(entry), data,
-                                              seed).items()}
-
-
-@pytest.mark.parametrize("names", [
-    ("train.jsonl", "valid.jsonl", "test.jsonl"),
-    ("train.txt", "validation.txt", "test.txt"),
-    ("train/a.jsonl", "dev/a.jsonl", "test/a.jsonl"),
-    ("train-00000-of-00001.jsonl", "val.jsonl", "test_set.jsonl"),
-])
-def test_a_split_folder_is_taken_as_it_is(tmp_path, names):
-    for name in (*names, "README.md"):
-        path = tmp_path / "law" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(lines({"text": name}) if "json" in name else name.encode())
-    found = split_texts(tmp_path, "law")
-    assert found == {"train": [names[0]], "valid": [names[1]], "test": [names[2]]}
-    assert split_texts(None, tmp_path / "law") == found
-    assert domain_names(str(tmp_path)) == ["law"]
-
-
-def test_missing_splits_are_split_off_train(tmp_path):
-    (tmp_path / "train.jsonl").write_bytes(lines(*({"text": f"t{i}"} for i in range(50))))
-    (tmp_path / "test.jsonl").write_bytes(lines({"text": "kept"}))
-    found = split_texts(None, tmp_path)
-    assert found["test"] == ["kept"] and len(found["valid"]) == 5 and len(found["train"]) == 45
-
-
-def test_only_a_test_split_is_an_error(tmp_path):
-    (tmp_path / "test.jsonl").write_bytes(lines({"text": "x"}))
-    with pytest.raises(UserError, match="has a test split but no train split"):
-        domain_splits(None, str(tmp_path), DATA, 0)
-
-
-def test_a_page_called_test_is_not_a_split(tmp_path):
-    for name in ("install", "train", "test", "use", "more"):
-        (tmp_path / f"{name}.md").write_text(f"about {name}")
-    found = split_texts(None, tmp_path)
-    assert sorted(sum(found.values(), [])) == sorted(  # noqa: RUF017
-        f"about {n}" for n in ("install", "train", "test", "use", "more"))
-    assert [len(found[s]) for s in ("train", "valid", "test")] == [3, 1, 1]
-
-
-@settings(max_examples=40, deadline=None)
-@given(n=st.integers(3, 60), seed=st.integers(0, 5), repeats=st.integers(1, 3))
-def test_splits_by_document_are_disjoint_complete_and_never_empty(tmp_path_factory, n, seed,
-                                                                 repeats):
-    path = tmp_path_factory.mktemp("domain") / "mine.jsonl"
-    path.write_bytes(lines(*({"text": f"document {i}"} for i in range(n))) * repeats)
-    found = split_texts(None, path, seed)
-    sets = {split: set(found[split]) for split in found}
-    assert set.union(*sets.values()) == {f"document {i}" for i in range(n)}
-    assert sum(len(s) for s in sets.values()) == n  # equal documents stay together
-    held = max(1, round(0.1 * n))
-    assert len(sets["valid"]) == len(sets["test"]) == held
-    assert split_texts(None, path, seed) == found
-
-
-def test_the_split_depends_on_seed_and_text_not_on_place(tmp_path):
-    records = [{"text": f"document {i}"} for i in range(40)]
-    (tmp_path / "a.jsonl").write_bytes(lines(*records))
-    (tmp_path / "b.jsonl").write_bytes(lines(*records[::-1]))
-    a, b = split_texts(None, tmp_path / "a.jsonl"), split_texts(None, tmp_path / "b.jsonl")
-    assert {s: sorted(t) for s, t in a.items()} == {s: sorted(t) for s, t in b.items()}
-    assert split_texts(None, tmp_path / "a.jsonl", seed=1)["test"] != a["test"]
-
-
-def test_one_long_document_is_cut_between_paragraphs(tmp_path):
-    paragraphs = [f"Paragraph {i}.\nIts second line." for i in range(20)]
-    (tmp_path / "book.txt").write_text("\n\n".join(paragraphs))
-    found = split_texts(None, tmp_path / "book.txt")
-    assert found == {"train": ["\n\n".join(paragraphs[:16])],
-                     "valid": ["\n\n".join(paragraphs[16:18])],
-                     "test": ["\n\n".join(paragraphs[18:])]}
-
-
-def test_three_sentences(tmp_path):
-    (tmp_path / "lines.txt").write_text("One.\nTwo.\nThree.\n")
-    assert split_texts(None, tmp_path / "lines.txt") == {
-        "train": ["One."], "valid": ["Two."], "test": ["Three."]}
-    (tmp_path / "records.jsonl").write_bytes(lines(*({"text": t} for t in "abc")))
-    assert sorted(map(len, split_texts(None, tmp_path / "records.jsonl").values())) == [1, 1, 1]
-    (tmp_path / "line.txt").write_text("One. Two. Three.")
-    with pytest.raises(UserError, match=r"1 distinct document: .* least 3 documents, or 3 para"):
-        domain_splits(None, str(tmp_path / "line.txt"), DATA, 0)
-    (tmp_path / "empty.txt").write_text("")
-    with pytest.raises(UserError, match=r"holds no documents; .*empty"):
-        domain_splits(None, str(tmp_path / "empty.txt"), DATA, 0)
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.sampled_from(["a", "bb", "c c", "\n", "\n\n", " \n \n", "d"]), max_size=25),
-       st.sampled_from([("train", "valid"), ("train", "valid", "test")]),
-       st.floats(0.01, 0.49))
-def test_sections_are_in_order_and_lose_no_word(parts, splits, held_out):
-    text = "".join(parts).strip()
-    taken = [Section(split, splits, held_out).take(text) for split in splits]
-    assert " ".join(" ".join(taken).split()) == " ".join(text.split())
-    assert all(taken) or (taken[0] == text and not any(taken[1:]))
-
-
-def test_unknown_domain_and_root(tmp_path):
-    with pytest.raises(UserError, match="the domain 'lw' exists neither under domains_root"):
-        domain_splits(str(tmp_path), "lw", DATA, 0)
-    with pytest.raises(UserError, match="the domain 'lw' does not exist"):
-        domain_splits(None, "lw", DATA, 0)
-    with pytest.raises(UserError, match="is not a folder"):
-        domain_names(str(tmp_path / "absent"))
-    with pytest.raises(UserError, match="no subfolders"):
-        domain_names(str(tmp_path))
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not on this machine")
-def test_real_domains():
-    names = domain_names(str(SHARED / "domains"))
-    assert len(names) == 9
-    splits = domain_splits(str(SHARED / "domains"), "europarl", DATA, 0)
-    problems = Problems(0.01)
-    counts = {split: sum(1 for unit in units for _ in read_documents(unit, DATA, problems))
-              for split, units in splits.items()}
-    assert counts == {"train": 450, "valid": 65, "test": 52} and problems.bad == 0

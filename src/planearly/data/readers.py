@@ -1,4 +1,5 @@
-"""Documents in: JSON lines, Parquet, text and Markdown files, and Hugging Face datasets, streamed.
+"""Documents of one input file, streamed: JSON lines, Parquet, text and Markdown files, and shards
+of Hugging Face datasets.
 
 Reading never holds more than a document (or a batch of Parquet rows) in memory. A record that
 cannot be used is set aside with its file and line; work goes on until more than
@@ -7,162 +8,24 @@ cannot be used is set aside with its file and line; work goes on until more than
 
 from __future__ import annotations
 
-import glob
 import io
 import itertools
 import json
-import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from hashlib import blake2b
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 from planearly import keys
-from planearly.data.text import sections, text_hash
+from planearly.data import hub
+from planearly.data.documents import Document, Kind, Problems, Unit
 from planearly.errors import UserError
-from planearly.progress import say
-
-Kind = Literal["lines", "parquet", "text", "hub"]
 
 _KINDS: dict[str, Kind] = {".jsonl": "lines", ".ndjson": "lines", ".json": "lines",
                            ".parquet": "parquet", ".txt": "text", ".md": "text"}
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
 KNOWN = ".jsonl, .json, .parquet, .txt or .md (all but Parquet also as .gz or .zst)"
 
-_TOLERATED = 2  # this many bad records never stop the work: one slip in a set of twenty is 5%
-_EXAMPLES = 100
 _BUFFER = 1 << 17  # bytes
-
-
-@dataclass(frozen=True)
-class HashRange:
-    """A split by document: the ones whose seeded hash is in [low, high)."""
-
-    seed: int
-    low: int
-    high: int
-
-    def take(self, text: str) -> str:
-        return text if self.low <= split_hash(text, self.seed) < self.high else ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A split inside a document: one of consecutive sections, cut between paragraphs or lines.
-
-    ``splits`` are all sections in order, the first of them being what is left for training;
-    each of the others takes ``held_out`` of the paragraphs, and at least one.
-    """
-
-    split: str
-    splits: tuple[str, ...]
-    held_out: float
-
-    def take(self, text: str) -> str:
-        ends = sections(text, len(self.splits))
-        if len(ends) < len(self.splits):
-            return text if self.split == self.splits[0] else ""
-        others = len(self.splits) - 1
-        held = min(max(1, round(self.held_out * len(ends))), (len(ends) - 1) // others)
-        last = len(ends) - 1
-        borders = [0, *(ends[last - held * (others - i)] for i in range(others + 1))]
-        here = self.splits.index(self.split)
-        return text[borders[here]:borders[here + 1]].strip()
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One input file, or one shard of a Hugging Face dataset; possibly only a split of it."""
-
-    path: str
-    kind: Kind
-    size: int = 0
-    modified: int = 0
-    shard: tuple[int, int] = (0, 1)
-    keep: HashRange | Section | None = None
-
-
-@dataclass(frozen=True)
-class Document:
-    """A text, the source it is counted under, and where it stands (line or row, from 1)."""
-
-    text: str
-    source: str
-    file: str
-    line: int
-    n_bytes: int
-
-
-@dataclass
-class Problems:
-    """Counts what was read and what was set aside, with the first hundred examples."""
-
-    max_share: float
-    good: int = 0
-    bad: int = 0
-    empty: int = 0
-    examples: list[dict[str, Any]] = field(default_factory=list)
-
-    def set_aside(self, file: str, line: int, why: str) -> None:
-        """Count a record that cannot be used.
-
-        Raises:
-            UserError: more than ``max_share`` of at least 1,000 records are bad.
-        """
-        self.bad += 1
-        self._note(file, line, why)
-        if self.good + self.bad >= 1_000:
-            self.check()
-
-    def skip(self, file: str, line: int, why: str) -> None:
-        """Note a record or file without any text: left out, but not an error."""
-        self.empty += 1
-        self._note(file, line, why)
-
-    def check(self) -> None:
-        """Stop if too large a share was bad; called once more when everything was read."""
-        total = self.good + self.bad
-        if self.bad > max(_TOLERATED, self.max_share * total):
-            raise UserError(
-                f"{self.bad} of {total} records could not be read, more than data.max_bad_share "
-                f"({self.max_share:.2%}); the first: {self.first()}"
-            )
-
-    def first(self) -> str:
-        """The first example as a clause, or nothing."""
-        if not self.examples:
-            return ""
-        example = self.examples[0]
-        return f"{example['file']} line {example['line']}: {example['why']}"
-
-    def add(self, counted: dict[str, Any]) -> None:
-        """Add what another one counted (its :meth:`to_dict`)."""
-        self.good += counted["good"]
-        self.bad += counted["bad"]
-        self.empty += counted["empty"]
-        self.examples += counted["examples"][:_EXAMPLES - len(self.examples)]
-
-    def to_dict(self) -> dict[str, Any]:
-        values = asdict(self)
-        del values["max_share"]
-        return values
-
-    def tell(self) -> None:
-        """One line for the user if anything was set aside."""
-        if self.bad:
-            say(f"set aside {self.bad} of {self.good + self.bad} records, the first: "
-                f"{self.first()}")
-
-    def _note(self, file: str, line: int, why: str) -> None:
-        if len(self.examples) < _EXAMPLES:
-            self.examples.append({"file": file, "line": line, "why": why})
-
-
-def split_hash(text: str, seed: int) -> int:
-    """64 bits of (seed, text with whitespace collapsed): what splits by document go by."""
-    key = text_hash(text).to_bytes(8, "little") + str(seed).encode()
-    return int.from_bytes(blake2b(key, digest_size=8).digest(), "little")
 
 
 def kind_of(path: Path) -> Kind | None:
@@ -172,66 +35,6 @@ def kind_of(path: Path) -> Kind | None:
         suffixes.pop()
         return _KINDS.get(suffixes[-1]) if suffixes and suffixes[-1] != ".parquet" else None
     return _KINDS.get(suffixes[-1]) if suffixes else None
-
-
-def resolve(paths: list[str]) -> list[Unit]:
-    """The input files behind files, folders, globs and ``hf://NAME[/CONFIG][:SPLIT]`` names.
-
-    Folders are searched to the bottom, sorted; hidden files, files of other kinds and a README
-    beside JSON lines or Parquet are passed over. A file named twice is read once.
-
-    Raises:
-        UserError: nothing is there, or nothing that can be read.
-    """
-    if not paths:
-        raise UserError("no documents are named: give files, folders, globs or hf://NAME")
-    units: dict[str, Unit] = {}
-    for entry in paths:
-        if entry.startswith("hf://"):
-            from planearly.data import hub
-            units.update((f"{entry}#{u.shard[0]}", u) for u in hub.resolve(entry))
-            continue
-        for path in _files(entry):
-            units.setdefault(os.path.realpath(path), file_unit(path))
-    return list(units.values())
-
-
-def file_unit(path: Path) -> Unit:
-    kind, status = kind_of(path), path.stat()
-    assert kind is not None
-    return Unit(str(path), kind, status.st_size, status.st_mtime_ns)
-
-
-def _files(entry: str) -> list[Path]:
-    path = Path(entry).expanduser()
-    if path.is_file():
-        if kind_of(path) is None:
-            raise UserError(f"{entry}: cannot tell its format by its name; it should be {KNOWN}")
-        return [path]
-    if path.is_dir():
-        found = folder_files(path)
-    elif glob.has_magic(entry):
-        found = []
-        for match in sorted(Path(m) for m in glob.glob(str(path), recursive=True)):
-            found += folder_files(match) if match.is_dir() else [match] * bool(kind_of(match))
-    else:
-        raise UserError(f"{entry} does not exist")
-    if not found:
-        raise UserError(f"{entry} holds no documents: no file there is {KNOWN}")
-    return found
-
-
-def folder_files(folder: Path) -> list[Path]:
-    """The document files of a folder, to the bottom, sorted."""
-    found: list[Path] = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        here = [Path(parent, name) for name in names
-                if not name.startswith(".") and kind_of(Path(name))]
-        if any(kind_of(path) != "text" for path in here):
-            here = [path for path in here if not path.name.lower().startswith("readme.")]
-        found += here
-    return sorted(found)
 
 
 def read_documents(unit: Unit, settings: keys.Data, problems: Problems) -> Iterator[Document]:
@@ -293,7 +96,6 @@ def _records(unit: Unit, settings: keys.Data,
              problems: Problems) -> Iterator[tuple[str, int, Any]]:
     """(file, line, record) of everything in a unit that could be parsed."""
     if unit.kind == "hub":
-        from planearly.data import hub
         columns = [settings.text_field, settings.source_field]
         for line, record in enumerate(hub.records(unit, columns), 1):
             yield unit.path, line, record

@@ -1,0 +1,146 @@
+"""What a corpus is read as: input files, the documents in them, and what could not be used."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from typing import Any, Literal
+
+from planearly.data.text import sections, text_hash
+from planearly.errors import UserError
+from planearly.progress import say
+
+Kind = Literal["lines", "parquet", "text", "hub"]
+
+_TOLERATED = 2  # this many bad records never stop the work: one slip in a set of twenty is 5%
+_EXAMPLES = 100
+
+
+@dataclass(frozen=True)
+class HashRange:
+    """A split by document: the ones whose seeded hash is in [low, high)."""
+
+    seed: int
+    low: int
+    high: int
+
+    def take(self, text: str) -> str:
+        return text if self.low <= split_hash(text, self.seed) < self.high else ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A split inside a document: one of consecutive sections, cut between paragraphs or lines.
+
+    ``splits`` are all sections in order, the first of them being what is left for training;
+    each of the others takes ``held_out`` of the paragraphs, and at least one.
+    """
+
+    split: str
+    splits: tuple[str, ...]
+    held_out: float
+
+    def take(self, text: str) -> str:
+        ends = sections(text, len(self.splits))
+        if len(ends) < len(self.splits):
+            return text if self.split == self.splits[0] else ""
+        others = len(self.splits) - 1
+        held = min(max(1, round(self.held_out * len(ends))), (len(ends) - 1) // others)
+        last = len(ends) - 1
+        borders = [0, *(ends[last - held * (others - i)] for i in range(others + 1))]
+        here = self.splits.index(self.split)
+        return text[borders[here]:borders[here + 1]].strip()
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One input file, or one shard of a Hugging Face dataset; possibly only a split of it."""
+
+    path: str
+    kind: Kind
+    size: int = 0
+    modified: int = 0
+    shard: tuple[int, int] = (0, 1)
+    keep: HashRange | Section | None = None
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, the source it is counted under, and where it stands (line or row, from 1)."""
+
+    text: str
+    source: str
+    file: str
+    line: int
+    n_bytes: int
+
+
+@dataclass
+class Problems:
+    """Counts what was read and what was set aside, with the first hundred examples."""
+
+    max_share: float
+    good: int = 0
+    bad: int = 0
+    empty: int = 0
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+    def set_aside(self, file: str, line: int, why: str) -> None:
+        """Count a record that cannot be used.
+
+        Raises:
+            UserError: more than ``max_share`` of at least 1,000 records are bad.
+        """
+        self.bad += 1
+        self._note(file, line, why)
+        if self.good + self.bad >= 1_000:
+            self.check()
+
+    def skip(self, file: str, line: int, why: str) -> None:
+        """Note a record or file without any text: left out, but not an error."""
+        self.empty += 1
+        self._note(file, line, why)
+
+    def check(self) -> None:
+        """Stop if too large a share was bad; called once more when everything was read."""
+        total = self.good + self.bad
+        if self.bad > max(_TOLERATED, self.max_share * total):
+            raise UserError(
+                f"{self.bad} of {total} records could not be read, more than data.max_bad_share "
+                f"({self.max_share:.2%}); the first: {self.first()}"
+            )
+
+    def first(self) -> str:
+        """The first example as a clause, or nothing."""
+        if not self.examples:
+            return ""
+        example = self.examples[0]
+        return f"{example['file']} line {example['line']}: {example['why']}"
+
+    def add(self, counted: dict[str, Any]) -> None:
+        """Add what another one counted (its :meth:`to_dict`)."""
+        self.good += counted["good"]
+        self.bad += counted["bad"]
+        self.empty += counted["empty"]
+        self.examples += counted["examples"][:_EXAMPLES - len(self.examples)]
+
+    def to_dict(self) -> dict[str, Any]:
+        values = asdict(self)
+        del values["max_share"]
+        return values
+
+    def tell(self) -> None:
+        """One line for the user if anything was set aside."""
+        if self.bad:
+            say(f"set aside {self.bad} of {self.good + self.bad} records, the first: "
+                f"{self.first()}")
+
+    def _note(self, file: str, line: int, why: str) -> None:
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append({"file": file, "line": line, "why": why})
+
+
+def split_hash(text: str, seed: int) -> int:
+    """64 bits of (seed, text with whitespace collapsed): what splits by document go by."""
+    key = text_hash(text).to_bytes(8, "little") + str(seed).encode()
+    return int.from_bytes(blake2b(key, digest_size=8).digest(), "little")
