@@ -3,35 +3,48 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from planearly import __version__, config, files, units, usage
 from planearly.errors import UserError
-from planearly.plan.cli import register
 from planearly.progress import say
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    cls=usage.Verbs, invoke_without_command=True, pretty_exceptions_enable=False,
     help="Which small language model to train for a domain, at what cost, and the training.",
 )
 
-RecipeArg = Annotated[str, typer.Argument(help="a recipe file, or a name: demo, nano, ...")]
-Settings = Annotated[list[str] | None, typer.Argument(help="recipe keys: key=value")]
+RecipeArg = Annotated[str, typer.Argument(
+    help="a recipe file, or a name: demo, nano, ...", autocompletion=usage.recipes)]
+Settings = Annotated[list[str] | None, typer.Argument(
+    help="recipe keys: key=value", autocompletion=usage.settings)]
 Out = Annotated[Path | None, typer.Option(help="run folder [default: runs/NAME]")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+Device = Annotated[str | None, typer.Option(
+    help="a100, h100, l4, rtx-4090, ...; what the driver calls it; or here [default: here]")]
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+) -> None:
+    """Which small language model to train for a domain, at what cost, and the training."""
+    if version:
+        print(f"planearly {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def _run(recipe: str, settings: list[str] | None, out: Path | None, until: str) -> None:
-    from planearly import config
-
     loaded = config.load(recipe, settings or [])
-    from planearly.stages import (
-        pipeline,  # brings torch: a misspelt key is told without waiting for it
-    )
+    from planearly.stages import pipeline  # after the keys are read: it takes seconds, for torch
 
     pipeline.run(loaded, out or Path("runs") / loaded.name, until)
 
@@ -55,8 +68,6 @@ def study(
     worker: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Compare methods over domains, set sizes and budgets: tables, figures and a page."""
-    from planearly import config
-
     loaded = config.load(recipe, settings or [])
     place = out or Path("runs") / loaded.name
     if dry_run:
@@ -150,20 +161,19 @@ def gguf(
 def evaluate(
     model: Annotated[str, typer.Argument(help="a Hugging Face model folder, or a recipe")],
     files: Annotated[list[str] | None, typer.Argument(help="documents (or recipe keys)")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    as_json: Json = False,
     context: Annotated[int | None, typer.Option(help="most tokens of a window")] = None,
     text_field: Annotated[str, typer.Option(help="field that holds the text")] = "text",
     out: Out = None,
 ) -> None:
     """Perplexity and bits per byte of any causal model folder on documents."""
     if not Path(model).is_dir():
-        from planearly import config
-
         if Path(model).suffix in (".yaml", ".yml") or not files or "=" in files[0]:
             config.find(model)
             return _run(model, files, out, "evaluate")
         raise UserError(f"'{model}' is not a folder: give a model folder in Hugging Face format")
     from planearly.evaluate.files import evaluate_files
+    from planearly.evaluate.show import show
 
     if not files:
         raise UserError("name the documents to evaluate on: planearly evaluate MODEL FILES...")
@@ -171,12 +181,7 @@ def evaluate(
     if as_json:
         print(json.dumps(result))
         return
-    table = Table("file", "perplexity", "95% interval", "bits per byte", "tokens")
-    for name, one in [*result["files"].items(), ("all", result)]:
-        low, high = one["ci95"]
-        table.add_row(name, f"{one['perplexity']:.2f}", f"{low:.2f} to {high:.2f}",
-                      f"{one['bits_per_byte']:.3f}", f"{one['tokens']}")
-    Console().print(table)
+    show(result)
     return None
 
 
@@ -200,8 +205,6 @@ def recipes(
     reference: Annotated[bool, typer.Option(help="print the reference of every key")] = False,
 ) -> None:
     """The recipes that come along, and what a recipe may hold."""
-    from planearly import config
-
     if reference:
         print(config.reference())
         return
@@ -210,29 +213,173 @@ def recipes(
         print(f"{path.stem:16} {first.removeprefix('#').strip()}")
 
 
-register(app)
+@app.command()
+def plan(
+    recipe: Annotated[str | None, typer.Argument(
+        help="show what this recipe will cost instead of recommending a method")] = None,
+    settings: Annotated[list[str] | None, typer.Argument(help="its keys: key=value")] = None,
+    inference_params: Annotated[str | None, typer.Option(
+        help="limit on the deployed model: parameters, as 126M")] = None,
+    inference_bytes: Annotated[str | None, typer.Option(
+        help="the limit as bytes of weights, as 150MB, with --quantization")] = None,
+    inference_speed: Annotated[float | None, typer.Option(
+        help="the limit as tokens/s decoded on --inference-device")] = None,
+    inference_device: Device = None,
+    quantization: Annotated[str, typer.Option(
+        help="of the deployed weights: bf16, q8_0, q4_k_m, ...")] = "bf16",
+    generic_tokens: Annotated[str, typer.Option(
+        help="generic corpus: tokens, as 150B, or a path")] = "0",
+    spec_tokens: Annotated[list[str] | None, typer.Option(
+        help="one domain's set: tokens, as 1M, or a path; again for each set")] = None,
+    domains: Annotated[str | None, typer.Option(
+        help="domains now [default: the number of --spec-tokens]")] = None,
+    domains_later: Annotated[str, typer.Option(help="domains to come")] = "0",
+    device: Device = None,
+    devices: Annotated[int, typer.Option(help="how many of them")] = 1,
+    generic_hours: Annotated[str | None, typer.Option(
+        help="device-hours before the domain is known, as 650 or 90min")] = None,
+    specialization_hours: Annotated[str | None, typer.Option(
+        help="device-hours per domain")] = None,
+    generic_money: Annotated[str | None, typer.Option(help="the same as money")] = None,
+    specialization_money: Annotated[str | None, typer.Option(help="the same as money")] = None,
+    price: Annotated[str | None, typer.Option(help="money per device-hour")] = None,
+    currency: Annotated[str, typer.Option(help="of the money")] = "USD",
+    checkpoint: Annotated[str | None, typer.Option(
+        help="an open model to start from: a folder, or NAME:PARAMETERS")] = None,
+    teacher: Annotated[str | None, typer.Option(
+        help="a teacher that exists already: a folder, or NAME:PARAMETERS")] = None,
+    entropy: Annotated[float | None, typer.Option(
+        help="nats, of the domain's cluster histogram, with --clusters")] = None,
+    clusters: Annotated[int | None, typer.Option(help="k of that histogram")] = None,
+    windows: Annotated[int | None, typer.Option(help="windows of the specialization set")] = None,
+    results: Annotated[list[Path] | None, typer.Option(
+        help="results.json of your own small runs, to predict perplexity from")] = None,
+    out: Annotated[Path | None, typer.Option(
+        help="folder for plan.json, plan.html and recipes")] = None,
+    as_json: Json = False,
+) -> None:
+    """Recommend a method, with its reason and what every method would cost."""
+    from rich.console import Console
+
+    from planearly.cost import devices as known
+    from planearly.plan import inputs, options, page, recommend, show
+    from planearly.plan.sizes import bits
+
+    found = known.find(device)
+    if recipe is not None:
+        from planearly import config
+        from planearly.plan.predict import predict
+
+        stages = predict(config.load(recipe, settings or []), found)
+        print(json.dumps(stages)) if as_json else show.predicted(stages, Console())
+        return
+    bits(quantization)
+    per_hour = None if price is None else units.money(price, "--price")
+    sets = spec_tokens or ["1M"]
+    sizes = [inputs.tokens(item, "--spec-tokens") for item in sets]
+    now = len(sizes) if domains is None else units.count(domains, "--domains")
+    made = recommend.recommend(options.PlanInput(
+        device=found,
+        limit=inputs.limit(inference_params, inference_bytes, inference_speed,
+                     inference_device, found, quantization),
+        generic_tokens=inputs.tokens(generic_tokens, "--generic-tokens"),
+        spec_tokens=round(sum(sizes) / len(sizes)), domains=now,
+        domains_later=units.count(domains_later, "--domains-later"), devices=devices,
+        generic_hours=inputs.hours(generic_hours, generic_money, per_hour, "generic"),
+        specialization_hours=inputs.hours(specialization_hours, specialization_money, per_hour,
+                                    "specialization"),
+        price=per_hour, currency=currency, quantization=quantization,
+        checkpoint=inputs.model(checkpoint, "--checkpoint"),
+        teacher=inputs.model(teacher, "--teacher"),
+        entropy=entropy, clusters=clusters, windows=windows, laws=inputs.laws(results or []),
+    ))
+    generic_paths = [generic_tokens] if Path(generic_tokens).exists() else []
+    domain_paths = [item for item in sets if Path(item).exists()]
+    if out is not None:
+        page.write(out, made, generic_paths, domain_paths)
+    if as_json:
+        print(json.dumps(page.content(made, generic_paths, domain_paths)))
+        return
+    show.text(made, Console())
+    if out is not None:
+        start = out / f"{made.recommended}.yaml"
+        print(f"Recipes, plan.json and plan.html are in {out}"
+              + (f"; start with: planearly run {start}" if start.exists() else ""))
 
 
-def main(arguments: list[str] | None = None) -> Any:
-    """Entry point: errors a user can mend are one sentence and status 2."""
+@app.command()
+def cost(
+    folders: Annotated[list[Path], typer.Argument(help="folders of runs")],
+    as_json: Json = False,
+) -> None:
+    """Add up what runs cost, per method and domain, predicted beside actual."""
+    from rich.console import Console
+
+    from planearly.cost import ledger
+    from planearly.plan import show
+
+    found = ledger.add_up(folders)
+    if as_json:
+        print(json.dumps(found))
+        return
+    show.ledger(found, Console())
+
+
+@app.command()
+def calibrate(
+    recipe: Annotated[str | None, typer.Argument(
+        help="a recipe whose shapes are measured [default: nano, on a GPU slm-126m]")] = None,
+    seconds: Annotated[float, typer.Option(help="of training steps, in all")] = 60.0,
+) -> None:
+    """Measure this device on real training steps; plans and ledgers then use what it did."""
+    import torch
+
+    from planearly import config
+    from planearly.plan.calibrate import calibrate as measure
+
+    if not 0 < seconds <= 3600:
+        raise UserError("--seconds: give a number above 0 and at most 3600")
+    name = recipe or ("slm-126m" if torch.cuda.is_available() else "nano")
+    print(measure(config.load(name), seconds))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: what a user can mend is one sentence on standard error and status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that knows ASCII alone still shows all
+            stream.reconfigure(errors="backslashreplace")
+    if "_PLANEARLY_COMPLETE" in os.environ:  # the shell asks what could come next
+        return app(prog_name="planearly")
+    command = typer.main.get_command(app)
+    words, status = list(sys.argv[1:] if arguments is None else arguments), 0
     try:
-        app(args=arguments, standalone_mode=False)
+        usage.supported()
+        try:
+            with command.make_context("planearly", words.copy()) as context:
+                command.invoke(context)
+        except typer.Exit as done:
+            status = done.exit_code
+        sys.stdout.flush()
+        if status:
+            sys.exit(status)
+    except usage.USAGE_ERROR as error:
+        _fail(usage.sentence(error, words, command))
     except UserError as error:
-        print(f"planearly: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except typer.Exit as done:
-        raise SystemExit(done.exit_code) from None
+        _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        print("planearly: stopped; the same command continues from here", file=sys.stderr)
-        raise SystemExit(130) from None
+        _fail("stopped; the same command continues from here", 130)
     except OSError as error:
-        from planearly.files import storage_error
-
+        if usage.nobody_reads(error):
+            sys.exit(141)  # as a program that SIGPIPE ends
         if error.filename is None and error.errno is None:
             raise
-        place = Path(error.filename) if isinstance(error.filename, str) else Path(".")
-        print(f"planearly: {storage_error(error, place)}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _fail(str(files.file_error(error)))
+    return None
+
+
+def _fail(sentence: str, status: int = 2) -> None:
+    print(f"planearly: {sentence}", file=sys.stderr)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -112,18 +112,47 @@ def leaves(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, An
             yield f"{where}{name}", value
 
 
+def names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(path.stem for path in recipes_folder().glob("*.yaml"))
+
+
+def places(kind: type[Any] = Recipe, where: str = "") -> Iterator[str]:
+    """Every key that a recipe may hold, by dotted name."""
+    for name, hint in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            yield from places(typing.cast(type[Any], hint), f"{where}{name}.")
+        else:
+            yield f"{where}{name}"
+
+
+def is_recipe(word: str) -> bool:
+    """Whether :func:`find` finds it."""
+    try:
+        find(word)
+    except (UserError, OSError):
+        return False
+    return True
+
+
 def find(recipe: str | Path) -> Path:
-    """The file of a recipe given by path or by the name of one that comes with the package."""
+    """The file of a recipe given by path or by the name of one that comes with the package.
+
+    Raises:
+        UserError: there is none.
+    """
     path = Path(recipe)
     if path.is_file():
         return path
     packaged = recipes_folder() / f"{path.name.removesuffix('.yaml')}.yaml"
     if packaged.is_file():
         return packaged
-    known = sorted(p.stem for p in recipes_folder().glob("*.yaml"))
-    raise UserError(
-        f"there is no recipe '{recipe}'; the ones that come along are {', '.join(known)}"
-    )
+    if "=" in str(recipe):
+        raise UserError(f"'{recipe}' is a setting: name the recipe before it, as demo {recipe}")
+    near = difflib.get_close_matches(str(recipe), names(), 1, 0.5)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    raise UserError(f"there is no recipe '{recipe}'; {hint}the ones that come along are "
+                    f"{', '.join(names())}")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -128,6 +128,25 @@ def storage_error(error: OSError, path: Path) -> UserError:
     return UserError(f"cannot write {path} ({error.strerror or error}): check the folder's rights")
 
 
+def file_error(error: OSError) -> UserError:
+    """One sentence for a failure of the file system, by what was tried: to read or to write."""
+    if not isinstance(error.filename, str | bytes):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return storage_error(error, Path("."))
+        return UserError(f"the system refused: {error.strerror or error}")
+    path = Path(os.fsdecode(error.filename))
+    writing = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EEXIST, errno.ENOTEMPTY)
+    refused = (errno.EACCES, errno.EPERM)
+    if error.errno in writing or (
+            error.errno in refused and (not path.exists() or os.access(path, os.R_OK))):
+        return storage_error(error, path)
+    if error.errno in refused:
+        return UserError(f"cannot read {path} ({error.strerror}): check its rights")
+    if error.errno == errno.ENOENT:
+        return UserError(f"cannot read {path}: it does not exist")
+    return UserError(f"cannot read {path} ({error.strerror or error})")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON with a final newline."""
     with atomic_write(path, "w") as handle:

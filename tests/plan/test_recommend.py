@@ -21,7 +21,6 @@ from planearly.cost import devices, model
 from planearly.errors import UserError
 from planearly.model import flops
 from planearly.plan import recipes, show, sizes
-from planearly.plan.cli import register
 from planearly.plan.law import Law
 from planearly.plan.options import CHECKPOINT, METHODS, OpenModel, PlanInput
 from planearly.plan.recommend import Plan, recommend
@@ -263,10 +262,6 @@ def test_the_page_is_whole_and_escaped() -> None:
 ASKED = ["plan", "--inference-params", "126M", "--generic-tokens", "150B", "--spec-tokens", "1M",
          "--device", "a100", "--generic-hours", "650", "--specialization-hours", "1",
          "--domains", "50"]
-
-if not any(command.callback and command.callback.__name__ == "plan"
-           for command in app.registered_commands):
-    register(app)
 
 
 def test_the_command_prints_one_json_object() -> None:

@@ -1,0 +1,181 @@
+"""Every wrong use of the command is one sentence and status 2; no terminal breaks its output."""
+
+import errno
+import os
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from planearly import __version__, cli, files
+from planearly.errors import UserError
+
+VERBS = typer.main.get_command(cli.app).commands
+FUNCTIONS = {command.name or command.callback.__name__: command.callback
+             for command in cli.app.registered_commands}
+INSTALLED = Path(sys.executable).with_name("planearly")
+
+
+def options(verb):
+    """Options of a verb that take a number."""
+    hints = typing.get_type_hints(FUNCTIONS[verb])
+    return [one.opts[-1] for one in VERBS[verb].params if one.param_type_name == "option"
+            and {int, float} & {hints.get(one.name), *typing.get_args(hints.get(one.name))}]
+
+
+def told(capsys, *words, status=2):
+    """What the command said of a wrong use: one sentence on standard error alone."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(list(words))
+    said = capsys.readouterr()
+    assert ended.value.code == status and said.out == ""
+    assert said.err.startswith("planearly: ") and said.err.count("\n") == 1, said.err
+    return said.err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_unknown_option_is_one_sentence(verb, capsys):
+    said = told(capsys, verb, "--wrongly-named")
+    assert f"planearly {verb} has no option '--wrongly-named'" in said
+    told(capsys, verb, "-q")
+
+
+@pytest.mark.parametrize("verb", [v for v in VERBS if any(p.required for p in VERBS[v].params)])
+def test_a_missing_argument_tells_the_usage(verb, capsys):
+    first = next(p for p in VERBS[verb].params if p.required)
+    said = told(capsys, verb)
+    assert f"planearly {verb} needs {first.name.upper()}" in said
+    assert f"usage: planearly {verb} {first.name.upper()}" in said
+
+
+@pytest.mark.parametrize(("verb", "option"), [(v, o) for v in VERBS for o in options(v)])
+def test_a_wrong_type_is_one_sentence(verb, option, capsys):
+    arguments = ["x" for p in VERBS[verb].params if p.required]
+    assert f"{option}: give a " in told(capsys, verb, *arguments, option, "many")
+    assert f"'{option}' requires an argument" in told(capsys, verb, *arguments, option)
+
+
+def test_there_are_such_options():
+    assert {("study", "--workers"), ("generate", "--temperature"), ("plan", "--devices")} <= {
+        (verb, option) for verb in VERBS for option in options(verb)}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_misspelt_verb_names_the_nearest(verb, capsys):
+    assert f"did you mean: planearly {verb}\n" in told(capsys, verb + "x", "demo")
+
+
+@pytest.mark.parametrize(("words", "sentence"), [
+    (["demo"], "did you mean: planearly run demo"),
+    (["zzzz"], "the verbs are run, study"),
+    (["--zzzz"], "planearly has no option '--zzzz'"),
+    (["run", "nanno"], "did you mean 'nano'?"),
+    (["run", "context=3"], "name the recipe before it"),
+    (["run", "demo", "nonsense"], "key=value"),
+    (["run", "demo", "--context=3"], "recipe keys are written without dashes: context=VALUE"),
+    (["run", "demo", "--finetun.lr-scale", "3"], "without dashes: finetune.lr_scale=VALUE"),
+    (["generate", "m", "-5 degrees"], "a text that begins with a dash goes after '--'"),
+    (["generate", "m", "p", "--token", "3"], "did you mean '--tokens'?"),
+    (["gguf", "a", "b"], "unexpected extra argument"),
+    (["recipes", "--reference=yes"], "does not take a value"),
+])
+def test_the_nearest_right_use_is_named(words, sentence, capsys):
+    assert sentence in told(capsys, *words)
+
+
+def test_no_arguments_print_the_help(capsys):
+    cli.main([])
+    assert "Usage: planearly" in capsys.readouterr().out
+
+
+def test_the_version(capsys):
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"planearly {__version__}\n"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb(verb, capsys):
+    cli.main([verb, "--help"])
+    assert VERBS[verb].help.split(".")[0][:20] in capsys.readouterr().out
+
+
+def test_the_shell_completes_recipes_and_keys():
+    from planearly import usage
+
+    assert usage.recipes("study-n") == ["study-nano"]
+    assert usage.settings("finetune.lr") == ["finetune.lr_scale="]
+
+
+@pytest.mark.parametrize(("error", "sentence"), [
+    (OSError(errno.ENOENT, "No such file or directory", "gone"), "cannot read gone: it does not"),
+    (OSError(errno.EISDIR, "Is a directory", "folder"), "cannot read folder (Is a directory)"),
+    (OSError(errno.ENOSPC, "No space left on device", "big"), "the disk is full while writing big"),
+    (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+    (OSError(errno.EROFS, "Read-only file system", "x/y"), "cannot write x/y (Read-only"),
+    (OSError(errno.EACCES, "Permission denied", "nowhere/new"), "cannot write nowhere/new"),
+    (OSError(errno.EMFILE, "Too many open files"), "the system refused: Too many open files"),
+])
+def test_a_failure_of_the_file_system_says_what_was_tried(error, sentence, monkeypatch, capsys):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(cli, "_run", fail)
+    assert sentence in told(capsys, "run", "demo")
+
+
+def test_a_file_without_the_right_to_read_cannot_be_read(tmp_path, monkeypatch):
+    (tmp_path / "secret").write_text("x")
+    error = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "secret"))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may read everything
+    assert isinstance(files.file_error(error), UserError)
+    assert "cannot read" in str(files.file_error(error))
+    monkeypatch.setattr(os, "access", lambda path, mode: True)
+    assert "cannot write" in str(files.file_error(error))
+
+
+def test_an_interrupt_says_that_the_command_continues(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", interrupted)
+    assert "the same command continues from here" in told(capsys, "run", "demo", status=130)
+
+
+def test_windows_is_refused_in_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr("planearly.usage.WINDOWS", True)
+    assert "WSL 2" in told(capsys, "recipes")
+
+
+def shell(command, **environment):
+    return subprocess.run(["bash", "-o", "pipefail", "-c", f"'{sys.executable}' -m planearly.cli "
+                           f"{command}"], capture_output=True, text=True, check=False,
+                          env={**os.environ, **environment})
+
+
+@pytest.mark.parametrize("words", [["recipes"], ["--help"]])
+def test_a_pipe_that_is_closed_early_is_quiet(words):
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = subprocess.run([sys.executable, "-m", "planearly.cli", *words], stdout=writes,
+                          stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writes)
+    assert (done.stderr, done.returncode) == ("", 141)
+
+
+@pytest.mark.parametrize("environment", [
+    {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}])
+def test_a_terminal_of_ascii_shows_everything(environment, tmp_path):
+    (tmp_path / "new.yaml").write_text("naïve: 1\n", "utf-8")
+    done = shell(f"run {tmp_path / 'new.yaml'}", **environment)
+    assert done.returncode == 2 and "unknown recipe key 'na\\xefve'" in done.stderr
+    assert shell("--help", **environment).returncode == 0
+
+
+@pytest.mark.skipif(not INSTALLED.exists(), reason="the command is not installed")
+def test_the_installed_command():
+    done = subprocess.run([INSTALLED, "runn", "demo"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "planearly: there is no verb 'runn'; did you mean: planearly run\n"
