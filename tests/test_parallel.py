@@ -44,3 +44,17 @@ def test_things_are_dealt_once_each_and_evenly(monkeypatch, first):
         hands.append(range(10)[parallel.deal(10, first)])
     assert sorted(i for hand in hands for i in hand) == list(range(10))
     assert len(hands[first % 3]) == 4 and hands[first % 3][0] == 0
+
+
+@pytest.mark.parametrize(("flags", "gain", "fast"), [
+    ("avx512_bf16", 0.5, False), ("avx512_bf16", 1.9, True), ("amx_bf16 avx512_bf16", 0.5, True),
+    ("avx512f", 9.0, False),
+])
+def test_a_processors_flag_alone_does_not_make_bfloat16_fast(monkeypatch, flags, gain, fast):
+    monkeypatch.setattr(parallel.Path, "read_text", lambda self, encoding: f"flags : {flags}")
+    monkeypatch.setattr(parallel, "_bf16_gain", lambda: gain)
+    assert parallel.bf16_is_fast.__wrapped__(torch.device("cpu")) is fast
+
+
+def test_the_measured_gain_is_a_ratio_of_times():
+    assert 0.01 < parallel._bf16_gain(size=64) < 100

@@ -162,7 +162,7 @@ def test_materialised_expert_is_the_networks(shape: Shape) -> None:
     for expert in range(5):
         dense = Transformer(shape)
         tensors.set_weights(dense, model.materialise(expert), "materialised")
-        model.show(expert)
+        model.bind(expert)
         torch.testing.assert_close(model.body(inputs), dense(inputs), rtol=0, atol=1e-5)
     weights = torch.tensor([0.1, 0.2, 0.3, 0.2, 0.2])
     blend = model.materialise(model.blend(10 * weights))
@@ -193,7 +193,7 @@ def test_fresh_experts_are_scaled_as_the_plain_model(rank: int) -> None:
     model.begin(np.arange(8))
     scales = []
     for expert in range(8):
-        model.show(expert)
+        model.bind(expert)
         scales.append(activation_scales(model.body, inputs))
     ratio = np.mean(scales, axis=0) / plain
     print(f"rank {rank}: experts over plain, by layer: {np.round(ratio, 3)}")

@@ -104,7 +104,10 @@ def by_group(x: Tensor, weight: Tensor, groups: Tensor) -> Tensor:
 
 
 class GroupedLinear(nn.Module):
-    """``nn.Linear`` without bias, whose weight is lent: [out, in], or [n, out, in] for n groups."""
+    """``nn.Linear`` without bias; its weight is set from outside.
+
+    [out, in], or [n, out, in] for n groups.
+    """
 
     weight: Tensor | None = None
     groups: Tensor | None = None

@@ -77,7 +77,7 @@ class Bank(nn.Module):
 
 
 @dataclass
-class _Lent:
+class _Projection:
     """Dense weights of the clusters of a step, for one projected matrix."""
 
     coefficients: Tensor
@@ -119,7 +119,7 @@ class Projected(nn.Module):
             size = getattr(place, attribute).shape
             table = name in ("embed.weight", "head.weight")
             self.banks[_key(name)] = Bank(size, settings, len(size) == 2 and not table)
-            # from here on not this module's parameter, but a plain attribute lent step by step
+            # from here on no parameter of this module: a plain attribute, bound step by step
             if isinstance(place, nn.Linear):
                 place = GroupedLinear()
                 self.body.set_submodule(owner, place)
@@ -130,7 +130,7 @@ class Projected(nn.Module):
         self._grouped = all(isinstance(place, GroupedLinear) for place, _ in self._places)
         self._slot: dict[int, int] = {}
         self._vectors = torch.empty(0)
-        self._lent: list[_Lent] = []
+        self._projections: list[_Projection] = []
         self.initialise(seed)
 
     @property
@@ -200,57 +200,61 @@ class Projected(nn.Module):
             )
         self._slot = {int(cluster): slot for slot, cluster in enumerate(clusters)}
         index = torch.from_numpy(clusters).to(self.experts.device)
-        self.lend(self.experts.detach()[index])
+        self.project(self.experts.detach()[index])
 
     def select(self, groups: np.ndarray) -> None:
         """Let the body run rows of these clusters of the step, sorted, as ``microbatches`` does."""
         assert np.all(np.diff(groups) >= 0)
         slots, counts = np.unique([self._slot[int(group)] for group in groups], return_counts=True)
-        self.show(int(slots[0]), counts)
+        self.bind(int(slots[0]), counts)
 
     @torch.no_grad()
     def end(self) -> None:
         """Return the gathered gradients to the bank, M and E."""
-        gradient = self.collect()
+        gradient = self.return_gradients()
         index = torch.tensor(list(self._slot), device=self.experts.device)
         _add_gradient(self.experts, torch.zeros_like(self.experts).index_copy(0, index, gradient))
 
     @torch.no_grad()
-    def lend(self, vectors: Tensor, gradients: bool = True) -> None:
-        """Project any expert vectors [n, m] for the body to run as, slot by slot."""
+    def project(self, vectors: Tensor, gradients: bool = True) -> None:
+        """Make the dense weights of expert vectors [n, m], for :meth:`bind`; slot i is vector i.
+
+        Args:
+            gradients: whether the body is to be trained, or only run.
+        """
         self._vectors = vectors
-        self._lent = []
+        self._projections = []
         for name in self.names:
             bank = self.bank(name)
             coefficients = vectors @ bank.mixing
             weights = coefficients @ bank.slices.flatten(1)
-            self._lent.append(
-                _Lent(coefficients, weights, torch.zeros_like(weights) if gradients else None)
+            self._projections.append(
+                _Projection(coefficients, weights, torch.zeros_like(weights) if gradients else None)
             )
 
-    def show(self, slot: int, rows: Sequence[int] | np.ndarray = (1,)) -> None:
-        """Let the body run as the vectors lent from ``slot`` on, each for so many rows of a batch.
+    def bind(self, slot: int, rows: Sequence[int] | np.ndarray = (1,)) -> None:
+        """Make the vectors projected from ``slot`` on the body's weights, each for so many rows.
 
         As a single one it runs batches of any size. The weights are leaves whose ``grad`` is a part
         of one buffer, where backward passes add up.
         """
         n = len(rows)
         groups = torch.arange(n).repeat_interleave(torch.tensor(rows)) if n > 1 else None
-        for (place, attribute), name, lent in zip(
-            self._places, self.names, self._lent, strict=True
+        for (place, attribute), name, made in zip(
+            self._places, self.names, self._projections, strict=True
         ):
             size = self.bank(name).slices.shape[1:]
             part, shape = slice(slot, slot + n), (n, *size) if n > 1 else size
-            leaf = lent.weights[part].view(shape).detach()
-            if lent.gradients is not None:
-                leaf.requires_grad_().grad = lent.gradients[part].view(shape)
+            leaf = made.weights[part].view(shape).detach()
+            if made.gradients is not None:
+                leaf.requires_grad_().grad = made.gradients[part].view(shape)
             setattr(place, attribute, leaf)
             if isinstance(place, GroupedLinear):
                 place.groups = groups
 
     @torch.no_grad()
-    def collect(self, bank_too: bool = True) -> Tensor:
-        """Take the lent weights back; gradient [n, m] of the vectors lent.
+    def return_gradients(self, bank_too: bool = True) -> Tensor:
+        """From the dense weights' gradients, that [n, m] of the vectors projected; unbinds them.
 
         With W = C T, C = V M: dT = C^T dW, dC = dW T^T, dM = V^T dC, dV = dC M^T. Gradients of T
         and M are added to their ``grad``, if ``bank_too``.
@@ -258,14 +262,14 @@ class Projected(nn.Module):
         gradient = torch.zeros_like(self._vectors)
         for (place, attribute), name in zip(self._places, self.names, strict=True):
             setattr(place, attribute, None)
-            bank, lent = self.bank(name), self._lent.pop(0)
-            assert lent.gradients is not None
-            del lent.weights  # its memory serves the bank's gradient
-            by_coefficient = lent.gradients @ bank.slices.flatten(1).T
+            bank, made = self.bank(name), self._projections.pop(0)
+            assert made.gradients is not None
+            del made.weights  # its memory serves the bank's gradient
+            by_coefficient = made.gradients @ bank.slices.flatten(1).T
             gradient += by_coefficient @ bank.mixing.T
             if bank_too:
                 _add_gradient(bank.mixing, self._vectors.T @ by_coefficient)
-                _add_gradient(bank.slices, (lent.coefficients.T @ lent.gradients)
+                _add_gradient(bank.slices, (made.coefficients.T @ made.gradients)
                               .view_as(bank.slices))
         return gradient
 

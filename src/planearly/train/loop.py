@@ -44,9 +44,9 @@ CHECKPOINT, BEST, FINAL, OUTCOME = (
 class Trainable(Protocol):
     """A model the loop can train: microbatches run through one dense ``body``.
 
-    A dense model is its own body (:class:`Dense`). A projected network builds the body's weights of
-    the groups in a step once, lends them to the body group by group, and takes their gradients back
-    at the end of the step.
+    A dense model is its own body (:class:`Dense`). A projected network makes the dense weights of
+    the groups in a step once, binds them to the body microbatch by microbatch, and returns their
+    gradients to its own parameters at the end of the step.
     """
 
     @property

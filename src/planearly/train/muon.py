@@ -24,18 +24,22 @@ _ITERATIONS = 5
 def orthogonalise(matrices: Tensor) -> Tensor:
     """About the nearest semi-orthogonal matrix of each of ``matrices`` [n, rows, columns].
 
-    Newton-Schulz iterations of a quintic in bfloat16, which bring singular values to between 0.7
-    and 1.2 (Jordan et al. 2024).
+    Newton-Schulz iterations of a quintic, which bring singular values to between 0.7 and 1.2
+    (Jordan et al. 2024), in bfloat16 where that is the faster.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.bfloat16()
+    x = matrices.to(_dtype(matrices.device))
     x = x.mT if tall else x
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     a, b, c = _QUINTIC
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    return (x.mT if tall else x).bfloat16()
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if parallel.bf16_is_fast(device) else torch.float32
 
 
 class Muon(Optimizer):
@@ -64,7 +68,7 @@ class Muon(Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     sizes.setdefault(parameter.shape[-2:], []).append((parameter, parameter.grad))
-            # dealt from the costliest down, parts differ by no more than one of those
+            # largest matrices first, so that the processes' work differs by at most one of them
             for size in sorted(sizes, key=lambda size: size.numel() * min(size), reverse=True):
                 first, counts, own = dealt, [], []
                 for parameter, gradient in sizes[size]:

@@ -29,14 +29,14 @@ class Vector:
         return loop.Dense(self.body).microbatches(groups, rows)
 
     def begin(self, groups: np.ndarray) -> None:
-        self.network.lend(self.vector.detach()[None])
-        self.network.show(0)
+        self.network.project(self.vector.detach()[None])
+        self.network.bind(0)
 
     def select(self, groups: np.ndarray) -> None:
         pass
 
     def end(self) -> None:
-        gradient = self.network.collect(bank_too=False)[0]
+        gradient = self.network.return_gradients(bank_too=False)[0]
         self.vector.grad = gradient if self.vector.grad is None else self.vector.grad + gradient
 
 
@@ -53,8 +53,8 @@ def tune_vector(
     trainable = Vector(network.to(parallel.device()), start)
 
     def validate_vector(body: Transformer) -> float:
-        network.lend(trainable.vector.detach()[None], gradients=False)
-        network.show(0)
+        network.project(trainable.vector.detach()[None], gradients=False)
+        network.bind(0)
         return validate(body)
 
     was_trained = [p for p in network.parameters() if p.requires_grad]
