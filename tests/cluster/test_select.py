@@ -15,7 +15,7 @@ from planearly import keys
 from planearly.cluster import select
 from planearly.cluster.select import Hasher
 from planearly.data.pack import pack_rows
-from planearly.stages import clusters, selection
+from planearly.stages import selection
 
 SEA = "The ship, a sail and the wave; the anchor!"
 FARM = "The cow and the plough. A field of wheat?"
@@ -155,6 +155,6 @@ def test_a_selection_packs_like_any_grouping():
     (400, 20, 20),  # all there is
 ])
 def test_how_much_is_selected(monkeypatch, planned, available, rows):
-    monkeypatch.setattr(clusters, "planned_rows", lambda run: planned)
+    monkeypatch.setattr(selection, "planned_rows", lambda recipe: planned)
     run = SimpleNamespace(recipe=keys.Recipe())
     assert selection.needed(run, available) == rows

@@ -20,12 +20,12 @@ from planearly.cli import app, main
 from planearly.cost import devices, model
 from planearly.errors import UserError
 from planearly.model import flops
+from planearly.model.starts import shape as training_shape
 from planearly.plan import recipes, show, sizes
 from planearly.plan.law import Law
 from planearly.plan.options import CHECKPOINT, METHODS, OpenModel, PlanInput
 from planearly.plan.recommend import Plan, recommend
 from planearly.stages import trained
-from planearly.stages.checkpoint import shape as training_shape
 from small_models import model_folder
 
 M, B = 10**6, 10**9

@@ -11,9 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from planearly import config, keys, tensors
 from planearly.cost import devices
+from planearly.data import tokenizer
 from planearly.errors import UserError
 from planearly.export import bundle
 from planearly.files import read_json, write_json
+from planearly.model import hf, starts
 from planearly.model.transformer import Transformer
 from planearly.plan import recipes
 from planearly.plan.options import CHECKPOINT, OpenModel, PlanInput
@@ -73,7 +75,7 @@ def test_every_method_begins_as_the_checkpoint(made, llama, tmp_path):
         assert row["ppl_after"] < row["ppl_before"]
     # its text is cut by the checkpoint's own tokens
     (tokens,) = out.glob("tokenizer-*")
-    assert checkpoint.other_vocabulary(checkpoint.tokenizer.load(tokens), llama) is None
+    assert starts.other_vocabulary(tokenizer.load(tokens), llama) is None
     # all that is trained depends on the checkpoint's files, and was made from it
     (start,) = out.glob("pretrain/start-*")
     fingerprint = read_json(start / "manifest.json")["fingerprint"]
@@ -188,7 +190,7 @@ def test_a_run_without_a_checkpoint_is_addressed_as_before(made, llama, tmp_path
             stage = checkpoint.checkpoint(run)
             made_by[start] = stage
             assert (stage is None) == (start is None)
-            shape = checkpoint.shape(run.recipe)
+            shape = starts.shape(run.recipe)
             assert shape is None or shape.kv_heads == 2
     assert len({*made_by.values()}) == 3  # the files count, not their place
     shutil.copytree(llama, tmp_path / "moved")
@@ -237,7 +239,7 @@ def test_weights_that_do_not_fit_their_configuration_are_one_sentence(llama):
     save_file(weights, llama / "model.safetensors", metadata={"format": "pt"})
     sentence = r"k_proj.weight' has shape \[32, 32\] and its config.json asks for \[16, 32\]"
     with pytest.raises(UserError, match=sentence):
-        checkpoint.hf.from_hf(llama)
+        hf.from_hf(llama)
 
 
 def test_a_bundle_that_began_as_a_checkpoint_no_longer_needs_it():

@@ -8,6 +8,7 @@ from planearly.data.sample import Sampler
 from planearly.files import read_array, read_json
 from planearly.stages import clusters, corpus, pipeline, training
 from planearly.stages.folder import Run, facts
+from planearly.train.steps import planned_rows
 from small_runs import recipe
 
 
@@ -53,7 +54,7 @@ def test_weights_are_what_is_drawn_and_the_cap_holds(made, tmp_path):
         stage = clusters.importance_weights(run, "law")
         rows = np.diff(Rows.load(clusters.rows(run, 3)).group_offsets)
         sampler = Sampler(rows, training.weights_of(stage), clusters.sampler_seed(run))
-        drawn = sampler.counts(clusters.planned_rows(run.recipe))
+        drawn = sampler.counts(planned_rows(run.recipe))
         assert np.all(drawn <= 2 * rows)
         expected = np.asarray(read_json(stage / "clusters.json")["epochs"]) * rows
         np.testing.assert_allclose(drawn, expected, atol=1e-6)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from planearly import config, keys, tensors
+from planearly import config, tensors
 from planearly.cost import ledger
 from planearly.errors import UserError
 from planearly.files import read_json
@@ -348,16 +348,6 @@ def test_a_finished_budget_does_not_call_for_a_longer_one(made, tmp_path):
     this = Study(budgets(made), out)
     this.make(this.cells[0])
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob(MANIFEST)}
-
-
-def test_no_branch_where_the_rates_differ():
-    optimizer = keys.Optimizer()
-    from planearly.stages.training import branching_step
-
-    assert branching_step(optimizer, 1000, 600) == 420
-    assert branching_step(optimizer, 1000, 100) == 0  # a shorter warm-up
-    assert branching_step(optimizer, 100, 1000) == 0
-    assert branching_step(keys.Optimizer(schedule="cosine"), 1000, 600) == 0
 
 
 def test_a_forecast_counts_shared_trainings_once(made):

@@ -16,6 +16,7 @@ from planearly import keys
 from planearly.cost.devices import Device
 from planearly.model import flops
 from planearly.model.transformer import Shape
+from planearly.train.steps import FINETUNE_STEPS
 
 METHODS = ("llm", "llm-lora", "slm", "slm-nopt", "slm-is", "slm-pn", "slm-mix", "slm-d")
 LARGE = ("llm", "llm-lora")
@@ -154,12 +155,13 @@ def projection_seconds(setting: Setting, steps: float) -> float:
 def finetuning_tokens(spec_tokens: int, size: str = "small") -> float:
     """Tokens that fine-tuning passes over at most, as the paper's settings and costs imply.
 
-    1,000, 4,000 and 30,000 steps at 1M, 8M and 64M tokens (its limits are 2,000, 4,000 and 30,000,
-    the first never reached) of 8,192 tokens for the small and 16,384 for the large model reproduce
-    its Table 3. Between these sizes the number of passes over the set is interpolated in log-log;
-    below, it grows on to at most 30; above, it stays.
+    All steps that its limits allow at 8M and 64M tokens, and half of them at 1M, where it says that
+    the limit is never reached, of 8,192 tokens for the small and 16,384 for the large model
+    reproduce its Table 3. Between these sizes the number of passes over the set is interpolated in
+    log-log; below, it grows on to at most 30; above, it stays.
     """
-    knots = [(1e6, 1_000), (8e6, 4_000), (64e6, 30_000)]
+    taken = {1_000_000: 0.5}
+    knots = [(size, limit * taken.get(size, 1.0)) for size, limit in FINETUNE_STEPS.items()]
     logs = [(math.log(s), math.log(steps * STEP_TOKENS[size] / s)) for s, steps in knots]
     x = math.log(max(spec_tokens, 1))
     left, right = (logs[0], logs[1]) if x < logs[1][0] else (logs[1], logs[2])

@@ -28,6 +28,7 @@ from planearly.model.transformer import Shape, Transformer
 from planearly.parallel import bf16_is_fast
 from planearly.progress import say
 from planearly.train import loop, optim
+from planearly.train.steps import rows_per_step
 from planearly.units import duration, short
 
 _WARM_STEPS, _LEAST_STEPS = 2, 3
@@ -91,7 +92,7 @@ def steps(model: loop.Trainable, shape: Shape, settings: keys.Train, groups: int
     model.module.to(device)
     rate = optim.resolve(settings.optimizer, 1_000_000)
     optimizers = optim.build(model.module, rate)
-    rows = max(settings.batch_tokens // shape.context, 1)
+    rows = rows_per_step(settings.batch_tokens, shape.context)
     random = np.random.default_rng(0)
     per_pass = loop.microbatch_rows(settings, shape.context, device)
     loss_of = loop.compiled(lambda x, y: model.body.loss(x, y), settings.compile, float("inf"))

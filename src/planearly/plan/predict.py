@@ -16,8 +16,9 @@ from planearly.cost.devices import Device
 from planearly.cost.model import Setting, Work
 from planearly.data import pydocs
 from planearly.errors import UserError
-from planearly.model import flops
+from planearly.model import flops, starts
 from planearly.model.transformer import Shape
+from planearly.train.steps import finetune_limits, planned_rows, rows_per_step
 
 SELECTORS = ("slm-is", "slm-dsir", "slm-knn", "slm-top")
 """Methods that pretrain per domain."""
@@ -35,8 +36,7 @@ def predict(recipe: keys.Recipe, device: Device) -> dict[str, Any]:
     """
     setting = _setting(recipe, device)
     domains = domain_names(recipe)
-    batch = max(recipe.pretrain.batch_tokens // recipe.context, 1) * recipe.context
-    tokens = recipe.pretrain_tokens // batch * batch
+    tokens = planned_rows(recipe) * recipe.context if recipe.pretrain_tokens else 0
     stages: dict[str, Work] = {}
 
     def pretrained(name: str, kind: str) -> None:
@@ -80,16 +80,14 @@ def domain_names(recipe: keys.Recipe) -> list[str]:
 
 
 def _setting(recipe: keys.Recipe, device: Device) -> Setting:
-    from planearly.stages import checkpoint
-
     if recipe.spec_tokens is None:
         raise UserError("give 'spec_tokens' in the recipe: without it the size of the "
                         "specialization sets is known only once they are read")
-    checkpoint.check(recipe)
+    starts.check(recipe)
     entries = recipe.tokenizer.vocab_size
     return Setting(
-        small=checkpoint.shape(recipe) or Shape.of(recipe.model, entries, recipe.context),
-        large=checkpoint.shape(recipe, large=True)
+        small=starts.shape(recipe) or Shape.of(recipe.model, entries, recipe.context),
+        large=starts.shape(recipe, large=True)
         or Shape.of(recipe.large, entries, recipe.context),
         device=device,
         projected=recipe.projected, experts=recipe.mixture.experts, lora=recipe.lora,
@@ -100,10 +98,8 @@ def _setting(recipe: keys.Recipe, device: Device) -> Setting:
 
 def _finetuning(recipe: keys.Recipe, setting: Setting, method: str) -> Work:
     """Fine-tuning to the limits of the recipe."""
-    from planearly.stages.training import finetune_limits
-
     finetune = recipe.finetune
-    rows = max(finetune.batch_tokens // recipe.context, 1)
+    rows = rows_per_step(finetune.batch_tokens, recipe.context)
     steps, _ = finetune_limits(finetune, setting.spec_tokens,
                                -(-setting.spec_tokens // recipe.context), rows)
     tokens = float(steps * rows * recipe.context)

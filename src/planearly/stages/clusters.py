@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from planearly import keys
 from planearly.cluster import embed, histogram, importance, kmeans
 from planearly.data import tokenizer
 from planearly.data.dataset import TokenDataset
@@ -20,6 +19,7 @@ from planearly.files import read_array, write_array, write_json
 from planearly.progress import say
 from planearly.stages import corpus
 from planearly.stages.folder import Run, facts, once
+from planearly.train.steps import planned_rows
 
 
 def finest(run: Run) -> int:
@@ -184,12 +184,6 @@ def pack(dataset: TokenDataset, groups: np.ndarray, n_groups: int, excluded: np.
 def generic_weights(packed: Path) -> np.ndarray:
     """Weights of plain pretraining: every row alike, so each group by its number of rows."""
     return np.diff(Rows.load(packed).group_offsets).astype(np.float64)
-
-
-def planned_rows(recipe: keys.Recipe, tokens: int | None = None) -> int:
-    """Rows that pretraining draws from the generic corpus (for another number of ``tokens``)."""
-    per_step = max(recipe.pretrain.batch_tokens // recipe.context, 1)
-    return max((tokens or recipe.pretrain_tokens) // (per_step * recipe.context), 1) * per_step
 
 
 @once

@@ -19,8 +19,8 @@ from planearly.data.sample import mix
 from planearly.errors import UserError
 from planearly.export import bundle as bundles
 from planearly.files import digest, read_array, write_array
+from planearly.model import starts
 from planearly.progress import say
-from planearly.stages import checkpoint
 from planearly.stages.folder import Run, facts, once
 
 SPLITS = ("train", "valid", "test")
@@ -106,7 +106,7 @@ def tokenizer_folder(run: Run) -> Path:
     recipe = run.recipe
     if recipe.bundle:
         return _tokenizer_of(run, bundle(run))
-    if model := checkpoint.tokenizer_source(recipe):
+    if model := starts.tokenizer_source(recipe):
         return _tokenizer_of_checkpoint(run, model)
     units = inputs.resolve(sources(run)[0])
     settings: dict[str, Any] = asdict(recipe.tokenizer)
@@ -128,7 +128,7 @@ def _tokenizer_of(run: Run, source: Path) -> Path:
 
 
 def _tokenizer_of_checkpoint(run: Run, model: Path) -> Path:
-    files = [model / name for name in checkpoint.TOKENIZER_FILES if (model / name).is_file()]
+    files = [model / name for name in starts.TOKENIZER_FILES if (model / name).is_file()]
 
     def build(folder: Path) -> dict[str, Any]:
         return tokenizer.build(keys.Tokenizer(path=str(model)), run.recipe.data, [],

@@ -11,8 +11,8 @@ from planearly.data import tokenizer
 from planearly.data.streams import RowStream
 from planearly.errors import UserError
 from planearly.keys import Recipe
-from planearly.model import flops, hf
-from planearly.stages import checkpoint, clusters, corpus, training
+from planearly.model import flops, hf, starts
+from planearly.stages import clusters, corpus, training
 from planearly.stages.folder import Run, facts
 from planearly.train import loop
 from planearly.train.distill import Distillation, Live, Stored, store
@@ -43,7 +43,7 @@ def check(recipe: Recipe) -> None:
                             "only: set it to null to distil on generic text too")
     if settings.teacher:
         folder = Path(settings.teacher).expanduser()
-        checkpoint.check_folder("distill.teacher", folder, recipe.context)
+        starts.check_folder("distill.teacher", folder, recipe.context)
         if recipe.tokenizer.path and Path(recipe.tokenizer.path).expanduser().exists():
             same_vocabulary(tokenizer.take(recipe.tokenizer.path)[0], folder)
 
@@ -55,7 +55,7 @@ def check_vocabulary(run: Run, method: str) -> None:
         UserError: the teacher has other tokens than the student, or the student rows without any.
     """
     entries = facts(corpus.tokenizer_folder(run))["vocab_size"]
-    begun = checkpoint.shape(run.recipe, methods.find(method).large)
+    begun = starts.shape(run.recipe, methods.find(method).large)
     if begun and begun.vocab_size != entries:
         raise UserError(f"{method} cannot teach the checkpoint of 'start': it has "
                         f"{begun.vocab_size} entries, of which its tokenizer uses {entries}; leave "
@@ -72,7 +72,7 @@ def same_vocabulary(ours: Any, folder: Path) -> None:
         ours: the student's tokenizer.
         folder: the teacher's model folder.
     """
-    if differs := checkpoint.other_vocabulary(ours, folder):
+    if differs := starts.other_vocabulary(ours, folder):
         raise UserError(
             f"the teacher in {folder} has another vocabulary ({differs}): set "
             f"'tokenizer.path={folder}', or choose a teacher with the run's tokenizer"

@@ -19,7 +19,7 @@ from planearly import methods
 from planearly.errors import UserError
 from planearly.keys import Recipe
 from planearly.methods import Method
-from planearly.model import flops, lora
+from planearly.model import flops, lora, starts
 from planearly.model.transformer import Shape
 from planearly.stages import checkpoint, clusters, corpus, distill, experts, selection, training
 from planearly.stages.folder import Run, facts, once
@@ -257,13 +257,13 @@ def check(recipe: Recipe) -> None:
     rows = [methods.find(name) for name in recipe.methods]
     for row in rows:
         _check_row(row)
-    checkpoint.check(recipe)
+    starts.check(recipe)
     experts.check_bundle(recipe)
     for row in rows:
         if row.bank:
             experts.check(recipe, row.name)
         if row.tune == "lora":
-            shape = checkpoint.shape(recipe, row.large) or getattr(recipe, row.key)
+            shape = starts.shape(recipe, row.large) or getattr(recipe, row.key)
             lora.check(recipe.lora, shape.d_model, shape.d_ff)
         if row.taught:
             distill.check(recipe)

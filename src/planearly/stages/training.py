@@ -17,15 +17,16 @@ from planearly.data.pack import Rows, pack_rows
 from planearly.data.streams import MixedStream, RowStream, Stream
 from planearly.evaluate.perplexity import mean_nll
 from planearly.files import atomic_write, read_array, read_json, write_json
-from planearly.model import flops, lora
+from planearly.model import flops, lora, starts
 from planearly.model.projected import Projected
 from planearly.model.transformer import Shape, Transformer
 from planearly.parallel import bf16_is_fast
 from planearly.progress import say
 from planearly.stages import checkpoint, clusters, corpus
 from planearly.stages.folder import Run, facts, once
-from planearly.train import loop, optim, schedule, vector
+from planearly.train import loop, optim, vector
 from planearly.train.objective import NextToken, Objective
+from planearly.train.steps import branching_step, finetune_limits, planned_steps, rows_per_step
 
 BEGUN = "begun.json"
 Validate = Callable[[Transformer], float]
@@ -35,7 +36,7 @@ def shape_of(run: Run, large: bool = False) -> Shape:
     """Shape of the small (or large) model: of the checkpoint that it starts from, or of the recipe
     with the run's real vocabulary."""
     recipe = run.recipe
-    if found := checkpoint.shape(recipe, large):
+    if found := starts.shape(recipe, large):
         return found
     entries = facts(corpus.tokenizer_folder(run))["vocab_size"]
     return Shape.of(recipe.large if large else recipe.model, entries, recipe.context)
@@ -86,7 +87,7 @@ def pretrain(
     recipe = run.recipe
     shape = shape_of(run, large)
     share = recipe.pretrain.specialization_share if mixed_with else 0.0
-    batch_rows = max(recipe.pretrain.batch_tokens // recipe.context, 1)
+    batch_rows = rows_per_step(recipe.pretrain.batch_tokens, recipe.context)
     steps = planned_steps(recipe, share_of_steps)
     values: dict[str, Any] = {
         "shape": shape.to_dict(), "train": train_settings(recipe.pretrain), "steps": steps,
@@ -126,24 +127,6 @@ def pretrain(
         }
 
     return run.stage(f"pretrain/{stage}", values, inputs, build, every_rank=True)
-
-
-def planned_steps(recipe: keys.Recipe, share: float = 1.0, tokens: int | None = None) -> int:
-    """Updates of a ``share`` of the recipe's pretraining (of one of another number of ``tokens``).
-    """
-    batch_rows = max(recipe.pretrain.batch_tokens // recipe.context, 1)
-    return max(round(clusters.planned_rows(recipe, tokens) // batch_rows * share), 1)
-
-
-def branching_step(optimizer: keys.Optimizer, longer: int, shorter: int) -> int:
-    """Step at which a run of ``shorter`` steps parts from one of ``longer``; 0: they share none.
-
-    The last step is always the shorter one's own: there it tells its loss.
-    """
-    rate, other = optim.resolve(optimizer, longer), optim.resolve(optimizer, shorter)
-    if shorter >= longer or rate != other:
-        return 0
-    return min(schedule.stable(other.schedule, shorter, other.decay_share), shorter - 1)
 
 
 def branch_off(optimizer: keys.Optimizer, longer: Path, longer_steps: int, folder: Path,
@@ -204,23 +187,6 @@ def load_model(stage: Path) -> Transformer:
     return model
 
 
-def finetune_limits(finetune: keys.Finetune, tokens: int, epoch_rows: int,
-                    batch_rows: int, scratch: bool = False) -> tuple[int, float]:
-    """Most steps and the learning rate's factor for a specialization set of ``tokens``.
-
-    The paper's settings (its section 4): at 1M tokens a third of the rate and under 2k steps, at
-    8M the base rate and at most 4k steps, at 64M 30k steps; sizes between go with the nearest in
-    ratio. ``finetune.max_epochs`` bounds the steps of small sets. Training from ``scratch`` has the
-    base rate, and passes of its own.
-    """
-    size = "1M" if tokens < 2.8e6 else "8M" if tokens < 22.6e6 else "64M"
-    limit = finetune.max_steps or {"1M": 2_000, "8M": 4_000, "64M": 30_000}[size]
-    factor = finetune.lr_scale if finetune.lr_scale is not None else {"1M": 1 / 3}.get(size, 1.0)
-    passes = finetune.scratch_epochs if scratch else finetune.max_epochs
-    by_epochs = int(np.ceil(passes * epoch_rows / batch_rows))
-    return max(min(limit, by_epochs), 1), 1.0 if scratch else factor
-
-
 @dataclass(frozen=True)
 class Replay:
     """Generic rows beside the domain's own in fine-tuning, and their share of each step."""
@@ -263,7 +229,8 @@ def tuning(run: Run, name: str, replay: Replay | None = None, scratch: bool = Fa
         stream = MixedStream([own, generic], [1 - share, share], run.recipe.seed)
     _, used = corpus.specialization_windows(run, name)
     tokens = int(own.dataset.windows["length"][used].sum())
-    own_rows = max(round(finetune.batch_tokens // run.recipe.context * (1 - share)), 1)
+    batch_rows = rows_per_step(finetune.batch_tokens, run.recipe.context)
+    own_rows = max(round(batch_rows * (1 - share)), 1)
     steps, factor = finetune_limits(finetune, tokens, epoch_rows, own_rows, scratch)
     return Tuning(own, stream, steps, tokens, factor)
 

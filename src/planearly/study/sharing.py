@@ -7,8 +7,8 @@ from typing import Any
 
 from planearly.keys import Recipe
 from planearly.plan import predict
-from planearly.stages import training
 from planearly.study.grid import Cell
+from planearly.train import steps
 
 GENERIC = {"slm": ("slm",), "slm-d": ("slm", "llm"), "llm": ("llm",), "llm-lora": ("llm",),
            "slm-pn": ("slm-pn",), "slm-mix": ("slm-mix",)}
@@ -65,6 +65,6 @@ def begun(stage: str, cell: Cell, cells: Iterable[Cell]) -> float:
 def _shared(name: str, shorter: Recipe, longer: Recipe) -> float:
     """Share of its steps that the shorter pretraining has in common with the longer."""
     part = 1 / shorter.mixture.experts if name == "slm-mix" else 1.0  # of a middling expert
-    steps = training.planned_steps(shorter, part)
-    return training.branching_step(
-        shorter.pretrain.optimizer, training.planned_steps(longer, part), steps) / steps
+    own = steps.planned_steps(shorter, part)
+    return steps.branching_step(
+        shorter.pretrain.optimizer, steps.planned_steps(longer, part), own) / own

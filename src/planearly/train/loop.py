@@ -34,6 +34,7 @@ from planearly.progress import progress, say
 from planearly.train import optim, state
 from planearly.train.metrics import Metrics
 from planearly.train.objective import NextToken, Objective
+from planearly.train.steps import rows_per_step
 from planearly.units import short
 
 CHECKPOINT, BEST, FINAL, OUTCOME = (
@@ -217,7 +218,7 @@ def train(
         say(f"{name}: continues after step {outcome.steps} of {steps}")
     parallel.barrier()
 
-    rows = max(settings.batch_tokens // stream.context, 1)
+    rows = rows_per_step(settings.batch_tokens, stream.context)
     parallel.check_rows(rows)
     per_pass = microbatch_rows(settings, stream.context, device)
     goal = objective or NextToken()

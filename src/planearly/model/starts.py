@@ -1,0 +1,117 @@
+"""The checkpoints that a recipe's models begin as: ``start`` and ``large_start``.
+
+A checkpoint takes the place of fresh weights. Its folder gives the model's shape and, unless
+``tokenizer.path`` is set, the tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from planearly import methods
+from planearly.data import tokenizer
+from planearly.errors import UserError
+from planearly.files import read_json
+from planearly.keys import Recipe
+from planearly.methods import Method
+from planearly.model import hf
+from planearly.model.projected import check_dense_start
+from planearly.model.transformer import Shape
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def as_it_is(row: Method) -> bool:
+    """Whether a method can fine-tune a checkpoint without pretraining of its own."""
+    return not (row.per_domain or row.experts or row.taught)
+
+
+def folder(recipe: Recipe, large: bool = False) -> Path | None:
+    """Where the small (or large) model begins; None: with fresh weights."""
+    name = recipe.large_start if large else recipe.start
+    return Path(name).expanduser() if name else None
+
+
+def folders(recipe: Recipe) -> Iterator[tuple[str, Path]]:
+    """The checkpoints of a recipe, by the keys that name them."""
+    for place, large in (("start", False), ("large_start", True)):
+        if found := folder(recipe, large):
+            yield place, found
+
+
+def shape(recipe: Recipe, large: bool = False) -> Shape | None:
+    """Shape of the checkpoint, at the recipe's context; None where there is none."""
+    found = folder(recipe, large)
+    return replace(hf.read_shape(found), context=recipe.context) if found else None
+
+
+def check_folder(place: str, model: Path, context: int) -> None:
+    """Refuse a folder that cannot hold a model for a recipe.
+
+    Args:
+        place: the recipe key that names it.
+
+    Raises:
+        UserError: it lacks the configuration, the tokenizer or the weights, or reads less text.
+    """
+    for name in ("config.json", "tokenizer.json"):
+        if not (model / name).is_file():
+            what = f"has no {name}" if model.is_dir() else "does not exist"
+            raise UserError(f"recipe key '{place}': {model} {what}; give a model folder in Hugging "
+                            "Face format")
+    if not any(model.glob("*.safetensors")):
+        raise UserError(f"recipe key '{place}': {model} has no .safetensors file, and no other "
+                        "kind of weights is opened")
+    reach = read_json(model / "config.json").get("max_position_embeddings")
+    if reach and reach < context:
+        raise UserError(f"recipe key '{place}': the model in {model} reads {reach} tokens, fewer "
+                        f"than 'context', {context}")
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse what cannot work, before anything runs.
+
+    Raises:
+        UserError: no model folder, one of another architecture, or a recipe that has no use for it.
+    """
+    for place, model in folders(recipe):
+        if recipe.bundle:
+            raise UserError(f"recipe key '{place}' goes with a pretraining, and 'bundle' is one "
+                            "that is done: leave one of them out")
+        check_folder(place, model, recipe.context)
+        hf.read_shape(model)
+    for method in recipe.methods:
+        row = methods.find(method)
+        start = getattr(recipe, row.start)
+        if start and row.bank == "projected":
+            check_dense_start(recipe.projected)
+        if recipe.pretrain_tokens:
+            continue
+        if not as_it_is(row):
+            able = [name for name, other in methods.TABLE.items() if as_it_is(other)]
+            raise UserError(f"recipe key 'pretrain_tokens' is 0, but {method} has to pretrain; "
+                            f"only {', '.join(able)} can fine-tune a checkpoint as it is")
+        if not start:
+            raise UserError(f"recipe key 'pretrain_tokens' is 0: {method} then needs '{row.start}',"
+                            " the checkpoint to fine-tune")
+
+
+def other_vocabulary(ours: Any, model: Path) -> str | None:
+    """The first token on which a tokenizer and a model folder's differ, in words; None: no such."""
+    mine = ours.get_vocab(with_added_tokens=True)
+    theirs = tokenizer.load(model).get_vocab(with_added_tokens=True)
+    if mine == theirs:
+        return None
+    token = min(t for t in mine.keys() | theirs.keys() if mine.get(t) != theirs.get(t))
+    there, here = theirs.get(token, "missing"), mine.get(token, "missing")
+    return f"'{token}' is {there} there and {here} here"
+
+
+def tokenizer_source(recipe: Recipe) -> Path | None:
+    """The model folder whose tokenizer the run takes; None where a checkpoint does not say."""
+    if recipe.tokenizer.path is not None:
+        return None
+    return folder(recipe) or folder(recipe, large=True)

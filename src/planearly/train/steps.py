@@ -1,0 +1,74 @@
+"""How many optimiser steps a training takes, and where two of them part.
+
+Pretraining and fine-tuning (:mod:`planearly.stages`), their forecasts (:mod:`planearly.plan`,
+:mod:`planearly.study`) and the cost model count steps by these functions alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+from planearly import keys
+from planearly.train import optim, schedule
+
+FINETUNE_STEPS = {1_000_000: 2_000, 8_000_000: 4_000, 64_000_000: 30_000}
+"""Most steps of fine-tuning by tokens of the specialization set (paper, section 4)."""
+_REACH = {1_000_000: 2.8e6, 8_000_000: 22.6e6}
+"""Sets of up to so many tokens go with this size: the nearest in ratio."""
+
+
+def rows_per_step(batch_tokens: int, context: int) -> int:
+    """Rows of ``context`` tokens in an optimiser step: at least one."""
+    return max(batch_tokens // context, 1)
+
+
+def planned_steps(recipe: keys.Recipe, share: float = 1.0, tokens: int | None = None) -> int:
+    """Steps of pretraining.
+
+    Args:
+        share: of the recipe's pretraining that is meant, such as one expert's of a mixture.
+        tokens: of pretraining (default: the recipe's).
+    """
+    per_step = rows_per_step(recipe.pretrain.batch_tokens, recipe.context) * recipe.context
+    return max(round(max((tokens or recipe.pretrain_tokens) // per_step, 1) * share), 1)
+
+
+def planned_rows(recipe: keys.Recipe, tokens: int | None = None) -> int:
+    """Rows that pretraining draws; arguments as of :func:`planned_steps`."""
+    per_step = rows_per_step(recipe.pretrain.batch_tokens, recipe.context)
+    return planned_steps(recipe, tokens=tokens) * per_step
+
+
+def branching_step(optimizer: keys.Optimizer, longer: int, shorter: int) -> int:
+    """Step at which a run of ``shorter`` steps parts from one of ``longer``; 0: they share none.
+
+    The last step is always the shorter one's own: there it tells its loss.
+    """
+    rate, other = optim.resolve(optimizer, longer), optim.resolve(optimizer, shorter)
+    if shorter >= longer or rate != other:
+        return 0
+    return min(schedule.stable(other.schedule, shorter, other.decay_share), shorter - 1)
+
+
+def finetune_limits(finetune: keys.Finetune, tokens: int, epoch_rows: int,
+                    batch_rows: int, scratch: bool = False) -> tuple[int, float]:
+    """Most steps and the learning rate's factor for a specialization set.
+
+    The paper's settings (its section 4): at 1M tokens a third of the rate and under 2k steps, at
+    8M the base rate and at most 4k steps, at 64M 30k steps; sizes between go with the nearest in
+    ratio. ``finetune.max_epochs`` bounds the steps of small sets. Training from ``scratch`` has the
+    base rate, and passes of its own.
+
+    Args:
+        tokens: of the set.
+        epoch_rows: rows that hold it once.
+        batch_rows: of them in a step.
+    """
+    size = next((size for size, reach in _REACH.items() if tokens < reach), 64_000_000)
+    limit = finetune.max_steps or FINETUNE_STEPS[size]
+    factor = finetune.lr_scale
+    if factor is None:
+        factor = 1 / 3 if size == 1_000_000 else 1.0
+    passes = finetune.scratch_epochs if scratch else finetune.max_epochs
+    by_epochs = math.ceil(passes * epoch_rows / batch_rows)
+    return max(min(limit, by_epochs), 1), 1.0 if scratch else factor
