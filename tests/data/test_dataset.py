@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from planearly import keys
 from planearly.data import build, shards
@@ -297,6 +298,17 @@ def test_empty_corpus_is_one_sentence(tmp_path, tokenizer):
         make(tmp_path / "a.jsonl", tokenizer, tmp_path / "out", name="the domain's text")
     with pytest.raises(UserError, match="does not exist"):
         TokenDataset(tmp_path / "out")
+
+
+def test_text_that_the_tokenizer_does_not_know_is_refused(tmp_path):
+    known = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "sea": 2}, unk_token="<unk>"))
+    known.pre_tokenizer = pre_tokenizers.Whitespace()
+    tk.save(known, tmp_path / "tok", 16, "</s>")
+    write(tmp_path / "a.jsonl", ["sea " * 99 + "bo", "sea"])
+    assert make(tmp_path / "a.jsonl", tmp_path / "tok", tmp_path / "out").meta["unknown_bytes"] == 2
+    write(tmp_path / "b.jsonl", ["sea sea", "море"])
+    with pytest.raises(UserError, match="8 of 15 bytes of the domain are unknown"):
+        make(tmp_path / "b.jsonl", tmp_path / "tok", tmp_path / "out", name="the domain")
 
 
 def test_bad_records_are_recorded(tmp_path, tokenizer):

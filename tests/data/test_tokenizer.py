@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -204,3 +205,75 @@ def test_not_a_tokenizer(tmp_path):
         tk.take(str(tmp_path / "absent"))
     with pytest.raises(UserError, match="no tokenizer at"):
         tk.load(tmp_path / "absent")
+
+
+def test_long_runs_cost_no_time(monkeypatch):
+    texts = [*corpus(), *(f"total{sign * (30_000 + i)}{i}" for i in range(4) for sign in " =x\t")]
+    began = time.process_time()
+    made = tk.train(texts, keys.Tokenizer(vocab_size=400))
+    assert time.process_time() - began < 5  # a minute and more, if each is taken as one word
+    assert made.get_vocab_size() == 400
+    for text in ("a  b", "x" * 999 + " " * 999, "中" * 600):
+        assert tk._cut_long_runs(text) == [text]
+    assert "".join(tk._cut_long_runs("y" * 2_500 + "z")) == "y" * 2_500 + "z"
+
+
+def end_of(folder) -> str:
+    taken, eot = tk.take(str(folder))
+    assert taken.token_to_id(eot) is not None
+    return eot
+
+
+def test_the_end_token_is_found_as_transformers_finds_it(tmp_path):
+    from transformers import AutoTokenizer
+
+    foreign(tmp_path, "</s>")
+    config, named = tmp_path / "tokenizer_config.json", tmp_path / "special_tokens_map.json"
+    cases = [({}, {"eos_token": "<pad>"}), ({"eos_token": "</s>"}, {"eos_token": "<pad>"}),
+             ({"eos_token": None}, {"eos_token": {"content": "<pad>", "lstrip": False,
+                                                  "rstrip": False, "normalized": False,
+                                                  "single_word": False}}),
+             ({"eos_token": "<stop>"}, {}),
+             ({"eos_token": "<stop>", "added_tokens_decoder": {"300": {
+                 "content": "<stop>", "special": True}}}, {"eos_token": "<pad>"})]
+    for stated, listed in cases:
+        config.write_text(json.dumps(stated))
+        named.write_text(json.dumps(listed))
+        assert end_of(tmp_path) == AutoTokenizer.from_pretrained(tmp_path).eos_token
+    config.write_text("[]")
+    with pytest.raises(UserError, match="is not a JSON object"):
+        tk.take(str(tmp_path))
+
+
+def words() -> Tokenizer:
+    made = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.train_from_iterator(["one two three"], trainers.WordLevelTrainer(
+        special_tokens=["<unk>", "</s>"], show_progress=False))
+    return made
+
+
+def test_bytes_without_a_token_are_counted():
+    byte_level = Tokenizer(models.BPE())
+    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte_level.train_from_iterator(["ab ab é"], trainers.BpeTrainer(show_progress=False))
+    characters = Tokenizer(models.BPE())
+    characters.train_from_iterator(["abc"], trainers.BpeTrainer(show_progress=False))
+    unigram = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -1.0)], unk_id=0))
+    for made, text, unknown in ((words(), "one лодка two", 10), (words(), "one", 0),
+                                (byte_level, "ab éc中", 4), (characters, "abcdé  a", 3),
+                                (unigram, "aбвb", 4), (TOKENIZERS["bpe"], "中é\x00", 0)):
+        encoder = Encoder(made)
+        encoder.encode([text, text])
+        assert encoder.unknown == 2 * unknown
+    with pytest.raises(UserError, match="cannot encode this text"):
+        Encoder(Tokenizer(models.Unigram([("a", -1.0)]))).encode(["лодка"])
+
+
+def test_much_unknown_text_is_refused_and_little_is_told(capsys):
+    tk.check_unknown(0, 100, "it")
+    assert capsys.readouterr().err == ""
+    tk.check_unknown(1, 100, "it")
+    assert "1.00%, 1 of 100 bytes of it are unknown to the tokenizer" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"2 of 100 bytes of it are unknown .* take a tokenizer"):
+        tk.check_unknown(2, 100, "it")

@@ -46,7 +46,8 @@ def tokenize_corpus(units: list[Unit], tokenizer: Path, context: int, settings: 
         What ``dataset.json`` holds.
 
     Raises:
-        UserError: no documents; a damaged file; too many bad records; a full disk.
+        UserError: no documents; a damaged file; too many bad records; a full disk; a tokenizer
+            that does not know the text.
     """
     work = jobs(units, tokenizer, settings, out, max_tokens)
     key = files.digest([[job.key for job in work], context, max_tokens])
@@ -64,6 +65,8 @@ def tokenize_corpus(units: list[Unit], tokenizer: Path, context: int, settings: 
     if not any(marker["documents"] for marker in markers):
         raise UserError(f"{name}: no documents with text in {_listed(units)}"
                         + (f"; {problems.first()}" if problems.examples else ""))
+    unknown = sum(marker["unknown"] for marker in markers)
+    tk.check_unknown(unknown, sum(marker["bytes"] for marker in markers), name)
     loaded = tk.load(tokenizer)
     meta = {
         "key": key, "dtype": Encoder(loaded).dtype.str, "context": context,
@@ -71,8 +74,8 @@ def tokenize_corpus(units: list[Unit], tokenizer: Path, context: int, settings: 
         "tokenizer_digest": tk.digest(tokenizer),
         **_merge(work[:len(markers)], markers, context, max_tokens, out, tokenizer),
         "files": [unit.path for unit in units],
-        "read": problems.good, "set_aside": problems.bad, "empty": problems.empty,
-        "bad": problems.examples,
+        "unknown_bytes": unknown, "read": problems.good, "set_aside": problems.bad,
+        "empty": problems.empty, "bad": problems.examples,
     }
     files.write_json(out / "dataset.json", meta)
     shutil.rmtree(out / "parts")

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
+
+from planearly.errors import UserError
 
 _SPACE = r" \t\n\r\f\v\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _MARK = r"!-&(-/:-@\[-`{-~"  # ASCII punctuation but the apostrophe, which may begin a contraction
@@ -39,20 +41,37 @@ _JOINED = 1 << 16
 
 
 class Encoder:
-    """Encodes texts with one tokenizer; remembers chunks between calls."""
+    """Encodes texts with one tokenizer; remembers chunks between calls.
+
+    Attributes:
+        dtype: of the ids.
+        unknown: UTF-8 bytes, of all texts so far, that the tokenizer has no token for: it put its
+            unknown token there, or nothing.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.dtype = np.dtype("<u2" if size <= 1 << 16 else "<u4")
+        self.unknown = 0
         self._chunked = _splits_as_ours(tokenizer)
+        self._count_unknown = _counter_of_unknown(tokenizer)
         self._reset()
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all texts, one after the other, and int64 [n] how many each has."""
+        """The ids of all texts, one after the other, and int64 [n] how many each has.
+
+        Raises:
+            UserError: the tokenizer has neither tokens for a text nor an unknown token.
+        """
         if not self._chunked:
-            encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            try:
+                encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            except Exception as error:  # the Rust side raises a bare Exception
+                raise UserError(f"the tokenizer cannot encode this text ({error}): take another, "
+                                "or train one (tokenizer.path=null)") from error
             parts = [np.array(e.ids, self.dtype) for e in encoded]
+            self.unknown += sum(map(self._count_unknown, texts, parts))
             return (np.concatenate([np.empty(0, self.dtype), *parts]),
                     np.array([len(p) for p in parts], np.int64))
         per_text = [_CHUNK.findall(text) for text in texts]
@@ -107,6 +126,48 @@ class Encoder:
         self._ids = np.concatenate(parts)
         self._counts = np.concatenate([self._counts, found[in_order]])
         self._starts = np.concatenate([self._starts, start[in_order]])
+
+
+def _counter_of_unknown(tokenizer: Tokenizer) -> Callable[[str, np.ndarray], int]:
+    """A function of a text and its ids: the bytes of it that no token stands for."""
+    spec = json.loads(tokenizer.to_str())
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    model = spec["model"]
+    unknown = model.get("unk_token")
+    if model.get("unk_id") is not None:
+        unknown = model["vocab"][model["unk_id"]][0]
+    fallback = model.get("byte_fallback") and all(f"<0x{b:02X}>" in vocabulary for b in range(256))
+    if fallback:
+        return lambda text, ids: 0
+    if unknown in vocabulary:
+        def by_token(text: str, ids: np.ndarray) -> int:
+            if vocabulary[unknown] not in ids:
+                return 0
+            encoded = tokenizer.encode(text, add_special_tokens=False)
+            return sum(len(text[start:stop].encode()) for id, (start, stop)
+                       in zip(encoded.ids, encoded.offsets, strict=True)
+                       if id == vocabulary[unknown])
+        return by_token
+    if '"ByteLevel"' in json.dumps([spec["pre_tokenizer"], spec["normalizer"]]):
+        known = bytes(b for b, sign in _byte_signs().items() if sign in vocabulary)
+        if len(known) == 256:
+            return lambda text, ids: 0
+        return lambda text, ids: len(text.encode().translate(None, known))
+    known_signs = dict.fromkeys(map(ord, {sign for token in vocabulary for sign in token}))
+
+    def by_sign(text: str, ids: np.ndarray) -> int:
+        if tokenizer.normalizer is not None:
+            text = tokenizer.normalizer.normalize_str(text)
+        return len("".join(text.translate(known_signs).split()).encode())
+
+    return by_sign
+
+
+def _byte_signs() -> dict[int, str]:
+    """The character that stands for each byte in a byte-level vocabulary."""
+    shown = [*range(0x21, 0x7f), *range(0xa1, 0xad), *range(0xae, 0x100)]
+    hidden = [b for b in range(256) if b not in shown]
+    return {b: chr(b) for b in shown} | {b: chr(256 + i) for i, b in enumerate(hidden)}
 
 
 class _Table(dict[str, int]):

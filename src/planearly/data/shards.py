@@ -41,6 +41,7 @@ MAX_SOURCES = 1_000
 # Characters. Our tokenizers give a text the same tokens in pieces as whole (pieces end before
 # whitespace); one taken from elsewhere may see a word begin at a piece where none did.
 _PIECE, _BATCH = 1 << 17, 1 << 21
+_FORMAT = 2  # of a shard's index and marker; those of an older one are made again
 _JOB_BYTES = 64 << 20  # bytes of text
 _PACKED = 3.5  # bytes of text in a byte of .gz, .zst or .parquet, about
 _POOL_BYTES = 24e6  # below, starting processes costs more than they save
@@ -100,7 +101,7 @@ def jobs(units: list[Unit], tokenizer: Path, settings: keys.Data, out: Path,
         shares[-1].append(numbered)
         held += size
     return [Job(number, share, tokenizer, settings, out, limit,
-                files.digest([[(i, asdict(unit)) for i, unit in share], encodes, limit,
+                files.digest([_FORMAT, [(i, asdict(unit)) for i, unit in share], encodes, limit,
                               settings.text_field, settings.source_field]))
             for number, share in enumerate(shares)]
 
@@ -227,7 +228,7 @@ def run_job(job: Job, advance: Callable[[float], None]) -> dict[str, Any]:
     eot = tk.eot_id(job.tokenizer)
     problems = Problems(job.settings.max_bad_share)
     sources: dict[str, int] = {}
-    n_documents = n_tokens = offset = n_paragraphs = 0
+    n_documents = n_tokens = n_bytes = offset = n_paragraphs = 0
     with (files.atomic_write(job.shard) as shard,
           files.atomic_write(job.index("documents")) as to_documents,
           files.atomic_write(job.index("paragraphs")) as to_paragraphs):
@@ -250,6 +251,7 @@ def run_job(job: Job, advance: Callable[[float], None]) -> dict[str, Any]:
                     records.append((sources.setdefault(source, len(sources)), document.n_bytes,
                                     digest, unit, document.line, opened, length + 1))
                     n_tokens += length + 1
+                    n_bytes += document.n_bytes
                     if paragraphs:
                         found = np.empty(len(paragraphs), PARAGRAPH)
                         found["hash"], found["document"] = paragraphs, n_documents
@@ -261,7 +263,8 @@ def run_job(job: Job, advance: Callable[[float], None]) -> dict[str, Any]:
             if job.limit is not None and n_tokens >= job.limit:
                 break
     marker = {"key": job.key, "documents": n_documents, "tokens": n_tokens,
-              "paragraphs": n_paragraphs, "sources": list(sources), "problems": problems.to_dict()}
+              "paragraphs": n_paragraphs, "unknown": encoder.unknown, "bytes": n_bytes,
+              "sources": list(sources), "problems": problems.to_dict()}
     files.write_json(job.marker, marker)
     return marker
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import heapq
 import json
+import re
 from collections.abc import Iterable
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,16 @@ from planearly.progress import progress, say
 EOT = "<|endoftext|>"
 _KNOWN_EOT = (EOT, "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", "<|im_end|>", "[SEP]", "<s>",
               "<bos>", "<|begin_of_text|>")
+MOST_UNKNOWN = 0.01
+"""Largest share of a text that a tokenizer may have no tokens for."""
+
 _PIECE = 1 << 16
 _READ_AHEAD = 20  # times sample_bytes: how much of a big corpus is read to draw the sample from
+
+
+_LONG = 1_000
+_LONG_RUN = re.compile(rf"\s{{{_LONG}}}|[^\W\d_]{{{_LONG}}}|[^\w\s]{{{_LONG}}}")
+_LONG_SPACES = re.compile(rf"\s{{{_LONG}}}")
 
 
 def pre_tokenizer() -> Any:
@@ -53,10 +63,21 @@ def train(texts: Iterable[str], settings: keys.Tokenizer) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = (trainers.UnigramTrainer(**entries) if unigram
                else trainers.BpeTrainer(min_frequency=2, **entries))
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(chain.from_iterable(map(_cut_long_runs, texts)), trainer)
     if unigram:
         tokenizer.model = _in_order(tokenizer)
     return tokenizer
+
+
+def _cut_long_runs(text: str) -> list[str]:
+    """A text cut inside runs of more than a thousand spaces, letters or signs.
+
+    A run is one word to the trainer, whose time grows with the square of a word's length.
+    """
+    if max(map(len, text.split()), default=0) < _LONG and not _LONG_SPACES.search(text):
+        return [text]
+    ends = [match.end() for match in _LONG_RUN.finditer(text)]
+    return [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True)]
 
 
 def _in_order(tokenizer: Tokenizer) -> Any:
@@ -189,6 +210,27 @@ def digest(folder: Path) -> str:
     return files.digest([files.file_digest(folder / "tokenizer.json"), token])
 
 
+def check_unknown(unknown: int, n_bytes: int, what: str) -> None:
+    """Say what share of a text a tokenizer has no tokens for.
+
+    Args:
+        unknown: bytes that :class:`planearly.data.encode.Encoder` counted as unknown.
+        n_bytes: of the whole text.
+        what: the text, for the message.
+
+    Raises:
+        UserError: the share is larger than :data:`MOST_UNKNOWN`.
+    """
+    share = unknown / max(n_bytes, 1)
+    told = (f"{'' if share < 1e-4 else f'{share:.2%}, '}{unknown} of {n_bytes} bytes of {what} are "
+            "unknown to the tokenizer")
+    if share > MOST_UNKNOWN:
+        raise UserError(f"{told}: what a model says of them means nothing; take a tokenizer that "
+                        "knows this text, or train one (tokenizer.path=null)")
+    if unknown:
+        say(told)
+
+
 def take(name: str) -> tuple[Tokenizer, str]:
     """A tokenizer from a tokenizer.json, a model folder or the hub, and its end-of-text token.
 
@@ -200,11 +242,7 @@ def take(name: str) -> tuple[Tokenizer, str]:
     stated: Any = None
     if path.is_file():
         tokenizer = _read(path)
-        settings = path.with_name("tokenizer_config.json")
-        if settings.is_file():
-            values = files.read_json(settings)
-            stated = values.get("eos_token") or values.get("bos_token")
-            stated = stated.get("content") if isinstance(stated, dict) else stated
+        stated = _stated_end(tokenizer, path.parent)
     else:
         import transformers
         try:
@@ -221,5 +259,37 @@ def take(name: str) -> tuple[Tokenizer, str]:
             return tokenizer, token
     raise UserError(f"the tokenizer at '{name}' has no end-of-text token (such as {EOT} or </s>): "
                     "take another, or train one (tokenizer.path=null)")
+
+
+def _stated_end(tokenizer: Tokenizer, folder: Path) -> str | None:
+    """The end-of-text token (or else the first one) that the files beside a tokenizer.json name.
+
+    As transformers does: special_tokens_map.json goes first, unless tokenizer_config.json lists
+    the added tokens itself; tokens that tokenizer.json lacks are added to ``tokenizer``.
+    """
+    def read(name: str) -> dict[str, Any]:
+        values = files.read_json(folder / name) if (folder / name).is_file() else {}
+        if not isinstance(values, dict):
+            raise UserError(f"{folder / name} is not a JSON object")
+        return values
+
+    def content(token: Any) -> str | None:
+        token = token.get("content") if isinstance(token, dict) else token
+        return token if isinstance(token, str) and token else None
+
+    settings, named = read("tokenizer_config.json"), read("special_tokens_map.json")
+    added = settings.get("added_tokens_decoder")
+    added = added if isinstance(added, dict) else {}
+    order = [settings, named] if added else [named, settings]
+    stated = next((found for key in ("eos_token", "bos_token") for values in order
+                   if (found := content(values.get(key)))), None)
+    by_id = {int(number): text for number, token in added.items()
+             if str(number).isdigit() and (text := content(token))}
+    by_id |= {number: text for text, number in read("added_tokens.json").items()
+              if isinstance(number, int)}
+    for text in [*(by_id[number] for number in sorted(by_id)), *([stated] if stated else [])]:
+        if tokenizer.token_to_id(text) is None:
+            tokenizer.add_special_tokens([text])
+    return stated
 
 
