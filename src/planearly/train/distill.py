@@ -33,10 +33,11 @@ from planearly import keys
 from planearly.data.dataset import IGNORE
 from planearly.data.streams import RowStream
 from planearly.files import atomic_write, read_array, read_json, write_json
+from planearly.model import memory
 from planearly.model.transformer import Transformer
 from planearly.progress import progress
 
-_LOGITS = 1 << 25
+_LOGITS = memory.DISTILLED_LOGITS
 """Most logits of one matrix: 128 MB in float32; a few such matrices are alive at once."""
 
 
