@@ -154,7 +154,7 @@ def test_weights_that_would_have_to_be_unpickled_are_refused(folder: Path, tmp_p
     pickled = model_folder(tmp_path)
     torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
     (pickled / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="cannot load"):
+    with pytest.raises(UserError, match="no other kind is opened"):
         evaluate_files(pickled, [lines(tmp_path / "a.jsonl", TEXT)])
 
 
@@ -163,3 +163,31 @@ def test_tokenizer_of_another_model(folder: Path, tmp_path: Path) -> None:
     tokenizer_folder(other, entries=330)
     with pytest.raises(UserError, match="do not belong together"):
         evaluate_files(other, [lines(tmp_path / "a.jsonl", ["quick brown fox liquor jugs zebras"])])
+
+
+def test_an_end_token_that_the_model_has_no_row_for(tmp_path: Path) -> None:
+    folder = broken(tmp_path, {"eos_token": "<end>"}, "tokenizer_config.json")
+    (folder / "special_tokens_map.json").unlink()
+    with pytest.raises(UserError, match="gives token 300, the model has 300: they do not belong"):
+        evaluate_files(folder, [lines(tmp_path / "a.jsonl", TEXT)])
+
+
+def test_a_result_on_text_that_the_tokenizer_does_not_know_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder = model_folder(tmp_path)
+    words = sorted({word for text in TEXT for word in text.replace(".", " .").split()})
+    tokenizer = Tokenizer(models.WordLevel(
+        {word: i for i, word in enumerate(["</s>", "<unk>", *words])}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    (folder / "tokenizer_config.json").write_text(json.dumps({
+        "tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "eos_token": "</s>"}))
+    with pytest.raises(UserError, match="does not know this text: 100% of it"):
+        evaluate_files(folder, [lines(tmp_path / "a.jsonl", ["лодка волна канат гавань"])])
+    known = "the quick brown fox jumps over the lazy dog " * 8
+    evaluate_files(folder, [lines(tmp_path / "b.jsonl", [known + "лодка"])])
+    assert "1.37% of the text's tokens are unknown" in capsys.readouterr().err

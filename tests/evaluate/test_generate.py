@@ -9,7 +9,8 @@ import torch
 
 from planearly.errors import UserError
 from planearly.evaluate.generate import generate
-from small_models import model_folder
+from planearly.model import hf
+from small_models import EOT, model_folder
 
 PROMPT = "The quick"
 
@@ -59,3 +60,25 @@ def test_settings_out_of_range(folder: Path) -> None:
             generate(folder, PROMPT, **options)
     with pytest.raises(UserError, match="does not exist"):
         generate(folder / "nowhere", PROMPT)
+
+
+def test_a_special_token_in_the_prompt_is_text(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+    load = hf.load
+
+    def watched(place: Path):
+        model, tokenizer = load(place)
+        model.generate = lambda inputs, **_: given.append(inputs[0].tolist()) or inputs
+        return model, tokenizer
+
+    monkeypatch.setattr(hf, "load", watched)
+    generate(folder, f"a {EOT}", 2)
+    generate(folder, "a <|endoftext", 2)
+    assert given[0].count(0) == 1 and given[0][:len(given[1])] == given[1]
+
+
+def test_a_prompt_that_is_no_text(folder: Path) -> None:
+    with pytest.raises(UserError, match="not valid UTF-8"):
+        generate(folder, b"bad \xff byte".decode("utf-8", "surrogateescape"))

@@ -7,7 +7,7 @@ predicted too; the targets are cut into windows of at most ``context`` that do n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,16 @@ from planearly.data.text import pieces
 from planearly.errors import UserError
 from planearly.evaluate.perplexity import Forward, Scores, batch_tokens, score, summary
 from planearly.model import hf
-from planearly.progress import Meter, progress
+from planearly.progress import Meter, progress, say
 
 DEFAULT_CONTEXT = 1024
 _PIECE = 1 << 20
 """Characters encoded at a time: longer documents are cut before a space."""
 _AT_ONCE = 1 << 20
 """Tokens kept in memory and scored together."""
+
+MOST_UNKNOWN = 0.02
+"""Share of a text's tokens that may be the unknown one: the rest would be no result."""
 
 Encode = Callable[[str], np.ndarray]
 
@@ -51,33 +54,40 @@ def evaluate_files(model_folder: Path, files: list[str], context: int | None = N
 
     Raises:
         UserError: no such file, no text, no model, a context the model cannot read, or a tokenizer
-            that does not belong to the model or has no token that ends a document.
+            that does not belong to the model, has no token that ends a document, or does not know
+            the text.
     """
     units = resolve(files)
     model, tokenizer = hf.load(model_folder)
     embedding = model.get_input_embeddings().weight
-    start, end = _ends(tokenizer, model_folder)
+    start, end = _ends(tokenizer, len(embedding), model_folder)
     encode = _encoder(tokenizer, start, end)
     context = _context(model, model_folder, context)
     settings = keys.Data(text_field=text_field)
     problems = Problems(settings.max_bad_share)
 
     def forward(inputs: Any) -> Any:
-        if int(inputs.max()) >= len(embedding):
-            raise UserError(f"the tokenizer in {model_folder} gives token {int(inputs.max())}, the "
-                            f"model has {len(embedding)}: they do not belong together")
         return model(input_ids=inputs.to(embedding.device), use_cache=False).logits
 
     scores: dict[str, list[Scores]] = {}
     n_bytes: dict[str, int] = {}
+    tokens = unknown = 0
     with progress("evaluating", None, "tokens") as meter:
         for unit in units:
             for streams, size in _batches(unit, settings, problems, encode):
                 n_bytes[unit.path] = n_bytes.get(unit.path, 0) + size
+                for stream in streams:
+                    check_ids(stream, len(embedding), model_folder)
+                    tokens += len(stream) - 2
+                    unknown += int((stream == tokenizer.unk_token_id).sum())
+                _check_unknown(unknown, tokens, model_folder)
                 scores.setdefault(unit.path, []).append(
                     _score(forward, streams, context, len(embedding), meter))
     problems.check()
     problems.tell()
+    if unknown:
+        say(f"{unknown / tokens:.2%} of the text's tokens are unknown to the tokenizer in "
+            f"{model_folder}: what they say is not scored")
     if not scores:
         raise UserError(f"there is no text to evaluate on in {', '.join(files)}; "
                         f"{problems.first()}".rstrip("; "))
@@ -100,13 +110,37 @@ def _context(model: Any, folder: Path, asked: int | None) -> int:
     return asked
 
 
-def _ends(tokenizer: Any, folder: Path) -> tuple[int, int]:
-    """Ids of the token before a document and of the one after it."""
+def _ends(tokenizer: Any, entries: int, folder: Path) -> tuple[int, int]:
+    """Ids of the token before a document and of the one after it.
+
+    Args:
+        tokenizer: of `transformers`.
+        entries: rows of the model's embedding.
+
+    Raises:
+        UserError: none ends a document, or the model has no such entries.
+    """
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer in {folder} has no eos_token, so it cannot say where a "
                         "document ends: name one in tokenizer_config.json")
     start = tokenizer.bos_token_id
-    return (tokenizer.eos_token_id if start is None else start), tokenizer.eos_token_id
+    found = (tokenizer.eos_token_id if start is None else start), tokenizer.eos_token_id
+    check_ids(found, entries, folder)
+    return found
+
+
+def check_ids(ids: Sequence[int] | np.ndarray, entries: int, folder: Path) -> None:
+    """Refuse tokens that a model of so many entries does not have."""
+    if (largest := int(np.max(ids))) >= entries:
+        raise UserError(f"the tokenizer in {folder} gives token {largest}, the model has "
+                        f"{entries}: they do not belong together")
+
+
+def _check_unknown(unknown: int, tokens: int, folder: Path) -> None:
+    if unknown > MOST_UNKNOWN * tokens:
+        raise UserError(f"the tokenizer in {folder} does not know this text: {unknown / tokens:.0%}"
+                        " of it are unknown tokens, which cost nothing to predict; evaluate a "
+                        "model that was made for such text")
 
 
 def _encoder(tokenizer: Any, start: int, end: int) -> Encode:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from planearly.errors import UserError
+from planearly.evaluate.files import check_ids
 from planearly.model import hf
 
 
@@ -22,9 +23,11 @@ def generate(model_folder: Path, prompt: str, max_new_tokens: int = 80, temperat
         top_p: draws from the smallest set of tokens with at least this probability (nucleus).
         seed: of the draws; the same seed gives the same text on the same machine.
 
+    The names of special tokens in the prompt are text, as in training.
+
     Raises:
-        UserError: not a model folder, a prompt that fills the model's context, or a setting out of
-            range.
+        UserError: not a model folder, a prompt that fills the model's context or is no text, or a
+            setting out of range.
     """
     for name, value, ok, rule in (
         ("tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
@@ -33,12 +36,18 @@ def generate(model_folder: Path, prompt: str, max_new_tokens: int = 80, temperat
     ):
         if not ok:
             raise UserError(f"{name} is {value}; it must be {rule}")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise UserError("the prompt is not valid UTF-8 text: it holds a byte that belongs to no "
+                        "character") from None
     model, tokenizer = hf.load(model_folder)
-    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    ids = tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True)
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     given = ([] if start is None else [start]) + list(ids)
     if not given:
         raise UserError("the prompt is empty, and the model has no token that begins a document")
+    check_ids(given, len(model.get_input_embeddings().weight), model_folder)
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     room = max_new_tokens if most is None else min(max_new_tokens, most - len(given))
     if room < 1:

@@ -16,8 +16,8 @@ import yaml
 from torch import Tensor
 
 from planearly import files
-from planearly.errors import UserError
 from planearly.export import gguf
+from planearly.export.tokens import special_tokens
 from planearly.model import flops
 from planearly.model.hf import hf_config, to_hf
 from planearly.model.transformer import Shape
@@ -65,7 +65,7 @@ def export(state: dict[str, Tensor], shape: Shape, tokenizer_folder: Path, out: 
     """
     from safetensors.torch import save
 
-    bos, eos = _special_tokens(tokenizer_folder, shape.vocab_size)
+    bos, eos = special_tokens(tokenizer_folder, shape.vocab_size)
     target = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     tensors = {name: tensor.to(target) for name, tensor in to_hf(state, shape).items()}
     generation = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": eos}
@@ -80,31 +80,6 @@ def export(state: dict[str, Tensor], shape: Shape, tokenizer_folder: Path, out: 
         with files.atomic_write(folder / "README.md", "w") as handle:
             tokenizer = files.read_json(folder / "tokenizer.json")
             handle.write(model_card(shape, card, conversion(shape, tokenizer)))
-
-
-def _special_tokens(folder: Path, vocab_size: int) -> tuple[int, int]:
-    """Ids of the tokens that open and close a document."""
-    from tokenizers import Tokenizer
-
-    config = files.read_json(folder / "tokenizer_config.json")
-    if not (folder / "tokenizer.json").is_file():
-        raise UserError(f"{folder} has no tokenizer.json: it is not a tokenizer folder")
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= vocab_size:
-        raise UserError(f"the tokenizer in {folder} has an entry {largest}, the model has "
-                        f"{vocab_size} entries: they do not belong together")
-
-    def number(key: str) -> int | None:
-        token = config.get(key)
-        token = token["content"] if isinstance(token, dict) else token
-        return None if token is None else tokenizer.token_to_id(token)
-
-    eos = number("eos_token")
-    if eos is None:
-        raise UserError(f"the tokenizer in {folder} has no eos_token in tokenizer_config.json")
-    bos = number("bos_token")
-    return eos if bos is None else bos, eos
 
 
 def model_card(shape: Shape, card: dict[str, Any], as_gguf: str) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from planearly import files
 from planearly.errors import UserError
+from planearly.export.tokens import special_tokens
 from planearly.model import hf
 from planearly.model.transformer import Shape
 
@@ -65,7 +66,7 @@ def write(folder: Path, out: Path, kind: str = "f16") -> Path:
     tokenizer = files.read_json(folder / "tokenizer.json")
     if why := obstacle(shape, tokenizer):
         raise UserError(f"{folder} cannot become a GGUF file: {why}")
-    config = files.read_json(folder / "config.json")
+    ends = special_tokens(folder, shape.vocab_size)
     arch = gguf.MODEL_ARCH.LLAMA if shape.ffn == "swiglu" else gguf.MODEL_ARCH.ARCEE
     with files.atomic_write(out) as handle:
         writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[arch])
@@ -82,7 +83,7 @@ def write(folder: Path, out: Path, kind: str = "f16") -> Path:
         writer.add_vocab_size(shape.vocab_size)
         writer.add_file_type(gguf.LlamaFileType[
             "ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}"])
-        _add_tokenizer(writer, tokenizer, shape.vocab_size, config)
+        _add_tokenizer(writer, tokenizer, shape.vocab_size, ends)
         names = gguf.get_tensor_name_map(arch, shape.layers)
         for name, tensor in hf.to_hf(state, shape).items():
             data = _interleaved(name, tensor.numpy(), shape)
@@ -107,7 +108,7 @@ def _interleaved(name: str, weight: np.ndarray, shape: Shape) -> np.ndarray:
 
 
 def _add_tokenizer(writer: Any, tokenizer: dict[str, Any], entries: int,
-                   config: dict[str, Any]) -> None:
+                   ends: tuple[int, int]) -> None:
     """Tokens with their kinds, merges, and the token that begins and ends a document."""
     from gguf import TokenType
 
@@ -125,6 +126,6 @@ def _add_tokenizer(writer: Any, tokenizer: dict[str, Any], entries: int,
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     writer.add_token_merges(merges)
-    writer.add_bos_token_id(config["bos_token_id"])
-    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_bos_token_id(ends[0])
+    writer.add_eos_token_id(ends[1])
     writer.add_add_bos_token(True)  # in training, every document began with it

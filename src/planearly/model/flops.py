@@ -10,27 +10,35 @@ attention kernel computes again in its backward pass is not counted.
 
 Costs are per token of a full window, so tokens times cost is what a run executes when it pads
 nothing.
+
+The functions of a dense model's shape take other kinds of shapes too: whoever defines one registers
+how it is counted (:mod:`planearly.model.outside`).
 """
 
 from __future__ import annotations
+
+from functools import singledispatch
 
 from planearly import keys
 from planearly.model.projected import projected_names
 from planearly.model.transformer import FFN_MATRICES, Shape
 
 
+@singledispatch
 def parameters(shape: Shape) -> int:
     """All parameters of the dense model; a tied output matrix counts once."""
     tables = 1 if shape.tie_embeddings else 2
     return non_embedding(shape) + tables * shape.vocab_size * shape.d_model
 
 
+@singledispatch
 def non_embedding(shape: Shape) -> int:
     """Parameters without the embedding and the output matrix: blocks and norms."""
     norms = (2 * shape.layers + 1) * shape.d_model
     return shape.layers * (_attention_weights(shape) + _ffn_weights(shape)) + norms
 
 
+@singledispatch
 def forward(shape: Shape, causal: bool = False) -> int:
     """Operations per token of one forward pass over full windows."""
     matrices = shape.layers * (_attention_weights(shape) + _ffn_weights(shape))
@@ -53,11 +61,13 @@ def distillation(student: Shape, teacher: Shape) -> int:
 
 # LoRA -------------------------------------------------------------------------------------------
 
+@singledispatch
 def lora_parameters(shape: Shape, rank: int) -> int:
     """Parameters of adapters of this rank on every matrix of every block (Hu et al. 2021)."""
     return shape.layers * rank * _adapter_sides(shape)
 
 
+@singledispatch
 def lora_training(shape: Shape, rank: int) -> int:
     """Operations per token of one LoRA step.
 

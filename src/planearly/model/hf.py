@@ -7,6 +7,8 @@ of ours, and computes the same logits.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from planearly.errors import UserError
-from planearly.files import read_json
+from planearly.model import reading
 from planearly.model.transformer import GATED, Shape
 from planearly.parallel import best_device
 
@@ -23,6 +25,7 @@ _WHOLE = {
     "norm.weight": "model.norm.weight",
     "head.weight": "lm_head.weight",
 }
+_HEAD = _WHOLE["head.weight"]
 _BLOCK = {
     "attn_norm.weight": "input_layernorm.weight",
     "attn.o.weight": "self_attn.o_proj.weight",
@@ -84,10 +87,11 @@ def from_hf(folder: Path) -> tuple[Shape, dict[str, Tensor]]:
 
     Raises:
         UserError: not such a folder, or a model that ours cannot hold (biases, a rope scaling,
-            another activation, another width of heads), or weights that are missing.
+            another activation, another width of heads), or weights that are missing, quantized,
+            not finite or without a place in the model.
     """
     shape = read_shape(folder)
-    theirs = _read_weights(folder)
+    theirs = reading.weights(folder)
     state = {}
     for name, parts in _names(shape):
         for part, size in zip(parts, _sizes(name, shape), strict=True):
@@ -98,6 +102,12 @@ def from_hf(folder: Path) -> tuple[Shape, dict[str, Tensor]]:
                     f"{folder}: the tensor '{part}' has shape {list(theirs[part].shape)} and its "
                     f"config.json asks for {list(size)}: the files do not belong together")
         state[name] = torch.cat([theirs[part].float() for part in parts])
+    known = {part for _, parts in _names(shape) for part in parts}
+    if shape.tie_embeddings:
+        reading.check_tied(theirs[_WHOLE["embed.weight"]], theirs.get(_HEAD), folder)
+        known.add(_HEAD)
+    left = (name for name in theirs.keys() - known if not name.endswith("rotary_emb.inv_freq"))
+    reading.check_left_over(left, folder)
     return shape, state
 
 
@@ -107,44 +117,63 @@ def read_shape(folder: Path) -> Shape:
     Raises:
         UserError: as :func:`from_hf`, but for the weights, which are not read.
     """
-    return _shape(read_json(folder / "config.json"), folder)
+    return _shape(reading.config(folder), folder)
 
 
-def load(folder: Path) -> tuple[Any, Any]:
+def load(folder: Path, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
     """Any causal language model in a folder, and its tokenizer, by plain `transformers`.
 
-    Float32 on a CPU, bfloat16 on a GPU. Nothing is fetched, unpickled, or run from the folder.
+    Nothing is fetched, unpickled, or run from the folder.
+
+    Args:
+        dtype: of the weights (None: float32 on a CPU, bfloat16 on a GPU).
 
     Raises:
-        UserError: no such folder, or `transformers` cannot load a causal model or tokenizer of it.
+        UserError: no such folder; `transformers` cannot load a causal model or tokenizer of it; or
+            what it would load is not the model: quantized, incomplete or damaged weights, or
+            tensors without a place in it.
     """
-    if not (folder / "config.json").is_file():
-        what = "has no config.json" if folder.is_dir() else "does not exist"
-        raise UserError(f"{folder} {what}: give a model folder in Hugging Face format")
+    reading.config(folder)
+    reading.check_weights(folder)
 
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     device = best_device()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    refused = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
-    try:
+    kind = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+    with refused(f"transformers cannot load {folder} as a causal model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, use_safetensors=True,
-            dtype=torch.float32 if device.type == "cpu" else torch.bfloat16,
-            output_loading_info=True)
+            dtype=kind, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False)
-    except refused as error:
-        brief = " ".join(str(error).split())[:300]
-        raise UserError(f"transformers cannot load {folder} as a causal model ({brief})") from error
     model, info = loaded
     if info["missing_keys"]:
         raise UserError(f"{folder} has no tensor '{min(info['missing_keys'])}': its weights are "
                         "incomplete, or it is not a causal model")
-    return model.to(device).eval(), tokenizer
+    reading.check_left_over(info["unexpected_keys"], folder)
+    reading.check_finite(model.named_parameters(), folder)
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if model.config.get_text_config().tie_word_embeddings and head is not None:
+        reading.check_tied(table.weight, head.weight, folder)
+    model = model.to(device).eval()
+    with refused(f"transformers cannot run the model in {folder}"), torch.no_grad():
+        model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=device), use_cache=False)
+    return model, tokenizer
+
+
+@contextlib.contextmanager
+def refused(what: str) -> Iterator[None]:
+    """Anything that a library raises over a folder that somebody else made, as one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        brief = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{what} ({brief})") from error
 
 
 def _names(shape: Shape) -> list[tuple[str, tuple[str, ...]]]:
@@ -177,49 +206,41 @@ def _shape(config: dict[str, Any], folder: Path) -> Shape:
             raise UserError(f"the model in {folder} has {what}, which planearly's cannot hold; "
                             "evaluate it, or choose a plain Llama or Arcee model")
 
+    def whole(key: str, default: int | None = None) -> int:
+        return int(reading.number(config, key, folder, default=default))
+
     kinds = {(_ARCHITECTURE[ffn][0], _ACTIVATION[ffn]): ffn for ffn in _ACTIVATION}
     model_type = str(config.get("model_type"))
     need(model_type in ("llama", "arcee"), f"the architecture '{model_type}'")
-    activation = config.get("hidden_act", "silu" if model_type == "llama" else "relu2")
+    activation = str(config.get("hidden_act", "silu" if model_type == "llama" else "relu2"))
     need((model_type, activation) in kinds, f"the activation '{activation}'")
-    heads, width = config["num_attention_heads"], config["hidden_size"]
-    groups = config.get("num_key_value_heads") or heads
+    heads, width = whole("num_attention_heads"), whole("hidden_size")
+    groups = whole("num_key_value_heads", heads)
     need(heads % groups == 0, f"{heads} heads over {groups} of keys and values")
-    per_head = config.get("head_dim") or width // heads
+    per_head = whole("head_dim", width // heads)
     need(per_head * heads == width, f"heads of {per_head} numbers in a width of {width}")
     need(not config.get("attention_bias") and not config.get("mlp_bias"), "biases")
-    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    rope: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        said = config.get(key) or {}
+        need(isinstance(said, dict), f"'{key}' {said!r}")
+        rope |= said
     kind = rope.get("rope_type", rope.get("type", "default"))
     need(kind == "default", f"the rope scaling '{kind}'")
     need(rope.get("partial_rotary_factor", 1.0) == 1.0, "rotary positions on a part of each head")
+    theta = {"rope_theta": rope.get("rope_theta", config.get("rope_theta"))}
     return Shape(
-        layers=config["num_hidden_layers"],
+        layers=whole("num_hidden_layers"),
         d_model=width,
         heads=heads,
         kv_heads=groups,
-        d_ff=config["intermediate_size"],
-        vocab_size=config["vocab_size"],
-        context=config["max_position_embeddings"],
+        d_ff=whole("intermediate_size"),
+        vocab_size=whole("vocab_size"),
+        context=whole("max_position_embeddings"),
         ffn=kinds[model_type, activation],
-        tie_embeddings=config.get("tie_word_embeddings", False),
-        rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10_000.0))),
-        norm_eps=config.get("rms_norm_eps", 1e-6 if model_type == "llama" else 1e-5),
+        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+        rope_theta=float(reading.number(theta, "rope_theta", folder, default=10_000.0,
+                                        whole=False)),
+        norm_eps=float(reading.number(config, "rms_norm_eps", folder, whole=False,
+                                      default=1e-6 if model_type == "llama" else 1e-5)),
     )
-
-
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    index = folder / "model.safetensors.index.json"
-    parts = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else [
-        "model.safetensors"]
-    tensors: dict[str, Tensor] = {}
-    for part in parts:
-        if not (folder / part).is_file():
-            raise UserError(f"{folder} has no {part}: a model folder keeps its weights there")
-        try:
-            tensors.update(load_file(folder / part))
-        except SafetensorError as error:
-            raise UserError(f"{folder / part} is not a whole safetensors file ({error})") from error
-    return tensors

@@ -1,0 +1,344 @@
+"""Models of others: any causal model of `transformers`, held whole instead of mapped.
+
+Our own :class:`~planearly.model.transformer.Transformer` is for fresh weights and projected
+networks. A checkpoint that it cannot hold exactly keeps its own code: :class:`Outside` runs the
+library's module and offers what training and evaluation ask of a model. Nothing here knows a family
+of models. The library's forward pass is divided where the causal model calls its body: ``hidden``
+is the body, ``head`` is the causal model over given final states, with whatever it does to them
+(biases, capped or scaled logits). So logits of a large vocabulary exist a few rows at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from planearly.errors import UserError
+from planearly.model import flops, hf, reading
+from planearly.model.transformer import Shape, Transformer
+
+_LOGITS = 1 << 25
+"""Most logits of one matrix: 128 MB in float32; a few such matrices are alive at once."""
+_TRIAL = 8
+"""Tokens of the trial that a model is held exactly."""
+
+
+@dataclass(frozen=True)
+class Configured:
+    """What fixes a model of others: its own configuration, and the window that it is trained on.
+
+    Takes the place of a :class:`~planearly.model.transformer.Shape`; parameters and operations are
+    counted by :mod:`planearly.model.flops`, from the library's module without weights.
+    """
+
+    config: str
+    """``config.json`` as one line of JSON, all defaults written out."""
+    context: int
+    vocab_size: int
+
+    def to_dict(self) -> dict[str, object]:
+        return {"outside": json.loads(self.config), "context": self.context,
+                "vocab_size": self.vocab_size}
+
+    @property
+    def kind(self) -> str:
+        """The family, such as ``qwen3``."""
+        return str(json.loads(self.config).get("model_type"))
+
+
+AnyShape = Shape | Configured
+
+
+def shape_of(values: dict[str, Any]) -> AnyShape:
+    """What :meth:`Shape.to_dict` or :meth:`Configured.to_dict` gave."""
+    if "outside" not in values:
+        return Shape(**values)
+    config = json.dumps(values["outside"], sort_keys=True)
+    return Configured(config, values["context"], values["vocab_size"])
+
+
+def build(shape: AnyShape, seed: int = 0) -> Transformer | Outside:
+    """A model of a shape: ours with fresh weights, one of others with none yet (memory as it is).
+    """
+    return Transformer(shape, seed) if isinstance(shape, Shape) else Outside(_empty(shape), shape)
+
+
+def configured(folder: Path, context: int) -> Configured:
+    """The shape of any causal model folder, from its configuration alone.
+
+    Raises:
+        UserError: no such folder, quantized, or not a causal model that `transformers` knows.
+    """
+    reading.config(folder)
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with hf.refused(f"transformers cannot read {folder / 'config.json'}"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if type(config) not in AutoModelForCausalLM._model_mapping:
+            raise UserError(f"the model in {folder} is a '{config.model_type}', which transformers "
+                            "does not know as a causal language model")
+        return _shape(config, context)
+
+
+def read(folder: Path, context: int) -> Outside:
+    """The model in a folder, in float32, on the CPU.
+
+    Raises:
+        UserError: as :func:`planearly.model.hf.load`; or a model that keeps numbers outside its
+            parameters, or whose forward pass does not divide into body and head.
+    """
+    model, _ = hf.load(folder, torch.float32)
+    model = Outside(model.to("cpu"), _shape(model.config, context))
+    kept = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    if other := sorted(model.theirs.state_dict().keys() - kept):
+        raise UserError(f"the model in {folder} keeps '{other[0]}', which is no parameter and "
+                        "would be lost in training")
+    tokens = torch.arange(_TRIAL)[None] % model.shape.vocab_size
+    with hf.refused(f"the model in {folder} cannot be trained"), torch.no_grad():
+        apart = (model(tokens) - model.theirs(input_ids=tokens, use_cache=False).logits).abs().max()
+        if not apart <= 1e-5:
+            raise UserError(f"the model in {folder} cannot be trained: its output matrix is not "
+                            "applied to the last states of its body alone")
+    return model
+
+
+class Outside(nn.Module):
+    """A causal model of `transformers` as the loop, the evaluation and the objectives see a model.
+
+    Parameters go by the library's names; of tied ones the first counts. It stays in the library's
+    evaluation mode: a checkpoint's dropout was for another corpus, and would make a resumed run
+    another one.
+    """
+
+    def __init__(self, theirs: Any, shape: Configured) -> None:
+        super().__init__()
+        self.theirs, self.shape = theirs, shape
+        self._body = theirs.base_model_prefix
+        if not hasattr(theirs, self._body):
+            raise UserError(f"a '{shape.kind}' model has no body apart from its output matrix, "
+                            "which planearly needs to train it")
+        for module in theirs.modules():
+            if isinstance(module, nn.Embedding):
+                _elementwise(module)
+        if (head := theirs.get_output_embeddings()) is not None:
+            _elementwise(head)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Outside:
+        super().train(False)
+        return self
+
+    def named_parameters(self, prefix: str = "", recurse: bool = True,
+                         remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
+        return self.theirs.named_parameters(prefix, recurse, remove_duplicate)
+
+    @torch.compiler.disable
+    def hidden(self, inputs: Tensor) -> Tensor:
+        """Final states [rows, time, width] of token ids [rows, time]."""
+        return getattr(self.theirs, self._body)(input_ids=inputs, use_cache=False)[0]
+
+    def head(self, states: Tensor) -> Tensor:
+        """Logits [..., vocab_size] of final states [..., width]."""
+        body = self.theirs._modules[self._body]
+        self.theirs._modules[self._body] = _Given(states.reshape(1, -1, states.shape[-1]))
+        try:
+            logits = self.theirs(input_ids=states.new_zeros(1, 1, dtype=torch.int64),
+                                 use_cache=False).logits
+        finally:
+            self.theirs._modules[self._body] = body
+        return logits.reshape(*states.shape[:-1], logits.shape[-1])
+
+    @property
+    def head_parameters(self) -> list[nn.Parameter]:
+        """What ``head`` is made of."""
+        body = {id(p) for p in getattr(self.theirs, self._body).parameters()}
+        own = [p for p in self.theirs.parameters() if id(p) not in body]
+        table = self.theirs.get_output_embeddings()
+        return [*own, *(p for p in (table.parameters() if table is not None else ())
+                        if id(p) in body)]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits [rows, time, vocab_size] of token ids [rows, time]."""
+        return self.head(self.hidden(inputs))
+
+    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Sum, in float32, of the next-token cross-entropies in nats; as :meth:`Transformer.loss`.
+        """
+        def nats(logits: Tensor, wanted: Tensor, _: slice) -> Tensor:
+            return F.cross_entropy(logits.float(), wanted, reduction="sum")
+
+        return summed(self, self.hidden(inputs), targets, nats)
+
+
+Part = Callable[[Tensor, Tensor, slice], Tensor]
+"""Loss of the logits [n, vocab_size] and targets [n] at the real positions of some rows."""
+
+
+@torch.compiler.disable
+def summed(model: Any, hidden: Tensor, targets: Tensor, part: Part) -> Tensor:
+    """A loss over all rows whose logits are made a few rows at a time.
+
+    Args:
+        model: has ``head`` and ``head_parameters``.
+        hidden: [rows, time, width].
+        targets: int64 [rows, time]; torch's ``ignore_index`` is not real.
+    """
+    parameters = model.head_parameters
+    if not torch.is_grad_enabled():
+        return _ByRows.forward(None, hidden, targets, model, part, *parameters)
+    result: Tensor = _ByRows.apply(hidden, targets, model, part, *parameters)
+    return result
+
+
+class _ByRows(torch.autograd.Function):
+    """Output matrix and loss; the gradients are taken on the way forward, part by part.
+
+    So no logits are kept for the way back, and none are computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, model: Any, part: Part,
+                *parameters: Tensor) -> Tensor:
+        wanted = [p for p in parameters if p.requires_grad] if ctx is not None else []
+        slopes = [torch.zeros_like(p) for p in wanted]
+        hidden_slope = torch.zeros_like(hidden) if ctx is not None else hidden
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        rows = max(_LOGITS // (targets.shape[1] * model.shape.vocab_size), 1)
+        autocast = torch.is_autocast_enabled(hidden.device.type)
+        for start in range(0, len(targets), rows):
+            place = slice(start, start + rows)
+            real = targets[place] != -100
+            states = hidden[place][real].detach().requires_grad_(ctx is not None)
+            with (torch.set_grad_enabled(ctx is not None),
+                  torch.autocast(hidden.device.type, torch.bfloat16, enabled=autocast)):
+                value = part(model.head(states), targets[place][real], place)
+            if ctx is not None:
+                found = torch.autograd.grad(value, [states, *wanted])
+                hidden_slope[place][real] = found[0].to(hidden.dtype)
+                for slope, more in zip(slopes, found[1:], strict=True):
+                    slope += more
+            total = total + value.detach()
+        if ctx is not None:
+            ctx.save_for_backward(hidden_slope, *slopes)
+            ctx.wanted = [p.requires_grad for p in parameters]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_slope, *slopes = ctx.saved_tensors
+        (scale,) = given
+        left = iter(slopes)
+        return (hidden_slope * scale.to(hidden_slope.dtype), None, None, None,
+                *(next(left) * scale if wanted else None for wanted in ctx.wanted))
+
+
+class _Given(nn.Module):
+    """In the place of a causal model's body: answers with final states that are there already."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        return _states_type()(last_hidden_state=self.states)
+
+
+@functools.cache
+def _states_type() -> Any:
+    from transformers.modeling_outputs import BaseModelOutputWithPast
+
+    class States(BaseModelOutputWithPast):
+        """A body's answer; what a family adds to it is absent."""
+
+        def __getattr__(self, name: str) -> None:
+            if name.startswith("__"):
+                raise AttributeError(name)
+
+    return States
+
+
+def _elementwise(module: nn.Module) -> None:
+    """A table is looked up, not multiplied by: never Muon's."""
+    for parameter in module.parameters():
+        parameter.elementwise = True  # type: ignore[attr-defined]
+
+
+# Counting ---------------------------------------------------------------------------------------
+
+def _shape(config: Any, context: int) -> Configured:
+    values = config.to_dict()
+    values.pop("_name_or_path", None)
+    values.pop("transformers_version", None)
+    return Configured(json.dumps(values, sort_keys=True, default=str), context,
+                      config.get_text_config().vocab_size)
+
+
+def _empty(shape: Configured, **options: Any) -> Any:
+    """The library's module with memory for its weights, and nothing in it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    values = json.loads(shape.config)
+    config = AutoConfig.for_model(**values)
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **options)
+    model.tie_weights()
+    return model
+
+
+@contextlib.contextmanager
+def _without_weights() -> Iterator[None]:
+    """Tensors have shapes and no numbers."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+@functools.lru_cache(maxsize=16)
+def _counts(shape: Configured) -> tuple[int, int]:
+    """All parameters; those outside embeddings and output matrix."""
+    with _without_weights():
+        model = Outside(_empty(shape), shape)
+        sizes = {name: p.numel() for name, p in model.named_parameters()}
+        looked_up = [m for m in model.theirs.modules() if isinstance(m, nn.Embedding)]
+        tables = {id(m.weight): m.weight.numel()
+                  for m in (*looked_up, model.theirs.get_output_embeddings()) if m is not None}
+    return sum(sizes.values()), sum(sizes.values()) - sum(tables.values())
+
+
+@functools.lru_cache(maxsize=16)
+def _forward(shape: Configured) -> int:
+    """Operations of a forward pass per token of a full window; attention as the full square."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with _without_weights(), torch.no_grad():
+        model = Outside(_empty(shape, attn_implementation="eager"), shape)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            model(torch.zeros(1, shape.context, dtype=torch.int64))
+    return round(counter.get_total_flops() / shape.context)
+
+
+@flops.parameters.register
+def _parameters(shape: Configured) -> int:
+    return _counts(shape)[0]
+
+
+@flops.non_embedding.register
+def _non_embedding(shape: Configured) -> int:
+    return _counts(shape)[1]
+
+
+@flops.forward.register
+def _forward_of(shape: Configured, causal: bool = False) -> int:
+    return _forward(shape)

@@ -1,0 +1,135 @@
+"""Model folders that would be read wrongly: each kind is one sentence, by whatever way it comes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from planearly.errors import UserError
+from planearly.export import gguf
+from planearly.model import hf
+from small_models import model_folder
+
+Q = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return model_folder(tmp_path)
+
+
+def configure(folder: Path, **changed: Any) -> Path:
+    path = folder / "config.json"
+    values = {**json.loads(path.read_text()), **changed}
+    path.write_text(json.dumps({k: v for k, v in values.items() if v != "absent"}))
+    return folder
+
+
+def reweigh(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+READERS: list[Callable[[Path], Any]] = [
+    hf.load, hf.from_hf, lambda folder: gguf.write(folder, folder / "x.gguf", "f32")]
+
+
+@pytest.fixture(params=READERS, ids=["evaluate", "start", "gguf"])
+def read(request: pytest.FixtureRequest) -> Callable[[Path], Any]:
+    return request.param
+
+
+@pytest.mark.parametrize("said", [
+    {"quant_method": "fp8"}, {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    {"quant_method": "gptq", "bits": 4}, {"quant_method": "awq"}, {"bits": 8}])
+def test_a_quantization_configuration_is_refused(read, folder, said):
+    with pytest.raises(UserError, match="is quantized"):
+        read(configure(folder, quantization_config=said))
+
+
+@pytest.mark.parametrize("kind", ["float8", "int8", "scales alone", "packed"])
+def test_quantized_tensors_are_refused_without_a_configuration_that_says_so(read, folder, kind):
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        weight = tensors[f"{Q}.weight"]
+        if kind == "float8":
+            tensors[f"{Q}.weight"] = weight.to(torch.float8_e4m3fn)
+        elif kind == "int8":
+            tensors[f"{Q}.weight"] = (weight * 100).to(torch.int8)
+        elif kind == "scales alone":
+            tensors[f"{Q}.weight_scale_inv"] = torch.ones(1)
+        else:
+            tensors[f"{Q}.qweight"] = torch.ones(4, 32, dtype=torch.int32)
+
+    with pytest.raises(UserError, match="is quantized"):
+        read(reweigh(folder, change))
+
+
+def test_tensors_without_a_place_are_refused(read, folder):
+    reweigh(folder, lambda tensors: tensors.update({f"{Q}.bias": torch.ones(32)}))
+    with pytest.raises(UserError, match=r"no place for the tensor 'model.*q_proj.bias'"):
+        read(folder)
+
+
+def test_what_old_checkpoints_carry_along_is_no_weight(read, folder):
+    place = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    read(reweigh(folder, lambda tensors: tensors.update({place: torch.ones(4)})))
+
+
+def test_a_tied_model_with_another_output_matrix_is_refused(read, folder):
+    configure(folder, tie_word_embeddings=True)
+    with pytest.raises(UserError, match=r"'lm_head\.weight'"):
+        read(folder)
+
+    def same(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+    read(reweigh(folder, same))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_numbers_that_are_not_finite_are_told(read, folder, value):
+    reweigh(folder, lambda tensors: tensors["model.norm.weight"].__setitem__(3, value))
+    with pytest.raises(UserError, match=r"'model\.norm\.weight' holds numbers that are not finite"):
+        read(folder)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{", "null"])
+def test_a_configuration_that_is_no_object(read, folder, text):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json"):
+        read(folder)
+
+
+def test_an_index_that_says_nothing(read, folder):
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": 3}')
+    with pytest.raises(UserError, match="weight_map"):
+        read(folder)
+
+
+KEYS = ["num_attention_heads", "hidden_size", "num_hidden_layers", "vocab_size", "rms_norm_eps",
+        "intermediate_size", "max_position_embeddings", "num_key_value_heads", "head_dim",
+        "rope_theta", "rope_parameters", "hidden_act", "dtype", "tie_word_embeddings",
+        "model_type", "architectures", "bos_token_id", "eos_token_id", "attention_bias"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(key=st.sampled_from(KEYS), value=st.sampled_from(
+    ["absent", None, [], {}, "bf16", "1e-05", "x", 0, -1, 7, 1.5, True, 10**9, [1], {"a": 1}]))
+def test_one_odd_key_is_one_sentence_or_nothing(read, folder, key, value):
+    before = (folder / "config.json").read_text()
+    try:
+        read(configure(folder, **{key: value}))
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 700
+    finally:
+        (folder / "config.json").write_text(before)
