@@ -18,40 +18,44 @@ how it is counted (:mod:`planearly.model.outside`).
 from __future__ import annotations
 
 from functools import singledispatch
+from typing import Any
 
 from planearly import keys
 from planearly.model.projected import projected_names
 from planearly.model.transformer import FFN_MATRICES, Shape
 
+Counted = Any
+"""A :class:`Shape`, or another kind that is registered."""
+
 
 @singledispatch
-def parameters(shape: Shape) -> int:
+def parameters(shape: Counted) -> int:
     """All parameters of the dense model; a tied output matrix counts once."""
     tables = 1 if shape.tie_embeddings else 2
     return non_embedding(shape) + tables * shape.vocab_size * shape.d_model
 
 
 @singledispatch
-def non_embedding(shape: Shape) -> int:
+def non_embedding(shape: Counted) -> int:
     """Parameters without the embedding and the output matrix: blocks and norms."""
     norms = (2 * shape.layers + 1) * shape.d_model
     return shape.layers * (_attention_weights(shape) + _ffn_weights(shape)) + norms
 
 
 @singledispatch
-def forward(shape: Shape, causal: bool = False) -> int:
+def forward(shape: Counted, causal: bool = False) -> int:
     """Operations per token of one forward pass over full windows."""
     matrices = shape.layers * (_attention_weights(shape) + _ffn_weights(shape))
     head = shape.vocab_size * shape.d_model
     return 2 * (matrices + head) + _attention_square(shape, causal)
 
 
-def training(shape: Shape, causal: bool = False) -> int:
+def training(shape: Counted, causal: bool = False) -> int:
     """Operations per token of one training step: three forward passes."""
     return 3 * forward(shape, causal)
 
 
-def distillation(student: Shape, teacher: Shape) -> int:
+def distillation(student: Counted, teacher: Counted) -> int:
     """Operations per token of a distillation step: the student's step, the teacher's forward.
 
     With the teacher's top-k stored, the teacher's part is paid once per distinct token instead.
@@ -62,13 +66,13 @@ def distillation(student: Shape, teacher: Shape) -> int:
 # LoRA -------------------------------------------------------------------------------------------
 
 @singledispatch
-def lora_parameters(shape: Shape, rank: int) -> int:
+def lora_parameters(shape: Counted, rank: int) -> int:
     """Parameters of adapters of this rank on every matrix of every block (Hu et al. 2021)."""
     return shape.layers * rank * _adapter_sides(shape)
 
 
 @singledispatch
-def lora_training(shape: Shape, rank: int) -> int:
+def lora_training(shape: Counted, rank: int) -> int:
     """Operations per token of one LoRA step.
 
     Frozen matrices need no weight gradient (two forwards instead of three); attention, which has
