@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planearly.data.sample import Interleave, Sampler, permute
+from planearly.data.sample import Interleave, Sampler, _reverse, permute
 
 weights_of = st.lists(st.floats(0, 1), min_size=1, max_size=40).filter(lambda w: sum(w) > 1e-3)
 seeds = st.integers(0, 2**63)
@@ -91,6 +91,9 @@ def test_a_batch_is_a_stratified_sample():
 def test_weights_that_cannot_be_drawn_are_refused():
     with pytest.raises(ValueError, match="not all zero"):
         Interleave(np.zeros(3), 0)
+    for rows in ([3], [3, 3, 3]):
+        with pytest.raises(ValueError, match="one weight per group"):
+            Sampler(np.array(rows), np.array([0.5, 0.5]), 0)
     with pytest.raises(ValueError, match="without rows"):
         Sampler(np.array([3, 0]), np.array([0.5, 0.5]), 0)
 
@@ -108,3 +111,17 @@ def test_the_sequence_is_the_same_in_every_version():
     groups, rows = Sampler(np.array([5, 9, 2]), np.array([0.5, 0.3, 0.2]), 7).draw(1000, 1016)
     assert groups.tolist() == [1, 0, 1, 0, 1, 0, 2, 0, 1, 0, 2, 0, 1, 0, 2, 0]
     assert rows.tolist() == [7, 1, 3, 2, 1, 4, 1, 0, 0, 3, 0, 0, 4, 2, 1, 4]
+    _, eight = Sampler(np.array([8]), np.ones(1), 7).draw(0, 8)
+    assert eight.tolist() == [3, 0, 4, 2, 5, 6, 7, 1]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=9))
+def test_bits_are_reversed_all_sixty_four(values):
+    expected = [int(f"{value:064b}"[::-1], 2) for value in values]
+    assert _reverse(np.array(values, np.uint64)).tolist() == expected
+
+
+def test_groups_without_weight_are_counted_as_never_drawn():
+    assert Interleave(np.array([1.0, 0, 0, 0]), 3).counts(5).tolist() == [5, 0, 0, 0]
+    assert Interleave(np.array([0, 0, 2.0, 0]), 3).counts(7).tolist() == [0, 0, 7, 0]
