@@ -5,17 +5,23 @@ A key that :mod:`planearly.keys` does not have is an error that names the neares
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import difflib
+import math
+import os
+import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from planearly import units
+from planearly import units, yamltext
+from planearly.checks import Refused, check
 from planearly.errors import UserError
 from planearly.keys import Recipe
 
@@ -29,35 +35,30 @@ def recipes_folder() -> Path:
 def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file, or a recipe of the package by name, and apply ``key=value`` overrides.
 
-    A recipe may start from another: ``extends: other.yaml`` (in the same folder) is read first.
-    Relative paths of data in a recipe are relative to the current folder, as on a command line.
+    A recipe may start from another: ``extends: other.yaml`` (in the same folder, or one of the
+    package) is read first. Relative paths of data in a recipe are relative to the current folder,
+    as on a command line.
 
     Raises:
-        UserError: no such recipe; not a mapping; an unknown key; a value of the wrong type.
+        UserError: no such recipe, not a mapping, an unknown key, a value of the wrong type, or one
+            that cannot work; with file and line.
     """
     return override(_read(find(recipe)), overrides)
 
 
-def override(values: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe of plain values with ``key=value`` overrides, checked; as :func:`load`."""
+def override(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe of plain values with ``key=value`` overrides, checked; as :func:`load`.
+
+    Texts, and items of lists of texts, stay as typed: ``domains=[1.10]`` is the folder ``1.10``.
+    """
+    changed = copy.deepcopy(dict(values))
     for item in overrides:
         name, separator, text = item.partition("=")
+        name = name.strip()
         if not separator:
             raise UserError(f"'{item}' is not of the form key=value")
-        try:
-            value = yaml.safe_load(text) if text else None
-        except yaml.YAMLError as error:
-            raise UserError(f"the value of '{name}' is not valid YAML: {text}") from error
-        target = values
-        *parents, last = name.strip().split(".")
-        for parent in parents:
-            target = target.setdefault(parent, {})
-            if not isinstance(target, dict):
-                raise UserError(f"'{name}': '{parent}' is not a section")
-        target[last] = value
-    built = build(Recipe, values, "")
-    check(built)
-    return built
+        _put(changed, name, _typed(hint_of(name), text, f"the value of '{name}'"))
+    return _checked(changed)
 
 
 def variant(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
@@ -68,16 +69,61 @@ def variant(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """
     values = recipe.to_dict()
     for place, value in changes.items():
-        *parents, last = place.split(".")
-        target = values
-        for parent in parents:
-            target = target.get(parent)  # type: ignore[assignment]
-            if not isinstance(target, dict):
-                raise UserError(f"'{place}' is no recipe key: there is no section '{parent}'")
-        target[last] = value
+        _put(values, place, value)
+    return _checked(values)
+
+
+def _checked(values: dict[str, Any]) -> Recipe:
     built = build(Recipe, values, "")
-    check(built)
+    try:
+        check(built)
+    except Refused as error:
+        found: Any = values
+        origin = ""
+        for part in error.place.split("."):
+            held = next((name for name in found if name == part), part) if isinstance(
+                found, Mapping) else part
+            origin = getattr(held, "origin", "")
+            found = found.get(part) if isinstance(found, Mapping) else None
+        raise _located(error, origin) from None
     return built
+
+
+def _put(values: dict[str, Any], place: str, value: Any) -> None:
+    """Set a key by dotted name in plain values."""
+    *parents, last = place.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise UserError(f"'{place}' is no recipe key: '{parent}' is not a section")
+    values.pop(last, None)  # its name may know a line of a file
+    values[last] = value
+
+
+def _typed(hint: Any, text: str, what: str) -> Any:
+    """What was typed for a key with this type."""
+    hint = _present(hint)
+    if hint is str:
+        plain = yamltext.unquoted(text.strip(), what)
+        return plain if plain != text.strip() else yamltext.Scalar(plain)
+    if typing.get_origin(hint) is list and typing.get_args(hint) == (str,):
+        return None if text.strip() in yamltext.NULLS else yamltext.items(text, what)
+    return yamltext.value(text, what)
+
+
+def _present(hint: Any) -> Any:
+    """A type without None."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return next(one for one in typing.get_args(hint) if one is not type(None))
+    return hint
+
+
+def hint_of(place: str) -> Any:
+    """The type of a key given by dotted name; None where there is no such key."""
+    hint: Any = Recipe
+    for part in place.split("."):
+        hint = typing.get_type_hints(hint).get(part) if dataclasses.is_dataclass(hint) else None
+    return hint
 
 
 def value_of(recipe: Recipe, place: str) -> Any:
@@ -141,41 +187,55 @@ def find(recipe: str | Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    path = Path(recipe)
-    if path.is_file():
-        return path
-    packaged = recipes_folder() / f"{path.name.removesuffix('.yaml')}.yaml"
-    if packaged.is_file():
-        return packaged
+    path, folder = Path(recipe), False
+    with contextlib.suppress(OSError, ValueError):  # of a name that no file could have
+        folder = path.is_dir()
+        if path.exists() and not folder:
+            return path
+    name = path.name.removesuffix(".yaml")
+    if name in names() and path.parent.name in ("", "recipes"):
+        return recipes_folder() / f"{name}.yaml"
+    if folder:
+        raise UserError(f"'{recipe}' is a folder: name a recipe file")
     if "=" in str(recipe):
         raise UserError(f"'{recipe}' is a setting: name the recipe before it, as demo {recipe}")
-    near = difflib.get_close_matches(str(recipe), names(), 1, 0.5)
+    near = difflib.get_close_matches(name, names(), 1, 0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
     raise UserError(f"there is no recipe '{recipe}'; {hint}the ones that come along are "
                     f"{', '.join(names())}")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text("utf-8")) or {}
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line} is not valid YAML") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} should hold 'key: value' lines")
-    base = values.pop("extends", None)
-    return _merge(_read(path.parent / base), values) if base else values
+def _read(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's values over those of the recipe that it extends."""
+    values = yamltext.read(path)
+    if "extends" not in values:
+        return values
+    origin = next(name.origin for name in values if name == "extends")  # type: ignore[attr-defined]
+    base = values.pop("extends")
+    if not isinstance(base, str) or not base.strip():
+        raise UserError(f"{origin}: 'extends' names no recipe; write one's file name, or leave the "
+                        "line out")
+    place = path.parent / base
+    if not place.is_file():
+        if base.removesuffix(".yaml") not in names():
+            raise UserError(f"{origin} extends '{base}', and there is no {place}")
+        place = find(base)
+    chain = (*below, path.resolve())
+    if place.resolve() in chain:
+        raise UserError(f"{origin} extends '{base}', which leads back to itself: leave one of "
+                        "these lines out")
+    return _merge(_read(place, chain), values)
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for name, value in over.items():
-        if isinstance(value, dict) and isinstance(merged.get(name), dict):
-            merged[name] = _merge(merged[name], value)
-        else:
-            merged[name] = value
-    return merged
+    """Sections are merged, other keys replaced; the order is the base's."""
+    named = {name: name for name in over}
+    merged = {}
+    for name, value in base.items():
+        inner = over.get(name, value)
+        both = isinstance(value, dict) and isinstance(inner, dict)
+        merged[named.get(name, name)] = _merge(value, inner) if both and name in over else inner
+    return {**merged, **{name: value for name, value in over.items() if name not in base}}
 
 
 def build(kind: type[Any], values: Any, where: str) -> Any:
@@ -184,109 +244,140 @@ def build(kind: type[Any], values: Any, where: str) -> Any:
     Raises:
         UserError: an unknown key (the nearest known one is named) or a value of the wrong type.
     """
-    if not isinstance(values, dict):
+    if not isinstance(values, Mapping):
         raise UserError(f"'{where}' is a section: write '{where}.KEY=value'")
     hints = typing.get_type_hints(kind)
-    names = [f.name for f in dataclasses.fields(kind)]
+    known = [f.name for f in dataclasses.fields(kind)]
     filled = {}
     for name, value in values.items():
         place = f"{where}.{name}" if where else str(name)
-        if name not in names:
-            near = difflib.get_close_matches(str(name), names, 1, 0.5)
-            prefix = f"{where}." if where else ""
-            hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known: {', '.join(names)}"
-            raise UserError(f"unknown recipe key '{place}'; {hint}")
-        filled[name] = _convert(hints[name], value, place)
+        try:
+            if name not in known:
+                raise UserError(_unknown(str(name), known, where))
+            filled[str(name)] = _convert(hints[name], value, place)
+        except UserError as error:
+            raise _located(error, getattr(name, "origin", "")) from error
     return kind(**filled)
+
+
+class _Located(UserError):
+    """An error that says file and line already."""
+
+
+def _located(error: UserError, origin: str) -> UserError:
+    return error if isinstance(error, _Located) or not origin else _Located(f"{origin}: {error}")
+
+
+def _unknown(name: str, known: list[str], where: str) -> str:
+    prefix = f"{where}." if where else ""
+    shown = name if name.isprintable() else repr(name)
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    elsewhere = [place for place in places() if place.rpartition(".")[2] == name]
+    if name == "extends":
+        hint = "it stands alone at the top of a recipe file"
+    elif elsewhere:
+        hint = f"did you mean '{elsewhere[0]}'?"
+    elif near:
+        hint = f"did you mean '{prefix}{near[0]}'?"
+    else:
+        hint = f"known: {', '.join(known)}"
+    return f"unknown recipe key '{prefix}{shown}'; {hint}"
 
 
 def _convert(hint: Any, value: Any, place: str) -> Any:
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in typing.get_args(hint):
+        if value is None or (isinstance(value, yamltext.Scalar) and value.null):
             return None
-        return _convert(next(a for a in typing.get_args(hint) if a is not type(None)), value, place)
+        return _convert(_present(hint), value, place)
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type[Any], hint), value, place)
     if origin is Literal:
-        choices = typing.get_args(hint)
-        value = {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
-        if value not in choices:
-            raise UserError(f"recipe key '{place}' is '{value}'; choose from {', '.join(choices)}")
-        return value
+        return _choice(typing.get_args(hint), value, place)
     if origin is list:
-        items = value if isinstance(value, list) else [] if value is None else [value]
+        empty = value is None or (isinstance(value, yamltext.Scalar) and value.null)
+        items = list(value) if isinstance(value, list | tuple) else [] if empty else [value]
         return [_convert(typing.get_args(hint)[0], item, place) for item in items]
     if origin is dict:
-        if not isinstance(value, dict):
-            raise UserError(f"recipe key '{place}' is '{value}'; it should hold 'key: values'")
+        if not isinstance(value, Mapping):
+            raise _wrong(place, value, "hold 'key: values'")
         inner = typing.get_args(hint)[1]
-        return {str(name): _convert(inner, item, f"{place}.{name}") for name, item in value.items()}
+        made = {}
+        for name, item in value.items():
+            own = hint_of(str(name)) if inner == list[Any] else None  # of a study's values
+            if own is not None and _present(own) in (str, list[str]):
+                made[str(name)] = _convert(list[own], item, f"{place}.{name}")  # type: ignore
+            else:
+                made[str(name)] = _convert(inner, item, f"{place}.{name}")
+        return made
     if hint is Any:
-        return value
-    if hint is bool:
-        if not isinstance(value, bool):
-            raise UserError(f"recipe key '{place}' is '{value}'; choose true or false")
-        return value
-    if hint is int:
-        if isinstance(value, bool) or value is None:
-            raise UserError(f"recipe key '{place}' is '{value}'; it should be a whole number")
-        return units.count(value, f"recipe key '{place}'")
-    if hint is float:
-        try:
-            if isinstance(value, bool):
-                raise ValueError
-            return float(value)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"recipe key '{place}' is '{value}'; it should be a number") from error
-    if hint is str:
-        if value is None or isinstance(value, dict | list):
-            raise UserError(f"recipe key '{place}' is '{value}'; it should be text")
-        return str(value)
-    raise TypeError(f"no conversion for {hint}")
+        return _untyped(value)
+    if isinstance(value, dict | list | tuple | set):
+        raise _wrong(place, value, "be " + {int: "a whole number", float: "a number", str: "text",
+                                           bool: "true or false"}[hint])
+    return _SCALARS[hint](value, place)
 
 
-def check(recipe: Recipe) -> None:
-    """Refuse what cannot work, before anything runs."""
-    def need(ok: bool, place: str, value: Any, rule: str) -> None:
-        if not ok:
-            raise UserError(f"recipe key '{place}' is {value}; it must be {rule}")
+def _wrong(place: str, value: Any, rule: str) -> UserError:
+    shown = " ".join(str(value).split())
+    shown = shown if shown.isprintable() else repr(shown)
+    return UserError(f"recipe key '{place}' is '{shown[:100]}{'...' * (len(shown) > 100)}'; it "
+                     f"should {rule}")
 
-    need(8 <= recipe.context <= 1 << 20, "context", recipe.context, "between 8 and 1048576 tokens")
-    size = recipe.tokenizer.vocab_size
-    need(recipe.tokenizer.path is not None or 260 <= size <= 1 << 20, "tokenizer.vocab_size", size,
-         "at least 260 (256 bytes and the special tokens) and at most 1048576")
-    starts = recipe.start is not None or recipe.large_start is not None
-    need(recipe.pretrain_tokens >= (0 if starts else 1), "pretrain_tokens", recipe.pretrain_tokens,
-         "positive, or 0 to fine-tune 'start' as it is")
-    need(recipe.spec_tokens is None or recipe.spec_tokens > 0, "spec_tokens", recipe.spec_tokens,
-         "positive, or null for all")
-    need(bool(recipe.cluster.k) and all(k >= 1 for k in recipe.cluster.k), "cluster.k",
-         recipe.cluster.k, "a list of positive numbers")
-    need(recipe.importance.k is None or recipe.importance.k in recipe.cluster.k, "importance.k",
-         recipe.importance.k, f"one of cluster.k {recipe.cluster.k}, or null")
-    need(recipe.importance.max_epochs > 0, "importance.max_epochs", recipe.importance.max_epochs,
-         "positive")
-    need(recipe.selection.epochs > 0, "selection.epochs", recipe.selection.epochs, "positive")
-    need(0 < recipe.selection.share <= 1, "selection.share", recipe.selection.share,
-         "above 0 and at most 1")
-    need(0 < recipe.data.held_out < 0.5, "data.held_out", recipe.data.held_out,
-         "between 0 and 0.5")
-    for place, model in (("model", recipe.model), ("large", recipe.large)):
-        need(model.heads > 0 and model.d_model % model.heads == 0, f"{place}.heads", model.heads,
-             f"a divisor of {place}.d_model ({model.d_model})")
-        need(model.d_model // max(model.heads, 1) % 2 == 0, f"{place}.d_model", model.d_model,
-             "an even number per head, for rotary positions")
-        need(model.kv_heads is None or (0 < model.kv_heads <= model.heads
-             and model.heads % model.kv_heads == 0), f"{place}.kv_heads", model.kv_heads,
-             f"a divisor of {place}.heads ({model.heads}), or null")
-        need(model.layers > 0 and model.d_ff > 0, f"{place}.layers", model.layers, "positive")
-    for place, train in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
-        need(train.batch_tokens >= recipe.context, f"{place}.batch_tokens", train.batch_tokens,
-             f"at least one window of {recipe.context} tokens")
-    for place, share in (("pretrain.specialization_share", recipe.pretrain.specialization_share),
-                         ("finetune.replay_share", recipe.finetune.replay_share)):
-        need(0 <= share < 1, place, share, "at least 0 and below 1")
+
+def _choice(choices: tuple[Any, ...], value: Any, place: str) -> Any:
+    truth = value.truth if isinstance(value, yamltext.Scalar) else value
+    word = {True: "yes", False: "no"}[truth] if isinstance(truth, bool) else value
+    if not isinstance(word, str) or str(word) not in choices:
+        shown = value if isinstance(value, str) and value.isprintable() else repr(value)
+        raise UserError(f"recipe key '{place}' is '{shown}'; choose from {', '.join(choices)}")
+    return str(word)
+
+
+def _untyped(value: Any) -> Any:
+    if isinstance(value, yamltext.Scalar):
+        return value.value()
+    if isinstance(value, Mapping):
+        return {str(name): _untyped(inner) for name, inner in value.items()}
+    return [_untyped(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _truth(value: Any, place: str) -> bool:
+    truth = value.truth if isinstance(value, yamltext.Scalar) else value
+    if not isinstance(truth, bool):
+        raise _wrong(place, value, "be true or false")
+    return truth
+
+
+def _whole(value: Any, place: str) -> int:
+    if value is None or isinstance(value, bool) or value == "":
+        raise _wrong(place, value, "be a whole number")
+    if re.fullmatch(r"\s*\d+(\s*,\s*\d+)+\s*", str(value)):
+        raise _wrong(place, value, "be one number; a list is written in brackets, as [16, 64]")
+    return units.count(value, f"recipe key '{place}'")
+
+
+def _number(value: Any, place: str) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise _wrong(place, value, "be a number, and finite")
+    return number
+
+
+def _text(value: Any, place: str) -> str:
+    if value is None or value == "":
+        raise _wrong(place, value, "be text; leave the key out for its default")
+    text = os.fspath(value) if isinstance(value, os.PathLike) else str(value)
+    if re.search("[\0\ud800-\udc7f\udd00-\udfff]", text):  # U+DC80 on: bytes of a file's name
+        raise UserError(f"recipe key '{place}' holds a character that no text has: {text!r}")
+    return text
+
+
+_SCALARS: dict[type, Callable[[Any, str], Any]] = {
+    bool: _truth, int: _whole, float: _number, str: _text}
 
 
 def reference() -> str:

@@ -13,13 +13,16 @@ _SECONDS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600, "hours": 3600, "hou
             "d": 86400, "days": 86400, "day": 86400}
 
 
+_WHOLE = r"(?:\d{1,3}(?:,\d{3})+|\d[\d_]*)"
+_QUANTITY = re.compile(rf"\s*([+-]?(?:{_WHOLE}\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([a-zA-Z]*)\s*")
+
+
 def _split(text: object, what: str) -> tuple[float, str]:
-    match = re.fullmatch(
-        r"\s*([+-]?(?:\d[\d_,]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([a-zA-Z]*)\s*", str(text)
-    )
+    match = _QUANTITY.fullmatch(str(text))
     if not match:
         raise UserError(f"{what}: '{text}' is not a number with a unit")
-    value = float(match[1].replace("_", "").replace(",", ""))
+    digits = match[1].replace("_", "").replace(",", "")
+    value = int(digits) if digits.isdecimal() and len(digits) < 40 else float(digits)
     if value < 0 or value != value or value == float("inf"):
         raise UserError(f"{what}: '{text}' must be a finite number that is not negative")
     return value, match[2].lower()
@@ -29,11 +32,14 @@ def count(text: object, what: str = "count") -> int:
     """``126M``, ``1.5B``, ``8k`` or a plain number of tokens, parameters or domains.
 
     Raises:
-        UserError: not a number, negative, or a unit of something else (``50GB``, ``2h``).
+        UserError: not a number, negative, a part of one, or a unit of something else (``50GB``,
+            ``2h``).
     """
     value, unit = _split(text, what)
     if unit not in _SCALE:
         raise UserError(f"{what}: '{text}' should be a count such as 8k, 126M or 1.5B")
+    if value * _SCALE[unit] % 1 and not unit:
+        raise UserError(f"{what}: '{text}' should be a whole number")
     return round(value * _SCALE[unit])
 
 
