@@ -9,6 +9,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -26,18 +27,23 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
     Raises:
         UserError: the disk is full or the folder cannot be written; ``path`` is left as it was.
+
+    Text is written in UTF-8; half a surrogate pair (of a file name that is not UTF-8, say) is
+    written as ``\\udcXX``, which JSON reads as the same.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
     try:
-        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as handle:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, mode, encoding=encoding, errors=errors) as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise storage_error(error, path) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -147,19 +153,40 @@ def file_error(error: OSError) -> UserError:
     return UserError(f"cannot read {path} ({error.strerror or error})")
 
 
+def reading_error(error: OSError, path: Path | str) -> UserError:
+    """One sentence for a file or folder that cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"{path} does not exist")
+    return UserError(f"cannot read {path} ({error.strerror or error}): check its rights, or leave "
+                     "it out")
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON with a final newline."""
+    """Write ``value`` as indented JSON with a final newline; numbers that are none become null."""
+    try:
+        text = json.dumps(value, indent=1, ensure_ascii=False, default=_plain, allow_nan=False)
+    except ValueError:
+        value = _finite(json.loads(json.dumps(value, default=_plain)))
+        text = json.dumps(value, indent=1, ensure_ascii=False)
     with atomic_write(path, "w") as handle:
-        handle.write(json.dumps(value, indent=1, ensure_ascii=False, default=_plain) + "\n")
+        handle.write(text + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file; a missing or broken one is a :class:`UserError` that names it."""
     try:
         return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
-    except ValueError as error:
+    except OSError as error:
+        raise reading_error(error, path) from error
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error})") from error
 
 
@@ -183,8 +210,11 @@ def digest(value: Any) -> str:
 
 def file_digest(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    try:
+        with open(path, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise reading_error(error, path) from error
 
 
 def _plain(value: Any) -> Any:

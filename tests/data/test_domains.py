@@ -27,6 +27,7 @@ def split_texts(root, entry, seed: int = 0, data: keys.Data = DATA) -> dict[str,
     ("train.txt", "validation.txt", "test.txt"),
     ("train/a.jsonl", "dev/a.jsonl", "test/a.jsonl"),
     ("train-00000-of-00001.jsonl", "val.jsonl", "test_set.jsonl"),
+    ("Train_data.v2.jsonl", "valid_part_1.jsonl", "test.0007.jsonl"),
 ])
 def test_a_split_folder_is_taken_as_it_is(tmp_path, names):
     for name in (*names, "README.md"):
@@ -50,6 +51,32 @@ def test_only_a_test_split_is_an_error(tmp_path):
     (tmp_path / "test.jsonl").write_bytes(lines({"text": "x"}))
     with pytest.raises(UserError, match="has a test split but no train split"):
         domain_splits(None, str(tmp_path), DATA, 0)
+
+
+@pytest.mark.parametrize("names", [
+    ("training-manuals.jsonl", "policy-reports.jsonl"), ("train.jsonl", "part2.jsonl"),
+    ("docs/a.md", "test/b.md"), ("test.jsonl", "valid.jsonl", "policies.jsonl"),
+    ("training-manuals.jsonl", "test-reports.jsonl"),
+])
+def test_a_name_is_no_split_where_something_else_lies_beside(tmp_path, capsys, names):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(lines(*({"text": f"{name} {i}"} for i in range(10))))
+    found = split_texts(None, tmp_path)
+    if names[0].endswith("md"):
+        return  # each a document
+    assert sorted(text for part in found.values() for text in part) == sorted(
+        f"{name} {i}" for name in names for i in range(10))
+    told = capsys.readouterr().err
+    assert ("is not taken for a split, as" in told) == ("reports" not in names[1])
+
+
+def test_what_belongs_to_no_split_is_told(tmp_path, capsys):
+    for name in ("train.jsonl", "test.jsonl", "valid.jsonl", "notes.md", "more.jsonl"):
+        (tmp_path / name).write_bytes(lines({"text": name}))
+    (tmp_path / "images").mkdir()
+    assert split_texts(None, tmp_path)["train"] == ["train.jsonl"]
+    assert "more.jsonl, notes.md belongs to no split and is left out" in capsys.readouterr().err
 
 
 def test_a_page_called_test_is_not_a_split(tmp_path):

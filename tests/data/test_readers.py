@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import datetime
 import gzip
+import json
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -10,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from planearly import keys
+from planearly import files, keys
+from planearly.data import readers
 from planearly.data.documents import Problems
 from planearly.data.inputs import resolve
 from planearly.data.readers import read_documents
@@ -149,10 +155,211 @@ def test_damaged_archive_names_file_and_line(tmp_path):
         read(tmp_path)
 
 
-def test_a_json_list_is_explained(tmp_path):
+PRETTY = json.dumps([{"text": "one"}, {"text": "two"}, {"text": "three"}], indent=2)
+
+
+@pytest.mark.parametrize("name, text, lines_of", [
+    ("list.json", '[{"text": "one"}, {"text": "two"},\n{"text": "three"}]', [1, 1, 2]),
+    ("list.json", PRETTY, [2, 5, 8]), ("list.jsonl", PRETTY, [2, 5, 8]),
+    ("one.json", '{"text": "one"}{\n"text": "two"\n}\n\n{"text": "three"}', [1, 1, 5]),
+])
+def test_json_over_several_lines(tmp_path, name, text, lines_of):
+    (tmp_path / name).write_text(text)
+    documents, problems = read(tmp_path)
+    assert [(d.text, d.line) for d in documents] == list(
+        zip(["one", "two", "three"], lines_of, strict=True))
+    assert problems.bad == problems.empty == 0
+    for cut in range(1, len(text) - 1, 7):  # broken somewhere: told, whatever it is taken for
+        (tmp_path / name).write_text(text[:cut])
+        with contextlib.suppress(UserError):
+            assert (found := read(tmp_path)[1]).good + found.bad + found.empty > 0
+
+
+def test_a_json_list_too_large_is_explained(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "_MOST_WHOLE", 10)
     (tmp_path / "a.json").write_text('[{"text": "x"}]')
-    with pytest.raises(UserError, match="is one JSON list; write one object per line"):
+    with pytest.raises(UserError, match=r"is one JSON list of more .* write one object per line"):
         read(tmp_path)
+
+
+TEXT = "Первая строка, 中文.\nSecond line with words\nthird\n"
+JSON = lines({"text": "first é"}, {"text": "second"}).decode()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be",
+                                      "utf-32", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_encodings_and_line_ends(tmp_path, encoding, end):
+    (tmp_path / "a.txt").write_bytes(TEXT.replace("\n", end).encode(encoding))
+    (tmp_path / "b.jsonl").write_bytes(JSON.replace("\n", end).encode(encoding))
+    documents, problems = read(tmp_path)
+    assert [d.text for d in documents] == [TEXT, "first é", "second"]
+    assert list(problems.guessed.values()) == [encoding] * (2 * encoding.endswith(("le", "be")))
+
+
+@pytest.mark.parametrize("data, why", [
+    ("naïve café".encode("latin-1"), "not valid UTF-8"),
+    ("中文没有空格".encode("utf-16-le"), "not valid UTF-8"),
+    (bytes(range(256)) * 9, "it holds control characters, as binary data does"),
+    (b"\x00\x01\x02\x03" * 99, "it holds control characters, as binary data does"),
+    (codecs.BOM_UTF16_LE + b"abc", "not valid UTF-8"),
+])
+def test_a_text_in_no_known_encoding_is_left_out(tmp_path, data, why):
+    (tmp_path / "a.txt").write_bytes(data)
+    documents, problems = read(tmp_path)
+    assert not documents and problems.bad == 1
+    assert problems.examples[0]["why"] == f"{why}; the file is left out"
+
+
+def test_half_a_utf16_file_is_damaged(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(JSON.encode("utf-16")[:-5] + b"\xd8")
+    with pytest.raises(UserError, match="is damaged after line 1"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("record, why", [
+    (b'{"text": "a", "text": "b"}', "field 'text' stands in it twice"),
+    (b'{"text": NaN}', "field 'text' holds a number, not text"),
+    (b'{"te\\ud83dxt": 1}', "no field 'text' (it has te\\ud83dxt); data.text_field names another"),
+])
+def test_odd_records_are_set_aside(tmp_path, record, why):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "good", "n": Infinity}\n' + record + b"\n")
+    documents, problems = read(tmp_path)
+    assert [d.text for d in documents] == ["good"]
+    assert problems.examples[0]["why"] == why
+
+
+def test_fields_of_records_inside_are_their_own(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(
+        b'{"text": "one", "more": {"text": "two"}}\n{"text": "a \\"text\\" b"}\n')
+    assert texts(tmp_path) == ["one", 'a "text" b']
+
+
+def test_names_that_are_not_unicode(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    for name in (b"a\xff.txt", b"line\nend.txt"):
+        with open(folder + b"/" + name, "wb") as handle:
+            handle.write(b"some text")
+    (tmp_path / "b.jsonl").write_bytes(
+        b'{"text": "x", "source": "bad \\ud83d name"}\n{"text": "y", "source": "a\\nb"}\n{\n')
+    documents, problems = read(tmp_path)
+    assert [d.source for d in documents] == [
+        "bad \\ud83d name", "a\\nb", "caf\\udce9", "caf\\udce9"]
+    files.write_json(tmp_path / "told.json", [problems.to_dict(), [d.file for d in documents]])
+    assert files.read_json(tmp_path / "told.json")[1][2] == documents[2].file
+
+
+def test_packed_files_of_nothing_and_with_padding(tmp_path):
+    packed = gzip.compress(lines({"text": "x"}))
+    for name, data in (("a.jsonl.gz", gzip.compress(b"")), ("b.jsonl.zst", zstd(b"")),
+                       ("c.jsonl.gz", packed + bytes(700)), ("d.jsonl", b"\n \n"),
+                       ("e.jsonl.gz", packed + packed)):
+        (tmp_path / name).write_bytes(data)
+    documents, problems = read(tmp_path)
+    assert len(documents) == 3 and problems.empty == 3
+    for cut in (1, 9, 11, len(packed) - 1):
+        (tmp_path / "c.jsonl.gz").write_bytes(packed[:cut])
+        with pytest.raises(UserError, match=r"c\.jsonl\.gz is damaged after line \d"):
+            read(tmp_path)
+    packed = zstd(lines({"text": "x"}))
+    for cut in (1, 9, len(packed) - 1):
+        (tmp_path / "c.jsonl.gz").unlink(missing_ok=True)
+        (tmp_path / "c.jsonl.zst").write_bytes(packed[:cut])
+        with pytest.raises(UserError, match=r"c\.jsonl\.zst is damaged after line \d"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("column, told", [
+    (pa.array([b"one", b"two"]), None), (pa.array([b"one", b"\xff", b"two"]), "not valid UTF-8"),
+    (pa.array(["one", "two"], pa.large_string()), None),
+    (pa.array(["one", "two"]).dictionary_encode(), None),
+    (pa.array(["one", "two", None]), "field 'text' holds a null, not text"),
+    (pa.array([None, None], pa.null()), "field 'text' holds a null, not text"),
+])
+def test_parquet_columns_that_hold_text(tmp_path, column, told):
+    sources = pa.array([datetime.date(9999, 1, 1)] * len(column))
+    pq.write_table(pa.table({"text": column, "source": sources}), tmp_path / "a.parquet")
+    documents, problems = read(tmp_path)
+    if column.type != pa.null():
+        assert [(d.text, d.source) for d in documents] == [("one", "a"), ("two", "a")]
+    assert [e["why"] for e in problems.examples][:1] == ([told] if told else [])
+
+
+def test_parquet_columns_that_do_not(tmp_path):
+    for column in (pa.array([1]), pa.array([["a"]]), pa.array([{"x": "a"}]), pa.array([True])):
+        pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+        with pytest.raises(UserError, match=r"column 'text' holds .*, not text"):
+            read(tmp_path)
+    doubled = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(doubled, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="has 2 columns 'text': rename all but one"):
+        read(tmp_path)
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "a.parquet")
+    assert read(tmp_path)[1].empty == 1
+
+
+def test_links_are_followed_once_and_what_cannot_be_read_is_told(tmp_path, capsys):
+    real, other = tmp_path / "real", tmp_path / "other"
+    for folder in (real / "deep", other):
+        folder.mkdir(parents=True)
+    (real / "a.txt").write_text("a")
+    (real / "deep" / "b.txt").write_text("b")
+    (other / "c.txt").write_text("c")
+    (real / "scan.pdf").write_text("x")
+    (real / "loop").symlink_to(real)
+    (real / "self").symlink_to(real / "self")
+    (real / "linked").symlink_to(other)
+    (real / "again").symlink_to(other)
+    (real / "same.txt").symlink_to(real / "a.txt")
+    (real / "gone.jsonl").symlink_to("nowhere.jsonl")
+    os.mkfifo(real / "pipe.txt")
+    assert sorted(texts(real)) == ["a", "b", "c"]
+    told = capsys.readouterr().err
+    for part in ("gone.jsonl is passed over: a link that leads nowhere",
+                 "pipe.txt is passed over: it is no regular file",
+                 "2 files are passed over, as their names say no known format (.pdf 1, self 1)"):
+        assert part in told
+    for entry, message in (("pipe.txt", "neither a file nor a folder"), ("self", "leads nowhere"),
+                           ("gone.jsonl", "is a link that leads nowhere: mend or remove it")):
+        with pytest.raises(UserError, match=message):
+            resolve([str(real / entry)])
+    assert texts(real / "*.txt") == ["a"]
+
+
+def test_a_file_that_changes_or_goes_after_it_was_listed(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines({"text": "x"}))
+    unit = resolve([str(path)])[0]
+    path.write_bytes(lines({"text": "x"}, {"text": "y"}))
+    with pytest.raises(UserError, match="has changed since it was listed: start again"):
+        list(read_documents(unit, DATA, Problems(0.01)))
+    path.unlink()
+    with pytest.raises(UserError, match=r"a\.jsonl does not exist"):
+        list(read_documents(unit, DATA, Problems(0.01)))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser reads everything")
+def test_what_may_not_be_read(tmp_path, capsys):
+    (tmp_path / "closed").mkdir(mode=0)
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "a.txt").chmod(0)
+    with pytest.raises(UserError, match=r"cannot read .*a\.txt \(Permission denied\)"):
+        read(tmp_path)
+    assert "closed is passed over: it cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("entry", ["s3://bucket/x", "gs://b", "https://host/a.jsonl"])
+def test_places_of_other_kinds_are_refused_by_name(entry):
+    with pytest.raises(UserError, match=rf"{entry.split('/')[0]}// is not supported; copy"):
+        resolve([entry])
+
+
+def test_a_broken_record_of_a_hub_folder_is_named(tmp_path):
+    pytest.importorskip("datasets")
+    (tmp_path / "train.jsonl").write_bytes(lines(*[{"text": "x"}] * 5, b'{"text": broken'))
+    with pytest.raises(UserError, match=r"shard 1 of 1 cannot be read after row \d"):
+        read(f"hf://{tmp_path}")
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):

@@ -84,6 +84,12 @@ class Problems:
     bad: int = 0
     empty: int = 0
     examples: list[dict[str, Any]] = field(default_factory=list)
+    guessed: dict[str, str] = field(default_factory=dict)  # file: its encoding, the first hundred
+
+    def guess(self, file: str, encoding: str) -> None:
+        """Note that a file does not say its encoding and was read as ``encoding``."""
+        if len(self.guessed) < _EXAMPLES:
+            self.guessed[printable(file)] = encoding
 
     def set_aside(self, file: str, line: int, why: str) -> None:
         """Count a record that cannot be used.
@@ -123,6 +129,7 @@ class Problems:
         self.bad += counted["bad"]
         self.empty += counted["empty"]
         self.examples += counted["examples"][:_EXAMPLES - len(self.examples)]
+        self.guessed |= counted["guessed"]
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
@@ -130,14 +137,25 @@ class Problems:
         return values
 
     def tell(self) -> None:
-        """One line for the user if anything was set aside."""
+        """A line for the user if anything was set aside, and if an encoding was guessed."""
+        if self.guessed:
+            file, encoding = next(iter(self.guessed.items()))
+            more = f" and {len(self.guessed) - 1} more" if len(self.guessed) > 1 else ""
+            say(f"{file}{more} is taken to be in {encoding.upper()}, which it does not say")
         if self.bad:
             say(f"set aside {self.bad} of {self.good + self.bad} records, the first: "
                 f"{self.first()}")
 
     def _note(self, file: str, line: int, why: str) -> None:
         if len(self.examples) < _EXAMPLES:
-            self.examples.append({"file": file, "line": line, "why": why})
+            self.examples.append({"file": printable(file), "line": line, "why": printable(why)})
+
+
+def printable(text: str) -> str:
+    """A text on one line, with what cannot be shown (or is not Unicode) escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def split_hash(text: str, seed: int) -> int:

@@ -1,7 +1,8 @@
 """A domain's documents as train, valid and test: as they come split, or split here.
 
-A folder with ``train`` (and ``valid``, ``test``) files or subfolders is taken as split. What is
-missing of valid and test, or all of it, is split off by document: documents are ordered by a seeded
+A folder of ``train`` and ``valid`` or ``test`` files or subfolders is taken as split, one of
+``train`` alone too if nothing else lies in it. What is missing of valid and test, or all of it, is
+split off by document: documents are ordered by a seeded
 hash of their text, so a split depends on nothing but the texts and the seed, and equal documents
 never fall on two sides. A set of fewer than three documents (one long text file, say) is cut
 inside its documents instead: the first paragraphs for train, the last for valid and test.
@@ -16,15 +17,19 @@ from pathlib import Path
 import numpy as np
 
 from planearly import keys
-from planearly.data.documents import HashRange, Problems, Section, Unit, split_hash
-from planearly.data.inputs import file_unit, folder_files, resolve
-from planearly.data.readers import kind_of, read_documents
+from planearly.data.documents import HashRange, Problems, Section, Unit, printable, split_hash
+from planearly.data.inputs import file_unit, folder_files, known_files, resolve
+from planearly.data.readers import bare_name, kind_of, read_documents
 from planearly.data.text import sections
 from planearly.errors import UserError
+from planearly.progress import say
 
 SPLITS = ("train", "valid", "test")
 _NAMES = {"train": "train", "training": "train", "valid": "valid", "validation": "valid",
           "val": "valid", "dev": "valid", "test": "test"}
+_SPLIT_NAME = re.compile(  # train, test_set, valid.v2, train-00000-of-00001, train_part_3
+    rf"({'|'.join(_NAMES)})([-_. ]?(set|data|split))?"
+    r"([-_. ]?(part|shard|v)?[-_. ]?\d+([-_. ]of[-_. ]\d+)?)?")
 
 
 def domain_names(root: str) -> list[str]:
@@ -78,28 +83,45 @@ def domain_splits(root: str | None, entry: str, settings: keys.Data,
 def _as_split(folder: Path) -> dict[str, list[Unit]]:
     """The splits that a folder's names tell of; empty if they tell of none.
 
-    Text files called train.txt, test.md and so on mean splits only where nothing else lies beside
-    them but a README: in a folder of documentation test.md is a page like any other.
+    Names mean splits where there is a ``train`` and another one, or nothing else but a README. Text
+    files called train.txt, test.md and so on do so only where nothing else lies beside them: in a
+    folder of documentation test.md is a page like any other.
+
+    Raises:
+        UserError: there is a split but none for training, and nothing else.
     """
     given: dict[str, list[Path]] = {}
-    others = False
+    others: list[str] = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name.lower().startswith("readme."):
             continue
-        if path.is_file() and kind_of(path) is None:
+        paths = folder_files(path) if path.is_dir() else known_files([path], folder)
+        if not paths:
             continue
-        split = _NAMES.get(re.split(r"[-_.]", path.name)[0].lower())
-        if split is None:
-            others = True
+        name = _SPLIT_NAME.fullmatch(bare_name(path.name).lower())
+        if name is None:
+            others.append(path.name)
         else:
-            given.setdefault(split, []).extend(folder_files(path) if path.is_dir() else [path])
+            given.setdefault(_NAMES[name[1]], []).extend(paths)
     texts_only = all(path.parent == folder and kind_of(path) == "text"
                      for paths in given.values() for path in paths)
-    if not given or (others and texts_only) or (texts_only and list(given) == ["train"]):
+    if not given or (texts_only and (others or list(given) == ["train"])):
+        return {}
+    if others and not ("train" in given and len(given) > 1):
+        say(f"{folder}: {', '.join(path.name for paths in given.values() for path in paths[:1])} "
+            f"is not taken for a split, as {_some(others)} lies beside: all is used and split anew")
         return {}
     if not given.get("train"):
         raise UserError(f"{folder} has a {' and a '.join(given)} split but no train split")
-    return {split: [file_unit(path) for path in paths] for split, paths in given.items() if paths}
+    if others:
+        say(f"{folder} is taken as split by its names; {_some(others)} belongs to no split and is "
+            "left out")
+    return {split: [file_unit(path) for path in paths] for split, paths in given.items()}
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return printable(", ".join(names[:3])) + more
 
 
 def _hold_out(units: list[Unit], missing: list[str], entry: str, settings: keys.Data,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from planearly.data.documents import Unit
+from planearly.data.documents import Unit, printable
 from planearly.errors import UserError
 
 
@@ -34,7 +34,11 @@ def resolve(entry: str) -> list[Unit]:
 
 
 def records(unit: Unit, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """The records of one shard, with those of ``columns`` that there are."""
+    """The records of one shard, with those of ``columns`` that there are.
+
+    Raises:
+        UserError: a record that cannot be read, or a connection that broke; with shard and row.
+    """
     dataset = _load(unit.path)
     number, shards = unit.shard
     if shards > 1:
@@ -42,7 +46,15 @@ def records(unit: Unit, columns: list[str]) -> Iterator[dict[str, Any]]:
     wanted = [name for name in dict.fromkeys(columns) if name in (dataset.column_names or [])]
     if columns[0] in wanted:
         dataset = dataset.select_columns(wanted)
-    yield from dataset
+    row = 0
+    try:
+        for record in dataset:
+            yield record
+            row += 1
+    except Exception as error:  # datasets raises what its readers, and theirs, raise
+        brief = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{unit.path}: shard {number + 1} of {shards} cannot be read after row "
+                        f"{row} ({printable(brief)}); start again, or mend that record") from error
 
 
 def _parse(entry: str) -> tuple[str, str | None, str]:

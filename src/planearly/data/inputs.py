@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
+import re
+import stat
+from collections import Counter
 from pathlib import Path
 
 from planearly.data import hub
-from planearly.data.documents import Unit
+from planearly.data.documents import Unit, printable
 from planearly.data.readers import KNOWN, kind_of
 from planearly.errors import UserError
+from planearly.files import reading_error
+from planearly.progress import say
 
 
 def resolve(paths: list[str]) -> list[Unit]:
     """The input files behind files, folders, globs and ``hf://NAME[/CONFIG][:SPLIT]`` names.
 
-    Folders are searched to the bottom, sorted; hidden files, files of other kinds and a README
-    beside JSON lines or Parquet are passed over. A file named twice is read once.
+    Folders are searched to the bottom, sorted (:func:`folder_files`). A file named twice is read
+    once.
 
     Raises:
-        UserError: nothing is there, or nothing that can be read.
+        UserError: nothing is there, or nothing that can be read; a place of another kind.
     """
     if not paths:
         raise UserError("no documents are named: give files, folders, globs or hf://NAME")
@@ -28,29 +34,51 @@ def resolve(paths: list[str]) -> list[Unit]:
         if entry.startswith("hf://"):
             units.update((f"{entry}#{u.shard[0]}", u) for u in hub.resolve(entry))
             continue
+        if (scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", entry)):
+            raise UserError(f"'{entry}': {scheme[0]} is not supported; copy the documents to a "
+                            "folder of this machine, or give hf://NAME")
         for path in _files(entry):
             units.setdefault(os.path.realpath(path), file_unit(path))
     return list(units.values())
 
 
 def file_unit(path: Path) -> Unit:
-    kind, status = kind_of(path), path.stat()
+    kind = kind_of(path)
     assert kind is not None
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise reading_error(error, path) from error
     return Unit(str(path), kind, status.st_size, status.st_mtime_ns)
 
 
 def _files(entry: str) -> list[Path]:
     path = Path(entry).expanduser()
-    if path.is_file():
+    try:
+        mode = path.stat().st_mode if os.path.lexists(path) else None
+    except OSError as error:
+        if path.is_symlink():
+            raise UserError(f"{entry} is a link that leads nowhere: mend or remove it") from error
+        raise reading_error(error, entry) from error
+    except ValueError:  # a zero byte
+        mode = None
+    if mode is not None and stat.S_ISDIR(mode):
+        found = folder_files(path)
+    elif mode is not None and not stat.S_ISREG(mode):
+        raise UserError(f"{entry} is neither a file nor a folder: write what comes out of it to a "
+                        "file, and give that")
+    elif mode is not None:
         if kind_of(path) is None:
             raise UserError(f"{entry}: cannot tell its format by its name; it should be {KNOWN}")
         return [path]
-    if path.is_dir():
-        found = folder_files(path)
     elif glob.has_magic(entry):
         found = []
-        for match in sorted(Path(m) for m in glob.glob(str(path), recursive=True)):
-            found += folder_files(match) if match.is_dir() else [match] * bool(kind_of(match))
+        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+        for match in matches:
+            if match.is_dir():
+                found += folder_files(match)
+        found += known_files([match for match in matches if not match.is_dir()], entry)
+        found.sort()
     else:
         raise UserError(f"{entry} does not exist")
     if not found:
@@ -59,13 +87,60 @@ def _files(entry: str) -> list[Path]:
 
 
 def folder_files(folder: Path) -> list[Path]:
-    """The document files of a folder, to the bottom, sorted."""
+    """The document files of a folder, to the bottom, sorted.
+
+    Links are followed, to each folder once. What is passed over for its name, or because it cannot
+    be read, is told; hidden files and READMEs beside data are not.
+    """
     found: list[Path] = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        here = [Path(parent, name) for name in names
-                if not name.startswith(".") and kind_of(Path(name))]
-        if any(kind_of(path) != "text" for path in here):
-            here = [path for path in here if not path.name.lower().startswith("readme.")]
-        found += here
+    seen: set[tuple[int, int]] = set()
+    roots = [folder]
+
+    def unreadable(error: OSError) -> None:
+        _tell(f"{error.filename} is passed over: it cannot be read ({error.strerror})")
+
+    while roots:
+        for parent, folders, names in os.walk(roots.pop(0), onerror=unreadable):
+            here = os.stat(parent)
+            if (here.st_dev, here.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((here.st_dev, here.st_ino))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            roots += [path for name in folders if (path := Path(parent, name)).is_symlink()]
+            files = known_files([Path(parent, name) for name in names if name[0] != "."], folder)
+            if any(kind_of(path) != "text" for path in files):
+                files = [path for path in files if not path.name.lower().startswith("readme.")]
+            found += files
     return sorted(found)
+
+
+def known_files(paths: list[Path], place: Path | str) -> list[Path]:
+    """Those of the paths that are files of a known format; the others are told."""
+    found, others = [], Counter[str]()
+    for path in paths:
+        if kind_of(path) is None:
+            others[path.suffix.lower() or path.name] += 1
+            continue
+        try:
+            regular = stat.S_ISREG(path.stat().st_mode)
+        except OSError as error:
+            link = "a link that leads nowhere" if path.is_symlink() else error.strerror
+            _tell(f"{path} is passed over: {link}")
+            continue
+        if regular:
+            found.append(path)
+        else:
+            _tell(f"{path} is passed over: it is no regular file")
+    if others:
+        most = sorted(others.items(), key=lambda counted: (-counted[1], counted[0]))[:4]
+        kinds = ", ".join(f"{kind} {n}" for kind, n in most)
+        _tell(f"{place}: {others.total()} files are passed over, as their names say no known "
+              f"format ({kinds}{', ...' if len(others) > 4 else ''})")
+    return found
+
+
+@functools.cache
+def _tell(sentence: str) -> None:
+    """Say a sentence, once in a process."""
+    say(printable(sentence))

@@ -8,24 +8,34 @@ cannot be used is set aside with its file and line; work goes on until more than
 
 from __future__ import annotations
 
+import codecs
+import gzip
 import io
 import itertools
 import json
+import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from planearly import keys
 from planearly.data import hub
-from planearly.data.documents import Document, Kind, Problems, Unit
+from planearly.data.documents import Document, Kind, Problems, Unit, printable
 from planearly.errors import UserError
+from planearly.files import reading_error
 
 _KINDS: dict[str, Kind] = {".jsonl": "lines", ".ndjson": "lines", ".json": "lines",
                            ".parquet": "parquet", ".txt": "text", ".md": "text"}
-_CODECS = {".gz": "gzip", ".zst": "zstd"}
+_CODECS = (".gz", ".zst")
 KNOWN = ".jsonl, .json, .parquet, .txt or .md (all but Parquet also as .gz or .zst)"
 
 _BUFFER = 1 << 17  # bytes
+_MOST_WHOLE = 1 << 27  # bytes of a file that is read as one JSON value
+_MOST_NAME = 200  # characters of a source's name
+_DAMAGE = (OSError, EOFError, zlib.error, UnicodeError)  # what a damaged file raises
+_CONTROLS = bytes(b for b in range(32) if chr(b) not in "\t\n\v\f\r\x1b")
+_MOST_CONTROLS = 0.05  # share of control characters in a text
 
 
 def kind_of(path: Path) -> Kind | None:
@@ -37,11 +47,20 @@ def kind_of(path: Path) -> Kind | None:
     return _KINDS.get(suffixes[-1]) if suffixes else None
 
 
+def bare_name(name: str) -> str:
+    """A file's name without the endings that say its format."""
+    for endings in (_CODECS, tuple(_KINDS)):
+        if name.lower().endswith(endings):
+            name = name[:name.rindex(".")]
+    return name
+
+
 def read_documents(unit: Unit, settings: keys.Data, problems: Problems) -> Iterator[Document]:
     """The documents of one input file, in order, without those that cannot be used.
 
     Raises:
-        UserError: the file is damaged, or too large a share of its records is bad.
+        UserError: the file is damaged, cannot be read or is another than when it was listed; or
+            too large a share of its records is bad.
     """
     for file, line, record in _records(unit, settings, problems):
         why = _objection(record, settings.text_field)
@@ -49,7 +68,10 @@ def read_documents(unit: Unit, settings: keys.Data, problems: Problems) -> Itera
         n_bytes = 0
         if not why:
             try:
+                text = text.decode() if isinstance(text, bytes) else text
                 n_bytes = len(text) if text.isascii() else len(text.encode())
+            except UnicodeDecodeError:
+                why = "not valid UTF-8"
             except UnicodeEncodeError:
                 why = "the text holds half of a surrogate pair, which is not valid Unicode"
         if why:
@@ -65,25 +87,27 @@ def read_documents(unit: Unit, settings: keys.Data, problems: Problems) -> Itera
                 continue
             n_bytes = len(text.encode())
         source = record.get(settings.source_field)
-        yield Document(text, source if isinstance(source, str) and source else _source(unit),
-                       file, line, n_bytes)
+        named = isinstance(source, str) and source != ""
+        yield Document(text, printable(source[:_MOST_NAME] if named else _source(unit)), file, line,
+                       n_bytes)
 
 
 def _objection(record: Any, text_field: str) -> str:
     """Why a record holds no usable text; empty if it does."""
     if not isinstance(record, dict):
-        return f"a JSON {_json_type(record)}, not an object with a field '{text_field}'"
+        return f"a JSON {_type_name(record)}, not an object with a field '{text_field}'"
     if text_field not in record:
         has = ", ".join(itertools.islice(record, 8)) or "no fields"
         return f"no field '{text_field}' (it has {has}); data.text_field names another"
-    if not isinstance(record[text_field], str):
-        return f"field '{text_field}' holds a {_json_type(record[text_field])}, not text"
+    if not isinstance(record[text_field], str | bytes):
+        return f"field '{text_field}' holds a {_type_name(record[text_field])}, not text"
     return ""
 
 
-def _json_type(value: Any) -> str:
-    names = {dict: "object", list: "list", str: "text", bool: "truth value", type(None): "null"}
-    return names.get(type(value), "number")
+def _type_name(value: Any) -> str:
+    names = {dict: "object", list: "list", str: "text", bool: "truth value", type(None): "null",
+             int: "number", float: "number"}
+    return names.get(type(value), type(value).__name__)
 
 
 def _source(unit: Unit) -> str:
@@ -99,51 +123,194 @@ def _records(unit: Unit, settings: keys.Data,
         columns = [settings.text_field, settings.source_field]
         for line, record in enumerate(hub.records(unit, columns), 1):
             yield unit.path, line, record
-    elif unit.size == 0:
-        problems.skip(unit.path, 0, "the file is empty")
-    elif unit.kind == "parquet":
-        yield from _parquet(unit, settings, problems)
-    elif unit.kind == "text":
-        with _open(unit.path) as handle:
-            try:
-                data = handle.read()
-            except OSError as error:
-                raise UserError(f"{unit.path} is damaged ({error})") from error
+        return
+    if unit.size == 0:
+        return problems.skip(unit.path, 0, "the file is empty")
+    read = {"parquet": _parquet, "text": _text, "lines": _lines}[unit.kind]
+    told = problems.bad
+    line = 0
+    for line, record in read(unit, settings, problems):
+        yield unit.path, line, record
+    if not line and problems.bad == told:
+        problems.skip(unit.path, 0, "the file holds no records")
+    return None
+
+
+def _open(unit: Unit) -> IO[bytes]:
+    """The unpacked bytes of a file that is still as it was listed."""
+    try:
+        file = open(unit.path, "rb", buffering=_BUFFER)  # noqa: SIM115
+        status = os.fstat(file.fileno())
+    except OSError as error:
+        raise reading_error(error, unit.path) from error
+    if (status.st_size, status.st_mtime_ns) != (unit.size, unit.modified):
+        file.close()
+        raise UserError(f"{unit.path} has changed since it was listed: start again")
+    codec = Path(unit.path).suffix.lower()
+    if codec == ".gz":
+        return io.BufferedReader(gzip.GzipFile(fileobj=file), _BUFFER)
+    if codec == ".zst":
+        import pyarrow as pa
+        return io.BufferedReader(pa.CompressedInputStream(file, "zstd"), _BUFFER)
+    return file
+
+
+def _text(unit: Unit, settings: keys.Data, problems: Problems) -> Iterator[tuple[int, Any]]:
+    """A whole text file as one record."""
+    with _open(unit) as handle:
         try:
-            text = data.decode("utf-8-sig").replace("\r\n", "\n")
-        except UnicodeDecodeError as error:
-            line = data.count(b"\n", 0, error.start) + 1
-            problems.set_aside(unit.path, line, "not valid UTF-8; the file is left out")
-            return
-        yield unit.path, 1, {settings.text_field: text}
-    else:
-        yield from _lines(unit, problems)
+            data = handle.read()
+        except _DAMAGE as error:
+            raise UserError(f"{unit.path} is damaged ({error})") from error
+    try:
+        text, guessed = _decoded(data)
+    except UnicodeError as error:
+        line = data.count(b"\n", 0, getattr(error, "start", 0)) + 1
+        why = error.args[-1] if type(error) is UnicodeError else "not valid UTF-8"
+        return problems.set_aside(unit.path, line, f"{why}; the file is left out")
+    if guessed:
+        problems.guess(unit.path, guessed)
+    text = text.replace("\r\n", "\n")
+    yield 1, {settings.text_field: text if "\n" in text else text.replace("\r", "\n")}
+    return None
 
 
-def _lines(unit: Unit, problems: Problems) -> Iterator[tuple[str, int, Any]]:
-    number = 0
-    with _open(unit.path) as handle:
-        while True:
-            try:
-                line = handle.readline()
-            except OSError as error:
-                raise UserError(f"{unit.path} is damaged after line {number} ({error})") from error
-            if not line:
+def _decoded(data: bytes) -> tuple[str, str]:
+    """Text in UTF-8, UTF-16 or UTF-32; and the encoding where the data do not say it.
+
+    Raises:
+        UnicodeError: it is in none of them.
+    """
+    for mark, encoding in ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+                           (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):
+        if data.startswith(mark):
+            return data.decode(encoding), ""
+    controls = len(data) - len(data.translate(None, _CONTROLS))
+    if controls <= _MOST_CONTROLS * len(data):
+        return data.decode("utf-8-sig"), ""
+    for encoding in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"):
+        try:
+            text = data.decode(encoding)
+        except UnicodeError:
+            continue
+        words = sum(text.count(sign) for sign in " \n\t")
+        strange = sum(not sign.isprintable() for sign in text[:_BUFFER] if sign not in "\r\n\t")
+        if words >= 0.01 * len(text) and strange <= _MOST_CONTROLS * len(text[:_BUFFER]):
+            return text, encoding
+    raise UnicodeError("it holds control characters, as binary data does")
+
+
+def _lines(unit: Unit, settings: keys.Data, problems: Problems) -> Iterator[tuple[int, Any]]:
+    """JSON lines; or, if the first line is no object, a file that is JSON as a whole."""
+    field = json.dumps(settings.text_field).encode()
+    begun = False
+    for number, line in _byte_lines(unit, problems):
+        line = line.strip().removeprefix(codecs.BOM_UTF8)
+        if not line:
+            continue
+        why, record = "", None
+        try:
+            record = json.loads(line.decode())
+        except UnicodeDecodeError:
+            why = "not valid UTF-8"
+        except (ValueError, RecursionError) as error:
+            why = f"broken JSON{_brief(error)}"
+        if not begun and (why or (isinstance(record, list) and ".json" in _suffixes(unit))):
+            whole = _whole(unit)
+            if whole is not None:
+                yield from whole
                 return
-            number += 1
-            if number == 1 and ".json" in Path(unit.path).suffixes and line[:1] == b"[":
-                raise UserError(f"{unit.path} is one JSON list; write one object per line (.jsonl)")
-            line = line.strip()
-            if not line:
-                continue
-            try:
-                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except UnicodeDecodeError:
-                problems.set_aside(unit.path, number, "not valid UTF-8")
-            except (ValueError, RecursionError) as error:
-                problems.set_aside(unit.path, number, f"broken JSON{_brief(error)}")
-            else:
-                yield unit.path, number, record
+        begun = True
+        if not why and line.count(field) > 1 and _twice(line, settings.text_field):
+            why = f"field '{settings.text_field}' stands in it twice"
+        if why:
+            problems.set_aside(unit.path, number, why)
+        else:
+            yield number, record
+
+
+def _suffixes(unit: Unit) -> list[str]:
+    return [suffix.lower() for suffix in Path(unit.path).suffixes]
+
+
+def _byte_lines(unit: Unit, problems: Problems) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file, numbered, in UTF-8 (or in what bytes there are)."""
+    number = 0
+    with _open(unit) as handle:
+        try:
+            head = handle.peek(_BUFFER)  # type: ignore[attr-defined]
+            encoding = json.detect_encoding(head)
+            if encoding.startswith("utf-8") and (b"\n" in head or b"\r" not in head):
+                for number, line in enumerate(handle, 1):
+                    yield number, line
+                return
+            if encoding.endswith(("le", "be")):
+                problems.guess(unit.path, encoding)
+            errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
+            for number, text in enumerate(io.TextIOWrapper(handle, encoding, errors), 1):
+                yield number, text.encode("utf-8", "surrogateescape")
+        except _DAMAGE as error:
+            raise UserError(f"{unit.path} is damaged after line {number} ({error})") from error
+
+
+def _twice(line: bytes, field: str) -> bool:
+    """Whether the object of a line has a field twice, of which one would be lost."""
+    outermost: list[tuple[str, Any]] = []
+
+    def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        outermost[:] = pairs
+        return dict(pairs)
+
+    json.loads(line, object_pairs_hook=keep)
+    return sum(key == field for key, _ in outermost) > 1
+
+
+def _whole(unit: Unit) -> list[tuple[int, Any]] | None:
+    """(line, value) of a file that is one JSON list, or values over several lines.
+
+    None if it is neither.
+
+    Raises:
+        UserError: it is a list, and too large to be read at once.
+    """
+    with _open(unit) as handle:
+        try:
+            data = handle.read(_MOST_WHOLE + 1)
+        except _DAMAGE as error:
+            raise UserError(f"{unit.path} is damaged ({error})") from error
+    if len(data) > _MOST_WHOLE:
+        if data.lstrip()[:1] == b"[":
+            raise UserError(f"{unit.path} is one JSON list of more than {_MOST_WHOLE >> 20} MB; "
+                            "write one object per line (.jsonl)")
+        return None
+    found: list[tuple[int, Any]] = []
+    try:
+        text = data.decode(json.detect_encoding(data)).removeprefix("\ufeff")
+        decoder = json.JSONDecoder()
+        place, line = 0, 1
+
+        def skip(signs: str) -> str:
+            """Go on to the next sign that is no space, and over it if it is one of ``signs``."""
+            nonlocal place, line
+            while place < len(text) and text[place] in " \t\r\n":
+                line += text[place] == "\n"
+                place += 1
+            sign = text[place:place + 1]
+            place += bool(sign) and sign in signs
+            return sign
+
+        listed = skip("[") == "["
+        while skip("") not in ("", "]"):
+            value, end = decoder.raw_decode(text, place)
+            found.append((line, value))
+            line += text.count("\n", place, end)
+            place = end
+            if listed and skip(",") not in (",", "]"):
+                return None
+        closed = skip("]") == "]" if listed else True
+        return found if closed and not skip("") else None
+    except (ValueError, RecursionError):
+        return None
 
 
 def _brief(error: Exception) -> str:
@@ -152,30 +319,14 @@ def _brief(error: Exception) -> str:
     return f": {error}"
 
 
-def _open(path: str) -> IO[bytes]:
-    codec = _CODECS.get(Path(path).suffix.lower())
-    if codec is None:
-        return open(path, "rb", buffering=_BUFFER)
-    import pyarrow as pa
-    return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(path), codec), _BUFFER)
-
-
-def _parquet(unit: Unit, settings: keys.Data,
-             problems: Problems) -> Iterator[tuple[str, int, Any]]:
+def _parquet(unit: Unit, settings: keys.Data, problems: Problems) -> Iterator[tuple[int, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     row = 0
     try:
-        with pq.ParquetFile(unit.path) as table:
-            names = table.schema_arrow.names
-            if settings.text_field not in names:
-                raise UserError(
-                    f"{unit.path} has no column '{settings.text_field}' (it has "
-                    f"{', '.join(names[:8])}); data.text_field names another"
-                )
-            columns = [n for n in dict.fromkeys((settings.text_field, settings.source_field))
-                       if n in names]
+        with _open(unit) as handle, pq.ParquetFile(handle) as table:
+            columns = _columns(unit, table.schema_arrow, settings)
             for batch in table.iter_batches(batch_size=256, columns=columns):
                 for i in range(batch.num_rows):
                     row += 1
@@ -184,7 +335,33 @@ def _parquet(unit: Unit, settings: keys.Data,
                     except UnicodeDecodeError:
                         problems.set_aside(unit.path, row, "not valid UTF-8")
                         continue
-                    yield unit.path, row, record
-    except (pa.ArrowException, OSError) as error:
-        brief = str(error).splitlines()[0]
+                    yield row, record
+    except (pa.ArrowException, *_DAMAGE) as error:
+        brief = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{unit.path} is damaged after row {row} ({brief})") from error
+
+
+def _columns(unit: Unit, schema: Any, settings: keys.Data) -> list[str]:
+    """The columns to read: the text, and the source if it is text as well."""
+    import pyarrow as pa
+
+    def readable(name: str) -> bool:
+        kind = schema.field(name).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        return any(test(kind) for test in (
+            pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
+            pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view,
+            pa.types.is_null))
+
+    names = schema.names
+    text, source = settings.text_field, settings.source_field
+    if text not in names:
+        raise UserError(f"{unit.path} has no column '{text}' (it has {', '.join(names[:8])}); "
+                        "data.text_field names another")
+    if names.count(text) > 1:
+        raise UserError(f"{unit.path} has {names.count(text)} columns '{text}': rename all but one")
+    if not readable(text):
+        raise UserError(f"{unit.path}: column '{text}' holds {schema.field(text).type}, not text; "
+                        "data.text_field names another")
+    also = source != text and names.count(source) == 1 and readable(source)
+    return [text, source] if also else [text]
