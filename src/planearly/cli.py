@@ -265,7 +265,7 @@ def plan(
     from planearly.plan import inputs, options, page, recommend, show
     from planearly.plan.sizes import bits
 
-    found = known.find(device)
+    found = known.find_or_nearest(device)
     if recipe is not None:
         from planearly import config
         from planearly.plan.predict import predict

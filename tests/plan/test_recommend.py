@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from planearly import config, units
+from planearly import config, methods, units
 from planearly.cli import app, main
 from planearly.cost import devices, model
 from planearly.errors import UserError
@@ -23,7 +24,8 @@ from planearly.model import flops
 from planearly.model.starts import shape as training_shape
 from planearly.plan import recipes, show, sizes
 from planearly.plan.law import Law
-from planearly.plan.options import CHECKPOINT, METHODS, OpenModel, PlanInput
+from planearly.plan.options import CHECKPOINT, OpenModel, PlanInput
+from planearly.plan.predict import predict
 from planearly.plan.recommend import Plan, recommend
 from planearly.stages import trained
 from small_models import model_folder
@@ -78,12 +80,95 @@ def test_many_domains_take_a_projected_network_whatever_each_may_cost() -> None:
     assert planned(specialization_hours=130, domains=1, domains_later=49).recommended == "slm-pn"
 
 
-def test_a_bank_too_large_for_the_device_takes_a_mixture() -> None:
+def test_without_hours_the_curves_cross_at_equal_quality() -> None:
+    """126M parameters, 20B tokens, no budgets: at equal tokens they would cross at one domain."""
+    found = {n: planned(device=devices.find("h100"), generic_tokens=20 * B, generic_hours=None,
+                        specialization_hours=None, domains=n) for n in (1, 3, 4)}
+    assert [made.recommended for made in found.values()] == ["slm-is", "slm-is", "slm-pn"]
+    made = found[3]
+    assert made.row("slm-is").pretrain_tokens / made.row("slm-pn").pretrain_tokens \
+        == pytest.approx((130 / 2.2) / (650 / 3.6))
+    even = next(e for e in made.break_evens if set(e["methods"]) == {"slm-is", "slm-pn"})
+    assert 3 < even["domains"] < 3.5 and "equal quality" in even["at"] and "paper" in even["at"]
+    assert "equal quality" in made.reason and any("33% of the tokens" in n for n in made.notes)
+    assert "equal quality" not in next(e for e in made.break_evens if set(
+        e["methods"]) == {"slm-knn", "slm-pn"})["at"]  # nobody measured it
+
+
+def test_equal_quality_is_what_ones_own_laws_predict() -> None:
+    def law(floor: float) -> Law:
+        return Law(axes=("pretrain_tokens",), scale=(1e9,), floor=floor, coefficients=(1.0,),
+                   exponents=(0.3,), seen={
+                       "params": (1.2e8, 1.25e8), "pretrain_tokens": (1e9, 2e10),
+                       "spec_tokens": (1e6, 1e6)},
+                   residuals=(0.01, -0.01), refits=((floor, 1.01, 0.3), (floor, 0.99, 0.3)), runs=9)
+
+    made = planned(generic_tokens=20 * B, generic_hours=None, specialization_hours=None,
+                   laws={"slm-is": law(1.9), "slm-pn": law(2.0)})
+    tokens = made.row("slm-is").pretrain_tokens
+    assert 1.9 + (tokens / 1e9) ** -0.3 == pytest.approx(2.0 + 20 ** -0.3)
+    even = next(e for e in made.break_evens if set(e["methods"]) == {"slm-is", "slm-pn"})
+    assert "laws" in even["at"]
+
+
+def test_a_bank_too_large_for_one_device_takes_a_mixture_however_many_there_are() -> None:
     t4 = devices.from_sheet(next(s for s in devices.SHEETS if s.name == "T4"))
-    made = planned(device=t4, generic_hours=10_000)
-    assert made.recommended == "slm-mix"
-    assert "memory" in made.row("slm-pn").why
-    assert planned(device=t4, devices=4, generic_hours=10_000).recommended == "slm-pn"
+    for count in (1, 4):
+        made = planned(device=t4, devices=count, generic_hours=10_000)
+        assert made.recommended == "slm-mix" and "memory" in made.row("slm-pn").why
+    assert any("float32" in note for note in made.notes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(devices_=st.sampled_from([1, 2, 8]), gigabytes=st.sampled_from([24, 80, 141]),
+       limit=st.integers(30 * M, 8 * B), tokens=st.sampled_from([B, 150 * B, 15_000 * B]),
+       spec=st.sampled_from([M, 64 * M]), domains=st.sampled_from([1, 50]),
+       teacher=st.sampled_from([None, 771 * M, 70 * B]), checkpoint=st.booleans())
+def test_no_plan_recommends_what_cannot_start(
+        devices_: int, gigabytes: int, limit: int, tokens: int, spec: int, domains: int,
+        teacher: int | None, checkpoint: bool) -> None:
+    card = replace(devices.find("h100"), memory=gigabytes * 1e9)
+    made = planned(device=card, devices=devices_, limit=limit, generic_tokens=tokens,
+                   spec_tokens=spec, domains=domains, generic_hours=None,
+                   specialization_hours=None, teacher=teacher and OpenModel("t", teacher),
+                   checkpoint=OpenModel("c", limit) if checkpoint else None)
+    chosen = made.row(made.recommended)
+    assert chosen.feasible or made.recommended == CHECKPOINT
+    for row in made.rows:
+        if row.feasible:
+            assert row.microbatch_tokens >= made.setting.small.context
+            assert row.train_bytes_per_device <= 0.9 * card.memory
+    # by hand: weights, gradients and one moment of eight billion parameters are more than any card
+    assert flops.parameters(made.setting.large) * 12 < gigabytes * 1e9 \
+        or not made.row("llm").feasible
+
+
+def test_a_method_of_the_table_is_in_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    new = methods.Method("slm-new", "SLM-new", "small model of a new kind", draws="importance",
+                         tune="lora")
+    monkeypatch.setitem(methods.TABLE, "slm-new", new)
+    made = planned(specialization_hours=130, domains=1)
+    row = made.row("slm-new")
+    assert row.feasible and row.why.startswith("small model of a new kind")
+    assert row.cost.generic.device_hours == 0 < row.cost.specialization.device_hours
+    assert "slm-new" in str(show.section(made))
+    recipe = config.load("slm-126m", ["spec_tokens=1M", "domains=[a]", "methods=[slm-new]"])
+    stages = [entry["stage"] for entry in predict(recipe, devices.find("a100"))["stages"]]
+    assert stages == ["pretrain/slm-new.a", "specialize/slm-new.a"]
+
+
+@pytest.mark.parametrize("asked", ["a1000", "abacus", None])
+def test_a_device_that_nobody_measured_is_planned_by_another_and_marked(
+        asked: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "here", lambda: "Some Processor x2")
+    found = devices.find_or_nearest(asked)
+    assert found.stands_in_for == (asked or "Some Processor x2") and found.name != asked
+    made = planned(device=found)
+    note = next(n for n in made.notes if "nothing is known" in n)
+    assert "FLOPs are exact" in note and ("did you mean 'a100'" in note) == (asked == "a1000")
+    assert "in place of" in str(show.section(made)) and made.to_dict()["device"] == found.label
+    if asked is None:
+        assert found.memory == devices.memory_here()
 
 
 # Beyond it ---------------------------------------------------------------------------------------
@@ -152,7 +237,7 @@ def test_whatever_is_asked_the_advice_keeps_to_the_budgets(
     made = planned(limit=limit, generic_hours=generic_hours, specialization_hours=hours,
                    domains=domains, generic_tokens=tokens, spec_tokens=spec,
                    teacher=OpenModel("t", 771 * M) if teacher else None)
-    assert [row.method for row in made.rows] == list(METHODS)
+    assert [row.method for row in made.rows] == [*methods.TABLE, CHECKPOINT]
     chosen = made.row(made.recommended)
     assert chosen.feasible or made.recommended == CHECKPOINT
     for row in made.rows:
@@ -300,7 +385,7 @@ def test_a_recipe_is_costed_stage_by_stage() -> None:
 
 
 @pytest.mark.parametrize(("flags", "says"), [
-    (["--device", "abacus"], "planearly calibrate"),
+    (["--inference-speed", "100", "--inference-device", "abacus"], "planearly calibrate"),
     (["--inference-params", "50GB"], "should be a count"),
     (["--inference-params", "0"], "must be positive"),
     (["--inference-params", "10"], "below the smallest model"),

@@ -17,9 +17,9 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from planearly import files
 from planearly.errors import UserError
@@ -36,7 +36,7 @@ class Device:
 
     name: str
     peak: float | None
-    """Dense bf16 matrix rate of the data sheet (fp16 where the device has no bf16)."""
+    """Dense matrix rate of the data sheet: bfloat16, or float32 where the device has none."""
     memory: float | None
     bandwidth: float | None
     source: str
@@ -47,6 +47,18 @@ class Device:
     projection_overhead: float | None = None
     """Measured time per token of a projected network over its plain model's, if calibrated."""
     calibrated: bool = False
+    kind: Literal["cuda", "cpu"] = "cuda"
+    bf16: bool = True
+    """Whether training computes its matrix products in bfloat16 there; else in float32."""
+    stands_in_for: str | None = None
+    """What the user named, where nothing is known about that: hours are this device's instead."""
+
+    @property
+    def label(self) -> str:
+        """Its name for readers, marked where it only stands in for another."""
+        if self.stands_in_for is None:
+            return self.name
+        return f"{self.name}, in place of '{self.stands_in_for}', which was not measured"
 
     def utilisation(self, d_model: int) -> float:
         """Share of ``rate`` that a step of a model of this width reaches."""
@@ -72,6 +84,8 @@ class Sheet:
     pattern: str = ""
     """Regular expression that finds the device in what the driver calls it."""
     keys: tuple[str, ...] = field(default=())
+    bf16: bool = True
+    """False: ``teraflops`` are float32, in which training runs where bfloat16 is missing."""
 
 
 SHEETS = [
@@ -100,11 +114,11 @@ SHEETS = [
           r"RTX 4090", ("rtx-4090", "rtx4090", "4090")),
     Sheet("RTX-3090", 71, 24, 936, "NVIDIA GA102 architecture paper, fp32 accumulate",
           r"RTX 3090", ("rtx-3090", "rtx3090", "3090")),
-    Sheet("V100-32GB", 125, 32, 900, "NVIDIA V100 data sheet, SXM2 32 GB, fp16: it has no bf16",
-          r"V100.*32GB", ("v100-32gb",)),
-    Sheet("V100", 125, 16, 900, "NVIDIA V100 data sheet, SXM2 16 GB, fp16: it has no bf16",
-          r"V100", ("v100", "v100-16gb")),
-    Sheet("T4", 65, 16, 320, "NVIDIA T4 data sheet, fp16: it has no bf16", r"\bT4\b", ("t4",)),
+    Sheet("V100-32GB", 15.7, 32, 900, "NVIDIA V100 data sheet, SXM2 32 GB, float32",
+          r"V100.*32GB", ("v100-32gb",), bf16=False),
+    Sheet("V100", 15.7, 16, 900, "NVIDIA V100 data sheet, SXM2 16 GB, float32",
+          r"V100", ("v100", "v100-16gb"), bf16=False),
+    Sheet("T4", 8.1, 16, 320, "NVIDIA T4 data sheet, float32", r"\bT4\b", ("t4",), bf16=False),
     Sheet("MI300X", 1307, 192, 5300, "AMD MI300X data sheet, without sparsity", r"MI300X",
           ("mi300x",)),
     Sheet("MI250X", 383, 128, 3277, "AMD MI250X data sheet, both dies", r"MI250X", ("mi250x",)),
@@ -121,20 +135,75 @@ def find(name: str | None = None) -> Device:
     Raises:
         UserError: neither calibrated nor in the table.
     """
-    asked = here() if name is None or name.lower() == "here" else name
-    calibration = find_calibration(asked)
-    sheet = find_sheet(asked)
-    if calibration is not None:
-        return from_calibration(calibration, sheet)
-    if sheet is not None:
-        return from_sheet(sheet)
-    known = [key for row in SHEETS for key in row.keys]
-    near = difflib.get_close_matches(asked.lower(), known, 1, 0.6)
-    hint = f"did you mean '{near[0]}'? If not, run" if near else "run"
+    asked = _asked(name)
+    if (found := _known(asked)) is not None:
+        return found
+    hint = f"{hint}? If not, run" if (hint := did_you_mean(asked)) else "run"
     raise UserError(
         f"nothing is known about the device '{asked}': {hint} `planearly calibrate` on it "
         f"(a minute of real steps), or choose from {', '.join(row.keys[0] for row in SHEETS)}"
     )
+
+
+def find_or_nearest(name: str | None = None) -> Device:
+    """:func:`find`, or the nearest device that is known, marked as standing in.
+
+    Nearest to a name is the name most like it, else the paper's A100; to this machine's own GPU
+    the one of most similar memory; to its processor another one that was calibrated, else the
+    slowest data sheet. Memory, and the kind of device, are this machine's own where it is asked
+    for: what fits is then true, and hours alone are another's.
+    """
+    asked = _asked(name)
+    if (found := _known(asked)) is not None:
+        return found
+    if asked != here():
+        near = _alike(asked)
+        return replace(from_sheet(find_sheet(near[0] if near else "a100") or SHEETS[0]),
+                       stands_in_for=asked)
+    import torch
+
+    from planearly import parallel
+
+    memory = memory_here()
+    device = parallel.device()
+    if torch.cuda.is_available():
+        sheet = min(SHEETS, key=lambda s: abs(s.gigabytes * 1e9 - (memory or 0)))
+        found = from_sheet(sheet)
+    else:
+        found = next((d for d in _calibrated() if d.kind == "cpu"),
+                     from_sheet(min(SHEETS, key=lambda s: s.teraflops)))
+    return replace(found, stands_in_for=asked, memory=memory, calibrated=False,
+                   kind="cuda" if device.type == "cuda" else "cpu",
+                   bf16=parallel.bf16_is_fast(device))
+
+
+def did_you_mean(asked: str) -> str:
+    """``did you mean 'a100'``, or nothing."""
+    near = _alike(asked)
+    return f"did you mean '{near[0]}'" if near else ""
+
+
+def _asked(name: str | None) -> str:
+    return here() if name is None or name.lower() == "here" else name
+
+
+def _alike(asked: str) -> list[str]:
+    known = [key for row in SHEETS for key in row.keys]
+    return difflib.get_close_matches(asked.lower(), known, 1, 0.6)
+
+
+def _known(asked: str) -> Device | None:
+    calibration = find_calibration(asked)
+    sheet = find_sheet(asked)
+    if calibration is not None:
+        return from_calibration(calibration, sheet)
+    return from_sheet(sheet) if sheet is not None else None
+
+
+def _calibrated() -> list[Device]:
+    files_here = sorted(calibration_folder().glob("*.json"))
+    return [from_calibration(measured := _checked(file), find_sheet(measured["device"]))
+            for file in files_here]
 
 
 def find_sheet(name: str) -> Sheet | None:
@@ -156,7 +225,7 @@ def from_sheet(sheet: Sheet) -> Device:
     return Device(
         name=sheet.name, peak=peak, memory=sheet.gigabytes * 1e9, bandwidth=bandwidth,
         source=f"{sheet.source}; utilisation as in the paper's Table 2",
-        a=PAPER_A, b=PAPER_B * (peak / bandwidth) / _A100_BALANCE, rate=peak,
+        a=PAPER_A, b=PAPER_B * (peak / bandwidth) / _A100_BALANCE, rate=peak, bf16=sheet.bf16,
     )
 
 
@@ -175,6 +244,10 @@ def from_calibration(measured: dict[str, Any], sheet: Sheet | None) -> Device:
         memory=measured.get("memory") or (sheet.gigabytes * 1e9 if sheet else None),
         bandwidth=measured.get("bandwidth"), source=f"calibrated {measured['when']}",
         a=a, b=b, rate=rate, projection_overhead=overhead, calibrated=True,
+        # older calibrations do not tell: processors are named with the number of their cores
+        kind=measured.get("kind")
+        or ("cpu" if re.search(r" x\d+$", measured["device"]) else "cuda"),
+        bf16=measured.get("matmul_kind", "bfloat16") == "bfloat16",
     )
 
 

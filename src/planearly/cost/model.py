@@ -12,15 +12,13 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from planearly import keys
+from planearly import keys, methods
 from planearly.cost.devices import Device
-from planearly.model import flops
+from planearly.methods import Method
+from planearly.model import flops, memory
+from planearly.model.memory import Job
 from planearly.model.transformer import Shape
 from planearly.train.steps import FINETUNE_STEPS
-
-METHODS = ("llm", "llm-lora", "slm", "slm-nopt", "slm-is", "slm-pn", "slm-mix", "slm-d")
-LARGE = ("llm", "llm-lora")
-CLUSTERED = ("slm-is", "slm-pn", "slm-mix")
 
 STEP_TOKENS = {"small": 8_192, "large": 16_384}
 """Tokens of a fine-tuning step that the paper's Table 3 and its step limits imply."""
@@ -68,9 +66,23 @@ class Setting:
     """Money per device-hour."""
     batch_tokens: int = BATCH_TOKENS
     """Tokens of a pretraining step, where the projection of a projected network is paid."""
+    devices: int = 1
+    """They divide a step's rows, and each holds the whole model and its state."""
+    preset: str = "modern"
+    """Optimiser of all trainings."""
+    expert: str = "lowest-loss"
+    """How a bank's expert is chosen, as the recipe key says."""
     distil_pretraining: bool = False
     """Whether the student of slm-d also learns from the teacher on the generic corpus, as the
     paper's cost of 1,850 hours implies; ours starts from the plain small model."""
+
+    def shape(self, row: Method) -> Shape:
+        """Of the model that a method deploys."""
+        return self.large if row.large else self.small
+
+    def count(self, row: Method) -> int:
+        """Experts of a method with a bank."""
+        return self.projected.experts if row.bank == "projected" else self.experts
 
 
 @dataclass(frozen=True)
@@ -83,8 +95,11 @@ class MethodCost:
     inference_params: int
     inference_flops: int
     """FLOPs per token of the deployed model, over full windows."""
-    train_memory: float
-    """Bytes at the largest stage, on one device."""
+    train_bytes: float
+    """Most bytes that training needs on each device, at ``microbatch_tokens``."""
+    microbatch_tokens: int
+    """Of pretraining (of fine-tuning, where nothing is pretrained); 0 where some stage cannot run
+    one row in the device's memory, and ``train_bytes`` is what that row would need."""
 
     def total(self, domains: int) -> Work:
         """C(N) = C_generic + N x C_specialization (paper, section 4.2)."""
@@ -108,25 +123,52 @@ def work(setting: Setting, tokens: float, flops_per_token: float, d_model: int,
     return Work(tokens, tokens * flops_per_token + extra_flops, hours, money)
 
 
-def training_memory(parameters: int, shape: Shape, microbatch_tokens: int | None = None) -> float:
-    """Bytes a training step needs on one device.
+def trainings(setting: Setting, row: Method, pretrain_tokens: float) -> list[tuple[Job, int]]:
+    """A method's trainings, the first of them first: what fixes each one's memory, and the tokens
+    of a step on one device."""
+    shape = setting.shape(row)
+    pretrained = step_tokens(pretrain_tokens, shape.context) // setting.devices
+    tuned = STEP_TOKENS[row.size] // setting.devices
 
-    16 per parameter (float32 weight, gradient and two Adam moments), and the activations of one
-    microbatch: in bfloat16 with a fused attention kernel 18 d_model and 4 d_ff (gated: 8) per layer
-    and token (Korthikanti et al. 2022, table 2, less the attention scores), and 10 per logit
-    (bfloat16, float32 and its gradient).
+    def job(of: Shape, **more: Any) -> Job:
+        kind = setting.device.kind
+        return Job(of, setting.preset, bf16=setting.device.bf16, device=kind,
+                   processes=setting.devices, **more)
+
+    found: list[tuple[Job, int]] = []
+    if row.taught and not setting.teacher_exists:
+        found += trainings(setting, methods.teacher(), pretrain_tokens)
+    if row.pretrains and pretrain_tokens:
+        bank = setting.projected if row.bank == "projected" else None
+        found.append((job(shape, projected=bank), pretrained))
+    adapters = setting.lora.rank if row.tune == "lora" else None
+    found.append((job(shape, adapter_rank=adapters,
+                      teacher=setting.large if row.taught else None), tuned))
+    return found
+
+
+def memory_of(setting: Setting, row: Method, pretrain_tokens: float) -> tuple[float, int]:
+    """``train_bytes`` and ``microbatch_tokens`` of :class:`MethodCost`.
+
+    The microbatch is the one that the run takes, by :func:`memory.fitting_microbatch`.
     """
-    tokens = max(microbatch_tokens or 0, shape.context)
-    feed_forward = (4 if shape.ffn == "swiglu" else 2) * 2 * shape.d_ff
-    per_token = shape.layers * (18 * shape.d_model + feed_forward) + 10 * shape.vocab_size
-    return 16.0 * parameters + tokens * per_token
+    device = setting.device
+    needed, first = 0.0, None
+    for job, batch in trainings(setting, row, pretrain_tokens):
+        tokens = memory.fitting_microbatch(
+            device.memory, job, batch, memory.MOST_TOKENS[device.kind])
+        if tokens == 0:
+            return memory.training_bytes(job, job.shape.context), 0
+        first = tokens if first is None else first
+        needed = max(needed, memory.training_bytes(job, tokens))
+    return needed, first or 0
 
 
-def projected_memory(shape: Shape, projected: keys.Projected) -> float:
-    """Bytes of a projected network's step: its own, and each expert's dense weights and gradient.
-    """
-    dense = flops.projected_weights(shape, projected) * projected.experts
-    return training_memory(flops.projected_parameters(shape, projected), shape) + 8.0 * dense
+def step_tokens(pretrain_tokens: float, context: int) -> int:
+    """Tokens of a planned pretraining's step: at least some 2,000 steps in the run, between 8,192
+    and 262,144."""
+    power = 2 ** int(math.log2(max(pretrain_tokens / 2000, 1)))
+    return max(min(power, BATCH_TOKENS), 8_192, context)
 
 
 def inference_memory(shape: Shape, bits: float = 16.0, rows: int = 1) -> float:
@@ -135,7 +177,7 @@ def inference_memory(shape: Shape, bits: float = 16.0, rows: int = 1) -> float:
     return flops.parameters(shape) * bits / 8 + cache
 
 
-def projection_seconds(setting: Setting, steps: float) -> float:
+def projection_seconds(setting: Setting, shape: Shape, steps: float) -> float:
     """Seconds that the deferred projection adds over ``steps`` optimiser steps.
 
     The bank's bytes are what costs: per step the float32 bank is read to make the weights and again
@@ -143,7 +185,7 @@ def projection_seconds(setting: Setting, steps: float) -> float:
     and its moments (seven passes); the dense weights of the step's experts and their gradients are
     written and read once each. A calibrated device has measured the ratio instead.
     """
-    weights = flops.projected_weights(setting.small, setting.projected)
+    weights = flops.projected_weights(shape, setting.projected)
     bank = 4.0 * weights * setting.projected.rank
     dense = 4.0 * weights * setting.projected.experts
     bandwidth = setting.device.bandwidth
@@ -172,82 +214,83 @@ def finetuning_tokens(spec_tokens: int, size: str = "small") -> float:
 
 # Methods ----------------------------------------------------------------------------------------
 
-def generic_token_cost(setting: Setting, method: str) -> Work:
-    """Work per token of what a method pretrains: for ``slm-is``, once per domain; else once."""
-    small, large = setting.small, setting.large
-    if method == "slm-d" and setting.distil_pretraining:
+def generic_token_cost(setting: Setting, method: str | Method) -> Work:
+    """Work per token of what a method itself pretrains, its teacher not included: once per domain
+    for one that draws by the domain, else once."""
+    row = _row(method)
+    shape = setting.shape(row)
+    if row.taught and setting.distil_pretraining:
         return distilled(setting, 1.0)
-    if method in LARGE:
-        return work(setting, 1.0, flops.training(large), large.d_model)
-    plain = work(setting, 1.0, flops.training(small), small.d_model)
-    if method != "slm-pn":
+    plain = work(setting, 1.0, flops.training(shape), shape.d_model)
+    if row.bank != "projected":
         return plain
     steps = 1.0 / setting.batch_tokens
-    extra = flops.projection_per_step(small, setting.projected, setting.projected.experts) * steps
-    seconds = projection_seconds(setting, steps)
+    extra = flops.projection_per_step(shape, setting.projected, setting.projected.experts) * steps
+    seconds = projection_seconds(setting, shape, steps)
     if setting.device.projection_overhead is not None:
         seconds = plain.device_hours * 3600 * (setting.device.projection_overhead - 1)
-    return work(setting, 1.0, flops.training(small), small.d_model, extra, seconds)
+    return work(setting, 1.0, flops.training(shape), shape.d_model, extra, seconds)
 
 
-def finetuning(setting: Setting, method: str, tokens: float | None = None) -> Work:
-    """Work of adapting to one domain; ``tokens`` replaces the usual number of them."""
-    small, large = setting.small, setting.large
-    size = "large" if method in LARGE else "small"
-    usual = finetuning_tokens(setting.spec_tokens, size)
-    if method == "slm-d":
-        teacher = finetuning(setting, "llm")
-        return teacher + distilled(setting, tokens or usual * DISTILLED_FACTOR)
-    if method == "llm-lora":
-        per_token = flops.lora_training(large, setting.lora.rank)
-        return work(setting, tokens or usual * setting.lora.step_factor, per_token, large.d_model)
-    shape = large if method in LARGE else small
+def finetuning(setting: Setting, method: str | Method, tokens: float | None = None) -> Work:
+    """Work of adapting to one domain, its teacher's included; ``tokens`` replaces the usual number.
+    """
+    row = _row(method)
+    shape = setting.shape(row)
+    usual = finetuning_tokens(setting.spec_tokens, row.size)
+    if row.taught:
+        student = distilled(setting, tokens or usual * DISTILLED_FACTOR)
+        # a teacher from outside teaches as it is
+        return student if setting.teacher_exists \
+            else finetuning(setting, methods.teacher()) + student
+    if row.tune == "lora":
+        per_token = flops.lora_training(shape, setting.lora.rank)
+        return work(setting, tokens or usual * setting.lora.step_factor, per_token, shape.d_model)
     return work(setting, tokens or usual, flops.training(shape), shape.d_model)
 
 
-def expert_choice(setting: Setting, method: str) -> Work:
-    """Scoring every expert on the domain, forward only: the default choice, the lowest loss."""
-    experts = setting.projected.experts if method == "slm-pn" else setting.experts
-    tokens = experts * min(setting.spec_tokens, EXPERT_CHOICE_TOKENS)
-    small = setting.small
-    return replace(work(setting, tokens, flops.forward(small), small.d_model), tokens=0.0)
+def expert_choice(setting: Setting, method: str | Method,
+                  finetune_tokens: float | None = None) -> Work:
+    """Choosing a domain's expert: forward passes of all of them over a sample of the domain
+    (``lowest-loss``), a fine-tuning of each (``best-tuned``), or nothing.
 
-
-def cost(setting: Setting, method: str, pretrain_tokens: float,
-         finetune_tokens: float | None = None) -> MethodCost:
-    """All costs of a method that pretrains on ``pretrain_tokens`` (per domain for ``slm-is``).
-
-    For ``slm-mix`` and ``slm-pn`` the tokens are those of all experts together.
+    Args:
+        finetune_tokens: of one fine-tuning; None: the usual number.
     """
-    small, large = setting.small, setting.large
-    shape = large if method in LARGE else small
-    pretraining = generic_token_cost(setting, method) * pretrain_tokens
-    specialization = finetuning(setting, method, finetune_tokens)
-    generic = pretraining
-    zero = work(setting, 0.0, 0.0, small.d_model)
-    if method == "slm-nopt":
-        generic = zero
-    elif method == "slm-is":
-        generic, specialization = zero, pretraining + specialization
-    elif method in ("slm-pn", "slm-mix"):
-        specialization = specialization + expert_choice(setting, method)
-    elif method == "slm-d" and not setting.teacher_exists:
-        teacher = work(setting, 1.0, flops.training(large), large.d_model)
-        generic = pretraining + teacher * pretrain_tokens
-    return MethodCost(method, generic, specialization, flops.parameters(shape),
-                      flops.forward(shape), method_memory(setting, method))
+    row = _row(method)
+    if not row.bank or setting.expert in ("most-frequent", "blend"):
+        return work(setting, 0.0, 0.0, setting.small.d_model)
+    experts, shape = setting.count(row), setting.shape(row)
+    if setting.expert == "best-tuned":
+        full = replace(row, bank=None, tune="full")
+        return finetuning(setting, full, finetune_tokens) * experts
+    tokens = experts * min(setting.spec_tokens, EXPERT_CHOICE_TOKENS)
+    return replace(work(setting, tokens, flops.forward(shape), shape.d_model), tokens=0.0)
 
 
-def method_memory(setting: Setting, method: str) -> float:
-    """Bytes of the method's largest training step on one device."""
-    small, large = setting.small, setting.large
-    if method == "slm-pn":
-        return projected_memory(small, setting.projected)
-    if method in LARGE or (method == "slm-d" and not setting.teacher_exists):
-        return training_memory(flops.parameters(large), large)
-    if method == "slm-d":
-        return training_memory(flops.parameters(small), small) + inference_memory(large)
-    return training_memory(flops.parameters(small), small)
+def cost(setting: Setting, method: str | Method, pretrain_tokens: float,
+         finetune_tokens: float | None = None) -> MethodCost:
+    """All costs of a method that pretrains on ``pretrain_tokens`` (per domain, if it draws by it).
+
+    For a bank the tokens are those of all experts together.
+    """
+    row = _row(method)
+    shape = setting.shape(row)
+    zero = work(setting, 0.0, 0.0, shape.d_model)
+    generic = generic_token_cost(setting, row) * pretrain_tokens if row.pretrains else zero
+    specialization = finetuning(setting, row, finetune_tokens)
+    if row.bank:
+        specialization = specialization + expert_choice(setting, row, finetune_tokens)
+    if row.taught and not setting.teacher_exists:
+        generic = generic + generic_token_cost(setting, methods.teacher()) * pretrain_tokens
+    if row.per_domain:
+        generic, specialization = zero, generic + specialization
+    return MethodCost(row.name, generic, specialization, flops.parameters(shape),
+                      flops.forward(shape), *memory_of(setting, row, pretrain_tokens))
+
+
+def _row(method: str | Method) -> Method:
+    return methods.find(method) if isinstance(method, str) else method
 
 
 def distilled(setting: Setting, tokens: float) -> Work:

@@ -74,7 +74,8 @@ def calibrate(recipe: keys.Recipe, seconds: float = 60.0) -> Path:
             f"{100 * measured[key]['flops_per_second'] / rate:.0f}% of the matrix rate")
     path = devices.calibration_file(name)
     write_json(path, {
-        "device": name, "when": datetime.date.today().isoformat(), "torch": torch.__version__,
+        "device": name, "kind": device.type, "when": datetime.date.today().isoformat(),
+        "torch": torch.__version__,
         "matmul_flops": rate, "matmul_kind": kind, "bandwidth": bandwidth,
         "memory": devices.memory_here(), "recipe": recipe.name, "shapes": measured,
     })

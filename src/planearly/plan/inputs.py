@@ -75,7 +75,7 @@ def model(text: str | None, flag: str) -> OpenModel | None:
         return None
     folder = Path(text)
     if folder.is_dir():
-        count = _parameters(folder)
+        count = parameters(folder)
         if not count:
             raise UserError(f"{flag}: {text} holds no .safetensors files: give a model folder")
         stated = folder / "config.json"
@@ -88,7 +88,7 @@ def model(text: str | None, flag: str) -> OpenModel | None:
     return OpenModel(name, units.count(params, flag))
 
 
-def _parameters(folder: Path) -> int:
+def parameters(folder: Path) -> int:
     """Numbers in a folder's safetensors files, from their headers alone."""
     from safetensors import safe_open
 

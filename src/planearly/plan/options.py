@@ -10,19 +10,23 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from planearly import keys
+from planearly import keys, methods
 from planearly.cost import model
 from planearly.cost.devices import Device
 from planearly.cost.model import MethodCost, Setting, Work
 from planearly.errors import UserError
-from planearly.model import flops
+from planearly.methods import Method
+from planearly.model import flops, memory
 from planearly.model.transformer import Shape
 from planearly.plan import sizes
-from planearly.plan.law import Law
+from planearly.plan.law import REACH, Law
 from planearly.units import short
 
 CHECKPOINT = "open-checkpoint"
-METHODS = (*model.METHODS, CHECKPOINT)
+ADAPTED = Method(CHECKPOINT, "open checkpoint", "open model, pretrained on for a while on generic "
+                 "text resampled to look like the domain, then fine-tuned on its documents",
+                 draws="importance")
+"""Costs as a plain model of its size that is adapted once per domain; no method of its own."""
 
 MOST_PASSES = 4
 """Passes over the generic corpus that are about as good as new text (Muennighoff et al. 2023)."""
@@ -36,6 +40,11 @@ LEAST_SHARE = 0.1
 """Share of the generic pretraining's tokens that importance sampling needs per domain: the paper's
 equal-cost table loses about 3% of perplexity per halving of tokens, and importance sampling gains
 10 to 15% at equal tokens."""
+EQUAL_QUALITY = {"projected": (130 / 2.2) / (650 / 3.6), "mixture": 130 / 650, None: 130 / 530}
+"""Share of the tokens of a pretraining for all domains, by its bank, after which one on text drawn
+by the domain is at least as good: the paper's importance sampling took 130 GPU-hours (its Table 3)
+at 2.2 per 1B tokens (Table 2), and led (Figure 4) projected networks of 650 hours at 3.6, mixtures
+of 650 at 2.2 and plain models of 530."""
 CLUSTERS = (1024, 256, 64, 16, 4)
 """Numbers of clusters that are planned with."""
 
@@ -98,6 +107,13 @@ class Row:
     total: Work
     """Over all domains."""
     inference_bytes: float
+    train_bytes_per_device: float
+    """At ``microbatch_tokens``, which the run takes; where not one row fits, what it would need."""
+    microbatch_tokens: int
+    equal_quality: dict[str, Any] | None
+    """Of one that pretrains per domain without a budget for that: ``with`` (the method whose
+    quality its tokens are to match), ``share`` (of that one's tokens), ``ground``, and whether that
+    is ``known`` to be so."""
     perplexity: dict[str, Any] | None
     """From a fitted law: ``perplexity``, ``ci95``, ``extrapolation``; None: unknown."""
     perplexity_note: str
@@ -135,6 +151,22 @@ def check(given: PlanInput) -> None:
              f"{math.log(given.clusters):.2f} nats, not {given.entropy:g}")
 
 
+def rows_of(given: PlanInput, setting: Setting) -> list[Row]:
+    """Every method of the table, and an open checkpoint: those that pretrain for all domains first
+    looked at, so that the others' tokens can match their quality."""
+    shared = {row.name: row_of(given, setting, row) for row in methods.TABLE.values()
+              if not row.per_domain}
+    reference = _reference(shared)
+    own = {row.name: row_of(given, setting, row, reference)
+           for row in [*methods.TABLE.values(), ADAPTED] if row.per_domain}
+    return [{**shared, **own}[name] for name in [*methods.TABLE, CHECKPOINT]]
+
+
+def method_of(name: str) -> Method:
+    """The row of the table of methods, or the open checkpoint's."""
+    return ADAPTED if name == CHECKPOINT else methods.find(name)
+
+
 def setting_of(given: PlanInput) -> Setting:
     """Shapes: the small model at the limit and the large one at the paper's ratio above it; or,
     where the limit admits the paper's large model, a large one within it and the small one below.
@@ -147,31 +179,35 @@ def setting_of(given: PlanInput) -> Setting:
         small = sizes.shape_for(limit)
         large = sizes.shape_for(round(limit * sizes.RATIO))
     large = replace(large, vocab_size=small.vocab_size, context=small.context)
-    projected = sizes.projected_for(small, _memory(given))
+    projected = sizes.projected_for(small, given.device)
     return Setting(
-        small=small, large=large, device=given.device,
+        small=small, large=large, device=given.device, devices=given.devices,
         projected=projected or keys.Projected(experts=16, rank=12, matrices=["up", "down"]),
         spec_tokens=given.spec_tokens, teacher_exists=given.teacher is not None, price=given.price,
     )
 
 
 def _affordable(given: PlanInput, limit: int) -> Shape:
-    """The largest shape within the limit that corpus and hours train compute-optimally, and not
-    below the paper's large one."""
+    """The largest shape within the limit that one device holds in training and that corpus and
+    hours train compute-optimally, and not below the paper's large one."""
     params = limit
     while params > sizes.PAPER_LARGE:
         shape = sizes.shape_for(params)
         least = 2 * LEAST_TOKENS * flops.parameters(shape)
         seconds = given.device.seconds(least * flops.training(shape), shape.d_model)
         hours = math.inf if given.generic_hours is None else given.generic_hours
-        if seconds / 3600 <= hours and least <= MOST_PASSES * given.generic_tokens:
+        if (seconds / 3600 <= hours and least <= MOST_PASSES * given.generic_tokens
+                and fits(given, shape)):
             return shape
         params = round(params * 0.9)
     return sizes.shape_for(sizes.PAPER_LARGE)
 
 
-def _memory(given: PlanInput) -> float | None:
-    return None if given.device.memory is None else 0.9 * given.device.memory * given.devices
+def fits(given: PlanInput, shape: Shape) -> bool:
+    """Whether one device can train a plain model of this shape, a row at a time."""
+    job = memory.Job(shape, bf16=given.device.bf16, device=given.device.kind,
+                     processes=given.devices)
+    return memory.fitting_microbatch(given.device.memory, job, shape.context) > 0
 
 
 def _checkpoint_shape(given: PlanInput, setting: Setting) -> Shape:
@@ -182,102 +218,167 @@ def _checkpoint_shape(given: PlanInput, setting: Setting) -> Shape:
 
 # One method ---------------------------------------------------------------------------------------
 
-def row_of(given: PlanInput, setting: Setting, method: str) -> Row:
-    """One method in the plan."""
-    kind = method
-    if method == CHECKPOINT:  # costs as a plain model of its size that is adapted once per domain
-        setting, kind = replace(setting, small=_checkpoint_shape(given, setting)), "slm-is"
-    elif method == "slm-d" and given.teacher is not None:
+def row_of(given: PlanInput, setting: Setting, method: Method,
+           reference: Row | None = None) -> Row:
+    """One method in the plan.
+
+    Args:
+        reference: the row whose quality it is to match, if it pretrains per domain.
+    """
+    if method is ADAPTED:
+        setting = replace(setting, small=_checkpoint_shape(given, setting))
+    elif method.taught and given.teacher is not None:
         teacher = sizes.shape_for(given.teacher.params)
         setting = replace(setting, large=replace(
             teacher, vocab_size=setting.small.vocab_size, context=setting.small.context))
-    usual = model.finetuning(setting, kind)
-    tokens, least, hours = _pretraining(given, setting, method, kind, usual)
-    finetune_tokens, cut = _finetuning(given, setting, kind, usual)
-    costs = model.cost(setting, kind, tokens, finetune_tokens)
-    if method == CHECKPOINT:
-        costs = replace(costs, method=method)
+    usual = model.finetuning(setting, method)
+    tokens, least, hours = _pretraining(given, setting, method, usual)
+    equal = None
+    if (method.per_domain and method is not ADAPTED and reference is not None
+            and given.specialization_hours is None):
+        wanted, equal = matching(given, setting, method, reference)
+        tokens = min(tokens, max(wanted, least))
+    finetune_tokens, cut = _finetuning(given, setting, method, usual)
+    costs = model.cost(setting, method, tokens, finetune_tokens)
     obstacle = _obstacle(given, setting, method, costs, tokens, least, hours, cut)
-    shape = setting.large if method in model.LARGE else setting.small
-    perplexity, note = _perplexity(given, method, flops.parameters(shape), tokens)
-    return Row(method, obstacle is None, obstacle or _what(method, setting, tokens), tokens, costs,
-               costs.total(given.total_domains),
-               model.inference_memory(shape, sizes.bits(given.quantization)), perplexity, note)
+    shape = setting.shape(method)
+    perplexity, note = _perplexity(given, method.name, flops.parameters(shape), tokens)
+    return Row(method.name, obstacle is None, obstacle or _what(method, setting, tokens), tokens,
+               costs, costs.total(given.total_domains),
+               model.inference_memory(shape, sizes.bits(given.quantization)), costs.train_bytes,
+               costs.microbatch_tokens, equal, perplexity, note)
 
 
-def _pretraining(given: PlanInput, setting: Setting, method: str, kind: str,
+def _reference(shared: dict[str, Row]) -> Row | None:
+    """The method whose quality those that pretrain per domain are to match: a projected network
+    where there is one, else a mixture, else a plain small model."""
+    for bank in ("projected", "mixture", None):
+        for name, row in shared.items():
+            method = methods.find(name)
+            if (row.feasible and method.bank == bank and method.pretrains and not method.large
+                    and not method.taught):
+                return row
+    return None
+
+
+def matching(given: PlanInput, setting: Setting, method: Method,
+             reference: Row) -> tuple[float, dict[str, Any]]:
+    """Tokens after which a pretraining on text drawn by the domain is as good as the reference's,
+    and why: by laws fitted to the user's own runs where they speak, else by the paper."""
+    share = EQUAL_QUALITY[methods.find(reference.method).bank]
+    ground = (f"in the paper that share of {reference.method}'s tokens or less was enough to be at "
+              "least as good")
+    if method.draws != "importance":
+        ground = "as importance sampling takes; nothing is known of its quality there"
+    found = None
+    own, other = given.laws.get(method.name), given.laws.get(reference.method)
+    if own is not None and other is not None:
+        params = flops.parameters(setting.small)
+        try:
+            found = _same_loss(own, params, given.spec_tokens, other.predict(
+                params, reference.pretrain_tokens, given.spec_tokens).nll_per_token)
+        except UserError:
+            found = None
+        if found is not None:
+            share = found / reference.pretrain_tokens
+            ground = "the laws fitted to your own runs predict the same loss there"
+    return share * reference.pretrain_tokens, {
+        "with": reference.method, "share": share, "ground": ground,
+        "known": method.draws == "importance" or found is not None}
+
+
+def _same_loss(law: Law, params: int, spec_tokens: int, nll: float) -> float | None:
+    """Tokens of pretraining at which a law predicts this loss; None where it speaks of none."""
+    if "pretrain_tokens" not in law.axes:
+        return None
+    low, high = law.seen["pretrain_tokens"]
+    low, high = low / REACH, high * REACH
+
+    def loss(tokens: float) -> float:
+        return law.predict(params, tokens, spec_tokens).nll_per_token
+
+    if not loss(high) <= nll <= loss(low):
+        return None
+    for _ in range(60):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if loss(middle) > nll else (low, middle)
+    return high
+
+
+def _pretraining(given: PlanInput, setting: Setting, method: Method,
                  finetuning: Work) -> tuple[float, float, float]:
     """Tokens that corpus and budget afford, least that are worth it, and the hours of the least."""
-    if method == "slm-nopt":
+    if not method.pretrains:
         return 0.0, 0.0, 0.0
-    per_token = model.generic_token_cost(setting, kind).device_hours
-    if method == "slm-d" and given.teacher is None:
-        per_token += model.generic_token_cost(setting, "llm").device_hours
-    params = flops.parameters(setting.large if method in model.LARGE else setting.small)
-    per_parameter = LEAST_TOKENS_TAUGHT if method == "slm-d" and given.teacher else LEAST_TOKENS
-    least = float(params * per_parameter * (setting.experts if method == "slm-mix" else 1))
+    per_token = model.generic_token_cost(setting, method).device_hours
+    if method.taught and given.teacher is None:
+        per_token += model.generic_token_cost(setting, methods.teacher()).device_hours
+    params = flops.parameters(setting.shape(method))
+    per_parameter = LEAST_TOKENS_TAUGHT if method.taught and given.teacher else LEAST_TOKENS
+    least = float(params * per_parameter * (setting.experts if method.bank == "mixture" else 1))
     budget = given.generic_hours
-    if kind == "slm-is":
+    if method.per_domain:
         budget = given.specialization_hours
         if budget is not None:
             budget = max(budget - finetuning.device_hours, 0.0)
     corpus = float(given.generic_tokens)
     tokens = corpus if budget is None else min(budget / per_token, MOST_PASSES * corpus)
-    if method == CHECKPOINT:  # adapting needs no more than training afresh would
-        least, tokens = 0.0, min(tokens, 2.0 * LEAST_TOKENS * params)
-    if kind == "slm-is" and method != CHECKPOINT:
-        plain = model.generic_token_cost(setting, "slm").device_hours
+    if method is ADAPTED:  # adapting needs no more than training afresh would
+        return min(tokens, 2.0 * LEAST_TOKENS * params), 0.0, 0.0
+    if method.per_domain:
+        plain = model.work(setting, 1.0, flops.training(setting.shape(method)),
+                           setting.shape(method).d_model).device_hours
         generic = corpus if given.generic_hours is None \
             else min(given.generic_hours / plain, MOST_PASSES * corpus)
         least = max(least, LEAST_SHARE * generic)
     return tokens, least, least * per_token
 
 
-def _finetuning(given: PlanInput, setting: Setting, kind: str,
+def _finetuning(given: PlanInput, setting: Setting, method: Method,
                 usual: Work) -> tuple[float | None, bool]:
     """Tokens to fine-tune on (None: as many as usual), and whether not one pass is affordable."""
     budget = given.specialization_hours
     if budget is None:
         return None, False
     fixed, own = Work(), usual
-    if kind == "slm-d":
-        fixed = model.finetuning(setting, "llm")
+    if method.taught and not setting.teacher_exists:
+        fixed = model.finetuning(setting, methods.teacher())
         own = usual + fixed * -1.0
-    elif kind in ("slm-pn", "slm-mix"):
-        fixed = model.expert_choice(setting, kind)
+    elif method.bank:
+        fixed = model.expert_choice(setting, method)
     if fixed.device_hours + own.device_hours <= budget:
         return None, False
     tokens = own.tokens * max(budget - fixed.device_hours, 0.0) / own.device_hours
     return tokens, tokens < given.spec_tokens
 
 
-def _obstacle(given: PlanInput, setting: Setting, method: str, costs: MethodCost, tokens: float,
+def _obstacle(given: PlanInput, setting: Setting, method: Method, costs: MethodCost, tokens: float,
               least: float, hours: float, cut: bool) -> str | None:
     """Why the method is out of the question, or None."""
-    if method == CHECKPOINT and given.checkpoint is None:
+    if method is ADAPTED and given.checkpoint is None:
         return "no open checkpoint was named (--checkpoint)"
-    params = given.checkpoint.params if method == CHECKPOINT and given.checkpoint \
+    params = given.checkpoint.params if method is ADAPTED and given.checkpoint \
         else costs.inference_params
     if given.limit is not None and params > given.limit:
         return (f"{short(params)} parameters at inference exceed the limit of "
                 f"{short(given.limit)}")
-    if method == "slm-d" and given.teacher is None:
+    if method.taught and given.teacher is None:
         return ("no teacher exists, and training one costs more than its student gains "
                 "(paper, Table 3 and section 5)")
-    memory = _memory(given)
-    if memory is not None and costs.train_memory > memory:
-        return (f"training needs {short(costs.train_memory)}B of memory; {given.devices} "
-                f"{given.device.name} hold {short(memory)}B for it")
+    if costs.microbatch_tokens == 0:
+        assert given.device.memory is not None
+        return (f"a training step of one row needs {short(costs.train_bytes)}B of memory on every "
+                f"device, which holds the whole model and its state, and {given.device.name} has "
+                f"{short(memory.USABLE * given.device.memory)}B for it")
     if cut:
         return (f"{given.specialization_hours:g} device-hours per domain are not enough for one "
                 "pass over the specialization set")
-    if method in ("slm-nopt", CHECKPOINT):
+    if not method.pretrains or method is ADAPTED:
         return None
     if given.generic_tokens == 0:
         return "there is no generic corpus to pretrain on"
-    per_domain = method == "slm-is"
-    budget = given.specialization_hours if per_domain else given.generic_hours
-    if method == "slm-is":
+    budget = given.specialization_hours if method.per_domain else given.generic_hours
+    if method.weighs:
         windows = given.windows or math.ceil(given.spec_tokens / setting.small.context)
         if windows < CLUSTERS[-1]:
             return f"{windows} windows are too few to estimate a cluster histogram from"
@@ -285,28 +386,27 @@ def _obstacle(given: PlanInput, setting: Setting, method: str, costs: MethodCost
         return (f"{short(given.generic_tokens)} tokens of generic text are too few: "
                 f"{short(least / MOST_PASSES)} are needed, read {MOST_PASSES} times")
     if tokens < least:
-        which = "per domain" if per_domain else "before the domain is known"
+        which = "per domain" if method.per_domain else "before the domain is known"
         return (f"{budget:g} device-hours {which} pretrain on {short(tokens)} tokens; at least "
                 f"{short(least)} are needed, {hours:.3g} device-hours")
     return None
 
 
-def _what(method: str, setting: Setting, tokens: float) -> str:
-    small = setting.projected
-    return {
-        "llm": "the large model, fine-tuned",
-        "llm-lora": f"the large model with adapters of rank {setting.lora.rank}: within 0.5 "
-                    "perplexity of full fine-tuning in the paper",
-        "slm": "the small model, fine-tuned",
-        "slm-nopt": "no pretraining: far worse in the paper (227 against 18 at 1M tokens)",
-        "slm-is": "pretrained per domain on generic text resampled to look like it",
-        "slm-pn": f"one projected network of {small.experts} experts; one becomes the model",
-        "slm-mix": f"{setting.experts} independent small models; one is fine-tuned",
-        "slm-d": "the small model, taught by the existing teacher",
-        CHECKPOINT: "the open model, pretrained on" + (
-            f" for {short(tokens)} resampled tokens, then fine-tuned" if tokens >= 1
-            else " nothing more, fine-tuned"),
-    }[method]
+def _what(method: Method, setting: Setting, tokens: float) -> str:
+    """What a method is, and what this plan or the paper adds to that."""
+    if method is ADAPTED and tokens < 1:
+        return "open model, fine-tuned on the domain's documents as it is"
+    more = ""
+    if method is ADAPTED:
+        more = f"; {short(tokens)} tokens"
+    elif method.bank:
+        more = f"; {setting.count(method)} experts"
+    elif method.tune == "lora":
+        more = f"; of rank {setting.lora.rank}, within 0.5 perplexity of full fine-tuning in the " \
+               "paper"
+    elif not method.pretrains:
+        more = "; far worse in the paper (perplexity 227 against 18 at 1M tokens)"
+    return method.sentence + more
 
 
 def _perplexity(given: PlanInput, method: str, params: int,

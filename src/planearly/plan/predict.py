@@ -7,21 +7,24 @@ once.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from planearly import keys
-from planearly.cost import model
+from planearly import keys, methods
+from planearly.cost import devices, model
 from planearly.cost.devices import Device
 from planearly.cost.model import Setting, Work
 from planearly.data import pydocs
 from planearly.errors import UserError
-from planearly.model import flops, starts
+from planearly.methods import Method
+from planearly.model import flops, hf, starts
 from planearly.model.transformer import Shape
+from planearly.plan import inputs, sizes
 from planearly.train.steps import finetune_limits, planned_rows, rows_per_step
 
-SELECTORS = ("slm-is", "slm-dsir", "slm-knn", "slm-top")
-"""Methods that pretrain per domain."""
+SELECTORS = tuple(name for name, row in methods.TABLE.items() if row.per_domain)
+"""For study.sharing, until it reads the table itself."""
 
 
 def predict(recipe: keys.Recipe, device: Device) -> dict[str, Any]:
@@ -29,7 +32,8 @@ def predict(recipe: keys.Recipe, device: Device) -> dict[str, Any]:
 
     Returns:
         ``params`` (small, large, projected), ``stages`` (list of ``stage``, ``tokens``, ``flops``,
-        ``device_hours``, ``money``), ``total`` (the same sums) and ``device``.
+        ``device_hours``, ``money``), ``total`` (the same sums), ``device``, and a ``note`` on its
+        hours ("": none).
 
     Raises:
         UserError: the size of the specialization sets is not in the recipe.
@@ -37,28 +41,27 @@ def predict(recipe: keys.Recipe, device: Device) -> dict[str, Any]:
     setting = _setting(recipe, device)
     domains = domain_names(recipe)
     tokens = planned_rows(recipe) * recipe.context if recipe.pretrain_tokens else 0
+    outside = _teacher(recipe)
     stages: dict[str, Work] = {}
-
-    def pretrained(name: str, kind: str) -> None:
-        if tokens:
-            stages[f"pretrain/{name}"] = model.generic_token_cost(setting, kind) * tokens
-
-    for method in recipe.methods:
-        if method in ("slm", "slm-d"):
-            pretrained("slm", "slm")
-        if method in (*model.LARGE, "slm-d"):
-            pretrained("llm", "llm")
-        if method in ("slm-pn", "slm-mix"):
-            pretrained(method, method)
-        for domain in domains:
-            if method in SELECTORS:
-                pretrained(f"{method}.{domain}", "slm")
-            stages[f"specialize/{method}.{domain}"] = _finetuning(recipe, setting, method)
-            if method == "slm-d":
-                stages[f"specialize/llm.{domain}"] = _finetuning(recipe, setting, "llm")
+    for name in recipe.methods:
+        row = methods.find(name)
+        teacher = methods.teacher() if row.taught and outside is None else None
+        for each in filter(None, (row, teacher)):
+            for domain in domains if each.per_domain else [None]:
+                if each.pretrains and tokens:
+                    stages[f"pretrain/{each.pretraining(domain)}"] = \
+                        model.generic_token_cost(setting, each) * tokens
+            one = _finetuning_tokens(recipe, setting, each)
+            for domain in domains:
+                if each.bank:
+                    stages[f"expert/{each.name}.{domain}"] = \
+                        model.expert_choice(setting, each, one)
+                stages[f"specialize/{each.name}.{domain}"] = (
+                    model.distilled(replace(setting, large=outside or setting.large), one)
+                    if each.taught else model.finetuning(setting, each, one))
     total = sum(stages.values(), model.work(setting, 0.0, 0.0, setting.small.d_model))
     return {
-        "device": device.name,
+        "device": device.label, "note": _note(device),
         "params": {"small": flops.parameters(setting.small),
                    "large": flops.parameters(setting.large),
                    "projected": flops.projected_parameters(setting.small, recipe.projected)},
@@ -92,19 +95,38 @@ def _setting(recipe: keys.Recipe, device: Device) -> Setting:
         device=device,
         projected=recipe.projected, experts=recipe.mixture.experts, lora=recipe.lora,
         spec_tokens=recipe.spec_tokens, price=recipe.cost.price_per_hour,
-        batch_tokens=recipe.pretrain.batch_tokens,
+        batch_tokens=recipe.pretrain.batch_tokens, expert=recipe.expert,
     )
 
 
-def _finetuning(recipe: keys.Recipe, setting: Setting, method: str) -> Work:
-    """Fine-tuning to the limits of the recipe."""
+def _finetuning_tokens(recipe: keys.Recipe, setting: Setting, row: Method) -> float:
+    """Tokens of one fine-tuning to the limits of the recipe."""
     finetune = recipe.finetune
     rows = rows_per_step(finetune.batch_tokens, recipe.context)
     steps, _ = finetune_limits(finetune, setting.spec_tokens,
-                               -(-setting.spec_tokens // recipe.context), rows)
-    tokens = float(steps * rows * recipe.context)
-    if method == "llm-lora":
-        tokens *= recipe.lora.step_factor
-    if method == "slm-d":
-        return model.distilled(setting, tokens)
-    return model.finetuning(setting, method, tokens)
+                               -(-setting.spec_tokens // recipe.context), rows,
+                               scratch=not row.pretrains)
+    return float(steps * rows * recipe.context) * (
+        recipe.lora.step_factor if row.tune == "lora" else 1.0)
+
+
+def _teacher(recipe: keys.Recipe) -> Shape | None:
+    """Shape of the recipe's teacher from outside, or one of as many parameters; None: no such."""
+    if not recipe.distill.teacher:
+        return None
+    folder = Path(recipe.distill.teacher).expanduser()
+    starts.check_folder("distill.teacher", folder, recipe.context)
+    try:
+        found = hf.read_shape(folder)
+    except UserError:  # of an architecture that ours cannot hold, and only run
+        found = sizes.shape_for(inputs.parameters(folder))
+    return replace(found, context=recipe.context)
+
+
+def _note(device: Device) -> str:
+    """What to know of a device's hours."""
+    if device.stands_in_for is not None:
+        near = devices.did_you_mean(device.stands_in_for)
+        return (f"nothing is known about '{device.stands_in_for}'{f' ({near}?)' if near else ''}: "
+                f"FLOPs are exact, hours are those of {device.name}")
+    return "" if device.bf16 else f"{device.name} has no fast bfloat16: float32 there"

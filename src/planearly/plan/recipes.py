@@ -13,7 +13,7 @@ from planearly import config, keys
 from planearly.cost import model
 from planearly.files import atomic_write
 from planearly.model.transformer import Shape
-from planearly.plan.options import CHECKPOINT, Row
+from planearly.plan.options import CHECKPOINT, Row, method_of
 from planearly.plan.recommend import Plan
 
 _PLACES = {"generic": ["PATH/TO/GENERIC"], "domains": ["PATH/TO/YOUR/DOCUMENTS"]}
@@ -27,10 +27,13 @@ def recipe(plan: Plan, row: Row, generic: list[str], domains: list[str]) -> str:
         domains: paths of the specialization sets; a placeholder if empty.
     """
     setting, method = plan.setting, row.method
-    size = "large" if method in model.LARGE else "small"
+    of = method_of(method)
+    size = of.size
     steps = math.ceil(model.finetuning_tokens(plan.given.spec_tokens, size)
                       / model.STEP_TOKENS[size])
-    pretraining = _batch(row.pretrain_tokens, setting.small.context)
+    least = setting.devices * setting.small.context  # a row for every device
+    pretraining = max(model.step_tokens(row.pretrain_tokens, setting.small.context), least)
+    tuning = max(model.STEP_TOKENS[size], least)
     # learning rates were chosen for these two sizes; a plan takes those of the nearer one
     base = config.load("slm-126m" if setting.small.context >= 1024 else "nano")
     values: dict[str, Any] = {
@@ -51,15 +54,17 @@ def recipe(plan: Plan, row: Row, generic: list[str], domains: list[str]) -> str:
         "mixture": {"experts": setting.experts},
         "expert": plan.expert,
         "pretrain": {"batch_tokens": pretraining, "optimizer": _optimizer(base.pretrain)},
-        "finetune": {"batch_tokens": model.STEP_TOKENS[size], "max_steps": steps,
+        "finetune": {"batch_tokens": tuning, "max_steps": steps,
                      "optimizer": _optimizer(base.finetune)},
     }
     if plan.given.price is not None:
         values["cost"] = {"price_per_hour": plan.given.price, "currency": plan.given.currency}
+    if of.taught and plan.given.teacher is not None:
+        values["distill"] = {"teacher": plan.given.teacher.name}
     if method == CHECKPOINT:
         _begin(values, plan, row)
     chosen = "recommended: " + plan.reason if method == plan.recommended else row.why
-    head = f"# {method}, planned by `planearly plan` for {setting.device.name}; {chosen}\n"
+    head = f"# {method}, planned by `planearly plan` for {setting.device.label}; {chosen}\n"
     return head + yaml.safe_dump(values, sort_keys=False, width=100)
 
 
@@ -103,8 +108,3 @@ def _model(shape: Shape) -> dict[str, Any]:
 def _optimizer(train: keys.Train) -> dict[str, Any]:
     return {key: value for key, value in asdict(train.optimizer).items() if value is not None}
 
-
-def _batch(tokens: float, context: int) -> int:
-    """Tokens of a step: at least some 2,000 steps in the run, between 8,192 and 262,144."""
-    power = 2 ** int(math.log2(max(tokens / 2000, 1)))
-    return max(min(power, model.BATCH_TOKENS), 8_192, context)

@@ -9,22 +9,17 @@ could do (:mod:`planearly.plan.options`).
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeGuard
 
-from planearly.cost import model
-from planearly.cost.model import Setting, Work
-from planearly.plan.options import (
-    CHECKPOINT,
-    CLUSTERS,
-    METHODS,
-    MOST_PASSES,
-    PlanInput,
-    Row,
-    check,
-    row_of,
-    setting_of,
-)
+from planearly import methods
+from planearly.cost import devices, model
+from planearly.cost.model import MethodCost, Setting, Work
+from planearly.methods import Method
+from planearly.model import flops
+from planearly.plan import options, sizes
+from planearly.plan.options import CHECKPOINT, CLUSTERS, MOST_PASSES, PlanInput, Row, method_of
 from planearly.units import short
 
 WIDE = 0.7
@@ -42,14 +37,14 @@ class Plan:
     recommended: str
     reason: str
     expert: str
-    """How ``slm-pn`` and ``slm-mix`` should choose the domain's expert."""
+    """How a method with experts should choose the domain's."""
     clusters: int
     """k for importance sampling."""
     notes: list[str]
     rows: list[Row]
     break_evens: list[dict[str, Any]]
-    """Pairs of feasible methods, the number of domains at which they cost the same, and which is
-    cheaper below it."""
+    """Pairs of feasible methods, the number of domains at which they cost the same, which is
+    cheaper below it, and ``at`` what quality or tokens they are compared."""
     setting: Setting
     given: PlanInput
 
@@ -66,7 +61,7 @@ class Plan:
             "break_evens": self.break_evens,
             "small": self.setting.small.to_dict(), "large": self.setting.large.to_dict(),
             "projected": asdict(self.setting.projected), "experts": self.setting.experts,
-            "given": given,
+            "device": self.setting.device.label, "given": given,
         }
 
 
@@ -76,25 +71,58 @@ def recommend(given: PlanInput) -> Plan:
     Raises:
         UserError: an input that cannot be.
     """
-    check(given)
-    setting = setting_of(given)
+    options.check(given)
+    setting = options.setting_of(given)
     clusters, cluster_notes = _clusters(given, setting)
-    rows = [row_of(given, setting, method) for method in METHODS]
+    rows = options.rows_of(given, setting)
     by_name = {row.method: row for row in rows}
     wide = _wide(given)
-    chosen, reason = _choose(given, by_name, wide)
+    chosen, reason = _choose(given, setting, by_name, wide)
     feasible = [row for row in rows if row.feasible]
     evens = []
     for i, a in enumerate(feasible):
         for b in feasible[i + 1:]:
-            meeting = model.break_even(a.cost, b.cost)
+            (one, other), at = compared(given, setting, a, b)
+            meeting = model.break_even(one, other)
             if meeting is not None:
-                first = a if a.cost.generic.device_hours < b.cost.generic.device_hours else b
+                first = one if one.generic.device_hours < other.generic.device_hours else other
                 evens.append({"methods": [a.method, b.method], "domains": meeting,
-                              "cheaper_below": first.method})
-    expert = "blend" if wide and chosen == "slm-pn" else "lowest-loss"
-    return Plan(chosen, reason, expert, clusters, cluster_notes + _notes(given, by_name, chosen),
-                rows, evens, setting, given)
+                              "cheaper_below": first.method, "at": at})
+    blend = wide and method_of(chosen).bank == "projected"
+    return Plan(chosen, reason, "blend" if blend else "lowest-loss", clusters,
+                cluster_notes + _notes(given, setting, by_name, chosen), rows, evens, setting,
+                given)
+
+
+def compared(given: PlanInput, setting: Setting, a: Row,
+             b: Row) -> tuple[tuple[MethodCost, MethodCost], str]:
+    """What two methods cost when they are as good as each other, as far as that is known.
+
+    One that pretrains per domain against one for all domains: at equal quality, by
+    :func:`planearly.plan.options.matching`, unless its budget stops it before. All others, whose
+    qualities no rule compares: at the tokens that are planned for them.
+    """
+    of, other = method_of(a.method), method_of(b.method)
+    if of.per_domain == other.per_domain or CHECKPOINT in (a.method, b.method):
+        return (a.cost, b.cost), "the tokens planned"
+    own, shared, row = (a, b, of) if of.per_domain else (b, a, other)
+    against = other if of.per_domain else of
+    if against.large or against.taught or not against.pretrains:
+        return (a.cost, b.cost), "the tokens planned"
+    tokens, equal = options.matching(given, setting, row, shared)
+    if not equal["known"]:
+        return (a.cost, b.cost), "the tokens planned"
+    most = MOST_PASSES * given.generic_tokens if given.specialization_hours is None \
+        else own.pretrain_tokens
+    if tokens > most:
+        return (a.cost, b.cost), (
+            f"what budget and corpus allow: {own.method} stops at {short(most)} tokens, "
+            f"before the {short(tokens)} of equal quality")
+    spared = model.generic_token_cost(setting, row) * (tokens - own.pretrain_tokens)
+    cost = replace(own.cost, specialization=own.cost.specialization + spared)
+    pair = (cost, shared.cost) if of.per_domain else (shared.cost, cost)
+    return pair, (f"equal quality: {own.method} at {equal['share']:.0%} of {shared.method}'s "
+                  f"tokens, {short(tokens)}; {equal['ground']}")
 
 
 def _wide(given: PlanInput) -> bool:
@@ -102,64 +130,93 @@ def _wide(given: PlanInput) -> bool:
         and given.entropy >= WIDE * math.log(given.clusters)
 
 
-def _choose(given: PlanInput, rows: dict[str, Row], wide: bool) -> tuple[str, str]:
+def _choose(given: PlanInput, setting: Setting, rows: dict[str, Row],
+            wide: bool) -> tuple[str, str]:
     """Figure 1 of the paper, then what it leaves open."""
     limit = "no limit on inference" if given.limit is None \
         else f"the inference limit of {short(given.limit)} parameters"
     no_generic = given.generic_tokens == 0 or given.generic_hours == 0
-    if rows["llm"].feasible and not no_generic:
+    large = _first(rows, lambda m: m.large and m.pretrains and not m.per_domain)
+    adapted = rows[CHECKPOINT]
+    if large is not None and large.feasible and not no_generic:
         admits = "leaves room" if given.limit is None else "admits it"
-        return "llm", (f"{limit} {admits} and the budgets afford training it; of the methods "
-                       "that share one pretraining it has the lowest perplexity at every set size")
-    if no_generic and rows[CHECKPOINT].feasible:
+        return large.method, (
+            f"{limit} {admits} and the budgets afford training it; of the methods that share one "
+            "pretraining it has the lowest perplexity at every set size")
+    if no_generic and adapted.feasible:
         return CHECKPOINT, ("there is no budget for generic pretraining, and an open checkpoint "
                             "within the inference limit has already been paid for: pretrain it on "
                             "a little, on generic text resampled to look like the domain where "
                             "there is any, and fine-tune it")
-    importance, network, mixture = rows["slm-is"], rows["slm-pn"], rows["slm-mix"]
-    shared = network if network.feasible else mixture
-    if importance.feasible:
-        meeting = model.break_even(importance.cost, shared.cost) if shared.feasible else None
-        cheaper = importance.total.device_hours <= shared.total.device_hours
-        if not shared.feasible or cheaper:
-            many = f", and for {_domains(given)} it costs less than a shared pretraining (the " \
-                   f"curves cross at {meeting:.1f} domains)" if meeting else ""
-            return "slm-is", ("the inference limit asks for a small model and the specialization "
-                              "budget affords pretraining one per domain on generic text that "
-                              f"looks like it, the best of the paper's small models{many}"
-                              + ("; it also suits a domain as wide as this one" if wide else ""))
+    importance = _first(rows, lambda m: m.draws == "importance")
+    network = _first(rows, lambda m: m.bank == "projected")
+    mixture = _first(rows, lambda m: m.bank == "mixture")
+    taught = _first(rows, lambda m: m.taught)
+    plain = _first(rows, lambda m: m.pretrains and not (m.large or m.per_domain or m.bank
+                                                        or m.taught))
+    shared = network if _can(network) else mixture
+    if importance is not None and importance.feasible:
+        (own, other), at = compared(given, setting, importance, shared) if _can(shared) else (
+            (importance.cost, importance.cost), "")
+        n = given.total_domains
+        meeting = model.break_even(own, other) if at else None
+        cheaper = not at or own.total(n).device_hours <= other.total(n).device_hours
+        cross = f"the curves cross at {meeting:.1f} domains, at {at}" if meeting else ""
+        if cheaper:
+            many = f", and for {_domains(given)} it costs less than a shared pretraining " \
+                   f"({cross})" if cross else ""
+            return importance.method, (
+                "the inference limit asks for a small model and the specialization "
+                "budget affords pretraining one per domain on generic text that "
+                f"looks like it, the best of the paper's small models{many}"
+                + ("; it also suits a domain as wide as this one" if wide else ""))
         extra = (f"importance sampling would pretrain once per domain, "
-                 f"{importance.total.device_hours:.3g} device-hours for {_domains(given)} against "
-                 f"{shared.total.device_hours:.3g}" + (
-                     f" (the curves cross at {meeting:.1f} domains)" if meeting else ""))
+                 f"{own.total(n).device_hours:.3g} device-hours for {_domains(given)} against "
+                 f"{other.total(n).device_hours:.3g}" + (f" ({cross})" if cross else ""))
     else:
-        extra = f"importance sampling is out: {importance.why}"
-    if network.feasible and wide:
-        return "slm-pn", ("the inference limit asks for a small model and the domains share one "
-                          f"pretraining; {extra}. The domain is wide (entropy "
-                          f"{given.entropy:.2f} of at most {math.log(given.clusters or 2):.2f} "
-                          "nats), where a single cluster's expert does not beat the plain small "
-                          "model in the paper: blend the experts by the domain's histogram")
-    if network.feasible:
-        return "slm-pn", ("the inference limit asks for a small model and one generic pretraining "
-                          "serves every domain, each then specialised for "
-                          f"{_hours(network.cost.specialization)}; {extra}")
-    if mixture.feasible:
-        return "slm-mix", (f"as a projected network would, but that is out ({network.why}): "
-                           "independent small models each fit on a device and share one generic "
-                           f"pretraining among all domains; {extra}")
-    if rows["slm-d"].feasible:
-        return "slm-d", (f"a teacher exists already, and {network.why}: its distribution tells the "
-                         "student more per token than the text alone")
-    if rows[CHECKPOINT].feasible:
-        return CHECKPOINT, (f"pretraining a model here is out ({rows['slm'].why}), and the open "
+        extra = f"importance sampling is out: {importance.why}" if importance else \
+            "there is no importance sampling"
+    if network is not None and network.feasible and wide:
+        return network.method, (
+            "the inference limit asks for a small model and the domains share one "
+            f"pretraining; {extra}. The domain is wide (entropy "
+            f"{given.entropy:.2f} of at most {math.log(given.clusters or 2):.2f} "
+            "nats), where a single cluster's expert does not beat the plain small "
+            "model in the paper: blend the experts by the domain's histogram")
+    if network is not None and network.feasible:
+        return network.method, (
+            "the inference limit asks for a small model and one generic pretraining "
+            "serves every domain, each then specialised for "
+            f"{_hours(network.cost.specialization)}; {extra}")
+    out = network.why if network else "there is none"
+    if mixture is not None and mixture.feasible:
+        return mixture.method, (
+            f"as a projected network would, but that is out ({out}): "
+            "independent small models each fit on a device and share one generic "
+            f"pretraining among all domains; {extra}")
+    if taught is not None and taught.feasible:
+        return taught.method, (f"a teacher exists already, and {out}: its distribution tells the "
+                               "student more per token than the text alone")
+    why = plain.why if plain else "there is no plain method"
+    if adapted.feasible:
+        return CHECKPOINT, (f"pretraining a model here is out ({why}), and the open "
                             "checkpoint fits the inference limit")
-    if rows["slm"].feasible:
-        return "slm", ("the plain small model is what the budgets afford: "
-                       f"projected network: {network.why}")
-    return CHECKPOINT, (f"nothing can be pretrained here ({rows['slm'].why}): take an open "
+    if plain is not None and plain.feasible:
+        return plain.method, ("the plain small model is what the budgets afford: "
+                              f"projected network: {out}")
+    return CHECKPOINT, (f"nothing can be pretrained here ({why}): take an open "
                         f"checkpoint within {limit}, name it with --checkpoint, and continue its "
                         "pretraining on the domain")
+
+
+def _first(rows: dict[str, Row], kind: Callable[[Method], bool]) -> Row | None:
+    """The first method of a kind in the table that is feasible, else the first."""
+    found = [rows[name] for name, method in methods.TABLE.items() if kind(method)]
+    return next((row for row in found if row.feasible), found[0] if found else None)
+
+
+def _can(row: Row | None) -> TypeGuard[Row]:
+    return row is not None and row.feasible
 
 
 def _domains(given: PlanInput) -> str:
@@ -182,29 +239,57 @@ def _clusters(given: PlanInput, setting: Setting) -> tuple[int, list[str]]:
                f"{windows / k:.1f} windows each"]
 
 
-def _notes(given: PlanInput, rows: dict[str, Row], chosen: str) -> list[str]:
-    notes = []
-    if given.teacher is not None and chosen != "slm-d" and rows["slm-d"].feasible:
-        notes.append(f"a teacher exists: slm-d costs {_hours(rows['slm-d'].cost.specialization)} "
-                     "per domain, mostly the teacher's; worth a trial on one domain")
+def _notes(given: PlanInput, setting: Setting, rows: dict[str, Row], chosen: str) -> list[str]:
+    notes, of = [], method_of(chosen)
+    device = given.device
+    if device.stands_in_for is not None:
+        near = devices.did_you_mean(device.stands_in_for)
+        notes.append(
+            f"nothing is known about '{device.stands_in_for}'{f' ({near}?)' if near else ''}: "
+            f"FLOPs are exact, hours are those of {device.name}"
+            + (", and a processor takes longer" if device.kind == "cpu" else "")
+            + "; `planearly calibrate` there, a minute of real steps, replaces them by measured "
+              "ones")
+    elif not device.calibrated:
+        notes.append(f"hours are estimates for {device.name} ({device.source}); "
+                     "`planearly calibrate` on the device replaces them by measured ones")
+    if not device.bf16:
+        notes.append(f"{device.name} has no fast bfloat16: training computes in float32 there, and "
+                     f"hours are at that rate ({device.rate / 1e12:.3g} TFLOP/s)")
+    row = rows[chosen]
+    if row.equal_quality is not None:
+        notes.append(f"no hours per domain were given, so {chosen} takes "
+                     f"{row.equal_quality['share']:.0%} of the tokens of "
+                     f"{row.equal_quality['with']}: {row.equal_quality['ground']}")
+    limit = sizes.PAPER_LARGE if given.limit is None else given.limit
+    if of.large and limit > 1.3 * flops.parameters(setting.large):
+        held = options.fits(given, sizes.shape_for(round(1.2 * flops.parameters(setting.large))))
+        notes.append(f"the large model is sized to {short(flops.parameters(setting.large))} "
+                     "parameters by " + (
+                         "what corpus and hours train at 20 tokens per parameter" if held else
+                         f"the memory of one {device.name}: every device holds the whole model "
+                         "and its state"))
+    taught = _first(rows, lambda m: m.taught)
+    if given.teacher is not None and _can(taught) and chosen != taught.method:
+        notes.append(f"a teacher exists: {taught.method} costs "
+                     f"{_hours(taught.cost.specialization)} per domain, mostly the teacher's "
+                     "answers; worth a trial on one domain")
     if given.checkpoint is not None and chosen != CHECKPOINT and rows[CHECKPOINT].feasible:
         notes.append(f"try {given.checkpoint.name} too: adapting it costs at most "
                      f"{_hours(rows[CHECKPOINT].cost.specialization)} per domain, and whoever made "
                      "it may have trained it longer than these budgets can")
-    if chosen == "llm" and given.total_domains > 1:
+    if of.large and given.total_domains > 1:
         notes.append("with LoRA each domain adds its adapters instead of a whole model, at most "
                      "0.5 perplexity behind in the paper, for up to five times the steps")
-    passes = rows[chosen].pretrain_tokens / given.generic_tokens if given.generic_tokens else 0
+    passes = row.pretrain_tokens / given.generic_tokens if given.generic_tokens else 0
     if passes > 1.01:
         notes.append(f"{chosen} reads the generic corpus {passes:.1f} times; up to {MOST_PASSES} "
                      "are about as good as new text")
     if given.devices > 1:
         notes.append(f"hours are device-hours: {given.devices} devices take {given.devices} times "
-                     "less time on the clock where work divides evenly")
-    if not given.device.calibrated:
-        notes.append(f"hours are estimates for {given.device.name} ({given.device.source}); "
-                     "`planearly calibrate` on the device replaces them by measured ones")
-    if given.entropy is None and chosen in model.CLUSTERED:
+                     "less time on the clock where work divides evenly; each holds the whole "
+                     "model and its state")
+    if given.entropy is None and of.clustered:
         notes.append("whether the domain is wide is not known yet: `planearly run` reports its "
                      "cluster entropy before any training, to be given here as --entropy")
     return notes

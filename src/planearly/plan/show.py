@@ -9,7 +9,7 @@ from markupsafe import Markup, escape
 from rich.console import Console
 from rich.table import Table
 
-from planearly.plan.options import Row
+from planearly.plan.options import Row, method_of
 from planearly.plan.recommend import Plan
 from planearly.units import short
 
@@ -17,7 +17,7 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#
 """Okabe and Ito's palette, readable with any colour vision."""
 
 COLUMNS = ("method", "ok", "tokens before", "per domain", "FLOPs in all", "hours before",
-           "per domain", "in all", "money in all", "perplexity")
+           "per domain", "in all", "money in all", "training GB", "perplexity")
 
 
 def cells(plan: Plan, row: Row) -> list[str]:
@@ -33,7 +33,7 @@ def cells(plan: Plan, row: Row) -> list[str]:
         f"{row.total.flops:.1e}".replace("+", ""), number(costs.generic.device_hours),
         number(costs.specialization.device_hours), number(row.total.device_hours),
         "-" if row.total.money is None else f"{row.total.money:,.0f} {plan.given.currency}",
-        perplexity,
+        number(row.train_bytes_per_device / 1e9), perplexity,
     ]
 
 
@@ -50,6 +50,18 @@ def deployed(plan: Plan) -> list[str]:
     return [f"{', '.join(methods)}: {line}" for line, methods in lines.values()]
 
 
+def crossings(plan: Plan) -> list[str]:
+    """One line for each place where cost curves cross; methods that cost the same stand together.
+    """
+    lines: dict[tuple[str, str, str], list[str]] = {}
+    for even in plan.break_evens:
+        first = even["cheaper_below"]
+        (other,) = set(even["methods"]) - {first}
+        lines.setdefault((f"{even['domains']:.1f}", other, even["at"]), []).append(first)
+    return [f"Up to {domains} domains {' or '.join(first)} is cheaper than {other}, at {at}"
+            for (domains, other, at), first in lines.items()]
+
+
 def number(value: float) -> str:
     """Hours and counts with about three digits."""
     if value == 0:
@@ -61,7 +73,7 @@ def text(plan: Plan, console: Console) -> None:
     """Print the plan: the recommendation first, then everything it was chosen from."""
     given, setting = plan.given, plan.setting
     console.print(f"Recommended: [bold]{plan.recommended}[/bold]"
-                  + (f" (expert: {plan.expert})" if plan.recommended in ("slm-pn", "slm-mix")
+                  + (f" (expert: {plan.expert})" if method_of(plan.recommended).bank
                      else ""))
     console.print(f"Because {plan.reason}.\n", markup=False)
     keep = [i for i, name in enumerate(COLUMNS)
@@ -75,7 +87,7 @@ def text(plan: Plan, console: Console) -> None:
         table.add_row(*(found[i] for i in keep),
                       style="bold" if row.method == plan.recommended else "")
     domains = "one domain" if given.total_domains == 1 else f"{given.total_domains} domains"
-    console.print(f"All methods for {domains}, in device-hours of {setting.device.name}; of those "
+    console.print(f"All methods for {domains}, in device-hours of {setting.device.label}; of those "
                   "not feasible, what the budgets would buy:", markup=False)
     console.print(table)
     console.print()
@@ -86,11 +98,8 @@ def text(plan: Plan, console: Console) -> None:
     for line in deployed(plan):
         console.print(f"Inference: {line}.", markup=False)
     console.print()
-    for even in plan.break_evens:
-        a, b = even["methods"]
-        other = b if even["cheaper_below"] == a else a
-        console.print(f"Up to {even['domains']:.1f} domains {even['cheaper_below']} is cheaper "
-                      f"than {other}.", markup=False)
+    for line in crossings(plan):
+        console.print(f"{line}.", markup=False)
     for note in plan.notes:
         console.print(f"Note: {note}.", markup=False)
     for line in sorted({row.perplexity_note for row in plan.rows if row.feasible}):
@@ -108,7 +117,7 @@ def section(plan: Plan) -> Markup:
         for row in plan.rows)
     notes = Markup("").join(Markup("<li>{}.</li>").format(note) for note in _all_notes(plan))
     caption = Markup("<figcaption>Device-hours over the number of domains, C(N) = C_generic + N "
-                     "C_specialization, on {}.</figcaption>").format(plan.setting.device.name)
+                     "C_specialization, on {}.</figcaption>").format(plan.setting.device.label)
     return (Markup("<section class='plan'>") + head + Markup("<figure>") + curve(plan) + caption
             + Markup("</figure><table><thead><tr>") + header + Markup("</tr></thead><tbody>")
             + body + Markup("</tbody></table><ul>") + notes + Markup("</ul></section>"))
@@ -118,7 +127,8 @@ def _all_notes(plan: Plan) -> list[str]:
     """Everything below the table: why not, what inference costs, and the plan's notes."""
     against = [f"{row.method} is not feasible: {row.why}" for row in plan.rows
                if not row.feasible]
-    return against + [f"inference: {line}" for line in deployed(plan)] + plan.notes
+    return [*against, *(f"inference: {line}" for line in deployed(plan)), *crossings(plan),
+            *plan.notes]
 
 
 def curve(plan: Plan, width: int = 640, height: int = 360) -> Markup:
@@ -176,6 +186,8 @@ def predicted(found: dict[str, Any], console: Console) -> None:
                       number(entry["device_hours"]),
                       "-" if entry["money"] is None else f"{entry['money']:,.2f}")
     console.print(table)
+    if found.get("note"):
+        console.print(f"Note: {found['note']}.", markup=False)
     console.print(f"On {found['device']}; fine-tuning at its limits, early stopping ends sooner",
                   markup=False)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from planearly import keys
 from planearly.cost.devices import Device
 from planearly.errors import UserError
-from planearly.model import flops
+from planearly.model import flops, memory
 from planearly.model.transformer import Shape
 from planearly.units import short
 
@@ -89,20 +89,19 @@ def limit_from_speed(tokens_per_second: float, device: Device, quantization: str
     return int(per_second / tokens_per_second * 8 / bits(quantization))
 
 
-def projected_for(shape: Shape, memory: float | None) -> keys.Projected | None:
+def projected_for(shape: Shape, device: Device) -> keys.Projected | None:
     """The projected network for this small model: 32 experts, or 16 where memory is short.
 
     32 is the paper's best trade-off (its Figure 7); ranks 23 and 12 give its totals of 1,422M and
     756M at the 126M shape.
 
     Returns:
-        None if neither can be trained in ``memory`` bytes.
+        None if neither can train one row in the memory of one device.
     """
-    from planearly.cost import model
-
     matrices = ["up", "down"] if shape.ffn != "swiglu" else ["gate", "up", "down"]
     for experts, rank in ((32, 23), (16, 12)):
         projected = keys.Projected(experts=experts, rank=rank, matrices=matrices)
-        if memory is None or model.projected_memory(shape, projected) <= memory:
+        job = memory.Job(shape, bf16=device.bf16, device=device.kind, projected=projected)
+        if memory.fitting_microbatch(device.memory, job, shape.context):
             return projected
     return None
