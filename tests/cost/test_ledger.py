@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from planearly import methods
 from planearly.cost import devices, ledger
 from planearly.errors import UserError
 from planearly.files import write_json
+from planearly.stages.evaluate import total_cost
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +82,38 @@ def test_sums_per_method_and_domain(tmp_path: Path) -> None:
     # every stage once: 10 + 2 x (1 + 5 + 1) + 50 + 4 + 2, and 36 seconds of preparation
     assert found["total"]["device_hours"] == pytest.approx(80.01)
     assert found["total"]["predicted_hours"] is None
+
+
+def test_choosing_the_expert_is_part_of_what_a_method_cost(tmp_path: Path) -> None:
+    """10 + 5 + 1 hours are 16, by `planearly cost` and by the function of results.json."""
+    base = stage(tmp_path, "pretrain/slm-pn", {}, 10.0)
+    expert = stage(tmp_path, "expert/slm-pn.a", {"model": base}, 5.0)
+    stage(tmp_path, "specialize/slm-pn.a", {"start": expert}, 1.0)
+    of = ledger.add_up([tmp_path])["methods"]["slm-pn"]
+    assert [of[k]["device_hours"] for k in ("generic", "specialization", "total")] == [10, 6, 16]
+    folders = [path.parent for path in sorted(tmp_path.rglob("manifest.json"))]
+    assert total_cost(folders)["device_hours"] == 16
+
+
+def test_saving_is_booked_beside_the_hours_and_paid_for() -> None:
+    entry = ledger.book("pretrain/slm", 1, 1.0, 3600, "abacus", price_per_hour=2.0,
+                        saving_seconds=1800)
+    assert entry["device_hours"] == 1 and entry["saving_hours"] == 0.5 and entry["money"] == 3
+    both = ledger.total([entry, ledger.book("x", 1, 1.0, 3600, "abacus")])
+    assert (both["device_hours"], both["saving_hours"], both["money"]) == (2, 0.5, 3)
+
+
+def test_any_projected_pretraining_is_predicted_with_its_projection(
+        cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calibrated = {"device": "abacus", "matmul_flops": 2e12, "when": "2026-01-01", "shapes": {
+        "slm": {"d_model": 1024, "flops_per_second": 1e12, "tokens_per_second": 100},
+        "pn": {"d_model": 1024, "flops_per_second": 1e12, "tokens_per_second": 80}}}
+    write_json(devices.calibration_file("abacus"), calibrated)
+    monkeypatch.setitem(methods.TABLE, "new", replace(methods.find("slm-pn"), name="new"))
+    entry, shape = {"device": "abacus", "flops": 3.6e15}, {"shape": {"d_model": 1024}}
+    hours = {name: ledger.predicted_hours(entry, {"stage": f"pretrain/{name}", **shape})
+             for name in ("slm", "slm-pn", "new")}
+    assert hours == pytest.approx({"slm": 1.0, "slm-pn": 1.25, "new": 1.25})
 
 
 def test_the_same_folder_twice_counts_once(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """The ledger: what every stage of every run cost, beside what it was predicted to.
 
 A stage's manifest holds an entry ``cost`` made by :func:`book`: always tokens, FLOPs, device-hours
-and the device's name together, and money when a price is known. :func:`add_up` sums the entries of
-run folders per method and per domain, following which stage was made from which.
+and the device's name together, and money when a price is known. :func:`total` is how entries are
+added up everywhere: what a method cost is the total over the stages with a cost that its model was
+made from (pretraining, choosing the expert, the teacher's, fine-tuning), and :func:`paid_once` says
+which of them were paid before the domain was known. :func:`add_up` does so for run folders.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from planearly import methods
 from planearly.cost import devices
 from planearly.errors import UserError
 from planearly.files import read_json
@@ -20,7 +23,7 @@ UNKNOWN = "unknown"
 
 def book(
     stage: str, tokens: float, flops: float, seconds: float, device: str | None = None, *,
-    price_per_hour: float | None = None, currency: str = "USD",
+    price_per_hour: float | None = None, currency: str = "USD", saving_seconds: float = 0.0,
 ) -> dict[str, Any]:
     """A ledger entry.
 
@@ -30,11 +33,14 @@ def book(
         flops: floating-point operations, by :mod:`planearly.model.flops`.
         seconds: device-seconds: time on the clock times the number of devices.
         device: what the driver calls it; None is this machine's.
+        saving_seconds: device-seconds that checkpoints took, not in ``seconds``: they depend on
+            the disk and on the interval, not on the method.
 
     Returns:
         ``stage``, ``tokens``, ``flops``, ``device_hours``, ``device``, ``utilisation`` of one
         device (against the data sheet and against the measured matrix rate, each a share or
-        "unknown"), and ``money`` with its ``currency`` if a price is given.
+        "unknown"), ``saving_hours`` if there were any, and ``money`` with its ``currency`` if a
+        price is given, for both kinds of hours.
     """
     name = device or devices.here()
     entry: dict[str, Any] = {
@@ -42,8 +48,10 @@ def book(
         "device_hours": seconds / 3600, "device": name,
         "utilisation": utilisation(name, flops, seconds),
     }
+    if saving_seconds:
+        entry["saving_hours"] = saving_seconds / 3600
     if price_per_hour is not None:
-        entry["money"] = entry["device_hours"] * price_per_hour
+        entry["money"] = (seconds + saving_seconds) / 3600 * price_per_hour
         entry["currency"] = currency
     return entry
 
@@ -73,7 +81,9 @@ def predicted_hours(entry: Mapping[str, Any], manifest: Mapping[str, Any]) -> fl
     except UserError:
         return None
     hours = device.seconds(entry["flops"], width) / 3600
-    projects = str(manifest.get("stage", "")).startswith("pretrain/slm-pn")
+    kind, method, _ = place({"stage": "", **manifest})
+    row = methods.TABLE.get(method)
+    projects = kind == "pretrain" and row is not None and row.bank == "projected"
     if projects and device.projection_overhead is not None:
         hours *= device.projection_overhead
     return hours
@@ -88,9 +98,7 @@ def add_up(folders: Iterable[Path]) -> dict[str, Any]:
     Returns:
         ``stages``: entries with ``predicted_hours`` (or None) and ``folder``; ``methods``: name to
         ``generic``, ``domains`` (name to sums), ``specialization`` (their sum) and ``total``;
-        ``total``. Sums have ``tokens``, ``flops``, ``device_hours``, ``predicted_hours`` (over
-        the stages that have one), ``actual_of_predicted`` (their device-hours), ``devices`` and
-        ``money``.
+        ``total``. Sums are as of :func:`total`.
 
     Raises:
         UserError: a folder without finished stages.
@@ -109,36 +117,35 @@ def add_up(folders: Iterable[Path]) -> dict[str, Any]:
         made["entry"] = _entry(made["manifest"], made["folder"])
     methods: dict[str, Any] = {}
     for fingerprint, made in stages.items():
-        kind, method, domain = parts(made["manifest"]["stage"])
+        kind, method, domain = place(made["manifest"])
         if kind == "specialize":
-            used = [f for f in _ancestors(fingerprint, stages)
-                    if parts(stages[f]["manifest"]["stage"])[0] in ("pretrain", "specialize")]
+            used = [f for f in _ancestors(fingerprint, stages) if "cost" in stages[f]["manifest"]]
             of = methods.setdefault(method, {"generic": set(), "domains": {}})
             own = of["domains"].setdefault(domain, set())
             for each in used:
-                if parts(stages[each]["manifest"]["stage"])[2] is None:
+                if paid_once(stages[each]["manifest"]):
                     of["generic"].add(each)
                 else:
                     own.add(each)
     return {
         "stages": [made["entry"] for made in stages.values()],
         "methods": {name: _summed_method(of, stages) for name, of in sorted(methods.items())},
-        "total": _once(_sum([made["entry"] for made in stages.values()]), stages.values()),
+        "total": _once(total([made["entry"] for made in stages.values()]), stages.values()),
     }
 
 
-def _once(total: dict[str, Any], stages: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def _once(whole: dict[str, Any], stages: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """A sum without the steps that a run shares with the longer one it branched off."""
     for made in stages:
         begun, booked = made["manifest"].get("begun"), made["entry"]
         if begun:
             share = begun["tokens"] / booked["tokens"]
-            total["tokens"] -= begun["tokens"]
-            total["flops"] -= share * booked["flops"]
-            total["device_hours"] -= begun["device_hours"]
+            whole["tokens"] -= begun["tokens"]
+            whole["flops"] -= share * booked["flops"]
+            whole["device_hours"] -= begun["device_hours"]
             if "money" in booked:
-                total["money"] -= booked["money"] * begun["device_hours"] / booked["device_hours"]
-    return total
+                whole["money"] -= booked["money"] * begun["device_hours"] / booked["device_hours"]
+    return whole
 
 
 def _entry(manifest: Mapping[str, Any], folder: str) -> dict[str, Any]:
@@ -149,6 +156,22 @@ def _entry(manifest: Mapping[str, Any], folder: str) -> dict[str, Any]:
     }
     return {**booked, "stage": manifest["stage"], "folder": folder,
             "predicted_hours": predicted_hours(booked, manifest)}
+
+
+def place(manifest: Mapping[str, Any]) -> tuple[str, str, str | None]:
+    """Kind, method and domain of a stage (None: paid once, before the domain is known).
+
+    A training stage says it itself; of others, and in older run folders, its name does.
+    """
+    kind, method, domain = parts(manifest["stage"])
+    if "method" in manifest:
+        return kind, manifest["method"], manifest["domain"]
+    return kind, method, domain
+
+
+def paid_once(manifest: Mapping[str, Any]) -> bool:
+    """Whether a stage is paid once for all domains, and not for each anew."""
+    return place(manifest)[2] is None
 
 
 def parts(stage: str) -> tuple[str, str, str | None]:
@@ -176,24 +199,33 @@ def _summed_method(of: Mapping[str, Any], stages: Mapping[str, Any]) -> dict[str
 
     own = set().union(*of["domains"].values())
     return {
-        "generic": _sum(entries(of["generic"])),
-        "domains": {name: _sum(entries(used)) for name, used in sorted(of["domains"].items())},
-        "specialization": _sum(entries(own)),
-        "total": _sum(entries(own | of["generic"])),
+        "generic": total(entries(of["generic"])),
+        "domains": {name: total(entries(used)) for name, used in sorted(of["domains"].items())},
+        "specialization": total(entries(own)),
+        "total": total(entries(own | of["generic"])),
     }
 
 
-def _sum(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    predicted = [e for e in entries if e["predicted_hours"] is not None]
-    priced = [e for e in entries if "money" in e]
-    total: dict[str, Any] = {
+def total(entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Ledger entries added up.
+
+    Returns:
+        ``tokens``, ``flops``, ``device_hours``, ``saving_hours``, ``predicted_hours`` (over the
+        entries that have one; None: none has), ``actual_of_predicted`` (their device-hours),
+        ``devices``, and ``money`` with its ``currency`` where any has it.
+    """
+    entries = list(entries)
+    predicted = [e for e in entries if e.get("predicted_hours") is not None]
+    priced = [e for e in entries if e.get("money") is not None]
+    found: dict[str, Any] = {
         "tokens": sum(e["tokens"] for e in entries), "flops": sum(e["flops"] for e in entries),
         "device_hours": sum(e["device_hours"] for e in entries),
+        "saving_hours": sum(e.get("saving_hours", 0.0) for e in entries),
         "predicted_hours": sum(e["predicted_hours"] for e in predicted) if predicted else None,
         "actual_of_predicted": sum(e["device_hours"] for e in predicted),
         "devices": sorted({e["device"] for e in entries} - {UNKNOWN}),
     }
     if priced:
-        total["money"] = sum(e["money"] for e in priced)
-        total["currency"] = priced[0].get("currency", "")
-    return total
+        found["money"] = sum(e["money"] for e in priced)
+        found["currency"] = priced[0].get("currency", "")
+    return found

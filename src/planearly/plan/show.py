@@ -219,3 +219,6 @@ def ledger(found: dict[str, Any], console: Console) -> None:
     console.print(f"On {', '.join(found['total']['devices']) or 'unknown devices'}. Predicted: the "
                   "cost model's device-hours of the training stages, and how far off.",
                   markup=False)
+    saving = found["total"]["saving_hours"]
+    if saving:
+        console.print(f"Saving checkpoints took {number(saving)} device-hours more.", markup=False)

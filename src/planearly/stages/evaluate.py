@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from planearly import methods, parallel, tensors
+from planearly.cost import ledger
 from planearly.evaluate import perplexity
 from planearly.export.folder import export
 from planearly.files import read_array, read_json, write_array, write_json
@@ -64,21 +65,11 @@ def evaluations(run: Run, trained: Trained) -> tuple[Path | None, Path]:
 
 
 def total_cost(stages: list[Path]) -> dict[str, Any]:
-    """Ledger entries of stages added up: tokens, flops, device_hours, device."""
-    entries = [facts(path)["cost"] for path in stages]
-    devices = sorted({entry["device"] for entry in entries})
-    return {
-        "tokens": sum(entry["tokens"] for entry in entries),
-        "flops": sum(entry["flops"] for entry in entries),
-        "device_hours": sum(entry["device_hours"] for entry in entries),
-        "device": ", ".join(devices) or "none",
-        "money": _sum_known([entry.get("money") for entry in entries]),
-    }
-
-
-def _sum_known(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
+    """Ledger entries of stages added up, as results.json has them."""
+    found = ledger.total(facts(path)["cost"] for path in stages)
+    return {"tokens": found["tokens"], "flops": found["flops"],
+            "device_hours": found["device_hours"], "saving_hours": found["saving_hours"],
+            "device": ", ".join(found["devices"]) or "none", "money": found.get("money")}
 
 
 def row(run: Run, trained: Trained, model: Path | None = None) -> dict[str, Any]:
