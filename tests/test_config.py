@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import typing
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import yaml
@@ -229,15 +230,21 @@ def test_wrong_units_are_refused(text, function):
         function(text)
 
 
+def test_a_recipe_is_not_edited_in_place():
+    recipe = config.override({})
+    with pytest.raises(FrozenInstanceError):
+        recipe.seed = 1
+    with pytest.raises(FrozenInstanceError):
+        recipe.finetune.optimizer.lr = 1.0
+
+
 def test_a_shape_without_shared_keys_is_written_as_it_was():
     """Stages are addressed by it."""
     recipe = config.override({"model": {"heads": 4}})
     plain = Shape.of(recipe.model, 300, 64)
     assert "kv_heads" not in plain.to_dict() and Shape(**plain.to_dict()) == plain
-    recipe.model.kv_heads = 4
-    assert Shape.of(recipe.model, 300, 64) == plain
-    recipe.model.kv_heads = 2
-    grouped = Shape.of(recipe.model, 300, 64)
+    assert Shape.of(replace(recipe.model, kv_heads=4), 300, 64) == plain
+    grouped = Shape.of(replace(recipe.model, kv_heads=2), 300, 64)
     assert grouped.to_dict()["kv_heads"] == 2 and Shape(**grouped.to_dict()) == grouped
     for wrong in (3, 8):
         with pytest.raises(UserError, match=r"model\.kv_heads' is .*divisor of model\.heads"):

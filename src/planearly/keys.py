@@ -21,7 +21,7 @@ def section(meaning: str, factory: Any) -> Any:
     return field(default_factory=factory, metadata={"meaning": meaning})
 
 
-@dataclass
+@dataclass(frozen=True)
 class Data:
     text_field: str = key("field of a JSONL or Parquet record that holds the text", "text")
     source_field: str = key("field that names the record's source, if there is one", "source")
@@ -34,7 +34,7 @@ class Data:
     generic_eval_tokens: int = key("tokens of the generic corpus held out to report on", 100_000)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Tokenizer:
     kind: Literal["bpe", "unigram"] = key("algorithm of a newly trained tokenizer", "bpe")
     vocab_size: int = key("entries of a newly trained tokenizer", 32_768)
@@ -42,7 +42,7 @@ class Tokenizer:
     path: str | None = key("take this tokenizer.json or model folder or hub name instead", None)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Cluster:
     embedder: str = key("static, sentence-bert, or a sentence-transformers name or folder",
                         "static")
@@ -52,7 +52,7 @@ class Cluster:
     sample_per_centroid: int = key("windows per centroid that k-means is fitted on", 256)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Importance:
     k: int | None = key("clusters to weigh by (null: the one of cluster.k that predicts best)",
                         None)
@@ -62,13 +62,13 @@ class Importance:
     warn_epochs: float = key("warn when a cluster is read more often than this", 4.0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Selection:
     epochs: float = key("passes over the generic windows that slm-dsir and slm-knn select", 4.0)
     share: float = key("largest share of the generic corpus that they select", 0.5)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Model:
     layers: int = key("transformer blocks", 6)
     d_model: int = key("width", 256)
@@ -81,7 +81,7 @@ class Model:
     kv_heads: int | None = key("heads of keys and values, shared by groups (null: heads)", None)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Projected:
     experts: int = key("k, experts: one per cluster of the generic corpus", 16)
     rank: int = key("h, slices of the bank T: multiplies the feed-forward parameters", 12)
@@ -94,13 +94,13 @@ class Projected:
     coefficient_lr: float = key("learning rate of E and M relative to a plain layer's", 1.0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Mixture:
     experts: int = key("independent small models, one per cluster", 16)
     expert: int | None = key("train this one only (one machine among many)", None)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Optimizer:
     preset: Literal["modern", "adamw", "paper"] = key(
         "Muon and AdamW, warm-up-stable-decay; AdamW alone; or the paper's Adam at 1e-4", "modern")
@@ -115,7 +115,7 @@ class Optimizer:
     decay_share: float = key("share of steps in which wsd decays to zero", 0.3)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Train:
     batch_tokens: int = key("tokens per optimiser step", 16_384)
     microbatch_tokens: int | None = key("tokens per forward pass (null: fits the device)", None)
@@ -127,14 +127,14 @@ class Train:
     optimizer: Optimizer = section("the optimiser", Optimizer)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Pretrain(Train):
     branch_tokens: list[int] = key(
         "other values of pretrain_tokens whose runs share this one's stable phase", [])
     specialization_share: float = key("share of tokens drawn from the domain's own text", 0.0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Finetune(Train):
     batch_tokens: int = key("tokens per optimiser step", 4_096)
     max_steps: int | None = key("most steps (null: 2k, 4k or 30k by set size, as the paper)", None)
@@ -146,7 +146,7 @@ class Finetune(Train):
     replay_share: float = key("share of tokens replayed from the generic corpus", 0.0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Distill:
     data_weight: float = key("weight of the next-token loss on the data", 0.5)
     teacher_weight: float = key("weight of the divergence from the teacher", 0.5)
@@ -157,7 +157,7 @@ class Distill:
                                                       "specialization")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Lora:
     rank: int = key("rank of the adapters", 64)
     alpha: float = key("adapter scale is alpha / rank", 128.0)
@@ -165,13 +165,13 @@ class Lora:
     lr_factor: float = key("learning rate, times full fine-tuning's", 1.0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Cost:
     price_per_hour: float | None = key("money per device-hour", None)
     currency: str = key("of the price", "USD")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Block:
     """A part of a study's grid: every combination of what it lists."""
 
@@ -180,7 +180,7 @@ class Block:
     over: dict[str, list[Any]] = key("recipe key: its values", {})
 
 
-@dataclass
+@dataclass(frozen=True)
 class Study:
     main: dict[str, int] = key(
         "method: its tokens of pretraining in the main comparison, where they are not "
@@ -190,7 +190,7 @@ class Study:
         "combination in a block is a cell, done in this order", [])
 
 
-@dataclass
+@dataclass(frozen=True)
 class Recipe:
     name: str = key("shown in reports", "recipe")
     seed: int = key("of the split, the sampler and the weights", 0)

@@ -17,13 +17,12 @@ from planearly.train import loop
 
 
 def tiny() -> keys.Recipe:
-    recipe = keys.Recipe(name="tiny", context=16)
-    recipe.tokenizer.vocab_size = 300
-    recipe.model = keys.Model(layers=1, d_model=32, heads=2, d_ff=64)
-    recipe.large = keys.Model(layers=1, d_model=64, heads=2, d_ff=128)
-    recipe.projected = keys.Projected(experts=3, rank=2, embedding=2)
-    recipe.pretrain = keys.Pretrain(batch_tokens=64, compile="no")
-    return recipe
+    return keys.Recipe(
+        name="tiny", context=16, tokenizer=keys.Tokenizer(vocab_size=300),
+        model=keys.Model(layers=1, d_model=32, heads=2, d_ff=64),
+        large=keys.Model(layers=1, d_model=64, heads=2, d_ff=128),
+        projected=keys.Projected(experts=3, rank=2, embedding=2),
+        pretrain=keys.Pretrain(batch_tokens=64, compile="no"))
 
 
 def test_a_calibration_is_what_plans_then_use(tmp_path: Path,

@@ -12,6 +12,7 @@ from planearly.errors import UserError
 from planearly.files import read_json
 from planearly.stages import corpus
 from planearly.stages.folder import MANIFEST, Busy, Missing, Run
+from planearly.stages.trained import pretrained
 from planearly.study import forecast, grid, readme
 from planearly.study.run import RESULTS, Study, share_of_machine, study, work
 from planearly.train import loop, metrics
@@ -70,12 +71,12 @@ def test_methods_take_their_main_budgets_where_a_block_names_none(made):
     recipe = with_grid(made, {"methods": ["slm", "slm-is"], "over": {"seed": [0, 1]}},
                        {"methods": ["slm"], "over": {"pretrain_tokens": [2000]}},
                        pretrain_tokens=4000)
-    recipe.study.main = {"slm": 8000}
+    recipe = config.variant(recipe, {"study.main": {"slm": 8000}})
     assert [(cell.method, cell.settings["pretrain_tokens"], cell.settings["seed"])
             for cell in grid.cells(recipe, ["law"])] == [
         ("slm", 8000, 0), ("slm", 8000, 1), ("slm-is", 4000, 0), ("slm-is", 4000, 1),
         ("slm", 2000, 0)]
-    recipe.study.main = {"slm-pm": 8000}
+    recipe = config.variant(recipe, {"study.main": {"slm-pm": 8000}})
     with pytest.raises(UserError, match="'slm-pm', which no block"):
         grid.cells(recipe, ["law"])
 
@@ -256,7 +257,7 @@ def test_a_budget_that_branches_off_ends_as_one_of_its_own(made, tmp_path, rate,
         made_recipe = small(made, pretrain_tokens=tokens,
                             pretrain={**pretrain, "branch_tokens": branches})
         with Run(out, made_recipe).opened() as this:
-            return trained.pretrained(this, "slm")
+            return pretrained(this, "slm")
 
     shared, alone = tmp_path / "shared", tmp_path / "alone"
     run(shared, long, [long, short])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -44,7 +45,7 @@ def forecast(recipe: Recipe, device: str = "here") -> dict[str, Any]:
         try:
             if made is None:
                 raise UserError(cell.variant.reason)
-            made.methods, made.domains = [cell.method], [cell.domain]
+            made = replace(made, methods=[cell.method], domains=[cell.domain])
             trained.check(made)
         except UserError as error:
             impossible.append({"cell": cell.name, "reason": str(error)})

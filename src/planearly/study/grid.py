@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -85,9 +85,15 @@ def cells(recipe: Recipe, domains: list[str]) -> list[Cell]:
                 found.setdefault(cell.id, cell)
     made = [cell.variant.recipe for cell in found.values() if cell.variant.recipe]
     budgets = sorted({of.pretrain_tokens for of in made})
-    for of in made:
-        of.pretrain.branch_tokens = budgets
-    return list(found.values())
+    return [replace(cell, variant=_among(cell.variant, budgets)) for cell in found.values()]
+
+
+def _among(variant: Variant, budgets: list[int]) -> Variant:
+    """The variant, its pretraining told which others may share its stable phase."""
+    if variant.recipe is None:
+        return variant
+    pretrain = replace(variant.recipe.pretrain, branch_tokens=budgets)
+    return replace(variant, recipe=replace(variant.recipe, pretrain=pretrain))
 
 
 def _at_main_budgets(recipe: Recipe, block: keys.Block) -> list[keys.Block]:

@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ class Study:
         if cell.variant.recipe is None:
             raise UserError(cell.variant.reason)
         run = self.run_of(cell.variant)
-        run.recipe.methods = [cell.method]
+        run.recipe = replace(run.recipe, methods=[cell.method])
         trained.check(run.recipe)
         trained.check_tokens(run)
         return run
