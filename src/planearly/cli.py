@@ -145,6 +145,27 @@ def report(recipe: RecipeArg, settings: Settings = None, out: Out = None) -> Non
 
 
 @app.command()
+def doctor(
+    folder: Annotated[Path, typer.Argument(help="a run folder, of a run or a study")],
+    fast: Annotated[bool, typer.Option(
+        help="compare the sizes of files alone, not their digests")] = False,
+) -> None:
+    """Check a run folder: what is missing, altered or interrupted, and what would be made again."""
+    from planearly.stages import doctor as doctors
+
+    recipe = doctors.recipe_of(folder)
+    models = None
+    if recipe.study.grid:
+        from planearly.study import run as studies
+
+        models = studies.models(recipe, folder)
+    found = doctors.examine(folder, models, deep=not fast)
+    doctors.show(found)
+    if found.damaged:
+        raise typer.Exit(1)
+
+
+@app.command()
 def gguf(
     model: Annotated[Path, typer.Argument(help="a model folder that planearly exported")],
     out: Annotated[Path, typer.Option(help="file to write")] = Path("model.gguf"),

@@ -1,12 +1,17 @@
 """Stages in one process: held-out text stays out of training, weights fit what is drawn."""
 
-import numpy as np
+import shutil
 
+import numpy as np
+import pytest
+
+from planearly import config, parallel
+from planearly.data import domains
 from planearly.data.dataset import TokenDataset
 from planearly.data.pack import Rows
 from planearly.data.sample import Sampler
 from planearly.files import read_array, read_json
-from planearly.stages import clusters, corpus, pipeline, training
+from planearly.stages import clusters, corpus, pipeline, trained, training
 from planearly.stages.folder import Run, facts
 from planearly.train.steps import planned_rows
 from small_runs import recipe
@@ -123,3 +128,45 @@ def test_the_prior_of_the_weights_leaves_out_whole_documents(made, tmp_path, mon
     assert len(np.unique(dataset.windows["document"][used])) < len(used)
     assert seen and all(np.array_equal(documents, dataset.windows["document"][used])
                         for documents in seen)
+
+
+def test_a_split_that_is_made_here_reads_its_documents_once(made, tmp_path, monkeypatch):
+    mine = made / "mine.jsonl"
+    shutil.copyfile(made / "domains" / "law" / "train.jsonl", mine)
+    one = opened(made, tmp_path / "run", domains=[str(mine)])
+    with one.opened():
+        parts = corpus.split(one, "mine")
+        whole = domains.domain_splits(None, str(mine), one.recipe.data, one.recipe.seed)
+        assert {name: parts[name] for name in whole} == whole
+        finished = corpus.domain(one, "mine")
+    monkeypatch.setattr(domains, "read_documents", lambda *args: pytest.fail("read again"))
+    again = opened(made, tmp_path / "run", domains=[str(mine)])
+    with again.opened():
+        assert corpus.domain(again, "mine") == finished and not again.made
+    # an older run folder has no such stage: looked at, it is told by its documents
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "run" / "split")
+    looked = Run(again.out, again.recipe, build=False)
+    assert corpus.domain(looked, "mine") == finished
+
+
+def test_how_steps_are_computed_does_not_make_a_training_again(made, tmp_path, monkeypatch):
+    """Nor how much memory or which compiler there is; run folders that counted it are found."""
+    out = tmp_path / "run"
+
+    def trainings(**over):
+        run = Run(out, config.variant(recipe(made, methods=["slm"]), over))
+        with run.opened():
+            one = trained.specialize(run, "slm", "law")
+        return [one.base, one.tuned], run.made
+
+    first, made_now = trainings()
+    assert set(first) <= set(made_now)
+    arithmetic = "bf16" if parallel.bf16_is_fast(parallel.device()) else "fp32"
+    for over in ({"pretrain.microbatch_tokens": 32}, {"finetune.microbatch_tokens": 64},
+                 {"pretrain.compile": "auto"}, {"pretrain.validate_steps": 7},
+                 {"pretrain.precision": arithmetic, "finetune.precision": arithmetic}):
+        assert trainings(**over) == (first, []), over
+    assert trainings(**{"finetune.validate_steps": 3})[0] != first
+    older = training.same_settings({"train": {}}, recipe(made).pretrain)[-1]["train"]
+    assert older.keys() >= {"microbatch_tokens", "compile", "validate_steps", "precision"}

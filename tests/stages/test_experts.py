@@ -196,8 +196,8 @@ def test_experts_trained_one_by_one_are_those_trained_together(made, tmp_path):
             for root in (together, alone))
         assert all(torch.equal(one[name], two[name]) for name in one)
     pipeline.run(settings(made, methods=["slm-mix"]), alone, "pretrain")
-    steps = [read_json(p)["outcome"]["steps"]
-             for p in together.glob("pretrain/slm-mix-expert*/manifest.json")]
+    steps = [read_json(p)["steps"]
+             for p in together.glob("pretrain/slm-mix-expert*/outcome.json")]
     asked = settings(made)
     assert abs(np.sum(steps) - asked.pretrain_tokens // asked.pretrain.batch_tokens) <= 2
 

@@ -1,6 +1,7 @@
 """Run folders: done once, redone when an input changes, continued, never half-written."""
 
 import errno
+import hashlib
 import json
 import os
 import threading
@@ -8,9 +9,9 @@ import threading
 import numpy as np
 import pytest
 
-from planearly import files, keys
+from planearly import files, keys, parallel
 from planearly.errors import UserError
-from planearly.stages.folder import Run, facts
+from planearly.stages.folder import Missing, Run, facts
 
 
 @pytest.fixture
@@ -147,3 +148,72 @@ def test_an_atomic_folder_replaces_the_old_one(tmp_path):
             (inside / content).write_text(content)
     assert [p.name for p in (tmp_path / "folder").iterdir()] == ["two"]
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_stage_of_other_settings_with_the_same_result_is_taken(run):
+    calls: list[str] = []
+    old = stage(run, calls, settings={"rate": 1, "compile": "yes"})
+
+    def again(settings, same):
+        return run.stage("a", settings, {}, lambda folder: calls.append("new"), same=same)
+
+    assert again({"rate": 1}, [{"rate": 1, "compile": "yes"}]) == old and calls == ["a"]
+    below = stage(run, calls, "below", inputs={"a": old})
+    assert facts(below)["inputs"]["a"] == facts(old)["fingerprint"]
+    assert again({"rate": 2}, [{"rate": 2, "compile": "yes"}]) != old and calls[-1] == "new"
+
+
+def test_a_raised_version_makes_a_stage_again_and_says_so(run, capsys):
+    calls: list[str] = []
+
+    def build(folder):
+        calls.append("made")
+
+    first = run.stage("a", {"x": 1}, {}, build)
+    assert "version" not in facts(first)
+    second = run.stage("a", {"x": 1}, {}, build, version=2)
+    assert second != first and len(calls) == 2 and facts(second)["version"] == 2
+    told = capsys.readouterr().err
+    assert "the code that makes a has changed since (version 2)" in told.replace("\n", " ")
+    assert run.stage("a", {"x": 1}, {}, build, version=2) == second and len(calls) == 2
+    run.stage("b", {}, {}, build, version=2)
+    assert "has changed" not in capsys.readouterr().err
+
+
+def test_a_manifest_holds_sizes_and_digests_of_its_files(run):
+    def build(folder):
+        (folder / "part").mkdir()
+        (folder / "part" / "x").write_text("hello")
+
+    made = facts(run.stage("a", {}, {}, build))["files"]
+    assert made == {"part/x": [5, hashlib.sha256(b"hello").hexdigest()]}
+
+
+def test_the_first_process_decides_whether_a_stage_is_finished(run, monkeypatch):
+    """What the second one sees in its file system does not count, nor does it ask there."""
+    calls: list[str] = []
+    made = stage(run, calls)
+    told = []
+
+    def first_says(answer):
+        def sum_scalars(*values):
+            told.append(values)
+            return [answer] if values != (0.0,) or answer else [0.0]
+        return sum_scalars
+
+    monkeypatch.setattr(parallel, "rank", lambda: 1)
+    monkeypatch.setattr(parallel, "world", lambda: 2)
+    monkeypatch.setattr(parallel, "sum_scalars", first_says(-1.0))
+    with pytest.raises(Missing):  # it lies there, but the first does not see it yet
+        Run(run.out, run.recipe, build=False).stage("a", {}, {}, lambda folder: None)
+    monkeypatch.setattr(parallel, "sum_scalars", first_says(0.0))
+    other = Run(run.out, run.recipe, build=False)
+    (made / "manifest.json").rename(made / "hidden")
+    assert other.stage("a", {}, {}, lambda folder: None) == made
+    assert told and all(values == (0.0,) for values in told)
+    # while the first works alone, nobody is asked
+    told.clear()
+    monkeypatch.setattr(parallel, "rank", lambda: 0)
+    with run.by_first_alone():
+        stage(run, calls, "alone")
+    assert not told and calls == ["a", "alone"]

@@ -52,6 +52,20 @@ class Section:
         return text[borders[here]:borders[here + 1]].strip()
 
 
+def keep_to_json(keep: HashRange | Section | None) -> dict[str, Any] | None:
+    """A split of a unit as :func:`keep_from_json` reads it."""
+    return None if keep is None else {"kind": type(keep).__name__, **asdict(keep)}
+
+
+def keep_from_json(values: dict[str, Any] | None) -> HashRange | Section | None:
+    """A split of a unit, equal to the one that was written."""
+    if values is None:
+        return None
+    if values["kind"] == "HashRange":
+        return HashRange(values["seed"], values["low"], values["high"])
+    return Section(values["split"], tuple(values["splits"]), values["held_out"])
+
+
 @dataclass(frozen=True)
 class Unit:
     """One input file, or one shard of a Hugging Face dataset; possibly only a split of it."""

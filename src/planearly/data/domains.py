@@ -60,6 +60,17 @@ def domain_splits(root: str | None, entry: str, settings: keys.Data,
     Raises:
         UserError: nothing there; no train split; too little text to hold any out.
     """
+    given = given_splits(root, entry)
+    if absent := missing(given):
+        given |= hold_out(given["train"], absent, entry, settings, seed)
+    return {split: given[split] for split in SPLITS}
+
+
+def given_splits(root: str | None, entry: str) -> dict[str, list[Unit]]:
+    """The input files of the splits that a domain comes with, ``train`` at least; reads none.
+
+    Arguments and errors as of :func:`domain_splits`.
+    """
     named = Path(root).expanduser() / entry if root else None
     where = str(named) if named is not None and named.exists() else entry
     if where == entry and not entry.startswith("hf://") and not Path(entry).expanduser().exists():
@@ -74,10 +85,12 @@ def domain_splits(root: str | None, entry: str, settings: keys.Data,
         given = _as_split(Path(where).expanduser()) or {"train": resolve([where])}
     else:
         given = {"train": resolve([where])}
-    missing = [split for split in SPLITS[1:] if split not in given]
-    if missing:
-        given |= _hold_out(given["train"], missing, entry, settings, seed)
-    return {split: given[split] for split in SPLITS}
+    return given
+
+
+def missing(given: dict[str, list[Unit]]) -> list[str]:
+    """The splits that have to be held out of ``train``."""
+    return [split for split in SPLITS[1:] if split not in given]
 
 
 def _as_split(folder: Path) -> dict[str, list[Unit]]:
@@ -124,9 +137,9 @@ def _some(names: list[str]) -> str:
     return printable(", ".join(names[:3])) + more
 
 
-def _hold_out(units: list[Unit], missing: list[str], entry: str, settings: keys.Data,
-              seed: int) -> dict[str, list[Unit]]:
-    """Split ``missing`` off the units' documents; the rest is train."""
+def hold_out(units: list[Unit], missing: list[str], entry: str, settings: keys.Data,
+             seed: int) -> dict[str, list[Unit]]:
+    """Split ``missing`` off the units' documents, which are read; the rest is train."""
     problems = Problems(settings.max_bad_share)
     hashes: list[int] = []
     cuttable = False

@@ -55,7 +55,8 @@ def checkpoint(run: Run, large: bool = False) -> Path | None:
     def build(out: Path) -> dict[str, Any]:
         found, state = hf.from_hf(source)
         tensors.save_tensors(out / loop.FINAL, state, {})
-        return {"shape": replace(found, context=run.recipe.context).to_dict(),
+        shape = replace(found, context=run.recipe.context)
+        return {"method": place, "domain": None, "shape": shape.to_dict(),
                 "cost": ledger.book(place, 0, 0, 0)}
 
     return run.stage(f"pretrain/{place}", settings, {}, build)

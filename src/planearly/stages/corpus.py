@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,15 @@ from planearly import keys
 from planearly.data import domains, inputs, overlap, pydocs, tokenizer
 from planearly.data.build import tokenize_corpus
 from planearly.data.dataset import TokenDataset
+from planearly.data.documents import Unit, keep_from_json, keep_to_json
+from planearly.data.domains import SPLITS
 from planearly.data.sample import mix
 from planearly.errors import UserError
 from planearly.export import bundle as bundles
 from planearly.files import digest, read_array, write_array
 from planearly.model import starts
 from planearly.progress import say
-from planearly.stages.folder import Run, facts, once
-
-SPLITS = ("train", "valid", "test")
+from planearly.stages.folder import Missing, Run, facts, once
 
 
 @once
@@ -158,15 +158,40 @@ def generic(run: Run) -> Path:
 
 
 @once
+def split(run: Run, name: str) -> dict[str, list[Unit]]:
+    """The input files of a domain's splits.
+
+    What the domain does not come with is held out by a stage, which reads its documents once.
+    """
+    recipe, entry = run.recipe, domain_names(run)[name]
+    given = domains.given_splits(sources(run)[1], entry)
+    absent = domains.missing(given)
+    if not absent:
+        return given
+    units = given["train"]
+    settings = {"files": run.unit_digests(units), "held_out": recipe.data.held_out,
+                "missing": absent, "seed": recipe.seed, **_reading(run)}
+
+    def build(folder: Path) -> dict[str, Any]:
+        made = domains.hold_out(units, absent, entry, recipe.data, recipe.seed)
+        return {"keep": {part: keep_to_json(of[0].keep) for part, of in made.items()}}
+
+    try:
+        keep = facts(run.stage(f"split/{name}", settings, {}, build))["keep"]
+    except Missing:  # a run folder of before there was this stage, looked at
+        return given | domains.hold_out(units, absent, entry, recipe.data, recipe.seed)
+    return given | {part: [replace(unit, keep=keep_from_json(of)) for unit in units]
+                    for part, of in keep.items()}
+
+
+@once
 def domain(run: Run, name: str) -> Path:
     """One domain: token datasets ``train``, ``valid`` and ``test``.
 
     ``train-excluded.npy`` masks the training documents that hold text of valid or test.
     """
     recipe = run.recipe
-    splits = domains.domain_splits(
-        sources(run)[1], domain_names(run)[name], recipe.data, recipe.seed
-    )
+    splits = split(run, name)
     tokens = tokenizer_folder(run)
     settings = {"context": recipe.context, "held_out": recipe.data.held_out, "seed": recipe.seed,
                 "splits": {split: run.unit_digests(units) for split, units in splits.items()},

@@ -12,7 +12,7 @@ from planearly.data.streams import RowStream
 from planearly.errors import UserError
 from planearly.keys import Recipe
 from planearly.model import flops, hf, starts
-from planearly.stages import clusters, corpus, training
+from planearly.stages import clusters, corpus, finetune, training
 from planearly.stages.folder import Run, facts
 from planearly.train import loop
 from planearly.train.distill import Distillation, Live, Stored, store
@@ -103,7 +103,7 @@ def _forward_flops(model: Any, context: int) -> float:
     return 2 * numbers + 4 * layers * context * getattr(model.config, "hidden_size", 0)
 
 
-def specialize(run: Run, stage: str, name: str, base: Path, teacher: Path | None) -> Path:
+def specialize(run: Run, method: str, name: str, base: Path, teacher: Path | None) -> Path:
     """Fine-tune the student ``base`` on a domain, taught by ``teacher`` (None: the recipe's).
 
     Early stopping is on the loss on data. With ``distill.on=importance`` a part of each step's rows
@@ -123,7 +123,7 @@ def specialize(run: Run, stage: str, name: str, base: Path, teacher: Path | None
     if settings.on == "importance":
         weights = clusters.importance_weights(run, name)
         inputs["weights"] = weights
-        replay = training.Replay(
+        replay = finetune.Replay(
             clusters.rows(run, facts(weights)["k"]), training.weights_of(weights),
             run.recipe.finetune.replay_share or 0.5)
 
@@ -138,5 +138,5 @@ def specialize(run: Run, stage: str, name: str, base: Path, teacher: Path | None
         parallel.barrier()
         return Distillation(Stored(folder / "teacher"), settings)
 
-    return training.specialize(run, stage, name, base, objective=objective, replay=replay,
+    return finetune.specialize(run, method, name, base, objective=objective, replay=replay,
                                inputs=inputs, settings=values)

@@ -99,7 +99,7 @@ def row(run: Run, trained: Trained, model: Path | None = None) -> dict[str, Any]
         "ppl_after_ci": tuned["test"]["ci95"],
         "bpb_after": tuned["test"]["bits_per_byte"],
         "test_tokens": tuned["test"]["tokens"],
-        "best_step": made["outcome"]["best_step"],
+        "best_step": training.outcome_of(trained.tuned)["best_step"],
         "cost": total_cost([*trained.generic, *trained.own]),
         "generic_cost": total_cost(trained.generic),
         "specialization_cost": total_cost(trained.own),

@@ -26,7 +26,7 @@ from planearly.model.projected import Projected
 from planearly.model.transformer import Shape, Transformer
 from planearly.parallel import bf16_is_fast
 from planearly.progress import say
-from planearly.stages import checkpoint, clusters, corpus, training
+from planearly.stages import checkpoint, clusters, corpus, finetune, pretrain, training
 from planearly.stages.folder import Run, facts, once
 from planearly.train import loop
 
@@ -81,7 +81,7 @@ def pretrained_projected(run: Run, method: str) -> Path:
         return Projected.from_dense(
             tensors.load_tensors(path)[0], shape, settings, run.recipe.seed, str(path))
 
-    return training.pretrain(
+    return pretrain.pretrain(
         run, row.pretraining(), packed, weights, large=row.large, network=network,
         flops_per_step=flops.projection_per_step(shape, settings, len(weights)),
         settings={"projected": {**asdict(settings), "tune_vector": False}},  # a later stage's
@@ -97,7 +97,7 @@ def pretrained_expert(run: Run, method: str, expert: int) -> Path:
     packed, weights = trained_rows(run, method)
     alone = np.zeros_like(weights)
     alone[expert] = 1.0
-    return training.pretrain(
+    return pretrain.pretrain(
         run, f"{method}-expert{expert:03d}", packed, alone, large=methods.find(method).large,
         share_of_steps=float(weights[expert] / weights.sum()),
     )
@@ -200,7 +200,7 @@ def chosen(run: Run, method: str, name: str) -> Path:
         def tune(expert: int, state: dict[str, Tensor]) -> float:
             dense = Transformer(model.shape)
             tensors.set_weights(dense, state, f"expert {expert}")
-            outcome = training.finetune(run, name, loop.Dense(dense), folder / f"tuned-{expert}",
+            outcome = finetune.finetune(run, name, loop.Dense(dense), folder / f"tuned-{expert}",
                                         f"{method}.{name}, expert {expert}")
             spent.add(outcome.tokens, flops.training(model.shape), outcome.seconds)
             assert outcome.best_validation is not None
@@ -215,20 +215,23 @@ def chosen(run: Run, method: str, name: str) -> Path:
         say(f"  {picked.reason}")
         if settings["tune_vector"]:
             assert isinstance(model, Projected)
-            which, outcome = training.finetune_vector(
+            which, outcome = finetune.finetune_vector(
                 run, name, model, model.vector(which), folder / "vector", f"{method}.{name} vector")
             spent.add(outcome.tokens, flops.training(model.shape), outcome.seconds)
         tensors.save_tensors(folder / loop.FINAL, model.materialise(which), {})
         centroids = read_array(clusters.clusters(run) / f"centroids-{k}.npy")
         return {
-            "shape": model.shape.to_dict(), "choice": picked.facts(),
+            "method": method, "domain": name, "shape": model.shape.to_dict(),
+            "choice": picked.facts(),
             "similarity": choice.similarity(model, centroids), "histogram": share / share.sum(),
             "cost": spent.booked(run, f"expert/{method}.{name}"),
         }
 
     return run.stage(f"expert/{method}.{name}", settings,
                      {"model": base, "domain-clusters": mine}, build,
-                     every_rank="finetune" in settings)
+                     every_rank="finetune" in settings,
+                     same=training.same_settings(settings, recipe.finetune, "finetune")
+                     if "finetune" in settings else ())
 
 
 def choice_windows(run: Run, name: str) -> tuple[np.ndarray, str]:
@@ -322,7 +325,8 @@ def bundled(run: Run) -> Path:
     def build(folder: Path) -> dict[str, Any]:
         info = facts(source)
         shutil.copyfile(source / "bundle" / "weights.safetensors", folder / loop.FINAL)
-        return {"shape": info["shape"], "cost": ledger.book("bundle", 0, 0, 0)}
+        return {"method": info["kind"], "domain": None, "shape": info["shape"],
+                "cost": ledger.book("bundle", 0, 0, 0)}
 
     return run.stage(f"pretrain/{facts(source)['kind']}", {}, {"bundle": source}, build)
 

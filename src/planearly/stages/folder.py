@@ -3,8 +3,9 @@
 A stage is a folder ``NAME-FINGERPRINT``; the fingerprint covers the stage's settings and the
 fingerprints of the stages and the digests of the files it reads. So a changed input makes exactly
 the stages that depend on it again, beside the old ones, which are kept; a finished stage is one
-whose ``manifest.json`` exists, written last. A stage that was interrupted finds what it left in its
-folder and goes on from there.
+whose ``manifest.json`` exists, written last, with the sizes and digests of its files. A stage that
+was interrupted finds what it left in its folder and goes on from there. Of several processes the
+first looks, and tells the others.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class Run:
         """
         self.out, self.recipe = out, recipe
         self.wait, self.build = wait, build
+        self.alone = False
         self.memory: dict[Any, Any] = {}
         self.made: list[Path] = []
         self.reused: list[Path] = []
@@ -103,7 +105,7 @@ class Run:
         now = self.recipe.to_dict()
         if path.exists():
             before = yaml.safe_load(path.read_text("utf-8"))
-            changed = sorted(_differences(before, now))
+            changed = sorted(differences(before, now))
             if changed:
                 say(f"{self.out} holds a run with other settings ({', '.join(changed[:6])}"
                     f"{', ...' if len(changed) > 6 else ''}): what depends on them is made anew, "
@@ -117,7 +119,10 @@ class Run:
         settings: Mapping[str, Any],
         inputs: Mapping[str, Path],
         build: Callable[[Path], dict[str, Any] | None],
+        *,
         every_rank: bool = False,
+        version: int = 1,
+        same: Sequence[Mapping[str, Any]] = (),
     ) -> Path:
         """The folder of a finished stage; built now unless it is there already.
 
@@ -128,47 +133,98 @@ class Run:
             build: fills the folder and returns facts for the manifest; may find there what an
                 interrupted call left. Under ``torchrun`` the first process calls it alone unless
                 ``every_rank``.
+            version: of the code in ``build``: whoever changes its result raises it by hand, and
+                stages of an earlier version are made again.
+            same: other settings of the same result, such as those that an older layout had; a stage
+                that is finished under them is taken.
+
+        Raises:
+            Missing: it is not finished, and this run builds nothing.
+            Busy: another process makes it, and this run does not wait.
         """
-        recipe = _identity(name, settings, inputs)
-        fingerprint = digest(recipe)
-        folder = self.out / f"{name}-{fingerprint[:8]}"
-        if folder not in self.used:
-            self.used.append(folder)
-        if (folder / MANIFEST).exists():
-            return self._there(folder)
+        identity = identity_of(name, settings, inputs, version)
+        fingerprint = digest(identity)
+        folder = self._place(name, identity)
+        places = [folder, *(self._place(name, identity_of(name, each, inputs, version))
+                            for each in same)]
+        if (number := self._first_finished(places)) is not None:
+            return self._there(places[number])
+        self._note_used(folder)
         if not self.build:
             raise Missing(name)
-        parallel.barrier()  # nobody starts a stage while another still looks for its manifest
         with self.claimed(folder):
-            if parallel.rank() == 0 and (folder / MANIFEST).exists():
+            waited = self._by_first((folder / MANIFEST).exists)
+            if waited:
                 self._there(folder)  # made by another process while this one waited
             elif parallel.rank() == 0 or every_rank:
                 began = time.monotonic()
                 started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
                 if parallel.rank() == 0:
-                    say(f"── {name}")
+                    self._announce(name, settings, inputs, version)
                     folder.mkdir(parents=True, exist_ok=True)
                     sweep(folder)
                 if every_rank:
                     parallel.barrier()
-                facts = build(folder) or {}
+                with contextlib.nullcontext() if every_rank else self.by_first_alone():
+                    facts = build(folder) or {}
                 if parallel.rank() == 0:
+                    seconds = round(time.monotonic() - began, 3)
                     write_json(folder / MANIFEST, {
-                        **recipe, "fingerprint": fingerprint,
+                        **identity, "fingerprint": fingerprint,
                         "folders": {key: os.path.relpath(path, self.out)
                                     for key, path in sorted(inputs.items())},
-                        "versions": versions(), "started": started,
-                        "seconds": round(time.monotonic() - began, 3), **facts,
+                        "versions": versions(), "started": started, "seconds": seconds, **facts,
+                        "files": contents(folder),
                     })
                     self.made.append(folder)
-        parallel.barrier()
+        if not self.alone:
+            parallel.barrier()
         return folder
 
-    def folder(self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> Path:
+    def folder(self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, Path],
+               version: int = 1) -> Path:
         """Where a stage with these settings and inputs lies, finished or not."""
-        return self.out / f"{name}-{digest(_identity(name, settings, inputs))[:8]}"
+        return self._place(name, identity_of(name, settings, inputs, version))
+
+    def _place(self, name: str, identity: Mapping[str, Any]) -> Path:
+        return self.out / f"{name}-{digest(identity)[:8]}"
+
+    def _by_first(self, ask: Callable[[], float]) -> int:
+        """A whole number that the first process finds out; what it says holds for all of them."""
+        mine = float(ask()) if parallel.rank() == 0 else 0.0
+        return int(mine if self.alone else parallel.sum_scalars(mine)[0])
+
+    def _first_finished(self, places: list[Path]) -> int | None:
+        """Number of the first place that holds a finished stage."""
+        found = self._by_first(lambda: next(
+            (i for i, place in enumerate(places) if (place / MANIFEST).exists()), -1))
+        return None if found < 0 else found
+
+    def _announce(self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, Path],
+                  version: int) -> None:
+        """Say that a stage is made, and by which version of its code if that has changed."""
+        say(f"── {name}")
+        older = [self.folder(name, settings, inputs, number) for number in range(1, version)]
+        for place in older:
+            if (place / MANIFEST).exists():
+                say(f"  the code that makes {name} has changed since (version {version}): it is "
+                    f"made again beside {place.name}, which is kept")
+
+    @contextlib.contextmanager
+    def by_first_alone(self) -> Iterator[None]:
+        """While the first process works alone: it does not wait for what the others say."""
+        before, self.alone = self.alone, True
+        try:
+            yield
+        finally:
+            self.alone = before
+
+    def _note_used(self, folder: Path) -> None:
+        if folder not in self.used:
+            self.used.append(folder)
 
     def _there(self, folder: Path) -> Path:
+        self._note_used(folder)
         if folder not in self.made and folder not in self.reused:
             self.reused.append(folder)
         return folder
@@ -206,7 +262,18 @@ class Run:
                 for unit in units]
 
     def file_digests(self, paths: list[Path]) -> list[str]:
-        """SHA-256 of each file; remembered in the run folder by path, size and time of change."""
+        """SHA-256 of each file; remembered in the run folder by path, size and time of change.
+
+        Of several processes the first reads the files.
+        """
+        if parallel.rank() > 0 and not self.alone:
+            parallel.barrier()
+        found = self._file_digests(paths)
+        if parallel.rank() == 0 and not self.alone:
+            parallel.barrier()
+        return found
+
+    def _file_digests(self, paths: list[Path]) -> list[str]:
         cache_path = self.out / ".digests.json"
         cache: dict[str, str] = read_json(cache_path) if cache_path.exists() else {}
         known = len(cache)
@@ -222,14 +289,34 @@ class Run:
         return digests
 
 
-def _identity(name: str, settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
+def identity_of(name: str, settings: Mapping[str, Any], inputs: Mapping[str, Path],
+              version: int) -> dict[str, Any]:
     """Everything that a stage's result depends on."""
-    return {
+    identity: dict[str, Any] = {
         "stage": name,
         "settings": dict(settings),
         "inputs": {key: read_json(path / MANIFEST)["fingerprint"]
                    for key, path in sorted(inputs.items())},
     }
+    return identity if version == 1 else {**identity, "version": version}
+
+
+def fingerprint_of(manifest: Mapping[str, Any]) -> str:
+    """The fingerprint that a manifest's own words give.
+
+    Raises:
+        KeyError: it lacks what a fingerprint covers.
+    """
+    covered = {key: manifest[key] for key in ("stage", "settings", "inputs")}
+    version = manifest.get("version", 1)
+    return digest(covered if version == 1 else {**covered, "version": version})
+
+
+def contents(folder: Path) -> dict[str, list[Any]]:
+    """Size in bytes and SHA-256 of every file of a stage but its manifest, by relative path."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {path.relative_to(folder).as_posix(): [path.stat().st_size, file_digest(path)]
+            for path in found}
 
 
 P = ParamSpec("P")
@@ -261,9 +348,10 @@ def versions() -> dict[str, str]:
             "python": platform.python_version()}
 
 
-def _differences(before: Any, now: Any, place: str = "") -> Iterator[str]:
+def differences(before: Any, now: Any, place: str = "") -> Iterator[str]:
+    """Dotted places at which two values made of mappings differ."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in before.keys() | now.keys():
-            yield from _differences(before.get(key), now.get(key), f"{place}.{key}".strip("."))
+            yield from differences(before.get(key), now.get(key), f"{place}.{key}".strip("."))
     elif before != now:
         yield place

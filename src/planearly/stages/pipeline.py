@@ -74,7 +74,8 @@ def run(recipe: Recipe, out: Path, until: str = "report") -> dict[str, Any] | No
         if parallel.rank() == 0 and reach >= VERBS.index("report"):
             from planearly.stages.report import write
 
-            page = write(this, every, results)
+            with this.by_first_alone():
+                page = write(this, every, results)
             show(results)
             say(f"report: {page}")
         return finish(this, until, results)

@@ -24,7 +24,6 @@ from planearly.report import page, words
 from planearly.stages import clusters, corpus, training
 from planearly.stages.folder import MANIFEST, Run, facts, once
 from planearly.stages.trained import Trained
-from planearly.train import metrics
 
 _SAMPLE = 6_000
 """Windows from which the words of clusters are told."""
@@ -85,7 +84,7 @@ def _curves(all_trained: list[Trained]) -> Iterator[page.Curve]:
                 shared = stage == "pretraining" and path in one.generic
                 yield {"stage": stage, "method": one.method,
                        "domain": None if shared else one.domain,
-                       "metrics": cast(list[page.Point], metrics.read(path / "metrics.jsonl"))}
+                       "metrics": cast(list[page.Point], training.metrics_of(path))}
 
 
 def _domains(run: Run, all_trained: list[Trained]) -> Iterator[page.Domain]:
@@ -159,7 +158,7 @@ def _costs(run: Run) -> Iterator[page.Cost]:
     for folder in run.used:
         if (folder / MANIFEST).exists():
             made = facts(folder)
-            _, method, domain = ledger.parts(made["stage"])
+            _, method, domain = ledger.place(made)
             booked = made.get("cost", {"device_hours": made["seconds"] / 3600})
             entry: page.Cost = {"stage": made["stage"], "device_hours": booked["device_hours"]}
             if "cost" in made:

@@ -16,12 +16,23 @@ from typing import Any
 import numpy as np
 
 from planearly import methods
+from planearly.cost import ledger
 from planearly.errors import UserError
 from planearly.keys import Recipe
 from planearly.methods import Method
 from planearly.model import flops, lora, starts
 from planearly.model.transformer import Shape
-from planearly.stages import checkpoint, clusters, corpus, distill, experts, selection, training
+from planearly.stages import (
+    checkpoint,
+    clusters,
+    corpus,
+    distill,
+    experts,
+    finetune,
+    selection,
+    training,
+)
+from planearly.stages import pretrain as pretraining
 from planearly.stages.folder import Run, facts, once
 
 
@@ -32,8 +43,7 @@ class Trained:
     Attributes:
         base: the model before fine-tuning; None where there is none (slm-nopt).
         tuned: the model after fine-tuning.
-        generic: stages with a cost that are paid once, before the domain is known.
-        own: stages with a cost that are paid for this domain alone.
+        stages: those with a cost that it is made of, its teacher's too.
         before: what the evaluation of ``base`` is called; methods that fine-tune the same
             pretraining share it.
         routed: makes the evaluation of the generic model where it is more than ``base``, or None.
@@ -46,8 +56,7 @@ class Trained:
     domain: str
     base: Path | None
     tuned: Path
-    generic: list[Path]
-    own: list[Path]
+    stages: list[Path]
     before: str
     params: int | None = None
     routed: Callable[[], Path | None] = lambda: None
@@ -56,6 +65,16 @@ class Trained:
     @property
     def name(self) -> str:
         return f"{self.method}.{self.domain}"
+
+    @property
+    def generic(self) -> list[Path]:
+        """Stages that are paid once, before the domain is known."""
+        return [stage for stage in self.stages if ledger.paid_once(facts(stage))]
+
+    @property
+    def own(self) -> list[Path]:
+        """Stages that are paid for this domain alone."""
+        return [stage for stage in self.stages if not ledger.paid_once(facts(stage))]
 
 
 @dataclass(frozen=True)
@@ -125,27 +144,23 @@ class Start:
     model: Path | None
     teacher: Path | None = None
 
-    @property
-    def stage(self) -> str:
-        return f"{self.row.name}.{self.domain}"
-
 
 def tune_all(run: Run, start: Start) -> Path:
     """All weights."""
-    return training.specialize(
-        run, start.stage, start.domain, start.model, large=start.row.large)
+    return finetune.specialize(
+        run, start.row.name, start.domain, start.model, large=start.row.large)
 
 
 def tune_adapters(run: Run, start: Start) -> Path:
     """Low-rank adapters, merged into the weights."""
-    return training.specialize(run, start.stage, start.domain, start.model, large=start.row.large,
-                               adapters=run.recipe.lora)
+    return finetune.specialize(run, start.row.name, start.domain, start.model,
+                               large=start.row.large, adapters=run.recipe.lora)
 
 
 def tune_taught(run: Run, start: Start) -> Path:
     """All weights, on the domain's text and on the teacher's distribution."""
     assert start.model is not None
-    return distill.specialize(run, start.stage, start.domain, start.model, start.teacher)
+    return distill.specialize(run, start.row.name, start.domain, start.model, start.teacher)
 
 
 TUNES: dict[str, Callable[[Run, Start], Path]] = {
@@ -184,33 +199,29 @@ def pretrained(run: Run, method: str, domain: str = "") -> Path | None:
     if begun and not run.recipe.pretrain_tokens:
         return begun
     drawn = DRAWS[row.draws](run, domain)
-    return training.pretrain(
-        run, row.pretraining(domain), drawn.rows, drawn.weights, large=row.large,
-        inputs=dict(drawn.inputs), mixed_with=domain if row.per_domain else None)
+    return pretraining.pretrain(
+        run, row.pretraining(), drawn.rows, drawn.weights, large=row.large, inputs=drawn.inputs,
+        domain=domain if row.per_domain else None)
 
 
 def specialize(run: Run, method: str, domain: str) -> Trained:
     """Fine-tune on a domain, after what that needs: pretraining, expert, teacher."""
     row = methods.find(method)
     base = pretrained(run, method, domain)
-    generic: list[Path] = []
-    own: list[Path] = []
+    stages: list[Path] = []
     if base is not None:
-        paid = experts.paid(run, method) if row.bank else [base]
-        (own if row.per_domain else generic).extend(paid)
+        stages += experts.paid(run, method) if row.bank else [base]
     teacher = _teacher(run, method)
     taught = specialize(run, teacher.name, domain) if teacher else None
     if taught:
-        generic.extend(taught.generic)
-        own[:0] = taught.own
+        stages += taught.stages
     if row.bank:
         base = experts.chosen(run, method, domain)
-        own.append(base)
+        stages.append(base)
     start = Start(row, domain, base, taught.tuned if taught else None)
     tuned = TUNES[row.tune](run, start)
-    own.append(tuned)
     return Trained(
-        method, domain, base, tuned, generic, own, before=row.pretraining(),
+        method, domain, base, tuned, [*stages, tuned], before=row.pretraining(),
         params=experts.parameters(run, method, base) if row.bank and base else None,
         routed=lambda: experts.routed(run, method) if row.bank else None,
         notes=_notes(run, row, domain, base))

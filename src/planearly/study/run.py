@@ -29,12 +29,11 @@ from planearly.errors import UserError
 from planearly.files import atomic_write, read_array, read_json, replacing, write_json
 from planearly.keys import Recipe
 from planearly.progress import say
-from planearly.stages import clusters, corpus, trained
+from planearly.stages import clusters, corpus, trained, training
 from planearly.stages.evaluate import evaluations, row, units
 from planearly.stages.folder import Busy, Missing, Run
 from planearly.study import grid, sharing
 from planearly.study.grid import Cell, Variant
-from planearly.train import metrics
 from planearly.units import duration
 
 RESULTS = "study.json"
@@ -49,19 +48,19 @@ class StudyRun(Run):
 
     def stage(
         self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, Path],
-        build: Callable[[Path], dict[str, Any] | None], every_rank: bool = False,
+        build: Callable[[Path], dict[str, Any] | None], **more: Any,
     ) -> Path:
         """As of any run.
 
         Raises:
             UserError: the stage failed, now or before.
         """
-        folder = self.folder(name, settings, inputs)
+        folder = self.folder(name, settings, inputs, more.get("version", 1))
         note = self.out / _FAILED / _STAGES / f"{name.replace('/', '--')}-{folder.name[-8:]}.json"
         if self.build and note.exists():
             raise UserError(read_json(note)["reason"])
         try:
-            return super().stage(name, settings, inputs, build, every_rank)
+            return super().stage(name, settings, inputs, build, **more)
         except (Busy, Missing):
             raise
         except Exception as error:
@@ -169,9 +168,9 @@ class Study:
         made = trained.specialize(run, cell.method, cell.domain)
         before, after = evaluations(run, made)
         nll, tokens = units(after)
-        curve = [(r["tokens"], r["validation"]) for r in metrics.read(made.tuned
-                 / "metrics.jsonl") if "validation" in r]
-        outcome = read_json(made.tuned / "outcome.json")
+        curve = [(r["tokens"], r["validation"]) for r in training.metrics_of(made.tuned)
+                 if "validation" in r]
+        outcome = training.outcome_of(made.tuned)
         return {
             **row(run, made), "settings": cell.settings,
             "nll_after": nll.tolist(), "tokens": tokens.tolist(),
@@ -183,6 +182,16 @@ class Study:
     def failed(self, cell: Cell) -> Path:
         """The note of why a cell failed."""
         return self.out / _FAILED / f"{cell.id}.json"
+
+
+def models(recipe: Recipe, out: Path) -> list[tuple[Recipe, str, str]] | None:
+    """Recipe, method and domain of every possible cell; None where the domains are not known."""
+    try:
+        cells = Study(recipe, out, build=False).cells
+    except Missing:
+        return None
+    return [(replace(of, methods=[cell.method]), cell.method, cell.domain)
+            for cell in cells if (of := cell.variant.recipe)]
 
 
 def study(recipe: Recipe, out: Path, workers: int | None = None, only_report: bool = False) -> Path:

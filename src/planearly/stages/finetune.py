@@ -1,0 +1,152 @@
+"""Fine-tuning on a domain: limits, replay of generic text, adapters, early stopping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from planearly import keys, parallel, tensors
+from planearly.data.streams import MixedStream, RowStream, Stream
+from planearly.model import flops, lora
+from planearly.model.projected import Projected
+from planearly.model.transformer import Shape, Transformer
+from planearly.progress import say
+from planearly.stages import clusters, corpus, training
+from planearly.stages.folder import Run, facts, once
+from planearly.train import loop, optim, vector
+from planearly.train.objective import NextToken, Objective
+from planearly.train.steps import finetune_limits, rows_per_step
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Generic rows beside the domain's own in fine-tuning, and their share of each step."""
+
+    rows: Path
+    weights: np.ndarray
+    share: float
+
+
+@once
+def replayed(run: Run) -> Replay | None:
+    """The recipe's ``finetune.replay_share`` of rows of the generic corpus as it is."""
+    if not run.recipe.finetune.replay_share:
+        return None
+    packed = clusters.rows(run, clusters.finest(run))
+    return Replay(packed, clusters.generic_weights(packed), run.recipe.finetune.replay_share)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Fine-tuning on a domain, ready to start."""
+
+    own: RowStream
+    stream: Stream
+    steps: int
+    tokens: int
+    """Of the specialization set."""
+    rate_factor: float
+    """Of the learning rate of a model that was trained before."""
+
+
+def tuning(run: Run, name: str, replay: Replay | None = None, scratch: bool = False) -> Tuning:
+    """Rows, steps and rate for the domain's training text, with ``replay`` mixed in."""
+    finetune = run.recipe.finetune
+    share = replay.share if replay else 0.0
+    own, epoch_rows = training.domain_stream(run, name)
+    stream: Stream = own
+    if replay:
+        generic = training.generic_stream(run, replay.rows, replay.weights)
+        stream = MixedStream([own, generic], [1 - share, share], run.recipe.seed)
+    _, used = corpus.specialization_windows(run, name)
+    tokens = int(own.dataset.windows["length"][used].sum())
+    batch_rows = rows_per_step(finetune.batch_tokens, run.recipe.context)
+    own_rows = max(round(batch_rows * (1 - share)), 1)
+    steps, factor = finetune_limits(finetune, tokens, epoch_rows, own_rows, scratch)
+    return Tuning(own, stream, steps, tokens, factor)
+
+
+def finetune(run: Run, name: str, model: loop.Trainable, folder: Path, label: str) -> loop.Outcome:
+    """Fine-tune any model as the recipe says, with early stopping; not a stage of its own."""
+    settings, plan = run.recipe.finetune, tuning(run, name)
+    return loop.train(
+        model, plan.stream, plan.steps, settings, folder, name=label,
+        optimizer=optim.resolve(settings.optimizer, plan.steps).scaled(plan.rate_factor),
+        validate=training.validator(run, name), patience=settings.patience,
+    )
+
+
+def finetune_vector(run: Run, name: str, network: Projected, start: Tensor, folder: Path,
+                    label: str) -> tuple[Tensor, loop.Outcome]:
+    """Train one expert vector of a projected network on the domain, everything else frozen."""
+    settings, plan = run.recipe.finetune, tuning(run, name)
+    return vector.tune_vector(
+        network, start, plan.stream, plan.steps, settings, folder, name=label,
+        validate=training.validator(run, name), patience=settings.patience,
+        optimizer=optim.resolve(settings.optimizer, plan.steps),
+    )
+
+
+def specialize(
+    run: Run, method: str, name: str, start: Path | None, *, large: bool = False,
+    objective: Callable[[Path, RowStream], Objective] | None = None,
+    adapters: keys.Lora | None = None, replay: Replay | None = None,
+    inputs: dict[str, Path] | None = None, settings: dict[str, Any] | None = None,
+) -> Path:
+    """Fine-tune on a domain with early stopping on its valid split; folder with the weights.
+
+    Args:
+        name: of the domain.
+        start: a finished training stage; None starts from fresh weights, at the base rate.
+        objective: makes another objective than next-token cross-entropy, from the stage's folder
+            and the domain's own rows.
+        adapters: train these, not the model; the kept weights are the merged ones, the adapters
+            lie beside them in ``adapters/``.
+        replay: generic rows to mix in (default: as the recipe says; none with fresh weights).
+        settings: what else the result depends on.
+    """
+    recipe, stage = run.recipe, f"{method}.{name}"
+    tune = recipe.finetune
+    shape = Shape(**facts(start)["shape"]) if start else training.shape_of(run, large)
+    replay = replay or (replayed(run) if start else None)
+    folders = {"domain": corpus.domain(run, name), **({"start": start} if start else {}),
+               **({"rows": replay.rows} if replay else {}), **(inputs or {})}
+    values = {"train": training.train_settings(tune), "spec_tokens": recipe.spec_tokens,
+              "valid_tokens": recipe.data.valid_tokens, "seed": recipe.seed,
+              "shape": shape.to_dict(), **({"adapters": asdict(adapters)} if adapters else {}),
+              **(settings or {})}
+
+    def build(folder: Path) -> dict[str, Any]:
+        model = training.load_model(start) if start else Transformer(shape, recipe.seed)
+        plan = tuning(run, name, replay, scratch=start is None)
+        steps, factor = plan.steps, plan.rate_factor
+        place, flops_per_token = folder, flops.training(shape)
+        if adapters:
+            lora.add_adapters(model, adapters, recipe.seed)
+            steps = max(round(steps * adapters.step_factor), 1)
+            factor *= adapters.lr_factor
+            place = folder / training.ADAPTERS
+            flops_per_token = flops.lora_training(shape, adapters.rank)
+        goal = objective(folder, plan.own) if objective else NextToken()
+        outcome = loop.train(
+            loop.Dense(model), plan.stream, steps, tune, place, name=stage,
+            optimizer=optim.resolve(tune.optimizer, steps).scaled(factor), objective=goal,
+            validate=training.validator(run, name), patience=tune.patience,
+        )
+        if adapters and parallel.rank() == 0:
+            tensors.save_tensors(folder / loop.FINAL, lora.merged(model), {})
+        say(f"  validation {outcome.first_validation:.4f} before, {outcome.best_validation:.4f} "
+            f"at step {outcome.best_step}")
+        return {
+            "method": method, "domain": name, "shape": shape.to_dict(), "spec_tokens": plan.tokens,
+            "cost": training.book(run, stage, outcome, flops_per_token + goal.flops_per_token,
+                                  goal),
+        }
+
+    return run.stage(f"specialize/{stage}", values, folders, build, every_rank=True,
+                     same=training.same_settings(values, tune))

@@ -1,0 +1,119 @@
+"""Pretraining: rows of the generic corpus, drawn by the weights of their groups, to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from planearly import keys, parallel, tensors
+from planearly.data.streams import MixedStream, Stream
+from planearly.files import atomic_write, read_json, write_json
+from planearly.model import flops
+from planearly.model.transformer import Transformer
+from planearly.stages import checkpoint, corpus, training
+from planearly.stages.folder import Run
+from planearly.train import loop
+from planearly.train.steps import branching_step, planned_steps, rows_per_step
+
+BEGUN = "begun.json"
+
+
+def pretrain(
+    run: Run, name: str, packed: Path, weights: np.ndarray, *, domain: str | None = None,
+    large: bool = False, inputs: Mapping[str, Path] | None = None,
+    network: Callable[[], loop.Trainable] | None = None, flops_per_step: float = 0.0,
+    settings: dict[str, Any] | None = None, share_of_steps: float = 1.0,
+) -> Path:
+    """Pretrain a model on generic rows drawn by ``weights``; folder with the weights.
+
+    It begins as the recipe's checkpoint, if there is one.
+
+    Args:
+        name: of the pretraining, which methods may share.
+        domain: that it is for alone, and whose own text takes ``pretrain.specialization_share`` of
+            the rows; None: it is for every domain.
+        network: makes another model than the dense one, of ``flops_per_step`` beside its tokens'.
+        settings: what else the result depends on.
+        share_of_steps: of the recipe's pretraining.
+    """
+    recipe = run.recipe
+    stage = f"{name}.{domain}" if domain else name
+    shape = training.shape_of(run, large)
+    share = recipe.pretrain.specialization_share if domain else 0.0
+    batch_rows = rows_per_step(recipe.pretrain.batch_tokens, recipe.context)
+    steps = planned_steps(recipe, share_of_steps)
+    values: dict[str, Any] = {
+        "shape": shape.to_dict(), "train": training.train_settings(recipe.pretrain), "steps": steps,
+        "seed": recipe.seed, "specialization_share": share, **(settings or {}),
+    }
+    if share and domain:
+        values["spec_tokens"] = recipe.spec_tokens
+        inputs = {**(inputs or {}), "domain": corpus.domain(run, domain)}
+    origin = checkpoint.checkpoint(run, large)
+    if origin:
+        inputs = {**(inputs or {}), "start": origin}
+    inputs = {"rows": packed, **(inputs or {})}
+    others = {planned_steps(recipe, share_of_steps, tokens)
+              for tokens in recipe.pretrain.branch_tokens}
+
+    def build(folder: Path) -> dict[str, Any]:
+        for longer in sorted(n for n in others if n > steps):
+            of_it = {**values, "steps": longer}
+            for each in (of_it, *training.same_settings(of_it, recipe.pretrain)):
+                sibling = run.folder(f"pretrain/{stage}", each, inputs)
+                branch_off(recipe.pretrain.optimizer, sibling, longer, folder, steps)
+        begun = read_json(folder / BEGUN) if (folder / BEGUN).exists() else None
+        branches = {branching_step(recipe.pretrain.optimizer, steps, n) for n in others}
+        model = network() if network else loop.Dense(
+            training.load_model(origin) if origin else Transformer(shape, recipe.seed))
+        generic = training.generic_stream(run, packed, weights)
+        stream: Stream = generic
+        if share and domain:
+            own, _ = training.domain_stream(run, domain)
+            stream = MixedStream([generic, own], [1 - share, share], recipe.seed)
+        outcome = loop.train(model, stream, steps, recipe.pretrain, folder, name=stage,
+                             branches=branches - {0})
+        drawn = generic.sampler.counts(round(steps * batch_rows * (1 - share)))
+        per_token = flops.training(shape) + flops_per_step * steps / outcome.tokens
+        return {
+            "method": name, "domain": domain, "shape": shape.to_dict(), "large": large,
+            "cost": training.book(run, stage, outcome, per_token),
+            **({"begun": begun} if begun else {}),
+            "epochs": epochs(drawn, generic.sampler.rows_per_group),
+        }
+
+    return run.stage(f"pretrain/{stage}", values, inputs, build, every_rank=True,
+                     same=training.same_settings(values, recipe.pretrain))
+
+
+def branch_off(optimizer: keys.Optimizer, longer: Path, longer_steps: int, folder: Path,
+               steps: int) -> None:
+    """Begin a run in ``folder`` where it parts from a longer one, if that one kept its state there.
+
+    The rows and rates until then are the same, so the result is what a run of its own would give.
+    Its cost counts the shared steps too; ``begun.json`` tells how much of it they are.
+    """
+    step = branching_step(optimizer, longer_steps, steps)
+    kept = loop.branch_file(longer, step)
+    taken = (folder / loop.CHECKPOINT).exists() or (folder / loop.OUTCOME).exists()
+    parallel.barrier()
+    if parallel.rank() == 0 and step and kept.exists() and not taken:
+        before = tensors.load_tensors(kept)[1]["outcome"]
+        write_json(folder / BEGUN, {"at_step": step, "from": longer.name,
+                                    "tokens": before["tokens"],
+                                    "device_hours": before["seconds"] * parallel.world() / 3600})
+        for source, target in ((longer / "metrics.jsonl", folder / "metrics.jsonl"),
+                               (kept, folder / loop.CHECKPOINT)):
+            with atomic_write(target) as handle:
+                handle.write(source.read_bytes())
+    parallel.barrier()
+
+
+def epochs(drawn: np.ndarray, available: np.ndarray) -> dict[str, Any]:
+    """How often the rows of each group were passed over."""
+    passes = drawn / np.maximum(available, 1)
+    return {"mean": float(drawn.sum() / available.sum()), "most": float(passes.max()),
+            "rows_drawn": drawn.tolist(), "rows_available": available.tolist()}

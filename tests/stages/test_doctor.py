@@ -1,0 +1,90 @@
+"""What `planearly doctor` finds in a run folder, and that it says what to do."""
+
+import shutil
+
+import pytest
+
+from planearly import config
+from planearly.errors import UserError
+from planearly.files import read_json, write_json
+from planearly.stages import corpus, doctor, pipeline
+from planearly.stages.folder import MANIFEST, Run
+from small_runs import call, recipe
+
+
+@pytest.fixture
+def prepared(made, tmp_path):
+    """A run up to its rows of text, in a second."""
+    out = tmp_path / "run"
+    pipeline.run(recipe(made, methods=["slm-nopt"]), out, "prepare")
+    return out
+
+
+def found(out, **options):
+    return doctor.examine(out, **options)
+
+
+def test_a_whole_folder_is_whole_and_what_is_lacking_is_told(prepared, capsys):
+    seen = found(prepared)
+    assert not seen.findings and seen.whole == len(list(prepared.rglob(MANIFEST))) > 3
+    assert [(one.stage, one.why) for one in seen.again] == [
+        ("specialize/slm-nopt.law", "it is not made yet")]
+    doctor.show(seen)
+    assert "specialize/slm-nopt.law would be made" in capsys.readouterr().out
+
+
+def test_altered_missing_and_interrupted_are_told_with_what_to_do(prepared):
+    (generic,), (domain,) = prepared.glob("generic-*"), prepared.glob("domain/law-*")
+    tokens = generic / "tokens-00000.bin"
+    content = tokens.read_bytes()
+    tokens.write_bytes(content[:-2] + b"xx")
+    (domain / "train-excluded.npy").unlink()
+    (prepared / "pretrain").mkdir()
+    (prepared / "pretrain" / "slm-0123abcd").mkdir()
+    seen = found(prepared)
+    told = {(one.folder, one.kind): one.told for one in seen.findings}
+    assert set(told) == {(generic.name, "damaged"), (f"domain/{domain.name}", "damaged"),
+                         ("pretrain/slm-0123abcd", "unfinished")}
+    assert f"{generic.name}/tokens-00000.bin is not as it was" in told[generic.name, "damaged"]
+    assert f"rm -r {generic}" in told[generic.name, "damaged"]
+    assert "train-excluded.npy is missing" in told[f"domain/{domain.name}", "damaged"]
+    # sizes alone do not see it
+    assert [one.folder for one in found(prepared, deep=False).damaged] == [f"domain/{domain.name}"]
+    tokens.write_bytes(content)
+    assert [one.folder for one in found(prepared).damaged] == [f"domain/{domain.name}"]
+
+
+def test_a_changed_manifest_and_an_older_layout_are_told(prepared):
+    (generic,), (kept,), (tokens,) = (
+        prepared.glob(f"{name}-*") for name in ("generic", "kept", "tokenizer"))
+    values = read_json(generic / MANIFEST)
+    write_json(generic / MANIFEST, {**values, "settings": {**values["settings"], "context": 99}})
+    (kept / MANIFEST).write_text("[1")
+    older = read_json(tokens / MANIFEST)
+    del older["files"]
+    write_json(tokens / MANIFEST, older)
+    kinds = {one.folder: one for one in found(prepared).findings}
+    assert "was changed" in kinds[generic.name].told and "damaged" in kinds[kept.name].told
+    assert kinds[tokens.name].kind == "older" and len(kinds) == 3
+
+
+def test_why_a_stage_would_be_made_again(prepared, made):
+    (prepared / "recipe.yaml").unlink()
+    other = config.variant(recipe(made, methods=["slm-nopt"]), {
+        "data.held_out": 0.2, "data.generic_eval_tokens": 400})
+    with Run(prepared, other).opened() as run:
+        shutil.rmtree(corpus.domain(run, "law"))
+    told = {one.stage: one.why for one in found(prepared).again}
+    assert told == {"domain/law": "1 of this name are there, and the nearest differs in held_out"}
+
+
+def test_another_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match="is not a run folder: it has no recipe"):
+        doctor.examine(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_command_ends_with_1_where_something_is_damaged(prepared):
+    assert "nothing to do" not in call("doctor", prepared).stderr
+    next(prepared.glob("kept-*/excluded.npy")).unlink()
+    assert "excluded.npy is missing" in call("doctor", prepared, check=1).stdout
