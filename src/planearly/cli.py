@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import sys
@@ -10,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from planearly import __version__, config, files, units, usage
+from planearly import __version__, config, files, keys, units, usage
 from planearly.errors import UserError
 from planearly.progress import say
 
@@ -124,12 +125,21 @@ def specialize(
     from planearly.stages.experts import from_bundle
 
     words = settings or []
-    documents = [word for word in words if "=" not in word]
+    documents = [word for word in words if "=" not in word or _is_place(word)]
     if not documents:
         raise UserError("name the documents to specialise on: planearly specialize BUNDLE DOCS...")
-    made = from_bundle(Path(recipe), documents, [word for word in words if "=" in word])
+    made = from_bundle(Path(recipe), documents, [word for word in words if word not in documents])
     pipeline.run(made, out or Path("runs") / made.name)
     return None
+
+
+def _is_place(word: str) -> bool:
+    """Whether a word with a "=" names documents: no recipe key, and they are there."""
+    section = word.partition("=")[0].partition(".")[0]
+    known = section in keys.Recipe.__dataclass_fields__
+    place = os.path.expanduser(word)
+    return word.startswith("hf://") or (
+        not known and (os.path.exists(place) or bool(glob.glob(place, recursive=True))))
 
 
 @app.command()

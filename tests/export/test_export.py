@@ -37,6 +37,17 @@ def test_plain_transformers_loads_it(ffn: str, tmp_path: Path) -> None:
         torch.testing.assert_close(model(tokens), loaded(tokens).logits, rtol=0, atol=1e-5)
 
 
+def test_the_tokenizer_is_told_the_models_own_context(tmp_path: Path) -> None:
+    """Not that of the run that its stage was made in."""
+    tokens = tokenizer_folder(tmp_path / "tokens")
+    path = tokens / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": 99}))
+    model = small_model(context=16)
+    export(model.state_dict(), model.shape, tokens, tmp_path / "out", {})
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert settings["model_max_length"] == 16 and settings["eos_token"] == "<|endoftext|>"
+
+
 def test_bfloat16_when_asked_for(tmp_path: Path) -> None:
     model, tokenizer = small_model(), tokenizer_folder(tmp_path / "tok")
     export(model.state_dict(), model.shape, tokenizer, tmp_path / "m", {}, "bfloat16")

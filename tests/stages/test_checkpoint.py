@@ -71,7 +71,9 @@ def test_every_method_begins_as_the_checkpoint(made, llama, tmp_path):
         found = read_json(out / row["model"] / "config.json")
         assert found["num_key_value_heads"] == 2 and found["rope_theta"] == 5000.0
         assert found["vocab_size"] == 304 and found["max_position_embeddings"] == asked.context
-        assert str(llama) in (out / row["model"] / "README.md").read_text()
+        card = (out / row["model"] / "README.md").read_text()
+        assert "began as those of `llama`" in card  # a published card tells no paths
+        assert "generic corpus: `generic.jsonl`" in card and str(made) not in card
         assert row["ppl_after"] < row["ppl_before"]
     # its text is cut by the checkpoint's own tokens
     (tokens,) = out.glob("tokenizer-*")

@@ -195,3 +195,5 @@ def test_the_verdict_names_the_better_method():
     other = {**pair, "difference": 0.1, "ci95": [0.05, 0.2]}
     assert "slm is 0.1000 nats per token better than slm-is" in verdict(other)
     assert "cannot be told apart" in verdict({**pair, "ci95": [-0.3, 0.1]})
+    for same in ([0.0, 0.0], [-0.2, 0.0], [0.0, 0.1]):
+        assert "cannot be told apart" in verdict({**pair, "difference": 0.0, "ci95": same})

@@ -77,6 +77,9 @@ def export(state: dict[str, Tensor], shape: Shape, tokenizer_folder: Path, out: 
         for name in TOKENIZER_FILES:
             if (tokenizer_folder / name).is_file():
                 shutil.copyfile(tokenizer_folder / name, folder / name)
+        settings = files.read_json(folder / "tokenizer_config.json")
+        files.write_json(folder / "tokenizer_config.json",
+                         {**settings, "model_max_length": shape.context})
         with files.atomic_write(folder / "README.md", "w") as handle:
             tokenizer = files.read_json(folder / "tokenizer.json")
             handle.write(model_card(shape, card, conversion(shape, tokenizer)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,13 @@ def row(run: Run, trained: Trained, model: Path | None = None) -> dict[str, Any]
     }
 
 
+def names(places: Sequence[str | None]) -> list[str | None]:
+    """What a card calls the places of a recipe: hub datasets as they are, of files the name alone,
+    for a published card tells nobody how a private disk is arranged."""
+    return [place if place is None or "://" in place else Path(place.rstrip("/")).name
+            for place in places]
+
+
 def exported(run: Run, trained: Trained) -> Path:
     """The specialized model as a Hugging Face folder, under ``export/`` of the stage."""
     before, after = evaluations(run, trained)
@@ -118,9 +126,9 @@ def exported(run: Run, trained: Trained) -> Path:
         state, _ = tensors.load_tensors(trained.tuned / loop.FINAL)
         card = {
             "method": trained.method, "domain": trained.domain,
-            "start": getattr(run.recipe, methods.find(trained.method).start)
+            "start": names([getattr(run.recipe, methods.find(trained.method).start)])[0]
             if trained.base else None,
-            "data": {"generic": run.recipe.generic, "spec_tokens": made.get("spec_tokens")},
+            "data": {"generic": names(run.recipe.generic), "spec_tokens": made.get("spec_tokens")},
             "before": facts(before)["test"] if before else None,
             "after": facts(after)["test"],
             "cost": total_cost([*trained.generic, *trained.own]),

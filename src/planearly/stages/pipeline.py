@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ def run(recipe: Recipe, out: Path, until: str = "report") -> dict[str, Any] | No
             for row in rows:
                 if row.bank and not recipe.bundle and recipe.mixture.expert is None:
                     bundle = experts.save_bundle(this, row.name) / "bundle"
-                    say(f"for other domains: planearly specialize {bundle} DOCUMENTS")
+                    say("for other domains: planearly specialize "
+                        f"{shlex.quote(str(bundle))} DOCUMENTS")
         if reach < VERBS.index("specialize"):
             return finish(this, until)
         every = [trained.specialize(this, row.name, name) for name in names for row in rows]
@@ -89,7 +91,8 @@ def finish(this: Run, until: str, results: dict[str, Any] | None = None) -> dict
         f"in {this.out}")
     if results:
         best = min(results["rows"], key=lambda r: r["ppl_after"])
-        say(f"try it: planearly generate {this.out / best['model']} \"...\"")
+        model = shlex.quote(str(this.out / best["model"]))
+        say(f"try it: planearly generate {model} \"...\"")
     elif until != VERBS[-1]:
         named = "" if corpus.domain_names(this) else " and 'domains=[FOLDER_OF_YOUR_DOCUMENTS]'"
         say(f"next: the same command with 'run'{named} goes on from here")
@@ -117,7 +120,7 @@ def show(results: dict[str, Any]) -> None:
 def verdict(pair: Mapping[str, Any]) -> str:
     """One comparison of two methods on the same documents, in a sentence."""
     low, high = sorted(abs(bound) for bound in pair["ci95"])
-    if pair["ci95"][0] < 0 < pair["ci95"][1]:
+    if pair["ci95"][0] <= 0 <= pair["ci95"][1]:
         return (f"{pair['domain']}: {pair['a']} and {pair['b']} cannot be told apart "
                 f"({pair['difference']:+.4f} nats per token, 95% interval {pair['ci95'][0]:+.4f} "
                 f"to {pair['ci95'][1]:+.4f})")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from markupsafe import Markup
+from tokenizers import Tokenizer
 
 from planearly import methods
 from planearly.cluster import embed
@@ -20,6 +22,7 @@ from planearly.evaluate.generate import generate
 from planearly.files import read_array, read_json
 from planearly.model import flops
 from planearly.plan import options, recommend, show
+from planearly.progress import say
 from planearly.report import page, words
 from planearly.stages import clusters, corpus, training
 from planearly.stages.folder import MANIFEST, Run, facts, once
@@ -27,6 +30,8 @@ from planearly.stages.trained import Trained
 
 _SAMPLE = 6_000
 """Windows from which the words of clusters are told."""
+_PROMPT = 48
+"""Most tokens of a sample's prompt."""
 
 
 def write(run: Run, all_trained: list[Trained], results: dict[str, Any]) -> Path:
@@ -178,18 +183,31 @@ def _samples(run: Run, all_trained: list[Trained]) -> Iterator[page.Sample]:
                for row in read_json(run.out / "results.json")["rows"]}
     for name in dict.fromkeys(t.domain for t in all_trained):
         dataset, windows = corpus.held_out(run, name, "test")
-        words = dataset.text(int(windows[0]), reader).split()[:12]
-        while len(words) > 1 and len(reader.encode(" ".join(words)).ids) > dataset.context // 2:
-            words.pop()  # room for the continuation
-        beginning = " ".join(words)
-        yield {
-            "prompt": beginning, "domain": name,
-            "completions": {
-                t.method: generate(run.out / results[t.method, name]["model"], beginning,
-                                   max_new_tokens=40, temperature=0.7, seed=run.recipe.seed)
-                for t in all_trained if t.domain == name
-            },
-        }
+        prompt = beginning(dataset.text(int(windows[0]), reader), reader,
+                           min(dataset.context // 2, _PROMPT))
+        said = {}
+        for one in all_trained:
+            if one.domain == name:
+                model = run.out / results[one.method, name]["model"]
+                try:
+                    said[one.method] = generate(model, prompt, max_new_tokens=40, temperature=0.7,
+                                                seed=run.recipe.seed)
+                except UserError as error:  # no reason to end a run that is done
+                    say(f"the report has no sample of {one.method} on {name}: {error}")
+        yield {"prompt": prompt, "domain": name, "completions": said}
+
+
+def beginning(text: str, reader: Tokenizer, most: int) -> str:
+    """The first twelve words of a text, or as much of them as ``most`` tokens hold."""
+    words = " ".join(text.split()[:12])
+    ids = reader.encode(words).ids
+    if len(ids) <= most:
+        return words
+    for n in range(most, 0, -1):  # a decoded part may be encoded in more tokens than it was cut at
+        cut = reader.decode(ids[:n], skip_special_tokens=False).rstrip("\ufffd")
+        if len(reader.encode(cut).ids) <= most:
+            return cut
+    return ""
 
 
 def _sources(run: Run, all_trained: list[Trained]) -> Iterator[page.Source]:
@@ -249,10 +267,10 @@ def _warnings(run: Run, all_trained: list[Trained]) -> Iterator[str]:
 
 def _next_steps(run: Run, results: dict[str, Any]) -> list[str]:
     best = min(results["rows"], key=lambda r: r["ppl_after"])
-    folder = run.out / best["model"]
+    folder, out = shlex.quote(str(run.out / best["model"])), shlex.quote(str(run.out))
     return [
         f'planearly generate {folder} "..."',
         f"planearly evaluate {folder} YOUR_FILES --json",
-        f"planearly run {run.recipe.name} pretrain_tokens=... --out {run.out}  (more tokens; what "
+        f"planearly run {run.recipe.name} pretrain_tokens=... --out {out}  (more tokens; what "
         "does not depend on them is kept)",
     ]
