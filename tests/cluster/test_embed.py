@@ -207,3 +207,23 @@ def test_mixing_embedders_is_refused_and_an_empty_dataset_is_fine(tmp_path):
     other = embed.Embedder("counting", "1" * 64, embedder._load)
     with pytest.raises(UserError, match="another embedder or corpus"):
         embed.embed_dataset(Windows(0), "w", other, tmp_path)
+
+
+def test_text_that_the_embedder_does_not_know_is_told(tiny, tmp_path, capsys):
+    class Texts(Windows):
+        def __init__(self, texts):
+            self.all = texts
+            super().__init__(len(texts))
+
+        def texts(self, windows, tokenizer):
+            return [self.all[int(w)] for w in windows]
+
+    embedder = embed.load_embedder(str(tiny))
+    for number, (texts, told) in enumerate([
+            ([f"{'ጀልባ ' * n}ማዕበል።" for n in range(1, 30)], "% of the text is unknown to the"),
+            (sentences(40, 30), ""), (["the cat"] * 3 + sentences(20, 30), "13% of the windows"),
+            (["the cat"], "")]):
+        embed.embed_dataset(Texts(texts), "w", embedder, tmp_path / str(number))
+        err = capsys.readouterr().err
+        assert (told in err and "under cluster.embedder" in err) if told else "warning" not in err
+    assert embedder.unknown(["cat ጀልባ", "dog"]) == pytest.approx(9 / 16)

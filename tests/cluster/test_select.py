@@ -39,6 +39,17 @@ def test_features_are_lower_case_words_and_pairs_of_them():
     assert buckets(hasher, "a sail") != buckets(hasher, "sail a")  # a pair has an order
 
 
+@pytest.mark.parametrize("text, words", [
+    ("हिन्दी में", ["हिन्दी", "में"]), ("naïve cafe\u0301", ["naïve", "cafe\u0301"]),
+    ("中文 abc", ["中", "文", "abc"]), ("ที่ดี", ["ที่", "ดี"]), ("x² ½", ["x²", "½"])])
+def test_words_of_other_scripts_keep_their_vowel_signs(text, words):
+    hasher = Hasher(1 << 40)
+    singles = sum((buckets(hasher, "") + Counter([int(select.mix(np.array(
+        [hasher._hash(word)], np.uint64))[0] % np.uint64(1 << 40))]) for word in words), Counter())
+    assert singles <= buckets(hasher, text)
+    assert buckets(hasher, text).total() == 2 * len(words) - 1
+
+
 def test_no_pair_crosses_two_texts_and_empty_texts_have_none():
     hasher = Hasher()
     grams, text = hasher(["ship sail", "", "cow field", "wheat"])

@@ -65,15 +65,22 @@ def test_equal_documents_and_long_paragraphs_are_found(dataset):
                       ("5", "test.jsonl line 1")}
 
 
-def test_boilerplate_does_not_count(dataset):
+def test_a_paragraph_copied_often_in_training_alone_is_no_boilerplate(dataset):
+    held_out = dataset("held", [f"mine\n\n{paragraph(5)}", *(paragraph(i) for i in range(10, 15))])
+    train = dataset("train", [f"text {i}\n\n{paragraph(5)}" for i in range(40)])
+    mask, report = overlap.held_out_overlap(train, [held_out])
+    assert mask.all() and report["boilerplate"] == 0 and report["by_paragraph"] == 40
+
+
+@pytest.mark.parametrize("held_out, with_footer, counts", [
+    (6, 2, True), (6, 3, False), (4, 1, True), (4, 2, False), (2, 2, False)])
+def test_what_is_common_among_the_held_out_documents_is(dataset, held_out, with_footer, counts):
     footer = paragraph(5)
-    held_out = dataset("held", [f"mine\n\n{footer}"])
-    often = dataset("often", [f"text {i}\n\n{footer}" for i in range(11)])
-    seldom = dataset("seldom", [f"text {i}\n\n{footer}" for i in range(10)])
-    mask, report = overlap.held_out_overlap(often, [held_out])
-    assert not mask.any() and report["boilerplate"] == 1
-    mask, report = overlap.held_out_overlap(seldom, [held_out])
-    assert mask.all() and report["boilerplate"] == 0
+    texts = [f"held {i}" + f"\n\n{footer}" * (i < with_footer) for i in range(held_out)]
+    valid, test = dataset("valid", texts[::2]), dataset("test", texts[1::2])
+    train = dataset("train", [f"text {i}\n\n{footer}" for i in range(3)])
+    mask, report = overlap.held_out_overlap(train, [valid, test])
+    assert mask.tolist() == [counts] * 3 and report["boilerplate"] == int(not counts)
 
 
 def test_a_paragraph_repeated_in_one_document_is_one_occurrence(dataset):

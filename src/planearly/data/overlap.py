@@ -14,11 +14,13 @@ import numpy as np
 
 from planearly.data.dataset import TokenDataset
 
-BOILERPLATE = 10
-"""A paragraph in more training documents than this (a licence, a footer) says nothing."""
+BOILERPLATE = 3
+"""A paragraph in as many held-out documents (a licence, a footer) says nothing; of at most four
+documents, one in two of them."""
 
 _CHUNK = 1 << 20
 _EXAMPLES = 20
+_PAIR = np.dtype([("hash", "<u8"), ("document", "<u8")])
 
 
 def held_out_overlap(training: TokenDataset,
@@ -26,8 +28,9 @@ def held_out_overlap(training: TokenDataset,
     """Training documents that hold text of a held-out set.
 
     A training document is marked when it equals a held-out document, or has a paragraph of 200
-    characters or more (whitespace collapsed) in common with one; paragraphs that occur in more
-    than :data:`BOILERPLATE` training documents do not count.
+    characters or more (whitespace collapsed) in common with one. Paragraphs that are common among
+    the held-out documents themselves (:data:`BOILERPLATE`) do not count; one that is common in
+    training alone does, for a text that is copied often leaks most.
 
     Returns:
         bool [n_documents of training], True for the documents to leave out, and a report:
@@ -41,12 +44,12 @@ def held_out_overlap(training: TokenDataset,
     equal = pairs["document"]
     mask[equal] = True
 
-    known = _sorted([_hashes(dataset.paragraphs) for dataset in held_out])
+    known, common = _held_out_paragraphs(held_out)
     paragraphs = training.paragraphs
     shared = np.unique(_matches(paragraphs["hash"], paragraphs["document"], known))
-    _, counts = np.unique(shared["hash"], return_counts=True)
-    common = np.repeat(counts > BOILERPLATE, counts)
-    shared = shared[~common]
+    passed_over = np.isin(shared["hash"], common)
+    boilerplate = len(np.unique(shared["hash"][passed_over]))
+    shared = shared[~passed_over]
     mask[shared["document"]] = True
 
     lengths = training.windows["length"]
@@ -58,7 +61,7 @@ def held_out_overlap(training: TokenDataset,
     report = {
         "documents": int(mask.sum()), "windows": windows, "tokens": tokens, "equal": len(equal),
         "by_paragraph": len(np.unique(shared["document"])),
-        "boilerplate": int((counts > BOILERPLATE).sum()),
+        "boilerplate": boilerplate,
         "examples": [
             *_examples(training, held_out, pairs[:_EXAMPLES], "equal"),
             *_examples(training, held_out, shared[:_EXAMPLES], "a paragraph in common"),
@@ -67,15 +70,25 @@ def held_out_overlap(training: TokenDataset,
     return mask, report
 
 
+def _held_out_paragraphs(held_out: Sequence[TokenDataset]) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of the paragraphs of held-out sets, sorted, and those of them that are boilerplate."""
+    pairs, documents = [np.empty(0, _PAIR)], 0
+    for dataset in held_out:
+        here = np.empty(len(dataset.paragraphs), _PAIR)
+        here["hash"] = dataset.paragraphs["hash"]
+        here["document"] = dataset.paragraphs["document"] + np.uint64(documents)
+        pairs.append(np.unique(here))
+        documents += len(dataset.documents)
+    known, counts = np.unique(np.concatenate(pairs)["hash"], return_counts=True)
+    return known, known[counts >= (BOILERPLATE if documents > 4 else 2)]
+
+
 def shared_documents(dataset: TokenDataset, other: TokenDataset) -> np.ndarray:
     """bool [n_documents of dataset]: the documents that ``other`` holds as well."""
     mask = np.zeros(len(dataset.documents), bool)
     known = _sorted([_hashes(other.documents)])
     mask[_matches(dataset.documents["hash"], np.arange(len(mask)), known)["document"]] = True
     return mask
-
-
-_PAIR = np.dtype([("hash", "<u8"), ("document", "<u8")])
 
 
 def _hashes(records: np.ndarray) -> np.ndarray:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import regex
 
-_WORD = re.compile(r"[^\W\d_](?:[\w'’-]*\w)?")
+_WORD = regex.compile(r"[^\W\d_](?:[\w'’-]*\w)?")
 _PRIOR = 0.01  # windows' worth of prior per window of the sample
 
 
