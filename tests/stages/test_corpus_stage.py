@@ -10,6 +10,7 @@ from planearly.data import domains
 from planearly.data.dataset import TokenDataset
 from planearly.data.pack import Rows
 from planearly.data.sample import Sampler
+from planearly.errors import UserError
 from planearly.files import read_array, read_json
 from planearly.stages import clusters, corpus, pipeline, trained, training
 from planearly.stages.folder import Run, facts
@@ -38,6 +39,12 @@ def test_held_out_text_in_the_generic_corpus_is_told_and_not_trained_on(
         rows = Rows.load(clusters.rows(run, 3))
         trained = set(dataset.windows["document"][rows.windows].tolist())
         assert not trained & set(excluded.tolist())
+
+
+def test_a_domain_that_is_the_corpus_is_told_so(made, tmp_path):
+    run = opened(made, tmp_path / "run", domains_root=None, domains=[str(made / "generic.jsonl")])
+    with run.opened(), pytest.raises(UserError, match="also stands in generic: the domain is the"):
+        corpus.kept(run)
 
 
 def test_a_domain_without_overlap_costs_no_new_pretraining(made, tmp_path):

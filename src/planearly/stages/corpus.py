@@ -216,7 +216,7 @@ def domain(run: Run, name: str) -> Path:
         write_array(folder / "train-excluded.npy", mask)
         return {"corpus": metas, "overlap": report}
 
-    return run.stage(f"domain/{name}", settings, {"tokenizer": tokens}, build)
+    return run.stage(f"domain/{name}", settings, {"tokenizer": tokens}, build, version=2)
 
 
 @once
@@ -245,6 +245,12 @@ def kept(run: Run) -> Path:
         trains = [TokenDataset(path / "train") for path in folders.values()]
         also = [overlap.shared_documents(dataset, train) for train in trains]
         mask = np.logical_or.reduce([mask, *also])
+        if mask.all():
+            raise UserError(
+                f"every document of the generic corpus also stands in {' or '.join(names)}: the "
+                "domain is the corpus itself, or holds all of it; give 'generic' other text, or "
+                "'domains' documents of your domain alone"
+            )
         test = documents_up_to(dataset, ~mask, settings["held_out_tokens"], run.recipe.seed + 1)
         mask[np.unique(dataset.windows["document"][test])] = True
         if mask.all():
@@ -259,7 +265,7 @@ def kept(run: Run) -> Path:
         return {"overlap": report, "also_in_train": duplicates,
                 "excluded": digest(np.flatnonzero(mask)), "generic_test_windows": len(test)}
 
-    return run.stage("kept", settings, {"generic": everything, **folders}, build)
+    return run.stage("kept", settings, {"generic": everything, **folders}, build, version=2)
 
 
 def tell_overlap(where: str, report: dict[str, Any]) -> None:
