@@ -74,6 +74,7 @@ RANGES: dict[type, dict[str, Range]] = {
                  "log_steps": _STEPS, "validate_steps": _STEPS,
                  "checkpoint_seconds": Range(0, 1e9)},
     keys.Pretrain: {"branch_tokens": _TOKENS, "specialization_share": _PART},
+    keys.Adapt: {"share": _SHARE, "specialization_share": _PART, "replay_share": _PART},
     keys.Finetune: {"max_steps": _STEPS, "max_epochs": _PASSES, "scratch_epochs": _PASSES,
                     "patience": _STEPS, "lr_scale": _FACTOR, "replay_share": _PART},
     keys.Distill: {"data_weight": Range(0, 1000), "teacher_weight": Range(0, 1000),

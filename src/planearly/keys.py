@@ -135,6 +135,14 @@ class Pretrain(Train):
 
 
 @dataclass(frozen=True)
+class Adapt:
+    share: float | None = key("share of pretraining's steps that are made for each domain (null: "
+                              "those in which wsd decays)", None)
+    specialization_share: float = key("share of their rows drawn from the domain's own text", 0.0)
+    replay_share: float = key("share of their rows drawn from the generic corpus as it is", 0.0)
+
+
+@dataclass(frozen=True)
 class Finetune(Train):
     batch_tokens: int = key("tokens per optimiser step", 4_096)
     max_steps: int | None = key("most steps (null: 2k, 4k or 30k by set size, as the paper)", None)
@@ -219,6 +227,7 @@ class Recipe:
     expert: Literal["most-frequent", "lowest-loss", "best-tuned", "blend"] = key(
         "how slm-pn and slm-mix choose the domain's expert", "lowest-loss")
     pretrain: Pretrain = section("pretraining", Pretrain)
+    adapt: Adapt = section("the last part of pretraining, per domain, of methods that adapt", Adapt)
     finetune: Finetune = section("fine-tuning on the specialization set", Finetune)
     distill: Distill = section("distillation, slm-d", Distill)
     lora: Lora = section("low-rank adaptation, llm-lora", Lora)

@@ -35,6 +35,8 @@ class Method:
             network or a ``mixture``; None: one dense model.
         tune: ``full`` (all weights), ``lora`` (adapters) or ``distill`` (taught by the fine-tuned
             large model).
+        adapts: how the last part of pretraining draws the corpus (as ``draws``), for every domain
+            anew, from where the first part left off; None: all of it draws by ``draws``.
         source: where the method comes from: "" is the paper that this package implements.
     """
 
@@ -45,6 +47,7 @@ class Method:
     draws: str | None = GENERIC
     bank: Literal["projected", "mixture"] | None = None
     tune: Literal["full", "lora", "distill"] = "full"
+    adapts: str | None = None
     source: str = ""
 
     @property
@@ -61,9 +64,14 @@ class Method:
         return self.draws not in (None, GENERIC)
 
     @property
+    def needs_domain(self) -> bool:
+        """Whether its pretraining, or the last part of it, has to know the domain."""
+        return self.per_domain or self.adapts is not None
+
+    @property
     def weighs(self) -> bool:
         """Whether it needs the domain's cluster weights."""
-        return self.draws in ("importance", "top")
+        return bool({self.draws, self.adapts} & {"importance", "top"})
 
     @property
     def clustered(self) -> bool:
@@ -90,17 +98,22 @@ class Method:
         """The recipe key that names a checkpoint for it to begin as."""
         return "large_start" if self.large else "start"
 
+    @property
+    def base(self) -> str:
+        """The method whose pretraining draws the corpus as it is, at this size."""
+        return "llm" if self.large else "slm"
+
     def pretraining(self, domain: str | None = None) -> str:
         """Name of its pretraining under ``pretrain/``; methods with one of a name share it.
 
         Args:
             domain: for a method that pretrains per domain.
         """
-        if self.per_domain:
+        if self.needs_domain:
             return f"{self.name}.{domain}" if domain else self.name
         if self.bank:
             return self.name
-        return "llm" if self.large else "slm"
+        return self.base
 
 
 _ROWS = (
@@ -130,6 +143,9 @@ _ROWS = (
     Method("slm-knn", "SLM-knn", "small model pretrained on the part of the generic corpus that is "
            "nearest to the domain's documents by embedding, then fine-tuned on these", draws="knn",
            source="nearest neighbours by embedding"),
+    Method("slm-adapt", "SLM-adapt", "small model pretrained on the generic corpus as it is, and "
+           "for the last part on the corpus resampled to look like the domain, then fine-tuned on "
+           "the domain's documents", adapts="importance", source="between the paper's two ends"),
     Method("slm-top", "SLM-top", "small model pretrained on the generic corpus's cluster that is "
            "most frequent in the domain's documents, then fine-tuned on these", draws="top",
            source="the paper's Figure 8"),

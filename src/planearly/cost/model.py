@@ -72,6 +72,8 @@ class Setting:
     """Optimiser of all trainings."""
     expert: str = "lowest-loss"
     """How a bank's expert is chosen, as the recipe key says."""
+    adapt_share: float = 0.3
+    """Share of pretraining that a method which adapts makes for every domain."""
     distil_pretraining: bool = False
     """Whether the student of slm-d also learns from the teacher on the generic corpus, as the
     paper's cost of 1,850 hours implies; ours starts from the plain small model."""
@@ -285,6 +287,9 @@ def cost(setting: Setting, method: str | Method, pretrain_tokens: float,
         generic = generic + generic_token_cost(setting, methods.teacher()) * pretrain_tokens
     if row.per_domain:
         generic, specialization = zero, generic + specialization
+    if row.adapts:
+        specialization = generic * setting.adapt_share + specialization
+        generic = generic * (1 - setting.adapt_share)
     return MethodCost(row.name, generic, specialization, flops.parameters(shape),
                       flops.forward(shape), *memory_of(setting, row, pretrain_tokens))
 

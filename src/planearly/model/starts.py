@@ -26,7 +26,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 def as_it_is(row: Method) -> bool:
     """Whether a method can fine-tune a checkpoint without pretraining of its own."""
-    return not (row.per_domain or row.experts or row.taught)
+    return not (row.needs_domain or row.experts or row.taught)
 
 
 def folder(recipe: Recipe, large: bool = False) -> Path | None:

@@ -21,7 +21,7 @@ from planearly.methods import Method
 from planearly.model import flops, hf, starts
 from planearly.model.transformer import Shape
 from planearly.plan import inputs, sizes
-from planearly.train.steps import finetune_limits, planned_rows, rows_per_step
+from planearly.train.steps import adapted_steps, finetune_limits, planned_rows, rows_per_step
 
 SELECTORS = tuple(name for name, row in methods.TABLE.items() if row.per_domain)
 """For study.sharing, until it reads the table itself."""
@@ -47,10 +47,8 @@ def predict(recipe: keys.Recipe, device: Device) -> dict[str, Any]:
         row = methods.find(name)
         teacher = methods.teacher() if row.taught and outside is None else None
         for each in filter(None, (row, teacher)):
-            for domain in domains if each.per_domain else [None]:
-                if each.pretrains and tokens:
-                    stages[f"pretrain/{each.pretraining(domain)}"] = \
-                        model.generic_token_cost(setting, each) * tokens
+            if each.pretrains and tokens:
+                stages |= _pretraining(setting, each, domains, tokens)
             one = _finetuning_tokens(recipe, setting, each)
             for domain in domains:
                 if each.bank:
@@ -70,6 +68,17 @@ def predict(recipe: keys.Recipe, device: Device) -> dict[str, Any]:
     }
 
 
+def _pretraining(setting: Setting, row: Method, domains: list[str],
+                 tokens: int) -> dict[str, Work]:
+    """A method's pretraining stages: shared by all domains, one for each, or a part of both."""
+    whole = model.generic_token_cost(setting, row) * tokens
+    if not row.needs_domain:
+        return {f"pretrain/{row.pretraining()}": whole}
+    share = setting.adapt_share if row.adapts else 1.0
+    shared = {f"pretrain/{row.base}-plateau": whole * (1 - share)} if share < 1 else {}
+    return shared | {f"pretrain/{row.pretraining(domain)}": whole * share for domain in domains}
+
+
 def domain_names(recipe: keys.Recipe) -> list[str]:
     """The recipe's domains: those it names, or all folders under ``domains_root``."""
     if recipe.domains:
@@ -87,6 +96,7 @@ def _setting(recipe: keys.Recipe, device: Device) -> Setting:
         raise UserError("give 'spec_tokens' in the recipe: without it the size of the "
                         "specialization sets is known only once they are read")
     starts.check(recipe)
+    before, adapted = adapted_steps(recipe)
     entries = recipe.tokenizer.vocab_size
     return Setting(
         small=starts.shape(recipe) or Shape.of(recipe.model, entries, recipe.context),
@@ -96,6 +106,7 @@ def _setting(recipe: keys.Recipe, device: Device) -> Setting:
         projected=recipe.projected, experts=recipe.mixture.experts, lora=recipe.lora,
         spec_tokens=recipe.spec_tokens, price=recipe.cost.price_per_hour,
         batch_tokens=recipe.pretrain.batch_tokens, expert=recipe.expert,
+        adapt_share=adapted / (before + adapted),
     )
 
 

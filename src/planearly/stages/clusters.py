@@ -187,8 +187,13 @@ def generic_weights(packed: Path) -> np.ndarray:
 
 
 @once
-def importance_weights(run: Run, name: str, k: int | None = None) -> Path:
+def importance_weights(run: Run, name: str, k: int | None = None,
+                       drawn: int | None = None) -> Path:
     """Cluster weights that make the generic corpus look like a domain (paper, section 3).
+
+    Args:
+        k: clusters (default: the recipe's).
+        drawn: rows that will be drawn (default: those of the recipe's pretraining).
 
     ``weights.npy`` float64 [k]; the manifest tells k, the effective sample size, the divergence
     and the expected epochs. All of it is shown before any training.
@@ -198,7 +203,7 @@ def importance_weights(run: Run, name: str, k: int | None = None) -> Path:
     wanted = k or recipe.importance.k
     candidates = [wanted] if wanted else sorted(set(recipe.cluster.k))
     packed = {k: rows(run, k) for k in candidates}
-    draws = planned_rows(recipe)
+    draws = drawn or planned_rows(recipe)
     settings = {**asdict(recipe.importance), "k": candidates, "spec_tokens": recipe.spec_tokens,
                 "rows": draws, "seed": recipe.seed}
 

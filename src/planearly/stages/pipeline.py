@@ -42,7 +42,7 @@ def run(recipe: Recipe, out: Path, until: str = "report") -> dict[str, Any] | No
     with Run(out, recipe).opened() as this:
         names = corpus.domain_names(this)
         for row in rows:
-            if row.per_domain:
+            if row.needs_domain:
                 corpus.needed_domains(this, f"the pretraining of {row.name}")
         if reach > VERBS.index("pretrain"):
             corpus.needed_domains(this, "fine-tuning")

@@ -16,7 +16,12 @@ from planearly.model.transformer import Transformer
 from planearly.stages import checkpoint, corpus, training
 from planearly.stages.folder import Run
 from planearly.train import loop
-from planearly.train.steps import branching_step, planned_steps, rows_per_step
+from planearly.train.steps import (
+    adapted_steps,
+    branching_step,
+    planned_steps,
+    rows_per_step,
+)
 
 BEGUN = "begun.json"
 
@@ -26,6 +31,7 @@ def pretrain(
     large: bool = False, inputs: Mapping[str, Path] | None = None,
     network: Callable[[], loop.Trainable] | None = None, flops_per_step: float = 0.0,
     settings: dict[str, Any] | None = None, share_of_steps: float = 1.0,
+    begins: Path | None = None,
 ) -> Path:
     """Pretrain a model on generic rows drawn by ``weights``; folder with the weights.
 
@@ -38,6 +44,7 @@ def pretrain(
         network: makes another model than the dense one, of ``flops_per_step`` beside its tokens'.
         settings: what else the result depends on.
         share_of_steps: of the recipe's pretraining.
+        begins: finished stage of the same first steps, which kept its state after them.
     """
     recipe = run.recipe
     stage = f"{name}.{domain}" if domain else name
@@ -65,6 +72,8 @@ def pretrain(
             for each in (of_it, *training.same_settings(of_it, recipe.pretrain)):
                 sibling = run.folder(f"pretrain/{stage}", each, inputs)
                 branch_off(recipe.pretrain.optimizer, sibling, longer, folder, steps)
+        if begins:
+            begin_at(begins, adapted_steps(recipe)[0], folder)
         begun = read_json(folder / BEGUN) if (folder / BEGUN).exists() else None
         branches = {branching_step(recipe.pretrain.optimizer, steps, n) for n in others}
         model = network() if network else loop.Dense(
@@ -97,15 +106,24 @@ def branch_off(optimizer: keys.Optimizer, longer: Path, longer_steps: int, folde
     Its cost counts the shared steps too; ``begun.json`` tells how much of it they are.
     """
     step = branching_step(optimizer, longer_steps, steps)
-    kept = loop.branch_file(longer, step)
-    taken = (folder / loop.CHECKPOINT).exists() or (folder / loop.OUTCOME).exists()
+    if step:
+        begin_at(longer, step, folder)
+
+
+def begin_at(other: Path, step: int, folder: Path) -> None:
+    """Begin the run in ``folder`` with the state that another one kept after a step, if it did.
+
+    A run that has begun is left alone. ``begun.json`` tells what of its cost is the other's.
+    """
+    kept = loop.branch_file(other, step)
     parallel.barrier()
-    if parallel.rank() == 0 and step and kept.exists() and not taken:
+    taken = any((folder / name).exists() for name in (loop.CHECKPOINT, loop.OUTCOME))
+    if parallel.rank() == 0 and kept.exists() and not taken:
         before = tensors.load_tensors(kept)[1]["outcome"]
-        write_json(folder / BEGUN, {"at_step": step, "from": longer.name,
+        write_json(folder / BEGUN, {"at_step": step, "from": other.name,
                                     "tokens": before["tokens"],
                                     "device_hours": before["seconds"] * parallel.world() / 3600})
-        for source, target in ((longer / "metrics.jsonl", folder / "metrics.jsonl"),
+        for source, target in ((other / "metrics.jsonl", folder / "metrics.jsonl"),
                                (kept, folder / loop.CHECKPOINT)):
             with atomic_write(target) as handle:
                 handle.write(source.read_bytes())

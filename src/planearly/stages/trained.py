@@ -23,6 +23,7 @@ from planearly.methods import Method
 from planearly.model import flops, lora, starts
 from planearly.model.transformer import Shape
 from planearly.stages import (
+    adapt,
     checkpoint,
     clusters,
     corpus,
@@ -94,26 +95,30 @@ class Drawn:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
+Draw = Callable[..., Drawn]
+"""Of (run, domain, rows=None): what a pretraining draws, or the last so many rows of it."""
+
+
 # What is drawn ----------------------------------------------------------------------------------
 
-def as_it_is(run: Run, domain: str) -> Drawn:
+def as_it_is(run: Run, domain: str, drawn: int | None = None) -> Drawn:
     """Every row of the generic corpus alike."""
     packed = clusters.rows(run, clusters.finest(run))
     return Drawn(packed, clusters.generic_weights(packed))
 
 
-def by_importance(run: Run, domain: str) -> Drawn:
+def by_importance(run: Run, domain: str, drawn: int | None = None) -> Drawn:
     """The generic corpus resampled to look like the domain, cluster by cluster."""
-    weights = clusters.importance_weights(run, domain)
+    weights = clusters.importance_weights(run, domain, drawn=drawn)
     k = facts(weights)["k"]
     return Drawn(clusters.rows(run, k), training.weights_of(weights), {"weights": weights},
                  {"k": k})
 
 
-def by_selector(draws: str) -> Callable[[Run, str], Drawn]:
+def by_selector(draws: str) -> Draw:
     """The part of the generic corpus that a selector takes for the domain."""
 
-    def draw(run: Run, domain: str) -> Drawn:
+    def draw(run: Run, domain: str, drawn: int | None = None) -> Drawn:
         made = selection.selection(run, draws, domain)
         found = facts(made)
         return Drawn(made, training.weights_of(made), notes={
@@ -122,11 +127,12 @@ def by_selector(draws: str) -> Callable[[Run, str], Drawn]:
     return draw
 
 
-DRAWS: dict[str, Callable[[Run, str], Drawn]] = {
+DRAWS: dict[str, Draw] = {
     methods.GENERIC: as_it_is, "importance": by_importance,
     **{name: by_selector(name) for name in selection.SELECTORS},
 }
-"""By the table's column ``draws``: from a run and a domain to what is pretrained on."""
+"""By the table's columns ``draws`` and ``adapts``: from a run, a domain and a number of rows (None:
+all of pretraining's) to what is pretrained on."""
 
 
 # How it is fine-tuned ---------------------------------------------------------------------------
@@ -199,9 +205,30 @@ def pretrained(run: Run, method: str, domain: str = "") -> Path | None:
     if begun and not run.recipe.pretrain_tokens:
         return begun
     drawn = DRAWS[row.draws](run, domain)
+    if row.adapts:
+        return _adapted(run, row, domain, drawn)
     return pretraining.pretrain(
         run, row.pretraining(), drawn.rows, drawn.weights, large=row.large, inputs=drawn.inputs,
-        domain=domain if row.per_domain else None)
+        domain=domain if row.per_domain else None,
+        begins=None if row.per_domain else _shared_with(run, row, drawn))
+
+
+def _adapted(run: Run, row: Method, domain: str, drawn: Drawn) -> Path | None:
+    """The adapted model; without a domain, or steps to adapt in, what it begins from."""
+    assert row.adapts is not None
+    shared, draws = adapt.plateau(run, row, drawn), DRAWS[row.adapts]
+    if not domain or not adapt.rows_drawn(run.recipe):
+        return shared
+    return adapt.adapt(run, row, domain, shared, lambda rows: draws(run, domain, rows), drawn)
+
+
+def _shared_with(run: Run, row: Method, drawn: Drawn) -> Path | None:
+    """The plateau that a plain pretraining passes over, where another method adapts from it."""
+    recipe = run.recipe
+    others = {*recipe.methods, *(name for block in recipe.study.grid for name in block.methods)}
+    adapting = [methods.find(name) for name in sorted(others & methods.TABLE.keys())
+                if methods.find(name).adapts and methods.find(name).base == row.pretraining()]
+    return adapt.plateau(run, adapting[0], drawn) if adapting else None
 
 
 def specialize(run: Run, method: str, domain: str) -> Trained:
@@ -211,6 +238,9 @@ def specialize(run: Run, method: str, domain: str) -> Trained:
     stages: list[Path] = []
     if base is not None:
         stages += experts.paid(run, method) if row.bank else [base]
+    if row.adapts and row.draws:
+        shared = adapt.plateau(run, row, DRAWS[row.draws](run, domain))
+        stages += [shared] if shared and shared != base else []
     teacher = _teacher(run, method)
     taught = specialize(run, teacher.name, domain) if teacher else None
     if taught:
@@ -240,6 +270,9 @@ def _notes(run: Run, row: Method, domain: str, base: Path | None) -> dict[str, A
         choice = facts(base)["choice"]
         found |= {"expert": choice["rule"], "expert_number": choice["expert"],
                   "expert_share": choice["share"], "k": experts.count(run.recipe, row.name)}
+    elif row.adapts:
+        if rows := adapt.rows_drawn(run.recipe):
+            found |= DRAWS[row.adapts](run, domain, rows).notes
     elif row.per_domain:
         assert row.draws is not None
         found |= DRAWS[row.draws](run, domain).notes
@@ -268,6 +301,8 @@ def check(recipe: Recipe) -> None:
     rows = [methods.find(name) for name in recipe.methods]
     for row in rows:
         _check_row(row)
+        if row.adapts:
+            adapt.check(recipe)
     starts.check(recipe)
     experts.check_bundle(recipe)
     for row in rows:
@@ -282,8 +317,8 @@ def check(recipe: Recipe) -> None:
 
 def _check_row(row: Method) -> None:
     """Refuse a row of the table that no function here carries out."""
-    for column, value, known in (("draws", row.draws, DRAWS), ("bank", row.bank, experts.BANKS),
-                                 ("tune", row.tune, TUNES)):
+    for column, value, known in (("draws", row.draws, DRAWS), ("adapts", row.adapts, DRAWS),
+                                 ("bank", row.bank, experts.BANKS), ("tune", row.tune, TUNES)):
         if value is not None and value not in known:
             raise UserError(f"the method '{row.name}' has '{value}' in the column '{column}' of "
                             f"the table of methods, and known are {', '.join(known)}: write the "
@@ -292,6 +327,9 @@ def _check_row(row: Method) -> None:
         raise UserError(f"the method '{row.name}' pretrains experts on '{row.draws}' text, and "
                         f"experts are pretrained on the generic corpus alone: give it "
                         f"draws='{methods.GENERIC}', or no bank")
+    if row.adapts and (row.draws != methods.GENERIC or row.bank):
+        raise UserError(f"the method '{row.name}' adapts to a domain from what is no plain "
+                        f"pretraining: give it draws='{methods.GENERIC}' and no bank")
     if row.taught and not row.pretrains:
         raise UserError(f"the method '{row.name}' distils into a model without pretraining: give "
                         f"it draws='{methods.GENERIC}'")

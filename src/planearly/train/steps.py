@@ -39,6 +39,17 @@ def planned_rows(recipe: keys.Recipe, tokens: int | None = None) -> int:
     return planned_steps(recipe, tokens=tokens) * per_step
 
 
+def adapted_steps(recipe: keys.Recipe) -> tuple[int, int]:
+    """Steps of pretraining before a method adapts to a domain, and those in which it does."""
+    steps = planned_steps(recipe)
+    rate = optim.resolve(recipe.pretrain.optimizer, steps)
+    if recipe.adapt.share is None:
+        before = schedule.stable(rate.schedule, steps, rate.decay_share)
+    else:
+        before = steps - round(steps * recipe.adapt.share)
+    return before, steps - before
+
+
 def branching_step(optimizer: keys.Optimizer, longer: int, shorter: int) -> int:
     """Step at which a run of ``shorter`` steps parts from one of ``longer``; 0: they share none.
 

@@ -1,0 +1,176 @@
+"""Adaptation: the last part of a pretraining, made for every domain on text that looks like it.
+
+Between the paper's two ends, all pretraining before the domain is known (SLM) and all of it after
+(SLM-is), lies this: one plain pretraining at a constant rate, and from its whole state one decay
+per domain. The first part is paid once, C(N) = (1 - a) P + N a P with ``adapt.share`` a. Branching
+off the stable phase is what warm-up-stable-decay is made for (Hu et al. 2024); the rows after the
+branch are those of cluster importance sampling (paper, section 3) or of a selector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planearly import keys, parallel
+from planearly.data.streams import Batch, MixedStream, Stream
+from planearly.errors import UserError
+from planearly.files import read_json
+from planearly.methods import Method
+from planearly.model import flops
+from planearly.model.transformer import Transformer
+from planearly.stages import checkpoint, corpus, training
+from planearly.stages.folder import Run
+from planearly.stages.pretrain import BEGUN, begin_at, epochs
+from planearly.train import loop, optim
+from planearly.train.steps import adapted_steps, planned_steps, rows_per_step
+
+if TYPE_CHECKING:
+    from planearly.stages.trained import Drawn
+
+PLATEAU = "plateau"
+
+
+class Later:
+    """A stream whose first row stands at place ``start`` of the training."""
+
+    def __init__(self, stream: Stream, start: int) -> None:
+        self.stream, self.start, self.context = stream, start, stream.context
+
+    def batch(self, start: int, stop: int) -> Batch:
+        return self.stream.batch(start - self.start, stop - self.start)
+
+
+def check(recipe: keys.Recipe) -> None:
+    """Refuse shares that cannot be.
+
+    Raises:
+        UserError: the first part would reach into the decay of the learning rate, or the rows of
+            adaptation are all taken by the domain's own text and replay.
+    """
+    adapt, optimizer = recipe.adapt, optim.resolve(recipe.pretrain.optimizer, planned_steps(recipe))
+    if optimizer.schedule == "cosine":
+        raise UserError("recipe key 'pretrain.optimizer.schedule' is cosine, which has no part at "
+                        "a constant rate to adapt from: choose wsd")
+    if adapt.share is not None and optimizer.schedule == "wsd" and (
+            adapt.share < optimizer.decay_share):
+        raise UserError(f"recipe key 'adapt.share' is {adapt.share:g}, less than the "
+                        f"{optimizer.decay_share:g} in which the rate decays "
+                        "('pretrain.optimizer.decay_share'): adaptation begins before the decay")
+    if adapt.share is None and optimizer.schedule != "wsd":
+        raise UserError("recipe key 'adapt.share' is null, which takes the decay of the schedule "
+                        f"wsd, and 'pretrain.optimizer.schedule' is {optimizer.schedule}: give a "
+                        "share")
+    if adapt.specialization_share + adapt.replay_share >= 1:
+        raise UserError("recipe keys 'adapt.specialization_share' and 'adapt.replay_share' come to "
+                        f"{adapt.specialization_share + adapt.replay_share:g}, which leaves no row "
+                        "to text that looks like the domain: lower one of them")
+
+
+def rows_drawn(recipe: keys.Recipe) -> int:
+    """Rows of adaptation that are drawn to look like the domain."""
+    _, after = adapted_steps(recipe)
+    return round(after * rows_per_step(recipe.pretrain.batch_tokens, recipe.context)
+                 * shares_of(recipe)[0])
+
+
+def shares_of(recipe: keys.Recipe) -> list[float]:
+    """Of the rows of adaptation: drawn to look like the domain, its own text, plain replay."""
+    own, replay = recipe.adapt.specialization_share, recipe.adapt.replay_share
+    return [1 - own - replay, own, replay]
+
+
+def plateau(run: Run, row: Method, drawn: Drawn) -> Path | None:
+    """The first part: plain pretraining at a constant rate, with its whole state kept.
+
+    Its rows and rates are those of the method without adaptation, step by step. None where all
+    steps are adaptation.
+    """
+    recipe = run.recipe
+    before, _ = adapted_steps(recipe)
+    steps = planned_steps(recipe)
+    if not before:
+        return None
+    name = f"{row.base}-{PLATEAU}"
+    shape = training.shape_of(run, row.large)
+    origin = checkpoint.checkpoint(run, row.large)
+    values = {"shape": shape.to_dict(), "train": training.train_settings(recipe.pretrain),
+              "steps": before, "of": steps, "seed": recipe.seed}
+    inputs = {"rows": drawn.rows, **({"start": origin} if origin else {})}
+
+    def build(folder: Path) -> dict[str, Any]:
+        rate = optim.resolve(recipe.pretrain.optimizer, steps)
+        if rate.schedule == "wsd":  # as it is before the decay
+            rate = replace(rate, schedule="constant")
+        model = loop.Dense(training.load_model(origin) if origin
+                           else Transformer(shape, recipe.seed))
+        stream = training.generic_stream(run, drawn.rows, drawn.weights)
+        outcome = loop.train(model, stream, before, recipe.pretrain, folder, name=name,
+                             optimizer=rate, branches={before})
+        rows = rows_per_step(recipe.pretrain.batch_tokens, recipe.context)
+        return {"method": name, "domain": None, "shape": shape.to_dict(), "large": row.large,
+                "cost": training.book(run, name, outcome, flops.training(shape)),
+                "epochs": epochs(stream.sampler.counts(before * rows),
+                                 stream.sampler.rows_per_group)}
+
+    return run.stage(f"pretrain/{name}", values, inputs, build, every_rank=True,
+                     same=training.same_settings(values, recipe.pretrain))
+
+
+def adapt(run: Run, row: Method, domain: str, base: Path | None,
+          draw: Callable[[int], Drawn], generic: Drawn) -> Path:
+    """The last part, on rows drawn for the domain, from where the first left off.
+
+    Args:
+        base: finished stage of :func:`plateau`; None where the first part has no step.
+        draw: of so many rows, what they are drawn from.
+        generic: what ``adapt.replay_share`` of the rows are drawn from.
+    """
+    recipe = run.recipe
+    before, after = adapted_steps(recipe)
+    steps = before + after
+    rows = rows_per_step(recipe.pretrain.batch_tokens, recipe.context)
+    stage = f"{row.name}.{domain}"
+    shape = training.shape_of(run, row.large)
+    origin = checkpoint.checkpoint(run, row.large)
+    shares, own_rows = shares_of(recipe), rows_drawn(recipe)
+    drawn = draw(own_rows)
+    values: dict[str, Any] = {
+        "shape": shape.to_dict(), "train": training.train_settings(recipe.pretrain),
+        "steps": [before, after], "seed": recipe.seed, "shares": shares}
+    inputs = {"rows": drawn.rows, **drawn.inputs, **({"plateau": base} if base else {}),
+              **({"start": origin} if origin else {})}
+    if shares[1]:
+        values["spec_tokens"] = recipe.spec_tokens
+        inputs["domain"] = corpus.domain(run, domain)
+    if shares[2]:
+        inputs["replay"] = generic.rows
+
+    def build(folder: Path) -> dict[str, Any]:
+        if base:
+            begin_at(base, before, folder)
+        begun = read_json(folder / BEGUN) if base else {"tokens": 0, "device_hours": 0.0}
+        own = training.generic_stream(run, drawn.rows, drawn.weights)
+        streams: list[Stream] = [own]
+        if shares[1]:
+            streams.append(training.domain_stream(run, domain)[0])
+        if shares[2]:
+            streams.append(training.generic_stream(run, generic.rows, generic.weights))
+        used = [share for share in shares if share]
+        stream = MixedStream(streams, used, recipe.seed) if len(streams) > 1 else own
+        model = loop.Dense(training.load_model(origin) if origin and not base
+                           else Transformer(shape, recipe.seed))
+        outcome = loop.train(model, Later(stream, before * rows), steps, recipe.pretrain, folder,
+                             name=stage)
+        paid = replace(
+            outcome, tokens=outcome.tokens - int(begun["tokens"]),
+            seconds=outcome.seconds - begun["device_hours"] * 3600 / parallel.world())
+        counts = own.sampler.counts(own_rows)
+        return {"method": row.name, "domain": domain, "shape": shape.to_dict(), "large": row.large,
+                "cost": training.book(run, stage, paid, flops.training(shape)),
+                "epochs": epochs(counts, own.sampler.rows_per_group)}
+
+    return run.stage(f"pretrain/{stage}", values, inputs, build, every_rank=True,
+                     same=training.same_settings(values, recipe.pretrain))
