@@ -180,6 +180,14 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Card:
+    license: str | None = key("of the exported model, by its SPDX or hub name", None)
+    base_model: str | None = key("hub name of the model that it began as", None)
+    datasets: list[str] = key("hub names of what it was trained on", [])
+    language: list[str] = key("codes of its languages", [])
+
+
+@dataclass(frozen=True)
 class Block:
     """A part of a study's grid: every combination of what it lists."""
 
@@ -232,6 +240,7 @@ class Recipe:
     distill: Distill = section("distillation, slm-d", Distill)
     lora: Lora = section("low-rank adaptation, llm-lora", Lora)
     cost: Cost = section("prices", Cost)
+    card: Card = section("front matter of model cards", Card)
     study: Study = section("`planearly study`: what to compare", Study)
 
     def to_dict(self) -> dict[str, Any]:

@@ -11,8 +11,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from planearly import methods
 from planearly.errors import UserError
-from planearly.export.folder import METHODS, conversion, export, model_card
+from planearly.export.card import conversion, model_card
+from planearly.export.folder import export
 from planearly.model import hf
 from small_models import EOT, TEXT, small_model, tokenizer_folder
 
@@ -32,7 +34,8 @@ def test_plain_transformers_loads_it(ffn: str, tmp_path: Path) -> None:
     assert loaded.generation_config.eos_token_id == loaded.config.eos_token_id == 0
     assert loaded.dtype == torch.float32
     tokens = tokenizer(TEXT[0], return_tensors="pt").input_ids[:, :16]
-    assert tokenizer.decode(tokenizer(TEXT[3]).input_ids) == TEXT[3]
+    ids = tokenizer(TEXT[3]).input_ids
+    assert ids[0] == 0 and tokenizer.decode(ids[1:]) == TEXT[3]
     with torch.no_grad():
         torch.testing.assert_close(model(tokens), loaded(tokens).logits, rtol=0, atol=1e-5)
 
@@ -64,7 +67,9 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
         export(model.state_dict(), model.shape, tokenizer, tmp_path / name, {"method": "slm"})
     first, second = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in "ab")
     assert first == second
-    assert first["tokenizer.json"] == (tokenizer / "tokenizer.json").read_bytes()
+    given, found = (json.loads(text) for text in (
+        (tokenizer / "tokenizer.json").read_bytes(), first["tokenizer.json"]))
+    assert {**given, "post_processor": None} == {**found, "post_processor": None}
     assert set(first) == {"config.json", "generation_config.json", "model.safetensors",
                           "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
                           "README.md"}
@@ -113,10 +118,11 @@ def test_the_card_tells_what_it_was_given() -> None:
         "cost": {"tokens": 5_100_000, "flops": 2.5e14, "device_hours": 0.125, "device": "a CPU",
                  "money": None},
     }, "## GGUF")
-    for words in ("pubmed", METHODS["slm-is"], "`nano`, seed 3", "`../data/*.jsonl`", "5,000,000",
-                  "100,000", "| this model | 12.35 | 11.00 to 14.00 | 1.234 | 98,765 |",
+    for words in ("pubmed", methods.find("slm-is").sentence, "`nano`, seed 3", "`*.jsonl`",
+                  "5,000,000", "100,000",
+                  "| this model | 12.35 | 11.00 to 14.00 | 1.234 | 98,765 |",
                   "| before fine-tuning | 20.50 |", "5.1M tokens", "250 TFLOP",
-                  "0.125 device-hours on a CPU", "at most 16 tokens", "## GGUF"):
+                  "0.125 device-hours on a CPU", "windows of 16 tokens", "## GGUF"):
         assert words in card, words
     assert "None" not in card
     front = yaml.safe_load(card.split("---\n")[1])
@@ -156,3 +162,50 @@ def test_the_card_tells_how_to_get_gguf_where_that_would_be_right(tmp_path: Path
         assert "convert_hf_to_gguf.py" in told and "planearly gguf" not in told
     unigram = tokenizer | {"model": {"type": "Unigram"}}
     assert "not a byte-level BPE" in conversion(small_model().shape, unigram)
+
+
+def test_batches_of_prompts_and_of_training_texts(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, DataCollatorForLanguageModeling, pipeline
+
+    model = small_model(context=64)
+    export(model.state_dict(), model.shape, tokenizer_folder(tmp_path / "tok"), tmp_path / "m", {})
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "m")
+    batch = tokenizer(TEXT[:3], padding=True, return_tensors="pt")
+    assert batch.attention_mask.sum(1).tolist() == [len(tokenizer(t).input_ids) for t in TEXT[:3]]
+    labels = DataCollatorForLanguageModeling(tokenizer, mlm=False)(
+        [tokenizer(text) for text in TEXT[:3]])["labels"]
+    assert labels.shape == batch.input_ids.shape
+    write = pipeline("text-generation", str(tmp_path / "m"))
+    together = write(TEXT[:3], batch_size=3, max_new_tokens=4, do_sample=False)
+    alone = [write([text], max_new_tokens=4, do_sample=False)[0] for text in TEXT[:3]]
+    assert together == alone
+
+
+def test_a_checkpoint_keeps_its_tokenizer_and_chat_template(tmp_path: Path) -> None:
+    beside = tokenizer_folder(tmp_path / "theirs")
+    (beside / "chat_template.jinja").write_text("{{ messages }}")
+    (beside / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 5]}))
+    model = small_model()
+    export(model.state_dict(), model.shape, tokenizer_folder(tmp_path / "tok"), tmp_path / "m", {},
+           companions=beside)
+    for name in ("chat_template.jinja", "generation_config.json", "tokenizer.json"):
+        assert (tmp_path / "m" / name).read_bytes() == (beside / name).read_bytes()
+    config = json.loads((tmp_path / "m/tokenizer_config.json").read_text())
+    assert config["pad_token"] == EOT
+    assert "first = tokenizer.bos_token" in (tmp_path / "m/README.md").read_text()
+
+
+def test_the_card_claims_nothing_that_did_not_happen() -> None:
+    shape = small_model().shape
+    for method, words in (("slm", "fine-tuned on the domain's documents"),
+                          ("llm-lora", "low-rank matrices")):
+        card = model_card(shape, {
+            "method": method, "start": "/home/someone/models/Base-1B", "domain": "law",
+            "data": {"generic": ["/home/someone/corpus/*.jsonl"], "pretrain_tokens": 0},
+            "front": {"license": "apache-2.0", "datasets": ["a/b"], "base_model": None}}, "")
+        assert words in card and "`Base-1B`" in card
+        told = card.split("## Use")[0]
+        assert "pretrained" not in told and "generic" not in told and "someone" not in told
+        front = yaml.safe_load(card.split("---\n")[1])
+        assert front["license"] == "apache-2.0" and front["datasets"] == ["a/b"]
+        assert "base_model" not in front

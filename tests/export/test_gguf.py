@@ -44,11 +44,11 @@ def test_llama_cpp_computes_the_same(ffn: str, kind: str, most: float, tmp_path:
     server = llama_cpp(gguf.write(folder, tmp_path / "m.gguf", kind))
     _, tokenizer = hf.load(folder)
     for text in TEXTS:
-        ids = tokenizer(tokenizer.bos_token + text)["input_ids"]
+        ids = tokenizer(text)["input_ids"]
         answer = server.handle_completions({
             "prompt": text, "n_predict": 1, "n_probs": 10, "temperature": 0.0,
             "cache_prompt": False,
-            "logit_bias": [[tokenizer.encode("a")[0], 1e3]]})  # of what is drawn, not of the odds
+            "logit_bias": [[tokenizer.encode("a")[-1], 1e3]]})  # of what is drawn, not of the odds
         assert answer["usage"]["prompt_tokens"] == len(ids)
         with torch.no_grad():
             ours = model(torch.tensor([ids]))[0, -1].log_softmax(-1)

@@ -1,5 +1,6 @@
 """Adapters: no effect at the start, only they move, and merging them changes nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,16 +101,16 @@ def test_adapters_use_adam_not_muon():
 
 
 def test_a_rank_larger_than_a_matrix_is_one_sentence():
-    lora.check(keys.Lora(rank=32), 32, 48)
+    lora.check(keys.Lora(rank=32), SHAPE)
     with pytest.raises(UserError, match=r"lora\.rank' is 33.*32 x 32.*at most 32"):
-        lora.check(keys.Lora(rank=33), 32, 48)
+        lora.check(keys.Lora(rank=33), SHAPE)
     with pytest.raises(UserError, match=r"32 x 16.*at most 16"):
-        lora.check(keys.Lora(rank=17), 32, 16)
+        lora.check(keys.Lora(rank=17), replace(SHAPE, d_ff=16))
     with pytest.raises(UserError, match="at least 1"):
-        lora.check(keys.Lora(rank=0), 32, 48)
+        lora.check(keys.Lora(rank=0), SHAPE)
 
 
 def test_without_peft_one_sentence(monkeypatch):
     monkeypatch.setattr(lora.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs the package peft"):
-        lora.check(keys.Lora(rank=4), 32, 48)
+        lora.check(keys.Lora(rank=4), SHAPE)

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from planearly import keys
 from planearly.data.streams import Batch
-from planearly.model import lora, memory
+from planearly.model import lora, memory, parts
 from planearly.model.memory import Job
 from planearly.model.projected import Projected
 from planearly.model.transformer import Shape, Transformer
@@ -111,7 +111,7 @@ def test_a_step_takes_what_the_formula_says(job: Job, rows: int) -> None:
 
 def test_a_step_of_distillation_takes_what_the_formula_says(
         monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in (memory, "DISTILLED_LOGITS"), (distill, "_LOGITS"):
+    for place in (memory, "DISTILLED_LOGITS"), (parts, "LOGITS"):
         monkeypatch.setattr(place[0], place[1], 1 << 20)
     student = Shape(layers=2, d_model=64, heads=2, d_ff=176, vocab_size=4096, context=64)
     job = Job(student, teacher=replace(student, d_model=128, d_ff=352), device="cpu")

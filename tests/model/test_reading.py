@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from planearly.errors import UserError
 from planearly.export import gguf
 from planearly.model import hf
-from small_models import model_folder
+from small_models import model_folder, tokenizer_folder
 
 Q = "model.layers.0.self_attn.q_proj"
 
@@ -133,3 +133,13 @@ def test_one_odd_key_is_one_sentence_or_nothing(read, folder, key, value):
         assert "\n" not in str(error) and len(str(error)) < 700
     finally:
         (folder / "config.json").write_text(before)
+
+
+def test_a_model_that_sees_what_comes_after_is_no_causal_one(tmp_path):
+    from transformers import BertConfig, BertLMHeadModel
+
+    BertLMHeadModel(BertConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1,
+                               num_attention_heads=2, intermediate_size=48,
+                               initializer_range=0.5)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="is not causal"):
+        hf.load(tokenizer_folder(tmp_path))

@@ -13,6 +13,7 @@ from planearly import config, keys, tensors
 from planearly.cost import devices
 from planearly.data import tokenizer
 from planearly.errors import UserError
+from planearly.evaluate.files import evaluate_files
 from planearly.export import bundle
 from planearly.files import read_json, write_json
 from planearly.model import hf, starts
@@ -20,10 +21,11 @@ from planearly.model.transformer import Transformer
 from planearly.plan import recipes
 from planearly.plan.options import CHECKPOINT, OpenModel, PlanInput
 from planearly.plan.recommend import recommend
-from planearly.stages import checkpoint, pipeline
+from planearly.stages import checkpoint, pipeline, training
 from planearly.stages.folder import Run
 from planearly.train import loop
 from small_models import tokenizer_folder
+from small_outside import FAMILIES, logits, outside_folder
 from small_runs import recipe
 
 PROJECTED = {"experts": 3, "rank": 2, "embedding": 3}
@@ -220,10 +222,11 @@ def test_what_cannot_start_is_one_sentence_before_anything_runs(made, llama, tmp
     refused("llm then needs 'large_start'", pretrain_tokens=0, methods=["llm"])
     with pytest.raises(UserError, match=r"pretrain_tokens' is 0.*positive, or 0 to fine-tune"):
         config.override({"pretrain_tokens": 0})
-    bert = tmp_path / "bert"
-    shutil.copytree(llama, bert)
-    write_json(bert / "config.json", {**read_json(llama / "config.json"), "model_type": "bert"})
-    refused("architecture 'bert'", bert)
+    pictures = tmp_path / "vit"
+    shutil.copytree(llama, pictures)
+    write_json(pictures / "config.json", {**read_json(llama / "config.json"),
+                                          "model_type": "vit"})
+    refused("a 'vit', which transformers does not know as a causal language model", pictures)
     own = tokenizer_folder(tmp_path / "own", entries=280)
     refused("'start': the checkpoint in .* another vocabulary .*missing here.*leave 'tokenizer",
             tokenizer={"path": str(own / "tokenizer.json")})
@@ -231,8 +234,17 @@ def test_what_cannot_start_is_one_sentence_before_anything_runs(made, llama, tmp
             large_start=str(llama_folder(tmp_path / "large", entries=290)))
     small = llama_folder(tmp_path / "small", vocab_size=299)
     refused("more entries than its model, 299", small)
-    refused("slm-d cannot teach the checkpoint of 'start': it has 304 entries",
-            methods=["slm-d"], large_start=str(llama))
+    qwen = outside_folder(tmp_path / "qwen", "qwen3")
+    for method in ("slm-pn", "slm-mix"):
+        refused(f"'start': {method} trains experts .* cannot hold a 'qwen3'", qwen,
+                methods=[method], projected=PROJECTED, mixture={"experts": 3})
+    fp8 = tmp_path / "fp8"
+    shutil.copytree(qwen, fp8)
+    write_json(fp8 / "config.json", {**read_json(qwen / "config.json"),
+                                     "quantization_config": {"quant_method": "fp8"}})
+    refused("is quantized", fp8)
+    refused("is quantized", llama, methods=["llm"], large_start=str(fp8), pretrain_tokens=0)
+    refused("is quantized", llama, methods=["slm-d"], distill={"teacher": str(fp8)})
 
 
 def test_weights_that_do_not_fit_their_configuration_are_one_sentence(llama):
@@ -247,3 +259,51 @@ def test_weights_that_do_not_fit_their_configuration_are_one_sentence(llama):
 def test_a_bundle_that_began_as_a_checkpoint_no_longer_needs_it():
     kept = bundle.kept_recipe(config.override({"start": "/somewhere", "large_start": "x"}))
     assert not {"start", "large_start"} & kept.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_open_model_from_documents_to_an_exported_folder(made, family, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model = outside_folder(tmp_path / "model", family)
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+    asked = settings(made, model, methods=["slm", "slm-is"], pretrain_tokens=48 * 8 * 4,
+                     finetune={"batch_tokens": 512, "max_steps": 3, "compile": "no"})
+    results = pipeline.run(asked, tmp_path / "run")
+    (begun,) = (tmp_path / "run").glob("pretrain/start-*")
+    inputs = torch.arange(16)[None] * 7
+    with torch.no_grad():
+        first = training.load_model(begun)(inputs)
+    torch.testing.assert_close(first, logits(model, inputs), rtol=0, atol=1e-5)
+    for row in results["rows"]:
+        folder = tmp_path / "run" / row["model"]
+        assert row["ppl_after"] < row["ppl_before"]
+        found, given = (read_json(place / "config.json") for place in (folder, model))
+        assert found["architectures"] == given["architectures"]
+        assert (folder / "chat_template.jinja").exists()
+        _, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        test = str(made / "domains" / "law" / "test.jsonl")
+        again = evaluate_files(folder, [test], context=asked.context)
+        assert again["tokens"] == row["test_tokens"]
+        assert again["perplexity"] == pytest.approx(row["ppl_after"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_an_open_model_is_adapted_teaches_and_is_taught(made, tmp_path):
+    model = outside_folder(tmp_path / "model", "gemma3")
+    large = outside_folder(tmp_path / "large", "gpt2")
+    asked = settings(made, model, methods=["slm", "llm", "llm-lora", "slm-nopt"],
+                     large_start=str(large), pretrain_tokens=0,
+                     finetune={"batch_tokens": 512, "max_steps": 3, "compile": "no"})
+    rows = {row["method"]: row for row in pipeline.run(asked, tmp_path / "run")["rows"]}
+    assert rows["llm-lora"]["adapter_params"] > 0
+    assert rows["llm"]["ppl_before"] == rows["llm-lora"]["ppl_before"]
+    assert rows["slm-nopt"]["params"] == rows["slm"]["params"]
+    for top_k, teacher in ((None, str(large)), (4, None)):
+        asked = settings(made, model, methods=["slm-d"], large_start=str(large),
+                         distill={"teacher": teacher, "top_k": top_k}, pretrain_tokens=48 * 8 * 2,
+                         finetune={"batch_tokens": 512, "max_steps": 3, "compile": "no"})
+        (row,) = pipeline.run(asked, tmp_path / "run")["rows"]
+        assert row["ppl_after"] < row["ppl_before"]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from planearly import keys
 from planearly.data.dataset import IGNORE
 from planearly.data.pack import pack_rows
+from planearly.model import parts
 from planearly.model.transformer import Shape, Transformer
-from planearly.train import distill
 from planearly.train.distill import Distillation, Live, Stored, Taught, divergence, largest, store
 from small_trainings import Words
 
@@ -46,7 +46,7 @@ def by_hand(student, teacher, inputs, targets, a, b, heat) -> torch.Tensor:
 @pytest.mark.parametrize(("a", "b", "heat"), [(0.5, 0.5, 1.0), (0.3, 0.9, 2.5), (0.0, 1.0, 1.0)])
 @pytest.mark.parametrize("tied", [True, False])
 def test_loss_and_gradient_equal_the_formula(a, b, heat, tied, monkeypatch):
-    monkeypatch.setattr(distill, "_LOGITS", 2 * 16 * 50)  # two rows at a time, the last alone
+    monkeypatch.setattr(parts, "LOGITS", 2 * 16 * 50)  # two rows at a time, the last alone
     shape = Shape(2, 32, 2, 48, 50, 16, tie_embeddings=tied)
     student = Transformer(shape, seed=1).double()
     teacher = live(heat)

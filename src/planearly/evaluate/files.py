@@ -15,6 +15,7 @@ import numpy as np
 import tokenizers
 
 from planearly import keys
+from planearly.data import tokenizer as tk
 from planearly.data.dataset import IGNORE, cut_windows
 from planearly.data.documents import Problems, Unit
 from planearly.data.encode import Encoder
@@ -24,16 +25,13 @@ from planearly.data.text import pieces
 from planearly.errors import UserError
 from planearly.evaluate.perplexity import Forward, Scores, batch_tokens, score, summary
 from planearly.model import hf
-from planearly.progress import Meter, progress, say
+from planearly.progress import Meter, progress
 
 DEFAULT_CONTEXT = 1024
 _PIECE = 1 << 20
 """Characters encoded at a time: longer documents are cut before a space."""
 _AT_ONCE = 1 << 20
 """Tokens kept in memory and scored together."""
-
-MOST_UNKNOWN = 0.02
-"""Share of a text's tokens that may be the unknown one: the rest would be no result."""
 
 Encode = Callable[[str], np.ndarray]
 
@@ -61,7 +59,7 @@ def evaluate_files(model_folder: Path, files: list[str], context: int | None = N
     model, tokenizer = hf.load(model_folder)
     embedding = model.get_input_embeddings().weight
     start, end = _ends(tokenizer, len(embedding), model_folder)
-    encode = _encoder(tokenizer, start, end)
+    encode, unknown = _encoder(tokenizer, start, end)
     context = _context(model, model_folder, context)
     settings = keys.Data(text_field=text_field)
     problems = Problems(settings.max_bad_share)
@@ -71,23 +69,19 @@ def evaluate_files(model_folder: Path, files: list[str], context: int | None = N
 
     scores: dict[str, list[Scores]] = {}
     n_bytes: dict[str, int] = {}
-    tokens = unknown = 0
     with progress("evaluating", None, "tokens") as meter:
         for unit in units:
             for streams, size in _batches(unit, settings, problems, encode):
                 n_bytes[unit.path] = n_bytes.get(unit.path, 0) + size
                 for stream in streams:
                     check_ids(stream, len(embedding), model_folder)
-                    tokens += len(stream) - 2
-                    unknown += int((stream == tokenizer.unk_token_id).sum())
-                _check_unknown(unknown, tokens, model_folder)
+                if unknown() > tk.MOST_UNKNOWN * sum(n_bytes.values()):  # refused unscored
+                    break
                 scores.setdefault(unit.path, []).append(
                     _score(forward, streams, context, len(embedding), meter))
     problems.check()
     problems.tell()
-    if unknown:
-        say(f"{unknown / tokens:.2%} of the text's tokens are unknown to the tokenizer in "
-            f"{model_folder}: what they say is not scored")
+    tk.check_unknown(unknown(), sum(n_bytes.values()), "the text")
     if not scores:
         raise UserError(f"there is no text to evaluate on in {', '.join(files)}; "
                         f"{problems.first()}".rstrip("; "))
@@ -136,21 +130,20 @@ def check_ids(ids: Sequence[int] | np.ndarray, entries: int, folder: Path) -> No
                         f"{entries}: they do not belong together")
 
 
-def _check_unknown(unknown: int, tokens: int, folder: Path) -> None:
-    if unknown > MOST_UNKNOWN * tokens:
-        raise UserError(f"the tokenizer in {folder} does not know this text: {unknown / tokens:.0%}"
-                        " of it are unknown tokens, which cost nothing to predict; evaluate a "
-                        "model that was made for such text")
+def _encoder(tokenizer: Any, start: int, end: int) -> tuple[Encode, Callable[[], int]]:
+    """Text to a document's whole stream; the names of special tokens in a text are text.
 
-
-def _encoder(tokenizer: Any, start: int, end: int) -> Encode:
-    """Text to a document's whole stream; the names of special tokens in a text are text."""
+    Returns:
+        It, and the bytes so far that the tokenizer did not know.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
+    unknown: Callable[[], int] = int
     if isinstance(backend, tokenizers.Tokenizer):
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True
         encoder = Encoder(backend)
+        unknown = lambda: encoder.unknown  # noqa: E731
 
         def ids(text: str) -> Any:
             return encoder.encode([text])[0]
@@ -162,7 +155,7 @@ def _encoder(tokenizer: Any, start: int, end: int) -> Encode:
         return np.concatenate([[start], *(ids(piece) for piece in pieces(text, _PIECE)), [end]],
                               dtype=np.int64)
 
-    return encode
+    return encode, unknown
 
 
 def _batches(unit: Unit, settings: keys.Data, problems: Problems,

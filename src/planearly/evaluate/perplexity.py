@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from planearly.data.dataset import IGNORE
-from planearly.model.transformer import Transformer
+from planearly.model.outside import AnyModel
 from planearly.parallel import best_device
 from planearly.progress import Meter, progress
 
@@ -123,7 +123,7 @@ def document_nll(forward: Forward, dataset: TokenDataset, windows: np.ndarray | 
     return evaluate(forward, dataset, windows, name).units()
 
 
-def mean_nll(model: Transformer, dataset: TokenDataset, windows: np.ndarray | None = None,
+def mean_nll(model: AnyModel, dataset: TokenDataset, windows: np.ndarray | None = None,
              bf16: bool = False) -> float:
     """Mean nll in nats per token: validation while training.
 
@@ -135,9 +135,9 @@ def mean_nll(model: Transformer, dataset: TokenDataset, windows: np.ndarray | No
     return float(nll.sum() / tokens.sum())
 
 
-def forward_of(model: Transformer, bf16: bool = False) -> Forward:
-    """The forward pass of a model of ours, wherever its weights are."""
-    device = model.embed.weight.device
+def forward_of(model: AnyModel, bf16: bool = False) -> Forward:
+    """The forward pass of a model, wherever its weights are."""
+    device = next(model.parameters()).device
 
     def forward(inputs: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):

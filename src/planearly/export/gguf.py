@@ -16,6 +16,7 @@ from planearly import files
 from planearly.errors import UserError
 from planearly.export.tokens import special_tokens
 from planearly.model import hf
+from planearly.model.outside import AnyShape
 from planearly.model.transformer import Shape
 
 KINDS = ("f32", "f16", "bf16", "q8_0")
@@ -27,12 +28,14 @@ _DIGITS_THEN_BYTES = "smollm"
 """llama.cpp's name for our pre-tokenizer: digits one by one, then byte-level."""
 
 
-def obstacle(shape: Shape, tokenizer: dict[str, Any]) -> str | None:
+def obstacle(shape: AnyShape, tokenizer: dict[str, Any]) -> str | None:
     """Why :func:`write` cannot take this model, as a clause; None where it can.
 
     Args:
         tokenizer: what ``tokenizer.json`` holds.
     """
+    if not isinstance(shape, Shape):
+        return f"it is a '{shape.kind}' model: use llama.cpp's own converter, {CONVERTER}"
     if shape.ffn == "gelu":
         return ("llama.cpp computes every Arcee model with a squared ReLU, and this one has a "
                 "GELU")

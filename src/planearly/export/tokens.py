@@ -1,12 +1,22 @@
-"""The tokens that begin and end documents, by a tokenizer's folder."""
+"""The tokenizer of an exported folder: with the token that begins a document, and one to pad with.
+
+In training every document begins with a token; a prompt without it is text that the model has never
+seen begin so. The exported tokenizer adds it, as the GGUF file tells llama.cpp to.
+"""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 from planearly import files
 from planearly.data import tokenizer
 from planearly.errors import UserError
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                   "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model",
+                   "chat_template.jinja")
 
 
 def special_tokens(folder: Path, entries: int) -> tuple[int, int]:
@@ -38,3 +48,56 @@ def special_tokens(folder: Path, entries: int) -> tuple[int, int]:
         raise UserError(f"the tokenizer in {folder} has no eos_token in tokenizer_config.json")
     bos = number("bos_token")
     return eos if bos is None else bos, eos
+
+
+def write_tokenizer(source: Path, folder: Path, bos: int) -> None:
+    """Copy a run's tokenizer into a model folder, made to begin texts as documents began.
+
+    Args:
+        bos: of :func:`special_tokens`.
+    """
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    spec = files.read_json(folder / "tokenizer.json")
+    token = tokenizer.load(source).id_to_token(bos)
+    first = {"SpecialToken": {"id": token, "type_id": 0}}
+    spec["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [first, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [first, {"Sequence": {"id": "A", "type_id": 0}},
+                 {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {token: {"id": token, "ids": [bos], "tokens": [token]}},
+    }
+    files.write_json(folder / "tokenizer.json", spec)
+
+
+def complete(folder: Path, context: int | None) -> None:
+    """Name a token to pad with where there is none: the one that ends documents.
+
+    Batches are padded before the text, where a model that continues it needs the padding.
+
+    Args:
+        context: most tokens that the model reads; None: as the tokenizer says.
+    """
+    config = files.read_json(folder / "tokenizer_config.json")
+    if context is not None:
+        config["model_max_length"] = context
+        files.write_json(folder / "tokenizer_config.json", config)
+    place = folder / "special_tokens_map.json"
+    named: dict[str, Any] = files.read_json(place) if place.is_file() else {}
+    if config.get("pad_token") or named.get("pad_token"):
+        return
+    pad = named.get("eos_token") or config.get("eos_token")
+    files.write_json(folder / "tokenizer_config.json",
+                     {**config, "pad_token": pad, "padding_side": "left"})
+    if named:
+        files.write_json(place, {**named, "pad_token": pad})
+
+
+def begins_itself(folder: Path, bos: int) -> bool:
+    """Whether the tokenizer in a folder puts the token that begins documents before a text."""
+    from tokenizers import Tokenizer
+
+    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("a").ids
+    return ids[:1] == [bos]

@@ -43,6 +43,10 @@ _ARCHITECTURE = {GATED: ("llama", "LlamaForCausalLM"), "gelu": ("arcee", "ArceeF
                  "relu2": ("arcee", "ArceeForCausalLM")}
 
 
+class CannotHold(UserError):
+    """A model that :class:`~planearly.model.transformer.Transformer` is not."""
+
+
 def hf_config(shape: Shape, bos_token_id: int, eos_token_id: int,
               dtype: str = "float32") -> dict[str, Any]:
     """The ``config.json`` of a model; ``max_position_embeddings`` is its training context."""
@@ -159,8 +163,12 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
     if model.config.get_text_config().tie_word_embeddings and head is not None:
         reading.check_tied(table.weight, head.weight, folder)
     model = model.to(device).eval()
+    last = torch.tensor([[0, 0, 0], [0, 0, 1]], device=device)
     with refused(f"transformers cannot run the model in {folder}"), torch.no_grad():
-        model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=device), use_cache=False)
+        first = model(input_ids=last, use_cache=False).logits[:, :2].float()
+    if (first[0] - first[1]).abs().max() > 1e-3 * first.abs().max():
+        raise UserError(f"the model in {folder} is not causal: what it says of a token depends on "
+                        "the tokens after it")
     return model, tokenizer
 
 
@@ -203,8 +211,8 @@ def _sizes(name: str, shape: Shape) -> list[tuple[int, ...]]:
 def _shape(config: dict[str, Any], folder: Path) -> Shape:
     def need(ok: bool, what: str) -> None:
         if not ok:
-            raise UserError(f"the model in {folder} has {what}, which planearly's cannot hold; "
-                            "evaluate it, or choose a plain Llama or Arcee model")
+            raise CannotHold(f"the model in {folder} has {what}, which planearly's cannot hold; "
+                             "choose a plain Llama or Arcee model")
 
     def whole(key: str, default: int | None = None) -> int:
         return int(reading.number(config, key, folder, default=default))

@@ -7,14 +7,19 @@ tell from a fully fine-tuned one.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import warnings
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from planearly import keys
 from planearly.errors import UserError
+from planearly.model import flops, outside
+from planearly.model.outside import AnyShape, Configured, Outside
 from planearly.model.transformer import Attention, Transformer
 
 _ADAPTER = "default"
@@ -36,7 +41,7 @@ class Separate(nn.Module):
         return torch.cat([self.get_submodule(name)(x) for name in _QKV], -1)
 
 
-def check(settings: keys.Lora, d_model: int, d_ff: int) -> None:
+def check(settings: keys.Lora, shape: AnyShape) -> None:
     """Refuse what cannot work, before anything runs.
 
     Raises:
@@ -44,54 +49,107 @@ def check(settings: keys.Lora, d_model: int, d_ff: int) -> None:
     """
     if settings.rank < 1:
         raise UserError(f"recipe key 'lora.rank' is {settings.rank}; it must be at least 1")
-    if settings.rank > min(d_model, d_ff):
-        side = f"attention matrices are {d_model} x {d_model}" if d_model <= d_ff else (
-            f"feed-forward matrices are {d_model} x {d_ff}")
+    if isinstance(shape, Configured):
+        with outside.without_weights(shape) as model:
+            sides = {f"'{name}'": found for name, found in outside.matrices(model).items()}
+    else:
+        sides = {"attention": (shape.d_model, shape.d_model),
+                 "feed-forward": (shape.d_model, shape.d_ff)}
+    what, (rows, columns) = min(sides.items(), key=lambda side: min(side[1]))
+    if settings.rank > min(rows, columns):
         raise UserError(f"recipe key 'lora.rank' is {settings.rank}, more than the large model's "
-                        f"{side}: choose at most {min(d_model, d_ff)}")
+                        f"{what} matrices are {rows} x {columns}: choose at most "
+                        f"{min(rows, columns)}")
     if importlib.util.find_spec("peft") is None:
         raise UserError("the method llm-lora needs the package peft: pip install peft, or leave "
                         "the method out")
 
 
-def add_adapters(model: Transformer, settings: keys.Lora, seed: int) -> list[str]:
+def add_adapters(model: Transformer | Outside, settings: keys.Lora, seed: int) -> list[str]:
     """Put adapters into a model, in place; only they are trainable afterwards.
 
     They start as a function of ``seed`` alone, and start at no effect. They go with the optimiser
     of embeddings: they are two thin factors, whose product acts, not matrices that act themselves.
 
     Returns:
-        The adapted matrices.
+        The adapted matrices: in a model of others, all but embeddings and output matrix.
     """
     peft: Any = importlib.import_module("peft")
+    inner, matrices = _adapted(model)
     for module in model.modules():
         if isinstance(module, Attention):
             module.qkv = Separate(module.qkv, module.widths)  # type: ignore[assignment]
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of matrices that are stored the other way round
         torch.manual_seed(seed)
         adapters = peft.LoraConfig(
-            r=settings.rank, lora_alpha=settings.alpha, target_modules=_MATRICES)
-        peft.inject_adapter_in_model(adapters, model, adapter_name=_ADAPTER)
+            r=settings.rank, lora_alpha=settings.alpha, target_modules=matrices)
+        peft.inject_adapter_in_model(adapters, inner, adapter_name=_ADAPTER)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.elementwise = True  # type: ignore[attr-defined]
-    return sorted(_layers(model))
+    return sorted(_layers(inner))
 
 
-def merged(model: Transformer) -> dict[str, Tensor]:
+def merged(model: Transformer | Outside) -> dict[str, Tensor]:
     """Parameters of the dense model that the adapted one computes, under the dense names."""
     state = {name.replace(".base_layer", ""): parameter.detach()
              for name, parameter in model.named_parameters() if ".lora_" not in name}
-    for name, layer in _layers(model).items():
+    for name, layer in _layers(_adapted(model)[0]).items():
         delta = layer.get_delta_weight(_ADAPTER).detach()
         state[f"{name}.weight"] = state[f"{name}.weight"] + delta
-    for i in range(model.shape.layers):
-        place = f"blocks.{i}.attn.qkv"
-        parts = [state.pop(f"{place}.{name}.weight") for name in _QKV]
-        state[f"{place}.weight"] = torch.cat(parts)
+    for name, module in model.named_modules():
+        if isinstance(module, Separate):
+            parts = [state.pop(f"{name}.{part}.weight") for part in _QKV]
+            state[f"{name}.weight"] = torch.cat(parts)
     return state
 
 
-def _layers(model: Transformer) -> dict[str, Any]:
+def _adapted(model: Transformer | Outside) -> tuple[nn.Module, list[str] | str]:
+    """The module that gets adapters, and the names of its matrices as `peft` takes them."""
+    return (model.theirs, "all-linear") if isinstance(model, Outside) else (model, _MATRICES)
+
+
+def _layers(model: nn.Module) -> dict[str, Any]:
     kind = importlib.import_module("peft.tuners.lora").LoraLayer
     return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
+
+
+class _Counted(nn.Module):
+    """A matrix layer with an adapter beside it: the products that `peft`'s makes."""
+
+    def __init__(self, base: nn.Module, inputs: int, outputs: int, rank: int) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down, self.up = (nn.Parameter(torch.zeros(*size)) for size in (
+            (rank, inputs), (outputs, rank)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + F.linear(F.linear(x, self.down), self.up)
+
+
+@functools.lru_cache(maxsize=16)
+def _counts(shape: Configured, rank: int) -> tuple[int, int]:
+    """Parameters of the adapters of a model of others, and operations per token of a step."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with outside.without_weights(shape) as model:
+        model.requires_grad_(False)
+        for name, sides in outside.matrices(model).items():
+            base = model.theirs.get_submodule(name)
+            model.theirs.set_submodule(name, _Counted(base, *sides, rank))
+        counter = FlopCounterMode(display=False)
+        with counter:
+            model(torch.zeros(1, shape.context, dtype=torch.int64)).sum().backward()
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return trained, round(counter.get_total_flops() / shape.context)
+
+
+@flops.lora_parameters.register
+def _parameters(shape: Configured, rank: int) -> int:
+    return _counts(shape, rank)[0]
+
+
+@flops.lora_training.register
+def _training(shape: Configured, rank: int) -> int:
+    return _counts(shape, rank)[1]

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from planearly import keys
-from planearly.model import flops
+from planearly.model import flops, parts
 from planearly.model.transformer import FFN_MATRICES, GATED, Shape
 
 USABLE = 0.9
@@ -41,7 +41,7 @@ all float32 (a forward pass has bfloat16, float32 and log-probabilities: 10)."""
 _DISTILLED_LOGIT = 40
 """The same with a teacher: its logits and log-probabilities, the student's, both divergences' terms
 and their gradients."""
-DISTILLED_LOGITS = 1 << 25
+DISTILLED_LOGITS = parts.LOGITS
 """Most logits at once in :mod:`planearly.train.distill`, which takes at least one row."""
 _MUON = 8
 """Bytes per number of the matrices of one size while they are orthogonalised: bfloat16 inputs,

@@ -4,7 +4,7 @@ Our own :class:`~planearly.model.transformer.Transformer` is for fresh weights a
 networks. A checkpoint that it cannot hold exactly keeps its own code: :class:`Outside` runs the
 library's module and offers what training and evaluation ask of a model. Nothing here knows a family
 of models. The library's forward pass is divided where the causal model calls its body: ``hidden``
-is the body, ``head`` is the causal model over given final states, with whatever it does to them
+is the body, ``logits`` is the causal model over given final states, with whatever it does to them
 (biases, capped or scaled logits). So logits of a large vocabulary exist a few rows at a time.
 """
 
@@ -13,21 +13,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from planearly import tensors
 from planearly.errors import UserError
-from planearly.model import flops, hf, reading
+from planearly.model import flops, hf, parts, reading
 from planearly.model.transformer import Shape, Transformer
 
-_LOGITS = 1 << 25
-"""Most logits of one matrix: 128 MB in float32; a few such matrices are alive at once."""
 _TRIAL = 8
 """Tokens of the trial that a model is held exactly."""
 
@@ -66,10 +65,59 @@ def shape_of(values: dict[str, Any]) -> AnyShape:
     return Configured(config, values["context"], values["vocab_size"])
 
 
-def build(shape: AnyShape, seed: int = 0) -> Transformer | Outside:
-    """A model of a shape: ours with fresh weights, one of others with none yet (memory as it is).
+AnyModel = Union[Transformer, "Outside"]
+
+
+def build(shape: AnyShape, seed: int | None = None) -> AnyModel:
+    """A model of a shape.
+
+    Args:
+        seed: of fresh weights; None: its weights are to be set.
     """
-    return Transformer(shape, seed) if isinstance(shape, Shape) else Outside(_empty(shape), shape)
+    if isinstance(shape, Shape):
+        return Transformer(shape, seed or 0)
+    if seed is None:
+        return Outside(_empty(shape), shape)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Outside(_fresh(shape), shape)
+
+
+def shape_in(folder: Path, context: int) -> AnyShape:
+    """The shape of the model in a folder, for windows of ``context``: ours if ours can hold it.
+
+    Raises:
+        UserError: as :func:`planearly.model.hf.read_shape` and :func:`configured`.
+    """
+    try:
+        return replace(hf.read_shape(folder), context=context)
+    except hf.CannotHold:
+        return configured(folder, context)
+
+
+def weights_in(folder: Path, context: int) -> tuple[AnyShape, dict[str, Tensor]]:
+    """As :func:`shape_in`, and the parameters in float32 under the model's names.
+
+    Raises:
+        UserError: as :func:`planearly.model.hf.from_hf` and :func:`read`.
+    """
+    shape = shape_in(folder, context)
+    if isinstance(shape, Shape):
+        return shape, hf.from_hf(folder)[1]
+    return shape, tensors.weights(read(folder, context))
+
+
+def alike(shape: AnyShape) -> Shape:
+    """A model of ours of about the same cost: as many layers, parameters and entries, as wide."""
+    if isinstance(shape, Shape):
+        return shape
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(**json.loads(shape.config)).get_text_config()
+    layers, width = config.num_hidden_layers, config.hidden_size
+    inner = round((flops.non_embedding(shape) / layers - 4 * width**2) / (3 * width))
+    return Shape(layers, width, config.num_attention_heads, max(inner, 1), shape.vocab_size,
+                 shape.context)
 
 
 def configured(folder: Path, context: int) -> Configured:
@@ -86,6 +134,9 @@ def configured(folder: Path, context: int) -> Configured:
         if type(config) not in AutoModelForCausalLM._model_mapping:
             raise UserError(f"the model in {folder} is a '{config.model_type}', which transformers "
                             "does not know as a causal language model")
+        most = getattr(config.get_text_config(), "max_position_embeddings", None)
+        if most and context > most:
+            raise UserError(f"the model in {folder} reads {most} tokens, fewer than {context}")
         return _shape(config, context)
 
 
@@ -146,7 +197,7 @@ class Outside(nn.Module):
         """Final states [rows, time, width] of token ids [rows, time]."""
         return getattr(self.theirs, self._body)(input_ids=inputs, use_cache=False)[0]
 
-    def head(self, states: Tensor) -> Tensor:
+    def logits(self, states: Tensor) -> Tensor:
         """Logits [..., vocab_size] of final states [..., width]."""
         body = self.theirs._modules[self._body]
         self.theirs._modules[self._body] = _Given(states.reshape(1, -1, states.shape[-1]))
@@ -159,7 +210,7 @@ class Outside(nn.Module):
 
     @property
     def head_parameters(self) -> list[nn.Parameter]:
-        """What ``head`` is made of."""
+        """What ``logits`` is made of."""
         body = {id(p) for p in getattr(self.theirs, self._body).parameters()}
         own = [p for p in self.theirs.parameters() if id(p) not in body]
         table = self.theirs.get_output_embeddings()
@@ -168,77 +219,16 @@ class Outside(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits [rows, time, vocab_size] of token ids [rows, time]."""
-        return self.head(self.hidden(inputs))
+        return self.logits(self.hidden(inputs))
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Sum, in float32, of the next-token cross-entropies in nats; as :meth:`Transformer.loss`.
         """
-        def nats(logits: Tensor, wanted: Tensor, _: slice) -> Tensor:
+        def nats(logits: Tensor, wanted: Tensor, _: parts.Place) -> Tensor:
             return F.cross_entropy(logits.float(), wanted, reduction="sum")
 
-        return summed(self, self.hidden(inputs), targets, nats)
-
-
-Part = Callable[[Tensor, Tensor, slice], Tensor]
-"""Loss of the logits [n, vocab_size] and targets [n] at the real positions of some rows."""
-
-
-@torch.compiler.disable
-def summed(model: Any, hidden: Tensor, targets: Tensor, part: Part) -> Tensor:
-    """A loss over all rows whose logits are made a few rows at a time.
-
-    Args:
-        model: has ``head`` and ``head_parameters``.
-        hidden: [rows, time, width].
-        targets: int64 [rows, time]; torch's ``ignore_index`` is not real.
-    """
-    parameters = model.head_parameters
-    if not torch.is_grad_enabled():
-        return _ByRows.forward(None, hidden, targets, model, part, *parameters)
-    result: Tensor = _ByRows.apply(hidden, targets, model, part, *parameters)
-    return result
-
-
-class _ByRows(torch.autograd.Function):
-    """Output matrix and loss; the gradients are taken on the way forward, part by part.
-
-    So no logits are kept for the way back, and none are computed twice.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, model: Any, part: Part,
-                *parameters: Tensor) -> Tensor:
-        wanted = [p for p in parameters if p.requires_grad] if ctx is not None else []
-        slopes = [torch.zeros_like(p) for p in wanted]
-        hidden_slope = torch.zeros_like(hidden) if ctx is not None else hidden
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        rows = max(_LOGITS // (targets.shape[1] * model.shape.vocab_size), 1)
-        autocast = torch.is_autocast_enabled(hidden.device.type)
-        for start in range(0, len(targets), rows):
-            place = slice(start, start + rows)
-            real = targets[place] != -100
-            states = hidden[place][real].detach().requires_grad_(ctx is not None)
-            with (torch.set_grad_enabled(ctx is not None),
-                  torch.autocast(hidden.device.type, torch.bfloat16, enabled=autocast)):
-                value = part(model.head(states), targets[place][real], place)
-            if ctx is not None:
-                found = torch.autograd.grad(value, [states, *wanted])
-                hidden_slope[place][real] = found[0].to(hidden.dtype)
-                for slope, more in zip(slopes, found[1:], strict=True):
-                    slope += more
-            total = total + value.detach()
-        if ctx is not None:
-            ctx.save_for_backward(hidden_slope, *slopes)
-            ctx.wanted = [p.requires_grad for p in parameters]
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_slope, *slopes = ctx.saved_tensors
-        (scale,) = given
-        left = iter(slopes)
-        return (hidden_slope * scale.to(hidden_slope.dtype), None, None, None,
-                *(next(left) * scale if wanted else None for wanted in ctx.wanted))
+        states = self.hidden(inputs).flatten(0, 1)
+        return parts.summed(self, states[:, None], targets.flatten()[:, None], nats)
 
 
 class _Given(nn.Module):
@@ -282,38 +272,60 @@ def _shape(config: Any, context: int) -> Configured:
                       config.get_text_config().vocab_size)
 
 
+def _fresh(shape: Configured, **options: Any) -> Any:
+    """The library's module with weights as it draws them."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(**json.loads(shape.config))
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, **options)
+
+
 def _empty(shape: Configured, **options: Any) -> Any:
     """The library's module with memory for its weights, and nothing in it."""
-    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    values = json.loads(shape.config)
-    config = AutoConfig.for_model(**values)
     with no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **options)
+        model = _fresh(shape, **options)
     model.tie_weights()
     return model
 
 
 @contextlib.contextmanager
-def _without_weights() -> Iterator[None]:
-    """Tensors have shapes and no numbers."""
+def without_weights(shape: Configured) -> Iterator[Outside]:
+    """The model with shapes instead of numbers, to be counted: nothing is computed in here.
+
+    Attention is written out, so that its products count as what they are.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True):
-        yield
+        yield Outside(_empty(shape, attn_implementation="eager"), shape)
+
+
+def matrices(model: Outside) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of every matrix layer but the output matrix, by the layer's name."""
+    from transformers.pytorch_utils import Conv1D
+
+    found = {}
+    for name, module in model.theirs.named_modules():
+        if module is model.theirs.get_output_embeddings():
+            continue
+        if isinstance(module, nn.Linear):
+            found[name] = module.in_features, module.out_features
+        elif isinstance(module, Conv1D):  # GPT-2's, stored the other way round
+            found[name] = module.nx, module.nf
+    return found
 
 
 @functools.lru_cache(maxsize=16)
 def _counts(shape: Configured) -> tuple[int, int]:
     """All parameters; those outside embeddings and output matrix."""
-    with _without_weights():
-        model = Outside(_empty(shape), shape)
-        sizes = {name: p.numel() for name, p in model.named_parameters()}
+    with without_weights(shape) as model:
+        total = sum(p.numel() for p in model.parameters())
         looked_up = [m for m in model.theirs.modules() if isinstance(m, nn.Embedding)]
         tables = {id(m.weight): m.weight.numel()
                   for m in (*looked_up, model.theirs.get_output_embeddings()) if m is not None}
-    return sum(sizes.values()), sum(sizes.values()) - sum(tables.values())
+    return total, total - sum(tables.values())
 
 
 @functools.lru_cache(maxsize=16)
@@ -321,8 +333,7 @@ def _forward(shape: Configured) -> int:
     """Operations of a forward pass per token of a full window; attention as the full square."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with _without_weights(), torch.no_grad():
-        model = Outside(_empty(shape, attn_implementation="eager"), shape)
+    with without_weights(shape) as model, torch.no_grad():
         counter = FlopCounterMode(display=False)
         with counter:
             model(torch.zeros(1, shape.context, dtype=torch.int64))

@@ -7,19 +7,17 @@ A checkpoint takes the place of fresh weights. Its folder gives the model's shap
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from planearly import methods
 from planearly.data import tokenizer
 from planearly.errors import UserError
-from planearly.files import read_json
 from planearly.keys import Recipe
 from planearly.methods import Method
-from planearly.model import hf
+from planearly.model import outside, reading
+from planearly.model.outside import AnyShape, Configured
 from planearly.model.projected import check_dense_start
-from planearly.model.transformer import Shape
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -42,10 +40,10 @@ def folders(recipe: Recipe) -> Iterator[tuple[str, Path]]:
             yield place, found
 
 
-def shape(recipe: Recipe, large: bool = False) -> Shape | None:
+def shape(recipe: Recipe, large: bool = False) -> AnyShape | None:
     """Shape of the checkpoint, at the recipe's context; None where there is none."""
     found = folder(recipe, large)
-    return replace(hf.read_shape(found), context=recipe.context) if found else None
+    return outside.shape_in(found, recipe.context) if found else None
 
 
 def check_folder(place: str, model: Path, context: int) -> None:
@@ -55,7 +53,8 @@ def check_folder(place: str, model: Path, context: int) -> None:
         place: the recipe key that names it.
 
     Raises:
-        UserError: it lacks the configuration, the tokenizer or the weights, or reads less text.
+        UserError: it lacks the configuration, the tokenizer or the weights, has quantized ones, or
+            reads less text.
     """
     for name in ("config.json", "tokenizer.json"):
         if not (model / name).is_file():
@@ -65,8 +64,9 @@ def check_folder(place: str, model: Path, context: int) -> None:
     if not any(model.glob("*.safetensors")):
         raise UserError(f"recipe key '{place}': {model} has no .safetensors file, and no other "
                         "kind of weights is opened")
-    reach = read_json(model / "config.json").get("max_position_embeddings")
-    if reach and reach < context:
+    reading.check_weights(model)
+    reach = reading.config(model).get("max_position_embeddings")
+    if isinstance(reach, int) and reach < context:
         raise UserError(f"recipe key '{place}': the model in {model} reads {reach} tokens, fewer "
                         f"than 'context', {context}")
 
@@ -75,17 +75,21 @@ def check(recipe: Recipe) -> None:
     """Refuse what cannot work, before anything runs.
 
     Raises:
-        UserError: no model folder, one of another architecture, or a recipe that has no use for it.
+        UserError: no model folder, no causal model, or a recipe that has no use for it.
     """
     for place, model in folders(recipe):
         if recipe.bundle:
             raise UserError(f"recipe key '{place}' goes with a pretraining, and 'bundle' is one "
                             "that is done: leave one of them out")
         check_folder(place, model, recipe.context)
-        hf.read_shape(model)
+        outside.shape_in(model, recipe.context)
     for method in recipe.methods:
         row = methods.find(method)
         start = getattr(recipe, row.start)
+        if start and row.bank and isinstance(found := shape(recipe, row.large), Configured):
+            raise UserError(f"recipe key '{row.start}': {method} trains experts of planearly's own "
+                            f"Llama or Arcee model, which cannot hold a '{found.kind}': leave "
+                            f"{method} out, or '{row.start}'")
         if start and row.bank == "projected":
             check_dense_start(recipe.projected)
         if recipe.pretrain_tokens:

@@ -186,6 +186,15 @@ class Transformer(nn.Module):
         """Output matrix [vocab_size, d_model]."""
         return self.embed.weight if self.shape.tie_embeddings else self.head.weight
 
+    @property
+    def head_parameters(self) -> list[Tensor]:
+        """What :meth:`logits` is made of."""
+        return [self.head_weight]
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Logits [..., vocab_size] of final states [..., d_model]."""
+        return F.linear(states, self.head_weight)
+
     def hidden(self, inputs: Tensor) -> Tensor:
         """Final normed states [rows, time, d_model] of token ids [rows, time]."""
         time = inputs.shape[1]
@@ -197,7 +206,7 @@ class Transformer(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits [rows, time, vocab_size] of token ids [rows, time]."""
-        return F.linear(self.hidden(inputs), self.head_weight)
+        return self.logits(self.hidden(inputs))
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Sum, in float32, of the next-token cross-entropies in nats.

@@ -18,9 +18,8 @@ from planearly.cost.model import Setting, Work
 from planearly.data import pydocs
 from planearly.errors import UserError
 from planearly.methods import Method
-from planearly.model import flops, hf, starts
+from planearly.model import flops, outside, starts
 from planearly.model.transformer import Shape
-from planearly.plan import inputs, sizes
 from planearly.train.steps import adapted_steps, finetune_limits, planned_rows, rows_per_step
 
 SELECTORS = tuple(name for name, row in methods.TABLE.items() if row.per_domain)
@@ -99,9 +98,10 @@ def _setting(recipe: keys.Recipe, device: Device) -> Setting:
     before, adapted = adapted_steps(recipe)
     entries = recipe.tokenizer.vocab_size
     return Setting(
-        small=starts.shape(recipe) or Shape.of(recipe.model, entries, recipe.context),
-        large=starts.shape(recipe, large=True)
-        or Shape.of(recipe.large, entries, recipe.context),
+        small=outside.alike(starts.shape(recipe)
+                            or Shape.of(recipe.model, entries, recipe.context)),
+        large=outside.alike(starts.shape(recipe, large=True)
+                            or Shape.of(recipe.large, entries, recipe.context)),
         device=device,
         projected=recipe.projected, experts=recipe.mixture.experts, lora=recipe.lora,
         spec_tokens=recipe.spec_tokens, price=recipe.cost.price_per_hour,
@@ -122,16 +122,12 @@ def _finetuning_tokens(recipe: keys.Recipe, setting: Setting, row: Method) -> fl
 
 
 def _teacher(recipe: keys.Recipe) -> Shape | None:
-    """Shape of the recipe's teacher from outside, or one of as many parameters; None: no such."""
+    """Shape of the teacher from outside, or one that costs about as much; None: there is none."""
     if not recipe.distill.teacher:
         return None
     folder = Path(recipe.distill.teacher).expanduser()
     starts.check_folder("distill.teacher", folder, recipe.context)
-    try:
-        found = hf.read_shape(folder)
-    except UserError:  # of an architecture that ours cannot hold, and only run
-        found = sizes.shape_for(inputs.parameters(folder))
-    return replace(found, context=recipe.context)
+    return outside.alike(outside.shape_in(folder, recipe.context))
 
 
 def _note(device: Device) -> str:

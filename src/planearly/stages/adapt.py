@@ -19,8 +19,7 @@ from planearly.data.streams import Batch, MixedStream, Stream
 from planearly.errors import UserError
 from planearly.files import read_json
 from planearly.methods import Method
-from planearly.model import flops
-from planearly.model.transformer import Transformer
+from planearly.model import flops, outside
 from planearly.stages import checkpoint, corpus, training
 from planearly.stages.folder import Run
 from planearly.stages.pretrain import BEGUN, begin_at, epochs
@@ -105,7 +104,7 @@ def plateau(run: Run, row: Method, drawn: Drawn) -> Path | None:
         if rate.schedule == "wsd":  # as it is before the decay
             rate = replace(rate, schedule="constant")
         model = loop.Dense(training.load_model(origin) if origin
-                           else Transformer(shape, recipe.seed))
+                           else outside.build(shape, recipe.seed))
         stream = training.generic_stream(run, drawn.rows, drawn.weights)
         outcome = loop.train(model, stream, before, recipe.pretrain, folder, name=name,
                              optimizer=rate, branches={before})
@@ -161,7 +160,7 @@ def adapt(run: Run, row: Method, domain: str, base: Path | None,
         used = [share for share in shares if share]
         stream = MixedStream(streams, used, recipe.seed) if len(streams) > 1 else own
         model = loop.Dense(training.load_model(origin) if origin and not base
-                           else Transformer(shape, recipe.seed))
+                           else outside.build(shape, recipe.seed))
         outcome = loop.train(model, Later(stream, before * rows), steps, recipe.pretrain, folder,
                              name=stage)
         paid = replace(

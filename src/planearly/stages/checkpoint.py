@@ -6,7 +6,7 @@ a finished pretraining that cost nothing.
 
 from __future__ import annotations
 
-from dataclasses import replace
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from planearly import tensors
 from planearly.cost import ledger
 from planearly.data import tokenizer
 from planearly.errors import UserError
+from planearly.export.folder import COMPANIONS
 from planearly.keys import Recipe
-from planearly.model import hf, starts
+from planearly.model import outside, starts
 from planearly.stages.folder import Run, once
 from planearly.train import loop
 
@@ -36,7 +37,7 @@ def check_vocabulary(recipe: Recipe, tokens: Path) -> None:
                 f"recipe key '{place}': the checkpoint in {model} has another vocabulary "
                 f"({differs}): leave 'tokenizer.path' out, and do not mix checkpoints of two "
                 "vocabularies")
-        entries = hf.read_shape(model).vocab_size
+        entries = outside.shape_in(model, recipe.context).vocab_size
         if tokenizer.vocab_size(ours) > entries:
             raise UserError(f"recipe key '{place}': the tokenizer in {model} has more entries than "
                             f"its model, {entries}: they do not belong together")
@@ -44,7 +45,7 @@ def check_vocabulary(recipe: Recipe, tokens: Path) -> None:
 
 @once
 def checkpoint(run: Run, large: bool = False) -> Path | None:
-    """The recipe's checkpoint as a finished pretraining, under our names and in float32."""
+    """The recipe's checkpoint as a finished pretraining, in float32."""
     source = starts.folder(run.recipe, large)
     if source is None:
         return None
@@ -53,10 +54,27 @@ def checkpoint(run: Run, large: bool = False) -> Path | None:
     settings = {"files": run.file_digests(files), "context": run.recipe.context}
 
     def build(out: Path) -> dict[str, Any]:
-        found, state = hf.from_hf(source)
+        found, state = outside.weights_in(source, run.recipe.context)
         tensors.save_tensors(out / loop.FINAL, state, {})
-        shape = replace(found, context=run.recipe.context)
-        return {"method": place, "domain": None, "shape": shape.to_dict(),
+        return {"method": place, "domain": None, "shape": found.to_dict(),
                 "cost": ledger.book(place, 0, 0, 0)}
 
     return run.stage(f"pretrain/{place}", settings, {}, build)
+
+
+@once
+def companions(run: Run, large: bool = False) -> Path | None:
+    """What lies beside the checkpoint's weights and goes on to what is made of it: the files of its
+    tokenizer, chat template and generation settings, in ``files/``."""
+    source = starts.folder(run.recipe, large)
+    if source is None:
+        return None
+    found = [source / name for name in COMPANIONS if (source / name).is_file()]
+
+    def build(out: Path) -> None:
+        (out / "files").mkdir()
+        for path in found:
+            shutil.copyfile(path, out / "files" / path.name)
+
+    settings = {"names": [path.name for path in found], "files": run.file_digests(found)}
+    return run.stage("large-start-files" if large else "start-files", settings, {}, build)

@@ -6,12 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from planearly import methods, parallel
+from planearly import parallel
 from planearly.data import tokenizer
 from planearly.data.streams import RowStream
 from planearly.errors import UserError
 from planearly.keys import Recipe
-from planearly.model import flops, hf, starts
+from planearly.model import flops, hf, outside, starts
 from planearly.stages import clusters, corpus, finetune, training
 from planearly.stages.folder import Run, facts
 from planearly.train import loop
@@ -48,18 +48,12 @@ def check(recipe: Recipe) -> None:
             same_vocabulary(tokenizer.take(recipe.tokenizer.path)[0], folder)
 
 
-def check_vocabulary(run: Run, method: str) -> None:
+def check_vocabulary(run: Run) -> None:
     """As :func:`check`, for what is known only with the run's tokenizer.
 
     Raises:
-        UserError: the teacher has other tokens than the student, or the student rows without any.
+        UserError: the teacher has other tokens than the student.
     """
-    entries = facts(corpus.tokenizer_folder(run))["vocab_size"]
-    begun = starts.shape(run.recipe, methods.find(method).large)
-    if begun and begun.vocab_size != entries:
-        raise UserError(f"{method} cannot teach the checkpoint of 'start': it has "
-                        f"{begun.vocab_size} entries, of which its tokenizer uses {entries}; leave "
-                        f"{method} out, or start from a checkpoint without unused entries")
     if run.recipe.distill.teacher:
         folder = Path(run.recipe.distill.teacher).expanduser()
         same_vocabulary(tokenizer.load(corpus.tokenizer_folder(run)), folder)
@@ -90,17 +84,7 @@ def live_teacher(run: Run, stage: Path | None) -> Live:
     theirs, _ = hf.load(folder)
     theirs.to(parallel.device()).requires_grad_(False)
     return Live(lambda inputs: theirs(input_ids=inputs).logits, entries, temperature,
-                _forward_flops(theirs, run.recipe.context))
-
-
-def _forward_flops(model: Any, context: int) -> float:
-    """By the conventions of :mod:`planearly.model.flops`, for any decoder of matrices."""
-    numbers = sum(p.numel() for p in model.parameters() if p.dim() >= 2)
-    table = model.get_input_embeddings().weight
-    if table is not model.get_output_embeddings().weight:
-        numbers -= table.numel()
-    layers = getattr(model.config, "num_hidden_layers", 0)
-    return 2 * numbers + 4 * layers * context * getattr(model.config, "hidden_size", 0)
+                flops.forward(outside.shape_in(folder, run.recipe.context)))
 
 
 def specialize(run: Run, method: str, name: str, base: Path, teacher: Path | None) -> Path:
@@ -128,15 +112,16 @@ def specialize(run: Run, method: str, name: str, base: Path, teacher: Path | Non
             run.recipe.finetune.replay_share or 0.5)
 
     def objective(folder: Path, own: RowStream) -> Distillation:
+        entries = facts(corpus.tokenizer_folder(run))["vocab_size"]
         live = live_teacher(run, teacher)
         if settings.top_k is None:
-            return Distillation(live, settings)
+            return Distillation(live, settings, entries)
         device, precision = parallel.device(), run.recipe.finetune.precision
         if parallel.rank() == 0:
             store(live, own, settings.top_k, folder / "teacher",
                   lambda: loop.autocast(precision, device), device)
         parallel.barrier()
-        return Distillation(Stored(folder / "teacher"), settings)
+        return Distillation(Stored(folder / "teacher"), settings, entries)
 
     return finetune.specialize(run, method, name, base, objective=objective, replay=replay,
                                inputs=inputs, settings=values)

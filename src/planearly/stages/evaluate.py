@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,7 @@ from planearly.evaluate import perplexity
 from planearly.export.folder import export
 from planearly.files import read_array, read_json, write_array, write_json
 from planearly.model import flops
-from planearly.model.transformer import Shape
-from planearly.stages import corpus, training
+from planearly.stages import checkpoint, corpus, training
 from planearly.stages.folder import Run, facts
 from planearly.stages.trained import Trained
 from planearly.train import loop
@@ -73,20 +72,24 @@ def total_cost(stages: list[Path]) -> dict[str, Any]:
             "device": ", ".join(found["devices"]) or "none", "money": found.get("money")}
 
 
+def pretrain_tokens(trained: Trained) -> int:
+    """Tokens of pretraining that this run spent on a model."""
+    stages = map(facts, [*trained.generic, *trained.own])
+    return sum(each["cost"]["tokens"] for each in stages if each["stage"].startswith("pretrain/"))
+
+
 def row(run: Run, trained: Trained, model: Path | None = None) -> dict[str, Any]:
     """One row of results.json; with the place of the exported ``model``, if it is."""
     before, after = evaluations(run, trained)
     tuned, made = facts(after), facts(trained.tuned)
-    shape = Shape(**made["shape"])
-    pretrained = [each for each in map(facts, [*trained.generic, *trained.own])
-                  if each["stage"].startswith("pretrain/")]
+    shape = training.shape_made(trained.tuned)
     value = facts(before) if before else None
     whole = trained.routed()
     generic = (facts(whole) if whole else value or {}).get("generic", {})
     return {
         "method": trained.method, "domain": trained.domain, "seed": run.recipe.seed,
         "spec_tokens": made.get("spec_tokens"),
-        "pretrain_tokens": sum(p["cost"]["tokens"] for p in pretrained),
+        "pretrain_tokens": pretrain_tokens(trained),
         "params": trained.params or flops.parameters(shape),
         "inference_params": flops.parameters(shape),
         "non_embedding_params": flops.non_embedding(shape),
@@ -109,35 +112,35 @@ def row(run: Run, trained: Trained, model: Path | None = None) -> dict[str, Any]
     }
 
 
-def names(places: Sequence[str | None]) -> list[str | None]:
-    """What a card calls the places of a recipe: hub datasets as they are, of files the name alone,
-    for a published card tells nobody how a private disk is arranged."""
-    return [place if place is None or "://" in place else Path(place.rstrip("/")).name
-            for place in places]
-
-
 def exported(run: Run, trained: Trained) -> Path:
     """The specialized model as a Hugging Face folder, under ``export/`` of the stage."""
     before, after = evaluations(run, trained)
     tokens = corpus.tokenizer_folder(run)
+    companions = checkpoint.companions(run, methods.find(trained.method).large)
+    front = {key: value for key, value in asdict(run.recipe.card).items() if value}
 
     def build(folder: Path) -> None:
         made = facts(trained.tuned)
         state, _ = tensors.load_tensors(trained.tuned / loop.FINAL)
         card = {
             "method": trained.method, "domain": trained.domain,
-            "start": names([getattr(run.recipe, methods.find(trained.method).start)])[0]
+            "start": getattr(run.recipe, methods.find(trained.method).start)
             if trained.base else None,
-            "data": {"generic": names(run.recipe.generic), "spec_tokens": made.get("spec_tokens")},
+            "data": {"generic": run.recipe.generic, "spec_tokens": made.get("spec_tokens"),
+                     "pretrain_tokens": None if run.recipe.bundle else trained.notes.get(
+                         "pretrain_tokens", pretrain_tokens(trained))},
+            "front": front,
             "before": facts(before)["test"] if before else None,
             "after": facts(after)["test"],
             "cost": total_cost([*trained.generic, *trained.own]),
             "recipe": run.recipe.name, "seed": run.recipe.seed,
         }
-        export(state, Shape(**made["shape"]), tokens, folder / "export", card)
+        export(state, training.shape_made(trained.tuned), tokens, folder / "export", card,
+               companions=companions / "files" if companions else None)
 
-    inputs = {"model": trained.tuned, "after": after, "tokenizer": tokens}
-    return run.stage(f"model/{trained.name}", {}, inputs, build)
+    inputs = {"model": trained.tuned, "after": after, "tokenizer": tokens,
+              **({"companions": companions} if companions else {})}
+    return run.stage(f"model/{trained.name}", {"card": front} if front else {}, inputs, build)
 
 
 def comparisons(run: Run, all_trained: list[Trained]) -> list[dict[str, Any]]:

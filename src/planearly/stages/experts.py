@@ -71,6 +71,7 @@ def pretrained_projected(run: Run, method: str) -> Path:
     settings = run.recipe.projected
     row = methods.find(method)
     shape = training.shape_of(run, row.large)
+    assert isinstance(shape, Shape)  # as model.starts has checked
     packed, weights = trained_rows(run, method)
 
     def network() -> Projected:

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from planearly import keys, parallel, tensors
 from planearly.data.streams import MixedStream, RowStream, Stream
-from planearly.model import flops, lora
+from planearly.model import flops, lora, outside
 from planearly.model.projected import Projected
-from planearly.model.transformer import Shape, Transformer
 from planearly.progress import say
 from planearly.stages import clusters, corpus, training
-from planearly.stages.folder import Run, facts, once
+from planearly.stages.folder import Run, once
 from planearly.train import loop, optim, vector
 from planearly.train.objective import NextToken, Objective
 from planearly.train.steps import finetune_limits, rows_per_step
@@ -112,7 +111,7 @@ def specialize(
     """
     recipe, stage = run.recipe, f"{method}.{name}"
     tune = recipe.finetune
-    shape = Shape(**facts(start)["shape"]) if start else training.shape_of(run, large)
+    shape = training.shape_made(start) if start else training.shape_of(run, large)
     replay = replay or (replayed(run) if start else None)
     folders = {"domain": corpus.domain(run, name), **({"start": start} if start else {}),
                **({"rows": replay.rows} if replay else {}), **(inputs or {})}
@@ -122,7 +121,7 @@ def specialize(
               **(settings or {})}
 
     def build(folder: Path) -> dict[str, Any]:
-        model = training.load_model(start) if start else Transformer(shape, recipe.seed)
+        model = training.load_model(start) if start else outside.build(shape, recipe.seed)
         plan = tuning(run, name, replay, scratch=start is None)
         steps, factor = plan.steps, plan.rate_factor
         place, flops_per_token = folder, flops.training(shape)

@@ -11,8 +11,7 @@ import numpy as np
 from planearly import keys, parallel, tensors
 from planearly.data.streams import MixedStream, Stream
 from planearly.files import atomic_write, read_json, write_json
-from planearly.model import flops
-from planearly.model.transformer import Transformer
+from planearly.model import flops, outside
 from planearly.stages import checkpoint, corpus, training
 from planearly.stages.folder import Run
 from planearly.train import loop
@@ -77,7 +76,7 @@ def pretrain(
         begun = read_json(folder / BEGUN) if (folder / BEGUN).exists() else None
         branches = {branching_step(recipe.pretrain.optimizer, steps, n) for n in others}
         model = network() if network else loop.Dense(
-            training.load_model(origin) if origin else Transformer(shape, recipe.seed))
+            training.load_model(origin) if origin else outside.build(shape, recipe.seed))
         generic = training.generic_stream(run, packed, weights)
         stream: Stream = generic
         if share and domain:

@@ -277,7 +277,7 @@ def _notes(run: Run, row: Method, domain: str, base: Path | None) -> dict[str, A
         assert row.draws is not None
         found |= DRAWS[row.draws](run, domain).notes
     if row.tune == "lora":
-        shape = Shape(**facts(base)["shape"]) if base else training.shape_of(run, row.large)
+        shape = training.shape_made(base) if base else training.shape_of(run, row.large)
         found["adapter_params"] = flops.lora_parameters(shape, run.recipe.lora.rank)
     if row.taught and base is not None:
         # the teacher's tokens are in the cost; these are what the deployed model was pretrained on
@@ -309,8 +309,8 @@ def check(recipe: Recipe) -> None:
         if row.bank:
             experts.check(recipe, row.name)
         if row.tune == "lora":
-            shape = starts.shape(recipe, row.large) or getattr(recipe, row.key)
-            lora.check(recipe.lora, shape.d_model, shape.d_ff)
+            fresh = Shape.of(getattr(recipe, row.key), recipe.tokenizer.vocab_size, recipe.context)
+            lora.check(recipe.lora, starts.shape(recipe, row.large) or fresh)
         if row.taught:
             distill.check(recipe)
 
@@ -340,4 +340,4 @@ def check_tokens(run: Run) -> None:
     checkpoint.check_vocabulary(run.recipe, corpus.tokenizer_folder(run))
     for name in run.recipe.methods:
         if methods.find(name).taught:
-            distill.check_vocabulary(run, name)
+            distill.check_vocabulary(run)

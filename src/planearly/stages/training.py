@@ -17,8 +17,9 @@ from planearly.data.pack import Rows, pack_rows
 from planearly.data.streams import RowStream
 from planearly.evaluate.perplexity import mean_nll
 from planearly.files import read_array, read_json
-from planearly.model import starts
-from planearly.model.transformer import Shape, Transformer
+from planearly.model import outside, starts
+from planearly.model.outside import AnyModel, AnyShape
+from planearly.model.transformer import Shape
 from planearly.parallel import bf16_is_fast
 from planearly.stages import clusters, corpus
 from planearly.stages.folder import Run, facts
@@ -26,10 +27,10 @@ from planearly.train import loop, metrics
 from planearly.train.objective import Objective
 
 ADAPTERS = "adapters"
-Validate = Callable[[Transformer], float]
+Validate = Callable[[AnyModel], float]
 
 
-def shape_of(run: Run, large: bool = False) -> Shape:
+def shape_of(run: Run, large: bool = False) -> AnyShape:
     """Shape of the small (or large) model: of the checkpoint that it starts from, or of the recipe
     with the run's real vocabulary."""
     recipe = run.recipe
@@ -37,6 +38,11 @@ def shape_of(run: Run, large: bool = False) -> Shape:
         return found
     entries = facts(corpus.tokenizer_folder(run))["vocab_size"]
     return Shape.of(recipe.large if large else recipe.model, entries, recipe.context)
+
+
+def shape_made(stage: Path) -> AnyShape:
+    """Shape of a finished stage's model."""
+    return outside.shape_of(facts(stage)["shape"])
 
 
 def generic_stream(run: Run, packed: Path, weights: np.ndarray) -> RowStream:
@@ -59,7 +65,7 @@ def validator(run: Run, name: str) -> Validate:
     """Mean nats per token on the domain's valid split, as validation sees it."""
     dataset, windows = corpus.held_out(run, name, "valid")
 
-    def validate(model: Transformer) -> float:
+    def validate(model: AnyModel) -> float:
         return mean_nll(model, dataset, windows, bf16=bf16_is_fast(parallel.device()))
 
     return validate
@@ -113,10 +119,9 @@ def book(run: Run, name: str, outcome: loop.Outcome, flops_per_token: float,
     )
 
 
-def load_model(stage: Path) -> Transformer:
+def load_model(stage: Path) -> AnyModel:
     """The dense model of a finished training stage."""
-    made = facts(stage)
-    model = Transformer(Shape(**made["shape"]))
+    model = outside.build(shape_made(stage))
     path = stage / loop.FINAL
     tensors.set_weights(model, tensors.load_tensors(path)[0], path)
     return model

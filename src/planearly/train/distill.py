@@ -30,15 +30,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from planearly import keys
-from planearly.data.dataset import IGNORE
 from planearly.data.streams import RowStream
 from planearly.files import atomic_write, read_array, read_json, write_json
-from planearly.model import memory
-from planearly.model.transformer import Transformer
+from planearly.model import parts
+from planearly.model.outside import AnyModel
 from planearly.progress import progress
-
-_LOGITS = memory.DISTILLED_LOGITS
-"""Most logits of one matrix: 128 MB in float32; a few such matrices are alive at once."""
 
 
 class Taught(NamedTuple):
@@ -155,7 +151,7 @@ def store(teacher: Live, stream: RowStream, k: int, folder: Path,
         "log_p": (np.dtype(np.float32), (rows, stream.context, k)),
         "log_rest": (np.dtype(np.float32), (rows, stream.context)),
     }
-    per_pass = _rows_at_once(stream.context, teacher.vocab_size)
+    per_pass = parts.rows_at_once(stream.context, teacher.vocab_size)
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(atomic_write(folder / f"{name}.npy")) for name in shapes}
         meter = stack.enter_context(progress("the teacher's answers", rows * stream.context,
@@ -169,9 +165,9 @@ def store(teacher: Live, stream: RowStream, k: int, folder: Path,
                 [stream.rows.row(row) for row in range(start, min(start + per_pass, rows))])
             with context():
                 taught = largest(teacher(torch.from_numpy(inputs).to(device)), k)
-            parts = {"keys": row_keys(inputs), "ids": taught.ids, "log_p": taught.log_p,
+            answer = {"keys": row_keys(inputs), "ids": taught.ids, "log_p": taught.log_p,
                      "log_rest": taught.log_rest}
-            for name, part in parts.items():
+            for name, part in answer.items():
                 array = part.cpu().numpy() if isinstance(part, Tensor) else part
                 assert array is not None
                 files[name].write(array.astype(shapes[name][0]).tobytes())
@@ -207,73 +203,32 @@ class Distillation:
     once, however large the microbatch and the vocabulary.
     """
 
-    def __init__(self, teacher: Teacher, settings: keys.Distill) -> None:
-        self.teacher, self.settings = teacher, settings
+    def __init__(self, teacher: Teacher, settings: keys.Distill,
+                 entries: int | None = None) -> None:
+        """
+        Args:
+            entries: of the vocabulary (None: all of the student's output matrix); rows beyond are
+                padding, about which a teacher says nothing.
+        """
+        self.teacher, self.settings, self.entries = teacher, settings, entries
         self.flops_per_token = teacher.flops_per_token
         self.flops_before = teacher.flops_before
         self.seconds_before = teacher.seconds_before
 
-    def __call__(self, model: Transformer, inputs: Tensor, targets: Tensor) -> Tensor:
-        return _head_loss(model.hidden(inputs), model.head_weight, inputs, targets, self.teacher,
-                          self.loss)
+    def __call__(self, model: AnyModel, inputs: Tensor, targets: Tensor) -> Tensor:
+        def part(logits: Tensor, wanted: Tensor, place: parts.Place) -> Tensor:
+            rows, real = place
+            return self.loss(logits, wanted, self.teacher(inputs[rows]).at(real))
+
+        return parts.summed(model, model.hidden(inputs), targets, part)
 
     def loss(self, logits: Tensor, targets: Tensor, taught: Taught) -> Tensor:
         """Of the student's logits ``[n, vocabulary]`` at n real targets ``[n]``."""
         logits = _wide(logits)
         settings, heat = self.settings, self.settings.temperature
         data = F.cross_entropy(logits, targets, reduction="sum")
-        apart = divergence(taught, logits / heat).sum()
+        apart = divergence(taught, logits[..., :self.entries] / heat).sum()
         return settings.data_weight * data + settings.teacher_weight * heat**2 * apart
-
-
-Loss = Callable[[Tensor, Tensor, Taught], Tensor]
-
-
-@torch.compiler.disable
-def _head_loss(hidden: Tensor, weight: Tensor, inputs: Tensor, targets: Tensor, teacher: Teacher,
-               loss: Loss) -> Tensor:
-    result: Tensor = _ByRows.apply(hidden, weight, inputs, targets, teacher, loss)
-    return result
-
-
-class _ByRows(torch.autograd.Function):
-    """Output matrix and loss, a few rows at a time.
-
-    The gradients are taken on the way forward, so that no logits are kept for the way back and
-    neither teacher nor output matrix is run twice.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, inputs: Tensor, targets: Tensor,
-                teacher: Teacher, loss: Loss) -> Tensor:
-        hidden_slope, weight_slope = torch.zeros_like(hidden), torch.zeros_like(weight)
-        total = _wide(hidden.new_zeros(()))
-        rows = _rows_at_once(targets.shape[1], len(weight))
-        for start in range(0, len(targets), rows):
-            part = slice(start, start + rows)
-            real = targets[part] != IGNORE
-            states = hidden[part][real]
-            taught = teacher(inputs[part]).at(real)
-            logits = F.linear(states, weight).detach().requires_grad_()
-            with torch.enable_grad():
-                value = loss(logits, targets[part][real], taught)
-                (slope,) = torch.autograd.grad(value, logits)
-            hidden_slope[part][real] = (slope @ weight).to(hidden.dtype)
-            weight_slope += slope.T @ states
-            total = total + value.detach()
-        ctx.save_for_backward(hidden_slope, weight_slope)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_slope, weight_slope = ctx.saved_tensors
-        (slope,) = slopes
-        return (slope.to(hidden_slope.dtype) * hidden_slope,
-                slope.to(weight_slope.dtype) * weight_slope, None, None, None, None)
-
-
-def _rows_at_once(time_steps: int, vocab_size: int) -> int:
-    return max(_LOGITS // (time_steps * vocab_size), 1)
 
 
 def _wide(values: Tensor) -> Tensor:

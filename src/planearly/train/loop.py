@@ -28,7 +28,7 @@ from planearly.data.dataset import IGNORE
 from planearly.data.streams import Batch, Stream, prefetch
 from planearly.errors import UserError
 from planearly.files import read_json, write_json
-from planearly.model.transformer import Transformer
+from planearly.model.outside import AnyModel
 from planearly.parallel import bf16_is_fast
 from planearly.progress import progress, say
 from planearly.train import optim, state
@@ -55,7 +55,7 @@ class Trainable(Protocol):
         """Holds the trained parameters."""
 
     @property
-    def body(self) -> Transformer:
+    def body(self) -> AnyModel:
         """Runs a microbatch."""
 
     def microbatches(self, groups: np.ndarray, rows: int) -> list[np.ndarray]:
@@ -74,7 +74,7 @@ class Trainable(Protocol):
 class Dense:
     """A dense model as a :class:`Trainable`."""
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: AnyModel) -> None:
         self.module = self.body = model
 
     def microbatches(self, groups: np.ndarray, rows: int) -> list[np.ndarray]:
@@ -175,7 +175,7 @@ def train(
     name: str,
     optimizer: optim.Settings | None = None,
     objective: Objective | None = None,
-    validate: Callable[[Transformer], float] | None = None,
+    validate: Callable[[AnyModel], float] | None = None,
     validate_steps: int | None = None,
     patience: int | None = None,
     branches: Collection[int] = (),

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from planearly.model.transformer import Transformer
+from planearly.model.outside import AnyModel
 
 
 class Objective(Protocol):
@@ -25,7 +25,7 @@ class Objective(Protocol):
     """FLOPs spent once, before the first step."""
     seconds_before: float
 
-    def __call__(self, model: Transformer, inputs: Tensor, targets: Tensor) -> Tensor: ...
+    def __call__(self, model: AnyModel, inputs: Tensor, targets: Tensor) -> Tensor: ...
 
 
 class NextToken:
@@ -33,5 +33,5 @@ class NextToken:
 
     flops_per_token = flops_before = seconds_before = 0.0
 
-    def __call__(self, model: Transformer, inputs: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, model: AnyModel, inputs: Tensor, targets: Tensor) -> Tensor:
         return model.loss(inputs, targets)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from planearly import keys, parallel
 from planearly.data.streams import Stream
+from planearly.model.outside import AnyModel
 from planearly.model.projected import Projected
-from planearly.model.transformer import Transformer
 from planearly.train import loop, optim
 
 
@@ -42,7 +42,7 @@ class Vector:
 
 def tune_vector(
     network: Projected, start: Tensor, stream: Stream, steps: int, settings: keys.Train,
-    folder: Path, *, validate: Callable[[Transformer], float], name: str = "expert vector",
+    folder: Path, *, validate: Callable[[AnyModel], float], name: str = "expert vector",
     optimizer: optim.Settings | None = None, patience: int = 3,
 ) -> tuple[Tensor, loop.Outcome]:
     """Train E* [m] alone on the specialization set, everything else frozen, with early stopping.
@@ -52,7 +52,7 @@ def tune_vector(
     """
     trainable = Vector(network.to(parallel.device()), start)
 
-    def validate_vector(body: Transformer) -> float:
+    def validate_vector(body: AnyModel) -> float:
         network.project(trainable.vector.detach()[None], gradients=False)
         network.bind(0)
         return validate(body)

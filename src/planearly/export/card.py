@@ -1,0 +1,176 @@
+"""The model card of an exported folder: what the model is, how it was made, what it costs.
+
+It tells what happened and nothing else: no pretraining that was not done, no place on the disk of
+whoever trained it.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from planearly import methods
+from planearly.export import gguf
+from planearly.model import flops
+from planearly.model.outside import AnyShape
+from planearly.model.transformer import Shape
+from planearly.units import short
+
+_TUNED = {"full": "fine-tuned on the domain's documents",
+          "lora": "adapted to the domain's documents by low-rank matrices (LoRA), merged into its "
+                  "weights",
+          "distill": "fine-tuned on a mix of the domain's documents and the predictions of a "
+                     "larger model fine-tuned on them (distillation)"}
+"""What is left of a method where nothing was pretrained."""
+
+
+def model_card(shape: AnyShape, card: dict[str, Any], as_gguf: str, begins: bool = True) -> str:
+    """The model card, Markdown with front matter.
+
+    Args:
+        card: ``method``, ``domain``, ``start`` (the checkpoint that it began as), ``recipe`` (a
+            name), ``seed``; ``data`` {``generic``: list of places, ``pretrain_tokens``,
+            ``spec_tokens``}; ``cost`` {``tokens``, ``flops``, ``device_hours``, ``device``,
+            ``money``, ``currency``}; ``before`` and ``after``, summaries of
+            :func:`planearly.evaluate.perplexity.summary` on held-out documents; ``front``: what the
+            recipe's ``card`` section gives the front matter (license, base_model, datasets,
+            language).
+        as_gguf: the section of :func:`conversion`.
+        begins: the tokenizer puts the token that begins documents before a prompt.
+    """
+    method, domain = str(card.get("method", "")), card.get("domain")
+    front = {"library_name": "transformers", "pipeline_tag": "text-generation",
+             **{key: value for key, value in (card.get("front") or {}).items() if value},
+             "tags": ["planearly", *([method] if method else [])]}
+    sections = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
+        f"# {_text(domain)}: a small language model" if domain else "# A small language model",
+        f"A {_kind(shape)} that was trained on windows of {shape.context} tokens"
+        + (f", for text such as that of {_text(domain)}" if domain else "")
+        + ". It continues text; it was not taught to follow instructions.",
+        _method(method, card), _data(card.get("data") or {}), _cost(card.get("cost") or {}),
+        _perplexities(card), _USE.format(
+            context=shape.context, prompt=_PROMPT if begins else _BEGUN_PROMPT), as_gguf,
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _kind(shape: AnyShape) -> str:
+    size = f"model of {short(flops.parameters(shape))} parameters"
+    if isinstance(shape, Shape):
+        family = "Llama" if shape.ffn == "swiglu" else "Arcee"
+        return (f"{family} {size} ({shape.layers} layers, width {shape.d_model}, vocabulary "
+                f"{shape.vocab_size})")
+    return f"{_text(shape.kind)} {size} (vocabulary {shape.vocab_size})"
+
+
+def _method(method: str, card: dict[str, Any]) -> str:
+    if not method:
+        return ""
+    row = methods.TABLE.get(method)
+    told = ""
+    if row:
+        nothing = (card.get("data") or {}).get("pretrain_tokens") == 0 and row.pretrains
+        told = f": {_TUNED[row.tune] if nothing else row.sentence}"
+    lines = [f"## Method\n\n`{_code(method)}`{told}."]
+    if card.get("start"):
+        lines.append(f"Its weights began as those of `{_code(_name(card['start']))}`, not fresh.")
+    if card.get("recipe") is not None:
+        seed = f", seed {_text(card['seed'])}" if card.get("seed") is not None else ""
+        lines.append(f"Trained with planearly, recipe `{_code(card['recipe'])}`{seed}, after "
+                     "[Need a Small Specialized Language Model? Plan Early!]"
+                     "(https://arxiv.org/abs/2402.01093).")
+    return "\n\n".join(lines)
+
+
+def _data(data: dict[str, Any]) -> str:
+    lines = []
+    if data.get("generic") and data.get("pretrain_tokens") != 0:
+        places = ", ".join(dict.fromkeys(f"`{_code(_name(place))}`" for place in data["generic"]))
+        lines.append(f"- generic corpus: {places}")
+    if data.get("pretrain_tokens"):
+        lines.append(f"- tokens of pretraining: {data['pretrain_tokens']:,}")
+    if data.get("spec_tokens") is not None:
+        lines.append(f"- tokens of the domain's documents: {data['spec_tokens']:,}")
+    return "## Data\n\n" + "\n".join(lines) if lines else ""
+
+
+def _name(place: Any) -> str:
+    """A place without the folders of somebody's disk: names of a hub stay whole."""
+    text = str(place)
+    if "://" in text and not text.startswith(("hf:///", "file:")):
+        return text
+    parts = Path(text).parts
+    hub = len(parts) == 2 and not text.startswith((".", "~", "/")) and not Path(text).suffix
+    return text if hub else parts[-1] if parts else text
+
+
+def _cost(cost: dict[str, Any]) -> str:
+    lines = []
+    if cost.get("tokens") is not None:
+        lines.append(f"- {short(cost['tokens'])} tokens")
+    if cost.get("flops") is not None:
+        lines.append(f"- {short(cost['flops'] / 1e12)} TFLOP")
+    if cost.get("device_hours") is not None:
+        lines.append(f"- {cost['device_hours']:.3g} device-hours on {_text(cost.get('device'))}")
+    if cost.get("money") is not None:
+        lines.append(f"- {cost['money']:.2f} {_text(cost.get('currency', 'USD'))}")
+    return "## Cost of training\n\n" + "\n".join(lines) if lines else ""
+
+
+def _perplexities(card: dict[str, Any]) -> str:
+    rows = [(label, card[key]) for label, key in (("before fine-tuning", "before"),
+                                                  ("this model", "after")) if card.get(key)]
+    if not rows:
+        return ""
+    table = ["| | perplexity | 95% interval | bits per byte | tokens |", "|---|---|---|---|---|"]
+    for label, value in rows:
+        low, high = value["ci95"]
+        table.append(f"| {label} | {value['perplexity']:.2f} | {low:.2f} to {high:.2f} "
+                     f"| {value['bits_per_byte']:.3f} | {value['tokens']:,} |")
+    return "## Perplexity on held-out documents\n\n" + "\n".join(table)
+
+
+_PROMPT = 'prompt = tokenizer("Once", return_tensors="pt")'
+_BEGUN_PROMPT = """# in training, every document began with this token
+first = tokenizer.bos_token or tokenizer.eos_token
+prompt = tokenizer(first + "Once", return_tensors="pt")"""
+_USE = """## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(".")
+tokenizer = AutoTokenizer.from_pretrained(".")
+{prompt}
+text = model.generate(**prompt, max_new_tokens=40, do_sample=True, top_p=0.95)
+print(tokenizer.decode(text[0], skip_special_tokens=True))
+```
+
+Prompt and continuation together hold at most {context} tokens."""
+
+
+def conversion(shape: AnyShape, tokenizer: dict[str, Any]) -> str:
+    """How this model becomes a GGUF file, or why it cannot.
+
+    Args:
+        tokenizer: what ``tokenizer.json`` holds.
+    """
+    why = gguf.obstacle(shape, tokenizer)
+    told = f"Not by planearly: {why}." if why else "```\nplanearly gguf MODEL_FOLDER\n```"
+    return f"## As a GGUF file (llama.cpp, Ollama)\n\n{told}"
+
+
+def _text(value: Any) -> str:
+    """Any value as one line of literal Markdown text."""
+    line = html.escape(" ".join(str(value).split()), quote=False)
+    return re.sub(r"([\\`*_{}\[\]()#+!|~])", r"\\\1", line)
+
+
+def _code(value: Any) -> str:
+    """Any value inside a code span."""
+    return " ".join(str(value).split()).replace("`", "'")
