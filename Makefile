@@ -2,12 +2,18 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+# The build of torch: empty takes pip's own (CUDA on Linux, the CPU on a Mac); cpu, cu126, cu130, rocm7.1
+# and others take that build from PyTorch's index: make TORCH=cpu demo
+TORCH ?=
+READY := $(VENV)/.ready$(TORCH:%=-%)
+TORCH_VERSION = $(shell sed -n 's/^torch==//p' constraints.txt)
+TORCH_BUILD = $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$(TORCH) \
+  'torch==$(TORCH_VERSION)+$(TORCH)',torch)
 # two processes of one thread each use two cores better than one process of two
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test smoke quick lint clean
+.PHONY: help setup demo test smoke quick lint site clean
 
 help:
 	@echo "make demo    set up, then train and compare small models on an embedded corpus (runs/demo)"
@@ -15,6 +21,7 @@ help:
 	@echo "make smoke   a small study of every method (runs/study-smoke), minutes"
 	@echo "make quick   the tests that take seconds"
 	@echo "make lint    style and types"
+	@echo "make site    the documents as a site (build/site)"
 
 setup: $(READY)
 
@@ -23,8 +30,9 @@ $(READY): pyproject.toml constraints.txt
 	  || { echo "planearly needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(TORCH_BUILD)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[hub,lora,dev]'
+	@rm -f $(VENV)/.ready*
 	@touch $(READY)
 
 demo: setup
@@ -42,6 +50,12 @@ quick: setup
 lint: setup
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
+
+# an environment of its own: what builds the site has no business where the tests run
+site:
+	test -x build/site-venv/bin/mkdocs || { $(PYTHON) -m venv build/site-venv \
+	  && build/site-venv/bin/pip install --quiet 'mkdocs-material>=9.5'; }
+	NO_MKDOCS_2_WARNING=1 build/site-venv/bin/mkdocs build --quiet
 
 clean:
 	rm -rf $(VENV) runs build dist

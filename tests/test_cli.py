@@ -182,12 +182,12 @@ def test_the_installed_command():
 
 
 def test_a_document_with_an_equals_sign_is_no_setting(tmp_path, monkeypatch):
-    from planearly.cli import _is_place
+    from planearly.usage import names_documents
 
     monkeypatch.chdir(tmp_path)
     for name in ("a=b.jsonl", "spec_tokens=5k", "x=1 y=2.txt"):
         (tmp_path / name).touch()
-    assert _is_place("a=b.jsonl") and _is_place(str(tmp_path / "a=b.jsonl"))
-    assert _is_place("a=*.jsonl") and _is_place("./spec_tokens=5k") and _is_place("hf://x/y?z=1")
-    assert not _is_place("spec_tokens=5k")  # a recipe key stays one
-    assert not _is_place("finetune.max_epochs=2") and not _is_place("contxt=3")
+    assert names_documents("a=b.jsonl") and names_documents(str(tmp_path / "a=b.jsonl"))
+    assert names_documents("a=*.jsonl") and names_documents("./spec_tokens=5k") and names_documents("hf://x/y?z=1")
+    assert not names_documents("spec_tokens=5k")  # a recipe key stays one
+    assert not names_documents("finetune.max_epochs=2") and not names_documents("contxt=3")

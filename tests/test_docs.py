@@ -2,16 +2,21 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
 import typer.main
+import yaml
 
-from planearly import config
-from planearly.cli import app
+import planearly
+from planearly import config, methods
+from planearly.cli import app, main
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PACKAGE = ROOT / "src" / "planearly"
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md",
+         *sorted((ROOT / "docs").glob("*.md"))]
 pytestmark = pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="not in a checkout")
 
 
@@ -46,12 +51,51 @@ def test_links_and_modules_exist(page):
     text = page.read_text("utf-8")
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (page.parent / target).exists(), target
-    parts = "data|cluster|model|train|specialize|evaluate|plan|stages|report"
-    for module in re.findall(rf"`((?:{parts})/\w+\.py)`", text):
-        assert (ROOT / "src" / "planearly" / module).exists(), module
+    rooms = "|".join(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+    for module in re.findall(rf"`((?:{rooms})/\w+\.py)`", text):
+        assert (PACKAGE / module).exists(), module
 
 
 def test_makefile_targets_of_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    for target in re.findall(r"`?make (\w+)", (ROOT / "README.md").read_text("utf-8")):
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for target in re.findall(r"`?make (?:TORCH=\w+ )?(\w+)", readme):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_readme_tells_every_method():
+    text = (ROOT / "README.md").read_text("utf-8")
+    table = text[text.index("| in `methods=[...]` |"):].partition("\n\n")[0]
+    named = [name for row in table.splitlines()[2:]
+             for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert sorted(named) == sorted(methods.TABLE)
+
+
+def test_the_command_tells_every_method(monkeypatch, capsys):
+    monkeypatch.setitem(methods.TABLE, "slm-new", methods.Method("slm-new", "SLM-new", "a new one"))
+    main(["methods"])
+    told = capsys.readouterr().out
+    assert [line.split()[0] for line in told.splitlines()] == list(methods.TABLE)
+    assert "slm-new    a new one\n" in told
+
+
+def test_the_map_of_the_code_names_every_room():
+    text = (ROOT / "docs" / "code.md").read_text("utf-8").partition("##")[0]
+    rooms = {path.parent.name + "/" for path in PACKAGE.glob("*/__init__.py")}
+    rooms |= {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    named = {name for row in text.splitlines() if row.startswith("| `")
+             for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
+    assert named == rooms
+
+
+def test_one_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert project["version"] == planearly.__version__ == cited["version"]
+    assert f"## {planearly.__version__}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_the_site_has_every_page():
+    text = (ROOT / "mkdocs.yml").read_text("utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f" {page.name}\n" in text, page.name

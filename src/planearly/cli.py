@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import sys
@@ -11,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from planearly import __version__, config, files, keys, units, usage
+from planearly import __version__, api, config, files, usage
 from planearly.errors import UserError
 from planearly.progress import say
 
@@ -44,10 +43,7 @@ def root(
 
 
 def _run(recipe: str, settings: list[str] | None, out: Path | None, until: str) -> None:
-    loaded = config.load(recipe, settings or [])
-    from planearly.stages import pipeline  # after the keys are read: it takes seconds, for torch
-
-    pipeline.run(loaded, out or Path("runs") / loaded.name, until)
+    api.run(config.load(recipe, settings or []), out, until=until)
 
 
 @app.command()
@@ -121,25 +117,15 @@ def specialize(
     """Fine-tune on the domains; or specialise a bundle on documents, offline."""
     if not Path(recipe).is_dir():
         return _run(recipe, settings, out, "specialize")
-    from planearly.stages import pipeline
-    from planearly.stages.experts import from_bundle
-
     words = settings or []
-    documents = [word for word in words if "=" not in word or _is_place(word)]
+    documents = [word for word in words if "=" not in word or usage.names_documents(word)]
     if not documents:
         raise UserError("name the documents to specialise on: planearly specialize BUNDLE DOCS...")
+    from planearly.stages.experts import from_bundle
+
     made = from_bundle(Path(recipe), documents, [word for word in words if word not in documents])
-    pipeline.run(made, out or Path("runs") / made.name)
+    api.run(made, out)
     return None
-
-
-def _is_place(word: str) -> bool:
-    """Whether a word with a "=" names documents: no recipe key, and they are there."""
-    section = word.partition("=")[0].partition(".")[0]
-    known = section in keys.Recipe.__dataclass_fields__
-    place = os.path.expanduser(word)
-    return word.startswith("hf://") or (
-        not known and (os.path.exists(place) or bool(glob.glob(place, recursive=True))))
 
 
 @app.command()
@@ -203,17 +189,12 @@ def evaluate(
             config.find(model)
             return _run(model, files, out, "evaluate")
         raise UserError(f"'{model}' is not a folder: give a model folder in Hugging Face format")
-    from planearly.evaluate.files import evaluate_files
-    from planearly.evaluate.show import show
-
     if not files:
         raise UserError("name the documents to evaluate on: planearly evaluate MODEL FILES...")
-    result = evaluate_files(Path(model), files, context=context, text_field=text_field)
-    if as_json:
-        print(json.dumps(result))
-        return
-    show(result)
-    return None
+    result = api.evaluate(model, files, context=context, text_field=text_field)
+    from planearly.evaluate.show import show
+
+    return print(json.dumps(result)) if as_json else show(result)
 
 
 @app.command()
@@ -226,9 +207,8 @@ def generate(
     seed: Annotated[int, typer.Option(help="of the draws")] = 0,
 ) -> None:
     """Try a model: continue a prompt."""
-    from planearly.evaluate.generate import generate as continue_prompt
-
-    print(continue_prompt(model, prompt, tokens, temperature, top_p, seed))
+    print(api.generate(model, prompt, tokens=tokens, temperature=temperature, top_p=top_p,
+                       seed=seed))
 
 
 @app.command()
@@ -242,6 +222,15 @@ def recipes(
     for path in sorted(config.recipes_folder().glob("*.yaml")):
         first = path.read_text("utf-8").splitlines()[0]
         print(f"{path.stem:16} {first.removeprefix('#').strip()}")
+
+
+@app.command()
+def methods() -> None:
+    """The methods that a recipe may name in methods=[...], and what each is."""
+    from planearly import methods as table
+
+    for row in table.TABLE.values():
+        print(f"{row.name:10} {row.sentence}{f' ({row.source})' if row.source else ''}")
 
 
 @app.command()
@@ -292,50 +281,29 @@ def plan(
     """Recommend a method, with its reason and what every method would cost."""
     from rich.console import Console
 
-    from planearly.cost import devices as known
-    from planearly.plan import inputs, options, page, recommend, show
-    from planearly.plan.sizes import bits
+    from planearly.plan import show
 
-    found = known.find_or_nearest(device)
     if recipe is not None:
-        from planearly import config
-        from planearly.plan.predict import predict
-
-        stages = predict(config.load(recipe, settings or []), found)
-        print(json.dumps(stages)) if as_json else show.predicted(stages, Console())
-        return
-    bits(quantization)
-    per_hour = None if price is None else units.money(price, "--price")
-    sets = spec_tokens or ["1M"]
-    sizes = [inputs.tokens(item, "--spec-tokens") for item in sets]
-    now = len(sizes) if domains is None else units.count(domains, "--domains")
-    made = recommend.recommend(options.PlanInput(
-        device=found,
-        limit=inputs.limit(inference_params, inference_bytes, inference_speed,
-                     inference_device, found, quantization),
-        generic_tokens=inputs.tokens(generic_tokens, "--generic-tokens"),
-        spec_tokens=round(sum(sizes) / len(sizes)), domains=now,
-        domains_later=units.count(domains_later, "--domains-later"), devices=devices,
-        generic_hours=inputs.hours(generic_hours, generic_money, per_hour, "generic"),
-        specialization_hours=inputs.hours(specialization_hours, specialization_money, per_hour,
-                                    "specialization"),
-        price=per_hour, currency=currency, quantization=quantization,
-        checkpoint=inputs.model(checkpoint, "--checkpoint"),
-        teacher=inputs.model(teacher, "--teacher"),
-        entropy=entropy, clusters=clusters, windows=windows, laws=inputs.laws(results or []),
-    ))
-    generic_paths = [generic_tokens] if Path(generic_tokens).exists() else []
-    domain_paths = [item for item in sets if Path(item).exists()]
-    if out is not None:
-        page.write(out, made, generic_paths, domain_paths)
+        loaded = config.load(recipe, settings or [])
+        stages = api.predict(loaded, device)
+        return print(json.dumps(stages)) if as_json else show.predicted(stages, Console())
+    made, content = api.planned(
+        out, device=device, inference_params=inference_params, inference_bytes=inference_bytes,
+        inference_speed=inference_speed, inference_device=inference_device,
+        quantization=quantization, generic_tokens=generic_tokens, spec_tokens=spec_tokens or (),
+        domains=domains, domains_later=domains_later, devices=devices,
+        generic_hours=generic_hours, specialization_hours=specialization_hours,
+        generic_money=generic_money, specialization_money=specialization_money, price=price,
+        currency=currency, checkpoint=checkpoint, teacher=teacher, entropy=entropy,
+        clusters=clusters, windows=windows, results=results or ())
     if as_json:
-        print(json.dumps(page.content(made, generic_paths, domain_paths)))
-        return
+        return print(json.dumps(content))
     show.text(made, Console())
     if out is not None:
         start = out / f"{made.recommended}.yaml"
         print(f"Recipes, plan.json and plan.html are in {out}"
               + (f"; start with: planearly run {start}" if start.exists() else ""))
+    return None
 
 
 @app.command()

@@ -32,8 +32,10 @@ def recipes_folder() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
-def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file, or a recipe of the package by name, and apply ``key=value`` overrides.
+def load(recipe: str | Path, overrides: Sequence[str] = (),
+         changes: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe file, or a recipe of the package by name, and apply ``key=value`` overrides
+    and ``changes``: keys by dotted name, or sections, with plain values.
 
     A recipe may start from another: ``extends: other.yaml`` (in the same folder, or one of the
     package) is read first. Relative paths of data in a recipe are relative to the current folder,
@@ -43,10 +45,11 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         UserError: no such recipe, not a mapping, an unknown key, a value of the wrong type, or one
             that cannot work; with file and line.
     """
-    return override(_read(find(recipe)), overrides)
+    return override(_read(find(recipe)), overrides, changes)
 
 
-def override(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+def override(values: Mapping[str, Any], overrides: Sequence[str] = (),
+             changes: Mapping[str, Any] | None = None) -> Recipe:
     """A recipe of plain values with ``key=value`` overrides, checked; as :func:`load`.
 
     Texts, and items of lists of texts, stay as typed: ``domains=[1.10]`` is the folder ``1.10``.
@@ -58,6 +61,9 @@ def override(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe
         if not separator:
             raise UserError(f"'{item}' is not of the form key=value")
         _put(changed, name, _typed(hint_of(name), text, f"the value of '{name}'"))
+    for name, value in (changes or {}).items():
+        section = isinstance(value, dict) and isinstance(changed.get(name), dict)
+        _put(changed, name, _merge(changed[name], value) if section else value)
     return _checked(changed)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import glob
 import os
 import select
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import typer
 import typer.core
 
-from planearly import config
+from planearly import config, keys
 from planearly.errors import UserError
 
 WINDOWS = os.name == "nt"
@@ -95,6 +96,14 @@ def _instead(wrong: str, verb: str, known: list[str], keyed: bool) -> str:
     return (f"it has {', '.join(known)}" if known else f"see: {verb} --help") + (
         "" if wrong.startswith("--") else "; a text that begins with a dash goes after '--'")
 
+
+
+def names_documents(word: str) -> bool:
+    """Whether a word with a "=" names documents: it is no recipe key, and they are there."""
+    place = os.path.expanduser(word)
+    key = word.partition("=")[0].partition(".")[0] in keys.Recipe.__dataclass_fields__
+    return word.startswith("hf://") or (
+        not key and (os.path.exists(place) or bool(glob.glob(place, recursive=True))))
 
 
 def _plain(message: str) -> str:

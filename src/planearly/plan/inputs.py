@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from planearly.cost import devices
 from planearly.errors import UserError
 from planearly.files import read_json
 from planearly.plan import law, sizes
-from planearly.plan.options import OpenModel
+from planearly.plan.options import OpenModel, PlanInput
 from planearly.progress import say
 
 if TYPE_CHECKING:
@@ -22,6 +23,47 @@ _BYTES_PER_TOKEN = 4.2
 """Of English text and a vocabulary of 32k; for sizing a corpus given by path."""
 _PACKED = {".zst": 3.0, ".gz": 2.8, ".parquet": 2.0}
 """Times that text is larger than its file of this kind, roughly."""
+
+
+def read(
+    *, device: Device, inference_params: str | None = None, inference_bytes: str | None = None,
+    inference_speed: float | None = None, inference_device: str | None = None,
+    quantization: str = "bf16", generic_tokens: str = "0", spec_tokens: Sequence[str] = (),
+    domains: str | None = None, domains_later: str = "0", devices: int = 1,
+    generic_hours: str | None = None, specialization_hours: str | None = None,
+    generic_money: str | None = None, specialization_money: str | None = None,
+    price: str | None = None, currency: str = "USD", checkpoint: str | None = None,
+    teacher: str | None = None, entropy: float | None = None, clusters: int | None = None,
+    windows: int | None = None, results: Sequence[Path] = (),
+) -> PlanInput:
+    """What the options of ``planearly plan`` say, under their names.
+
+    Raises:
+        UserError: a quantity that cannot be read; the option is named.
+    """
+    sizes.bits(quantization)
+    per_hour = None if price is None else units.money(price, "--price")
+    sets = [tokens(item, "--spec-tokens") for item in spec_tokens or ["1M"]]
+    return PlanInput(
+        device=device,
+        limit=limit(inference_params, inference_bytes, inference_speed, inference_device, device,
+                    quantization),
+        generic_tokens=tokens(generic_tokens, "--generic-tokens"),
+        spec_tokens=round(sum(sets) / len(sets)),
+        domains=len(sets) if domains is None else units.count(domains, "--domains"),
+        domains_later=units.count(domains_later, "--domains-later"), devices=devices,
+        generic_hours=hours(generic_hours, generic_money, per_hour, "generic"),
+        specialization_hours=hours(specialization_hours, specialization_money, per_hour,
+                                   "specialization"),
+        price=per_hour, currency=currency, quantization=quantization,
+        checkpoint=model(checkpoint, "--checkpoint"), teacher=model(teacher, "--teacher"),
+        entropy=entropy, clusters=clusters, windows=windows, laws=laws(results),
+    )
+
+
+def paths(texts: Sequence[str]) -> list[str]:
+    """Those that name files or folders, for the recipes of the plan."""
+    return [text for text in texts if Path(text).exists()]
 
 
 def limit(params: str | None, size: str | None, speed: float | None, on: str | None,
@@ -38,8 +80,9 @@ def limit(params: str | None, size: str | None, speed: float | None, on: str | N
     return min(limits, default=None)
 
 
-def tokens(text: str, flag: str) -> int:
+def tokens(given: object, flag: str) -> int:
     """A count, or the estimated tokens of a file, a folder or a token dataset."""
+    text = str(given)
     path = Path(text)
     if not path.exists():
         try:
@@ -99,7 +142,7 @@ def parameters(folder: Path) -> int:
     return total
 
 
-def laws(files: list[Path]) -> dict[str, Law]:
+def laws(files: Sequence[Path]) -> dict[str, Law]:
     """A law for each method that the rows support; the others stay unknown, and are named."""
     rows: list[Any] = []
     for file in files:

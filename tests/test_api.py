@@ -1,0 +1,75 @@
+"""The functions of Python: the same as the verbs, and importable whatever was imported before."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import planearly
+from planearly import api, config, keys
+from planearly.cli import main
+from small_models import TEXT, model_folder
+from small_runs import corpus, recipe
+
+ASKED = {"inference_params": "126M", "generic_tokens": 150_000_000_000, "spec_tokens": "1M",
+         "device": "a100", "generic_hours": 650, "specialization_hours": "1", "domains": 50}
+
+
+def test_a_plan_is_what_the_command_prints(capsys):
+    made = planearly.plan(**ASKED)
+    main(["plan", "--json", *(word for name, value in ASKED.items()
+                              for word in (f"--{name.replace('_', '-')}", str(value)))])
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(made))
+    assert planearly.plan(**ASKED) == made  # the package of this name is imported by now
+    assert planearly.plan.recommend
+
+
+def test_what_a_recipe_will_cost():
+    told = planearly.plan("nano", device="a100", spec_tokens=50_000, model={"layers": 2})
+    more = planearly.plan("nano", device="a100", spec_tokens=50_000, **{"model.layers": 8})
+    assert told["total"]["flops"] < more["total"]["flops"]
+
+
+@pytest.mark.parametrize("call", [
+    lambda: planearly.run("nanno"), lambda: planearly.run("nano", contxt=3),
+    lambda: planearly.run("nano", model={"layrs": 3}), lambda: planearly.run("nano", until="end"),
+    lambda: planearly.plan(inference_params="50GB"), lambda: planearly.plan("nano", context=1),
+    lambda: planearly.evaluate("no folder", ["x"]), lambda: planearly.generate("no folder", "x"),
+    lambda: planearly.specialize("no folder", "x")])
+def test_a_wrong_call_raises_one_sentence(call):
+    with pytest.raises(planearly.UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_keys_change_a_recipe_given_in_any_form(tmp_path):
+    by_name = api._recipe("nano", {"model": {"layers": 2}, "finetune.patience": 5})
+    assert (by_name.model.layers, by_name.model.d_model, by_name.finetune.patience) == (2, 256, 5)
+    assert api._recipe(config.load("nano"), {"model": {"layers": 2}, "finetune.patience": 5}
+                       ) == by_name
+    assert api._recipe({"generic": [tmp_path]}, {}) == keys.Recipe(generic=[str(tmp_path)])
+
+
+def test_a_run_up_to_a_verb(tmp_path):
+    made = recipe(corpus(tmp_path / "text"), methods=["slm"])
+    assert planearly.run(made, tmp_path / "run", until="prepare", seed=3) is None
+    assert config.load(tmp_path / "run" / "recipe.yaml").seed == 3
+
+
+def test_a_model_is_evaluated_and_tried(tmp_path, capsys):
+    model = model_folder(tmp_path)
+    (tmp_path / "a.txt").write_text("\n".join(TEXT))
+    found = planearly.evaluate(model, tmp_path / "a.txt")
+    capsys.readouterr()
+    main(["evaluate", str(model), str(tmp_path / "a.txt"), "--json"])
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(found))
+    said = planearly.generate(model, "The quick", tokens=4, temperature=0)
+    assert said.startswith("The quick")
+
+
+def test_importing_brings_no_torch():
+    done = subprocess.run([sys.executable, "-c", "import planearly, sys; "
+                           "from planearly import cli; assert 'torch' not in sys.modules"],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
