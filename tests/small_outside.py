@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 
 from small_models import tokenizer_folder
 
@@ -33,7 +35,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def outside_folder(folder: Path, family: str, **changed: Any) -> Path:
-    """A model folder of a family with random weights, and a tokenizer of 300 entries."""
+    """A model folder of a family with random weights, and a tokenizer of 300 or 301 entries."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     kind, own = FAMILIES[family]
@@ -44,7 +46,15 @@ def outside_folder(folder: Path, family: str, **changed: Any) -> Path:
     config = AutoConfig.for_model(kind, **{k: v for k, v in values.items() if v is not None})
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return tokenizer_folder(folder)
+    tokenizer_folder(folder)
+    if family.startswith(("gemma", "llama")):  # documents begin with another token than they end
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.add_special_tokens(["<bos>"])
+        tokenizer.save(str(folder / "tokenizer.json"))
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            values = json.loads((folder / name).read_text())
+            (folder / name).write_text(json.dumps({**values, "bos_token": "<bos>"}))
+    return folder
 
 
 def logits(folder: Path, inputs: torch.Tensor) -> torch.Tensor:

@@ -370,3 +370,16 @@ def test_real_text_comes_back(tmp_path):
     for _ in range(50):
         dataset.rows(rows)
     assert (time.process_time() - start) / 50 < 0.005
+
+
+def test_documents_begin_with_the_tokenizers_begin_token(tmp_path, tokenizer):
+    folder = tmp_path / "tok"
+    tk.save(tk.load(tokenizer), folder, 8, tk.EOT, begin="e")
+    begin = tk.load(folder).token_to_id("e")
+    file = write(tmp_path / "a.jsonl", ["a first text of some length", "another"])
+    dataset, plain = (make(file, which, tmp_path / which.name, 6) for which in (folder, tokenizer))
+    firsts = np.diff(dataset.windows["document"].astype(int), prepend=-1) == 1
+    streams = [[d.tokens(i) for i in range(len(d))] for d in (dataset, plain)]
+    for first, ours, theirs in zip(firsts, *streams, strict=True):
+        assert ours[0] == (begin if first else theirs[0])
+        assert ours[1:].tolist() == theirs[1:].tolist()

@@ -187,7 +187,7 @@ def test_stated_end_token_goes_before_known_ones(tmp_path):
     made = foreign(tmp_path, "<stop>")
     stated = {"eos_token": {"content": "<stop>"}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(stated))
-    taken, eot = tk.take(str(tmp_path))
+    taken, eot, _ = tk.take(str(tmp_path))
     assert eot == "<stop>" and taken.token_to_id(eot) == made.token_to_id("<stop>")
 
 
@@ -219,7 +219,7 @@ def test_long_runs_cost_no_time(monkeypatch):
 
 
 def end_of(folder) -> str:
-    taken, eot = tk.take(str(folder))
+    taken, eot, _ = tk.take(str(folder))
     assert taken.token_to_id(eot) is not None
     return eot
 
@@ -277,3 +277,15 @@ def test_much_unknown_text_is_refused_and_little_is_told(capsys):
     assert "1.00%, 1 of 100 bytes of it are unknown to the tokenizer" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"2 of 100 bytes of it are unknown .* take a tokenizer"):
         tk.check_unknown(2, 100, "it")
+
+
+def test_a_begin_token_of_its_own_is_kept_and_counts(tmp_path):
+    foreign(tmp_path, "</s>")
+    spec = tmp_path / "tokenizer_config.json"
+    for begin, expected in (("<pad>", 0), (None, 1), ("<absent>", 1)):
+        spec.write_text(json.dumps({"eos_token": "</s>", "bos_token": begin}))
+        tk.build(keys.Tokenizer(path=str(tmp_path)), keys.Data(), [], 64, tmp_path / f"{begin}")
+        assert tk.begin_id(tmp_path / f"{begin}") == expected
+        assert tk.eot_id(tmp_path / f"{begin}") == 1
+    alike, same, other = (tk.digest(tmp_path / name) for name in ("None", "<absent>", "<pad>"))
+    assert alike == same != other

@@ -284,6 +284,8 @@ def test_an_open_model_from_documents_to_an_exported_folder(made, family, tmp_pa
         assert (folder / "chat_template.jinja").exists()
         _, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"]
+        begin = read_json(folder / "tokenizer_config.json")["bos_token"]
+        assert begin == read_json(model / "tokenizer_config.json")["bos_token"]
         test = str(made / "domains" / "law" / "test.jsonl")
         again = evaluate_files(folder, [test], context=asked.context)
         assert again["tokens"] == row["test_tokens"]
@@ -293,7 +295,7 @@ def test_an_open_model_from_documents_to_an_exported_folder(made, family, tmp_pa
 @pytest.mark.slow
 def test_an_open_model_is_adapted_teaches_and_is_taught(made, tmp_path):
     model = outside_folder(tmp_path / "model", "gemma3")
-    large = outside_folder(tmp_path / "large", "gpt2")
+    large = outside_folder(tmp_path / "large", "llama-3.2")
     asked = settings(made, model, methods=["slm", "llm", "llm-lora", "slm-nopt"],
                      large_start=str(large), pretrain_tokens=0,
                      finetune={"batch_tokens": 512, "max_steps": 3, "compile": "no"})

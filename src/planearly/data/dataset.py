@@ -1,9 +1,10 @@
 """Token datasets: documents as windows of tokens, in memory-mapped files.
 
-A document of n tokens is the stream ``EOT t1 .. tn EOT``. Its n + 1 targets are cut into
+A document of n tokens is the stream ``BEGIN t1 .. tn EOT``, of which BEGIN is EOT too unless the
+tokenizer says otherwise. Its n + 1 targets are cut into
 consecutive windows of at most ``context`` targets that do not overlap; a window's inputs are the
 same span one token earlier. So every token, and the final EOT, is predicted exactly once, and a
-window's first input is EOT or the last token of the window before it. Generic and specialization
+window's first input is BEGIN or the last token of the window before it. Generic and specialization
 text are cut alike.
 
 A dataset is a folder::

@@ -225,7 +225,7 @@ def run_job(job: Job, advance: Callable[[float], None]) -> dict[str, Any]:
     Stops after the batch in which the limit of tokens is reached.
     """
     encoder = Encoder(tk.load(job.tokenizer))
-    eot = tk.eot_id(job.tokenizer)
+    begin, eot = tk.begin_id(job.tokenizer), tk.eot_id(job.tokenizer)
     problems = Problems(job.settings.max_bad_share)
     sources: dict[str, int] = {}
     n_documents = n_tokens = n_bytes = offset = n_paragraphs = 0
@@ -234,7 +234,7 @@ def run_job(job: Job, advance: Callable[[float], None]) -> dict[str, Any]:
           files.atomic_write(job.index("paragraphs")) as to_paragraphs):
         opened, length = 0, 0  # where the open document begins, and its tokens so far
         for batch in _batches(_documents(job, problems)):
-            stream, counts = _stream(encoder, eot, batch)
+            stream, counts = _stream(encoder, begin, eot, batch)
             shard.write(stream.tobytes())
             records: list[tuple[int, ...]] = []
             for count, first, last in zip(counts.tolist(), batch.first, batch.last, strict=True):
@@ -308,12 +308,14 @@ def _batches(documents: Iterator[tuple[int, Document]]) -> Iterator[_Batch]:
         yield batch
 
 
-def _stream(encoder: Encoder, eot: int, batch: _Batch) -> tuple[np.ndarray, np.ndarray]:
-    """The token stream of a batch, an EOT before each first and after each last piece."""
+def _stream(encoder: Encoder, begin: int, eot: int,
+            batch: _Batch) -> tuple[np.ndarray, np.ndarray]:
+    """The token stream of a batch, a begin before each first and an EOT after each last piece."""
     ids, counts = encoder.encode(batch.pieces)
     first = np.array(batch.first, np.int64)
     lengths = counts + first + np.array(batch.last, np.int64)
     stream = np.full(lengths.sum(), eot, encoder.dtype)
+    stream[(np.cumsum(lengths) - lengths)[first == 1]] = begin
     start = np.cumsum(lengths) - lengths + first - (np.cumsum(counts) - counts)
     stream[np.repeat(start, counts) + np.arange(len(ids))] = ids
     return stream, counts

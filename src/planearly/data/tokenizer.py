@@ -2,7 +2,8 @@
 
 Ours split numbers into digits, then words as GPT-2 does, and work on bytes: every text comes back
 exactly. ``<|endoftext|>`` (id 0) is the only special token; it begins and ends documents. A literal
-``<|endoftext|>`` in a text is encoded as text.
+``<|endoftext|>`` in a text is encoded as text. A tokenizer taken from outside may begin documents
+with another token than it ends them with: a model goes on as it was trained.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -137,7 +138,7 @@ def build(settings: keys.Tokenizer, data: keys.Data, units: list[Unit], context:
     """
     used = 0
     if settings.path:
-        tokenizer, eot = take(settings.path)
+        tokenizer, eot, begin = take(settings.path)
         kind = f"taken from {settings.path}"
     else:
         problems = Problems(data.max_bad_share)
@@ -147,26 +148,31 @@ def build(settings: keys.Tokenizer, data: keys.Data, units: list[Unit], context:
         used = sum(len(text.encode()) for text in texts)
         say(f"training a {settings.kind} tokenizer of {settings.vocab_size} entries on "
             f"{used / 1e6:.1f} MB")
-        tokenizer, eot, kind = train(texts, settings), EOT, settings.kind
+        tokenizer, eot, begin, kind = train(texts, settings), EOT, EOT, settings.kind
         if tokenizer.get_vocab_size() < settings.vocab_size:
             say(f"the text is too little for {settings.vocab_size} entries: the tokenizer has "
                 f"{tokenizer.get_vocab_size()}")
-    save(tokenizer, folder, context, eot)
+    save(tokenizer, folder, context, eot, begin)
     return {"kind": kind, "vocab_size": vocab_size(tokenizer), "eot": eot,
             "eot_id": tokenizer.token_to_id(eot), "digest": digest(folder), "sample_bytes": used}
 
 
-def save(tokenizer: Tokenizer, folder: Path, context: int, eot: str = EOT) -> None:
+def save(tokenizer: Tokenizer, folder: Path, context: int, eot: str = EOT,
+         begin: str | None = None) -> None:
     """Write a folder that ``transformers.AutoTokenizer`` loads.
+
+    Args:
+        eot: the token that ends documents, and begins them unless ``begin`` is another.
 
     Texts are encoded without template (no special token is added), truncation or padding.
     """
     spec = json.loads(tokenizer.to_str())
     spec["post_processor"] = spec["truncation"] = spec["padding"] = None
     files.write_json(folder / "tokenizer.json", spec)
-    files.write_json(folder / "special_tokens_map.json", {"bos_token": eot, "eos_token": eot})
+    ends = {"bos_token": begin or eot, "eos_token": eot}
+    files.write_json(folder / "special_tokens_map.json", ends)
     files.write_json(folder / "tokenizer_config.json", {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": eot, "eos_token": eot,
+        "tokenizer_class": "PreTrainedTokenizerFast", **ends,
         "model_max_length": context, "clean_up_tokenization_spaces": False,
     })
 
@@ -190,11 +196,20 @@ def _read(path: Path) -> Tokenizer:
 
 
 def eot_id(folder: Path) -> int:
-    """The id that begins and ends documents."""
-    token = files.read_json(Path(folder) / "tokenizer_config.json")["eos_token"]
+    """The id that ends documents."""
+    return _id(folder, "eos_token")
+
+
+def begin_id(folder: Path) -> int:
+    """The id that begins documents."""
+    return _id(folder, "bos_token")
+
+
+def _id(folder: Path, key: str) -> int:
+    token = files.read_json(Path(folder) / "tokenizer_config.json")[key]
     found = load(folder).token_to_id(token)
     if found is None:
-        raise UserError(f"{folder}: its eos_token '{token}' is not in its vocabulary")
+        raise UserError(f"{folder}: its {key} '{token}' is not in its vocabulary")
     return found
 
 
@@ -206,8 +221,9 @@ def vocab_size(tokenizer: Tokenizer) -> int:
 def digest(folder: Path) -> str:
     """Hex SHA-256 that two folders share if they encode alike."""
     folder = Path(folder)
-    token = files.read_json(folder / "tokenizer_config.json")["eos_token"]
-    return files.digest([files.file_digest(folder / "tokenizer.json"), token])
+    config = files.read_json(folder / "tokenizer_config.json")
+    ends = dict.fromkeys([config["eos_token"], config["bos_token"]])  # one, of most tokenizers
+    return files.digest([files.file_digest(folder / "tokenizer.json"), *ends])
 
 
 def check_unknown(unknown: int, n_bytes: int, what: str) -> None:
@@ -231,18 +247,28 @@ def check_unknown(unknown: int, n_bytes: int, what: str) -> None:
         say(told)
 
 
-def take(name: str) -> tuple[Tokenizer, str]:
-    """A tokenizer from a tokenizer.json, a model folder or the hub, and its end-of-text token.
+class Taken(NamedTuple):
+    """A tokenizer from outside, and the tokens that end and begin documents."""
+
+    tokenizer: Tokenizer
+    eot: str
+    begin: str
+
+
+def take(name: str) -> Taken:
+    """A tokenizer from a tokenizer.json, a model folder or the hub.
+
+    Where it does not say how documents begin, they begin as they end.
 
     Raises:
         UserError: there is none, or it has no token that ends a text.
     """
     path = Path(name).expanduser()
     path = path / "tokenizer.json" if (path / "tokenizer.json").is_file() else path
-    stated: Any = None
+    end: str | None
     if path.is_file():
         tokenizer = _read(path)
-        stated = _stated_end(tokenizer, path.parent)
+        end, begin = _stated_ends(tokenizer, path.parent)
     else:
         import transformers
         try:
@@ -253,16 +279,17 @@ def take(name: str) -> tuple[Tokenizer, str]:
                             "tokenizer.json, a model folder or a hub name") from error
         if not isinstance(getattr(loaded, "backend_tokenizer", None), tokenizers.Tokenizer):
             raise UserError(f"the tokenizer of '{name}' has no tokenizer.json form")
-        tokenizer, stated = loaded.backend_tokenizer, loaded.eos_token or loaded.bos_token
-    for token in (stated, *_KNOWN_EOT):
+        tokenizer, end, begin = loaded.backend_tokenizer, loaded.eos_token, loaded.bos_token
+    for token in (end, begin, *_KNOWN_EOT):
         if token and tokenizer.token_to_id(token) is not None:
-            return tokenizer, token
+            known = begin is not None and tokenizer.token_to_id(begin) is not None
+            return Taken(tokenizer, token, begin if begin and known else token)
     raise UserError(f"the tokenizer at '{name}' has no end-of-text token (such as {EOT} or </s>): "
                     "take another, or train one (tokenizer.path=null)")
 
 
-def _stated_end(tokenizer: Tokenizer, folder: Path) -> str | None:
-    """The end-of-text token (or else the first one) that the files beside a tokenizer.json name.
+def _stated_ends(tokenizer: Tokenizer, folder: Path) -> tuple[str | None, str | None]:
+    """The end-of-text token and the first one that the files beside a tokenizer.json name.
 
     As transformers does: special_tokens_map.json goes first, unless tokenizer_config.json lists
     the added tokens itself; tokens that tokenizer.json lacks are added to ``tokenizer``.
@@ -281,15 +308,15 @@ def _stated_end(tokenizer: Tokenizer, folder: Path) -> str | None:
     added = settings.get("added_tokens_decoder")
     added = added if isinstance(added, dict) else {}
     order = [settings, named] if added else [named, settings]
-    stated = next((found for key in ("eos_token", "bos_token") for values in order
-                   if (found := content(values.get(key)))), None)
+    end, begin = (next((found for values in order if (found := content(values.get(key)))), None)
+                  for key in ("eos_token", "bos_token"))
     by_id = {int(number): text for number, token in added.items()
              if str(number).isdigit() and (text := content(token))}
     by_id |= {number: text for text, number in read("added_tokens.json").items()
               if isinstance(number, int)}
-    for text in [*(by_id[number] for number in sorted(by_id)), *([stated] if stated else [])]:
+    for text in [*(by_id[number] for number in sorted(by_id)), *filter(None, (end or begin,))]:
         if tokenizer.token_to_id(text) is None:
             tokenizer.add_special_tokens([text])
-    return stated
+    return end, begin
 
 
