@@ -159,3 +159,18 @@ def test_macro_weighs_domains_alike() -> None:
     assert found["nll_per_token"] == pytest.approx((1210 / 300 + 2.1) / 2, rel=1e-12)
     assert found["perplexity"] == pytest.approx(np.exp(found["nll_per_token"]), rel=1e-12)
     assert found["ci95"][0] < found["perplexity"] < found["ci95"][1]
+
+
+def test_logits_of_a_large_vocabulary_take_turns(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = dataset([16, 5, 16, 9], [0, 0, 1, 2])
+    whole = perplexity.evaluate(perplexity.forward_of(model), data)
+    seen = []
+    logits = Transformer.logits
+    monkeypatch.setitem(perplexity._LOGITS, "cpu", 7 * VOCABULARY)
+    monkeypatch.setattr(Transformer, "logits", lambda self, states: seen.append(
+        len(states)) or logits(self, states))
+    parts = perplexity.evaluate(perplexity.forward_of(model), data)
+    assert max(seen) == 7
+    np.testing.assert_allclose(parts.nll, whole.nll, rtol=1e-5)

@@ -23,8 +23,16 @@ from planearly.data.inputs import resolve
 from planearly.data.readers import read_documents
 from planearly.data.text import pieces
 from planearly.errors import UserError
-from planearly.evaluate.perplexity import Forward, Scores, batch_tokens, score, summary
-from planearly.model import hf
+from planearly.evaluate.perplexity import (
+    Forward,
+    Scores,
+    batch_tokens,
+    forward_of,
+    forward_whole,
+    score,
+    summary,
+)
+from planearly.model import hf, outside
 from planearly.progress import Meter, progress
 
 DEFAULT_CONTEXT = 1024
@@ -64,9 +72,11 @@ def evaluate_files(model_folder: Path, files: list[str], context: int | None = N
     settings = keys.Data(text_field=text_field)
     problems = Problems(settings.max_bad_share)
 
-    def forward(inputs: Any) -> Any:
-        return model(input_ids=inputs.to(embedding.device), use_cache=False).logits
-
+    if held := outside.hold(model, context):
+        forward = forward_of(held)
+    else:
+        forward = forward_whole(
+            lambda inputs: model(input_ids=inputs, use_cache=False).logits, embedding.device)
     scores: dict[str, list[Scores]] = {}
     n_bytes: dict[str, int] = {}
     with progress("evaluating", None, "tokens") as meter:

@@ -24,14 +24,16 @@ from planearly.progress import Meter, progress
 if TYPE_CHECKING:
     from planearly.data.dataset import TokenDataset
 
-Forward = Callable[[Tensor], Tensor]
-"""Token ids int64 [rows, time] (on the CPU) -> logits [rows, time, vocab]."""
+Forward = Callable[[Tensor, Tensor], Tensor]
+"""Token ids and targets, int64 [rows, time] (on the CPU) -> nats of each target [rows, time]."""
 
 Rows = Callable[[np.ndarray], tuple[Any, Any]]
 """Numbers of windows -> inputs and targets int64 [rows, at least the longest window]."""
 
 _LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}
-"""Most logits of one forward pass: more than 64 MB in float32 is slower on a CPU."""
+"""Most logits at once: more than 64 MB in float32 is slower on a CPU."""
+_POSITIONS = {"cpu": 1 << 10, "cuda": 1 << 14}
+"""Positions of one forward pass where the vocabulary is so large that their logits take turns."""
 
 
 class Scores(NamedTuple):
@@ -83,11 +85,7 @@ def score(forward: Forward, rows: Rows, lengths: np.ndarray, batch_tokens: int,
             ids = order[taken : taken + max(1, batch_tokens // longest)]
             taken += len(ids)
             inputs, targets = (torch.as_tensor(array)[:, :longest] for array in rows(ids))
-            logits = forward(inputs)
-            batch = F.cross_entropy(
-                logits.flatten(0, 1).float(), targets.flatten().to(logits.device),
-                ignore_index=IGNORE, reduction="none",
-            ).view(len(ids), longest).cpu().numpy()
+            batch = forward(inputs, targets).cpu().numpy()
             for row, window in enumerate(ids):
                 start, length = starts[window], lengths[window]
                 nll[start : start + length] = batch[row, :length]
@@ -98,7 +96,8 @@ def score(forward: Forward, rows: Rows, lengths: np.ndarray, batch_tokens: int,
 
 def batch_tokens(vocab_size: int) -> int:
     """Positions of one forward pass, by the size of their logits."""
-    return max(1, _LOGITS[best_device().type] // vocab_size)
+    kind = best_device().type
+    return max(_POSITIONS[kind], _LOGITS[kind] // vocab_size)
 
 
 def evaluate(forward: Forward, dataset: TokenDataset, windows: np.ndarray | None = None,
@@ -136,14 +135,32 @@ def mean_nll(model: AnyModel, dataset: TokenDataset, windows: np.ndarray | None 
 
 
 def forward_of(model: AnyModel, bf16: bool = False) -> Forward:
-    """The forward pass of a model, wherever its weights are."""
+    """The forward pass of a model, wherever its weights are; logits are made in parts."""
     device = next(model.parameters()).device
+    positions = max(_LOGITS[device.type] // model.shape.vocab_size, 1)
 
-    def forward(inputs: Tensor) -> Tensor:
+    def forward(inputs: Tensor, targets: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return model(inputs.to(device))
+            states = model.hidden(inputs.to(device)).flatten(0, 1).split(positions)
+            parts = targets.to(device).flatten().split(positions)
+            nats = [_nats(model.logits(some), wanted)
+                    for some, wanted in zip(states, parts, strict=True)]
+        return torch.cat(nats).view(targets.shape)
 
     return forward
+
+
+def forward_whole(logits: Callable[[Tensor], Tensor], device: torch.device) -> Forward:
+    """The same of a function from token ids to logits [rows, time, vocab]."""
+    def forward(inputs: Tensor, targets: Tensor) -> Tensor:
+        found = logits(inputs.to(device))
+        return _nats(found.flatten(0, 1), targets.to(device).flatten()).view(targets.shape)
+
+    return forward
+
+
+def _nats(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="none")
 
 
 def summary(nll: np.ndarray, tokens: np.ndarray, n_bytes: int) -> dict[str, Any]:

@@ -147,19 +147,32 @@ def read(folder: Path, context: int) -> Outside:
         UserError: as :func:`planearly.model.hf.load`; or a model that keeps numbers outside its
             parameters, or whose forward pass does not divide into body and head.
     """
-    model, _ = hf.load(folder, torch.float32)
-    model = Outside(model.to("cpu"), _shape(model.config, context))
+    loaded, _ = hf.load(folder, torch.float32)
+    model = hold(loaded.to("cpu"), context)
+    if model is None:
+        raise UserError(f"the model in {folder} cannot be trained: its output matrix is not "
+                        "applied to the last states of its body alone")
     kept = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     if other := sorted(model.theirs.state_dict().keys() - kept):
         raise UserError(f"the model in {folder} keeps '{other[0]}', which is no parameter and "
                         "would be lost in training")
-    tokens = torch.arange(_TRIAL)[None] % model.shape.vocab_size
-    with hf.refused(f"the model in {folder} cannot be trained"), torch.no_grad():
-        apart = (model(tokens) - model.theirs(input_ids=tokens, use_cache=False).logits).abs().max()
-        if not apart <= 1e-5:
-            raise UserError(f"the model in {folder} cannot be trained: its output matrix is not "
-                            "applied to the last states of its body alone")
     return model
+
+
+def hold(theirs: Any, context: int) -> Outside | None:
+    """A causal model of `transformers`, held whole; None where it does not divide exactly."""
+    shape = _shape(theirs.config, context)
+    if not hasattr(theirs, theirs.base_model_prefix):
+        return None
+    model = Outside(theirs, shape)
+    device = next(theirs.parameters()).device
+    tokens = torch.arange(_TRIAL, device=device)[None] % shape.vocab_size
+    try:
+        with torch.no_grad():
+            whole = theirs(input_ids=tokens, use_cache=False).logits
+            return model if (model(tokens) - whole).abs().max() <= 1e-5 else None
+    except Exception:  # whatever foreign code raises over being called in two parts
+        return None
 
 
 class Outside(nn.Module):
@@ -174,9 +187,6 @@ class Outside(nn.Module):
         super().__init__()
         self.theirs, self.shape = theirs, shape
         self._body = theirs.base_model_prefix
-        if not hasattr(theirs, self._body):
-            raise UserError(f"a '{shape.kind}' model has no body apart from its output matrix, "
-                            "which planearly needs to train it")
         for module in theirs.modules():
             if isinstance(module, nn.Embedding):
                 _elementwise(module)
