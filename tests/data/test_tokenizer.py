@@ -18,6 +18,7 @@ from planearly.data.encode import Encoder
 from planearly.data.inputs import resolve
 from planearly.data.text import pieces
 from planearly.errors import UserError
+from small_models import tokenizer_folder
 
 PROSE = ("the small model learns from text that it's given, don't it? (yes) 12 of 345 x_y = {z};\n"
          "\tdef f(a, b):  return a + b\n\nnaïve café, 中文字 ½ cup — “quoted”… 😀 ")
@@ -289,3 +290,19 @@ def test_a_begin_token_of_its_own_is_kept_and_counts(tmp_path):
         assert tk.eot_id(tmp_path / f"{begin}") == 1
     alike, same, other = (tk.digest(tmp_path / name) for name in ("None", "<absent>", "<pad>"))
     assert alike == same != other
+
+
+def test_a_folder_is_opened_once_and_again_when_it_changes(tmp_path, monkeypatch):
+    folder = tokenizer_folder(tmp_path / "one")
+    loads = []
+    real = tk.load
+    monkeypatch.setattr(tk, "load", lambda place: loads.append(place) or real(place))
+    first = tk.opened(folder)
+    assert tk.opened(folder) is first and len(loads) == 1
+    assert (first.eot, first.vocab_size) == (tk.eot_id(folder), tk.vocab_size(real(folder)))
+    assert first.digest == tk.digest(folder) and first.dtype == np.dtype("<u2")
+    assert tk.id_type(1 << 16) == np.dtype("<u2") and tk.id_type((1 << 16) + 1) == np.dtype("<u4")
+    tokenizer_folder(folder, entries=280)
+    assert tk.opened(folder).vocab_size < first.vocab_size
+    with pytest.raises(UserError, match="there is no tokenizer"):
+        tk.opened(tmp_path)

@@ -79,7 +79,7 @@ def test_every_method_begins_as_the_checkpoint(made, llama, tmp_path):
         assert row["ppl_after"] < row["ppl_before"]
     # its text is cut by the checkpoint's own tokens
     (tokens,) = out.glob("tokenizer-*")
-    assert starts.other_vocabulary(tokenizer.load(tokens), llama) is None
+    assert tokenizer.other_vocabulary(tokenizer.load(tokens), llama) is None
     # all that is trained depends on the checkpoint's files, and was made from it
     (start,) = out.glob("pretrain/start-*")
     fingerprint = read_json(start / "manifest.json")["fingerprint"]

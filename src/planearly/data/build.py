@@ -13,7 +13,6 @@ from planearly import files, keys
 from planearly.data import tokenizer as tk
 from planearly.data.dataset import DOCUMENT, WINDOW, cut_windows
 from planearly.data.documents import Problems, Unit
-from planearly.data.encode import Encoder
 from planearly.data.shards import PARAGRAPH, SHARD_DOCUMENT, Job, jobs, run_jobs, shard_name
 from planearly.errors import UserError
 from planearly.progress import say
@@ -67,11 +66,10 @@ def tokenize_corpus(units: list[Unit], tokenizer: Path, context: int, settings: 
                         + (f"; {problems.first()}" if problems.examples else ""))
     unknown = sum(marker["unknown"] for marker in markers)
     tk.check_unknown(unknown, sum(marker["bytes"] for marker in markers), name)
-    loaded = tk.load(tokenizer)
+    by = tk.opened(tokenizer)
     meta = {
-        "key": key, "dtype": Encoder(loaded).dtype.str, "context": context,
-        "vocab_size": tk.vocab_size(loaded), "eot": tk.eot_id(tokenizer),
-        "tokenizer_digest": tk.digest(tokenizer),
+        "key": key, "dtype": by.dtype.str, "context": context,
+        "vocab_size": by.vocab_size, "eot": by.eot, "tokenizer_digest": by.digest,
         **_merge(work[:len(markers)], markers, context, max_tokens, out, tokenizer),
         "files": [unit.path for unit in units],
         "unknown_bytes": unknown, "read": problems.good, "set_aside": problems.bad,
@@ -175,11 +173,11 @@ def _shorten(work: list[Job], shards: list[np.ndarray], surplus: int,
                 return n, None
             tokens = int(record["tokens"])
             if tokens > surplus:
-                loaded = tk.load(tokenizer)
-                tokens_of = np.memmap(job.shard, Encoder(loaded).dtype, "r")
+                by = tk.opened(tokenizer)
+                tokens_of = np.memmap(job.shard, by.dtype, "r")
                 start = int(record["offset"]) + 1
                 ids = tokens_of[start:start + tokens - surplus]
-                text = loaded.decode(ids.tolist(), skip_special_tokens=False)
+                text = by.tokenizer.decode(ids.tolist(), skip_special_tokens=False)
                 return n, (len(ids), len(text.encode()))
             surplus -= tokens
             n -= 1

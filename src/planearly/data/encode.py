@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from tokenizers import Tokenizer
 
+from planearly.data.tokenizer import id_type, vocab_size
 from planearly.errors import UserError
 
 _SPACE = r" \t\n\r\f\v\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -51,8 +52,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        self.dtype = np.dtype("<u2" if size <= 1 << 16 else "<u4")
+        self.dtype = id_type(vocab_size(tokenizer))
         self.unknown = 0
         self._chunked = _splits_as_ours(tokenizer)
         self._count_unknown = _counter_of_unknown(tokenizer)

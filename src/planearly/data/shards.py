@@ -89,7 +89,7 @@ def shard_name(shard: int) -> str:
 def jobs(units: list[Unit], tokenizer: Path, settings: keys.Data, out: Path,
          limit: int | None) -> list[Job]:
     """A job per 64 MB of text in neighbouring files (or per 256th of all, if that is more)."""
-    encodes = tk.digest(tokenizer)
+    encodes = tk.opened(tokenizer).digest
     target = max(_JOB_BYTES, sum(map(_text_bytes, units)) / 256)
     shares: list[list[tuple[int, Unit]]] = []
     held = target + 1.0
@@ -224,8 +224,8 @@ def run_job(job: Job, advance: Callable[[float], None]) -> dict[str, Any]:
 
     Stops after the batch in which the limit of tokens is reached.
     """
-    encoder = Encoder(tk.load(job.tokenizer))
-    begin, eot = tk.begin_id(job.tokenizer), tk.eot_id(job.tokenizer)
+    by = tk.opened(job.tokenizer)
+    encoder, begin, eot = Encoder(by.tokenizer), by.begin, by.eot
     problems = Problems(job.settings.max_bad_share)
     sources: dict[str, int] = {}
     n_documents = n_tokens = n_bytes = offset = n_paragraphs = 0

@@ -8,15 +8,18 @@ with another token than it ends them with: a model goes on as it was trained.
 
 from __future__ import annotations
 
+import functools
 import heapq
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -186,6 +189,53 @@ def load(folder: Path) -> Tokenizer:
     return tokenizer
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A tokenizer's folder, opened: what reads and writes ids, and what datasets of them note.
+
+    Attributes:
+        tokenizer: encodes special tokens that stand in a text as text.
+        begin, eot: the ids that begin and end documents.
+        vocab_size: rows that an embedding needs.
+        dtype: of ids on disk.
+        digest: two folders share it if they encode alike.
+    """
+
+    folder: Path
+    tokenizer: Tokenizer
+    begin: int
+    eot: int
+    vocab_size: int
+    dtype: np.dtype[Any]
+    digest: str
+
+
+def opened(folder: Path) -> Opened:
+    """A folder that :func:`save` wrote; read once per process, and again if its files change.
+
+    Raises:
+        UserError: there is no tokenizer, or none that says which token ends a document.
+    """
+    names = ("tokenizer.json", "tokenizer_config.json")
+    if not (folder / names[0]).is_file():
+        raise UserError(f"there is no tokenizer at {folder / names[0]}")
+    found = [(folder / name).stat() for name in names if (folder / name).is_file()]
+    return _opened(folder.resolve(), *((each.st_mtime_ns, each.st_size) for each in found))
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(folder: Path, *stamps: tuple[int, int]) -> Opened:
+    loaded = load(folder)
+    size = vocab_size(loaded)
+    return Opened(folder, loaded, _id(folder, "bos_token", loaded),
+                  _id(folder, "eos_token", loaded), size, id_type(size), digest(folder))
+
+
+def id_type(entries: int) -> np.dtype[Any]:
+    """The type of ids on disk, by the number of entries."""
+    return np.dtype("<u2" if entries <= 1 << 16 else "<u4")
+
+
 def _read(path: Path) -> Tokenizer:
     if not path.is_file():
         raise UserError(f"there is no tokenizer at {path}")
@@ -197,17 +247,17 @@ def _read(path: Path) -> Tokenizer:
 
 def eot_id(folder: Path) -> int:
     """The id that ends documents."""
-    return _id(folder, "eos_token")
+    return _id(Path(folder), "eos_token", load(folder))
 
 
 def begin_id(folder: Path) -> int:
     """The id that begins documents."""
-    return _id(folder, "bos_token")
+    return _id(Path(folder), "bos_token", load(folder))
 
 
-def _id(folder: Path, key: str) -> int:
-    token = files.read_json(Path(folder) / "tokenizer_config.json")[key]
-    found = load(folder).token_to_id(token)
+def _id(folder: Path, key: str, loaded: Tokenizer) -> int:
+    token = files.read_json(folder / "tokenizer_config.json")[key]
+    found = loaded.token_to_id(token)
     if found is None:
         raise UserError(f"{folder}: its {key} '{token}' is not in its vocabulary")
     return found
@@ -216,6 +266,17 @@ def _id(folder: Path, key: str) -> int:
 def vocab_size(tokenizer: Tokenizer) -> int:
     """Rows that an embedding needs: the largest id plus one."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def other_vocabulary(ours: Tokenizer, model: Path) -> str | None:
+    """The first token on which a tokenizer and a model folder's differ, in words; None: no such."""
+    mine = ours.get_vocab(with_added_tokens=True)
+    theirs = load(model).get_vocab(with_added_tokens=True)
+    if mine == theirs:
+        return None
+    token = min(t for t in mine.keys() | theirs.keys() if mine.get(t) != theirs.get(t))
+    there, here = theirs.get(token, "missing"), mine.get(token, "missing")
+    return f"'{token}' is {there} there and {here} here"
 
 
 def digest(folder: Path) -> str:

@@ -212,8 +212,8 @@ def load_bundle(folder: Path, embedder: str | None = None, cache: Path | None = 
     shape = info["shape"]
     clusters = Clusters.load(folder)
     clusters.check(info["experts"], str(folder))
-    entries = tokenizer.vocab_size(tokenizer.load(folder / _TOKENIZER))
-    if tokenizer.digest(folder / _TOKENIZER) != info["tokenizer"] or entries > shape.vocab_size:
+    tokens = tokenizer.opened(folder / _TOKENIZER)
+    if tokens.digest != info["tokenizer"] or tokens.vocab_size > shape.vocab_size:
         raise UserError(f"the tokenizer in {folder} is not the one its experts were trained with: "
                         "copy the bundle again, whole")
     settings = config.build(keys.Projected, info["projected"] or {}, "projected")

@@ -91,7 +91,8 @@ def choose(model: Experts, rule: str, counts: np.ndarray, *, loss: Loss | None =
         losses = [tune(i, model.materialise(i)) for i in range(model.count)]
         how = "on the validation set after fine-tuning each expert"
     else:
-        raise ValueError(f"rule '{rule}' without what it measures")
+        raise ValueError(f"the rule '{rule}' needs a measure: give 'loss' for lowest-loss, "
+                         "'tune' for best-tuned")
     order = np.argsort(losses, kind="stable")
     best = int(order[0])
     others = f", {losses[order[1]]:.4f} of the next" if len(losses) > 1 else ""

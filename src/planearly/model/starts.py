@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from planearly import methods
-from planearly.data import tokenizer
 from planearly.errors import UserError
 from planearly.keys import Recipe
 from planearly.methods import Method
@@ -101,17 +99,6 @@ def check(recipe: Recipe) -> None:
         if not start:
             raise UserError(f"recipe key 'pretrain_tokens' is 0: {method} then needs '{row.start}',"
                             " the checkpoint to fine-tune")
-
-
-def other_vocabulary(ours: Any, model: Path) -> str | None:
-    """The first token on which a tokenizer and a model folder's differ, in words; None: no such."""
-    mine = ours.get_vocab(with_added_tokens=True)
-    theirs = tokenizer.load(model).get_vocab(with_added_tokens=True)
-    if mine == theirs:
-        return None
-    token = min(t for t in mine.keys() | theirs.keys() if mine.get(t) != theirs.get(t))
-    there, here = theirs.get(token, "missing"), mine.get(token, "missing")
-    return f"'{token}' is {there} there and {here} here"
 
 
 def tokenizer_source(recipe: Recipe) -> Path | None:

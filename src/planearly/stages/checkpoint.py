@@ -21,26 +21,26 @@ from planearly.stages.folder import Run, once
 from planearly.train import loop
 
 
-def check_vocabulary(recipe: Recipe, tokens: Path) -> None:
-    """The same for what is known only with the run's tokenizer.
+def check_vocabulary(recipe: Recipe, tokens: tokenizer.Opened) -> None:
+    """Refuse a tokenizer that a checkpoint was not trained with.
 
     Args:
-        tokens: folder of the tokenizer.
+        tokens: the run's.
 
     Raises:
         UserError: it has other entries than a checkpoint was trained with.
     """
-    ours = tokenizer.load(tokens)
     for place, model in starts.folders(recipe):
-        if differs := starts.other_vocabulary(ours, model):
+        if differs := tokenizer.other_vocabulary(tokens.tokenizer, model):
             raise UserError(
                 f"recipe key '{place}': the checkpoint in {model} has another vocabulary "
                 f"({differs}): leave 'tokenizer.path' out, and do not mix checkpoints of two "
                 "vocabularies")
         entries = outside.shape_in(model, recipe.context).vocab_size
-        if tokenizer.vocab_size(ours) > entries:
+        if tokens.vocab_size > entries:
             raise UserError(f"recipe key '{place}': the tokenizer in {model} has more entries than "
-                            f"its model, {entries}: they do not belong together")
+                            f"its model, {entries}: copy the model's folder again, whole, or set "
+                            "'tokenizer.path'")
 
 
 @once

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from planearly.cluster import embed, histogram, importance, kmeans
-from planearly.data import tokenizer
 from planearly.data.dataset import TokenDataset
 from planearly.data.pack import Rows, pack_rows
 from planearly.data.sample import Sampler
@@ -40,11 +39,12 @@ def embedder(run: Run) -> embed.Embedder:
 @once
 def embeddings(run: Run) -> Path:
     """Embeddings of the generic corpus's windows: blocks of float16 [n, dim]."""
-    everything, tokens = corpus.generic(run), corpus.tokenizer_folder(run)
+    everything = corpus.generic(run)
     by = embedder(run)
 
     def build(folder: Path) -> dict[str, Any]:
-        embed.embed_dataset(TokenDataset(everything), tokenizer.load(tokens), by, folder / "blocks")
+        embed.embed_dataset(TokenDataset(everything), corpus.tokenizer_of(run).tokenizer, by,
+                            folder / "blocks")
         return {"embedder": {"name": by.name, "digest": by.digest}}
 
     settings = {"embedder": by.name, "digest": by.digest}
@@ -138,11 +138,12 @@ def domain_clusters(run: Run, name: str) -> Path:
     The embedder is that of the clusters, which the stage reads, whatever it is called here.
     """
     source, clustered = corpus.domain(run, name), clusters(run)
-    tokens, by = corpus.tokenizer_folder(run), embedder(run)
+    by = embedder(run)
 
     def build(folder: Path) -> None:
         dataset = TokenDataset(source / "train")
-        points = embed.embed_dataset(dataset, tokenizer.load(tokens), by, folder / "blocks")
+        points = embed.embed_dataset(dataset, corpus.tokenizer_of(run).tokenizer, by,
+                                     folder / "blocks")
         finer, assignment = 0, np.empty(0, np.int32)
         for k in sorted(set(run.recipe.cluster.k), reverse=True):
             if finer and run.recipe.cluster.nested:

@@ -119,6 +119,11 @@ def tokenizer_folder(run: Run) -> Path:
     return run.stage("tokenizer", settings, {}, build)
 
 
+def tokenizer_of(run: Run) -> tokenizer.Opened:
+    """The run's tokenizer, opened."""
+    return tokenizer.opened(tokenizer_folder(run))
+
+
 def _tokenizer_of(run: Run, source: Path) -> Path:
     def build(folder: Path) -> dict[str, Any]:
         shutil.copytree(source / "bundle" / "tokenizer", folder, dirs_exist_ok=True)

@@ -56,7 +56,7 @@ def check_vocabulary(run: Run) -> None:
     """
     if run.recipe.distill.teacher:
         folder = Path(run.recipe.distill.teacher).expanduser()
-        same_vocabulary(tokenizer.load(corpus.tokenizer_folder(run)), folder)
+        same_vocabulary(corpus.tokenizer_of(run).tokenizer, folder)
 
 
 def same_vocabulary(ours: Any, folder: Path) -> None:
@@ -66,7 +66,7 @@ def same_vocabulary(ours: Any, folder: Path) -> None:
         ours: the student's tokenizer.
         folder: the teacher's model folder.
     """
-    if differs := starts.other_vocabulary(ours, folder):
+    if differs := tokenizer.other_vocabulary(ours, folder):
         raise UserError(
             f"the teacher in {folder} has another vocabulary ({differs}): set "
             f"'tokenizer.path={folder}', or choose a teacher with the run's tokenizer"

@@ -14,7 +14,6 @@ from tokenizers import Tokenizer
 from planearly import methods
 from planearly.cluster import embed
 from planearly.cost import devices, ledger
-from planearly.data import tokenizer
 from planearly.data.dataset import TokenDataset
 from planearly.data.pack import Rows
 from planearly.errors import UserError
@@ -132,7 +131,7 @@ def cluster_words(run: Run, k: int) -> tuple[dict[int, list[str]], dict[int, str
     dataset = TokenDataset(corpus.generic(run))
     clustered = clusters.clusters(run)
     assignment = read_array(clustered / f"assignment-{k}.npy")
-    reader = tokenizer.load(corpus.tokenizer_folder(run))
+    reader = corpus.tokenizer_of(run).tokenizer
     generator = np.random.default_rng(run.recipe.seed)
     sample = np.sort(generator.choice(len(dataset), min(_SAMPLE, len(dataset)), replace=False))
     found = words.characteristic_words(
@@ -178,7 +177,7 @@ def _costs(run: Run) -> Iterator[page.Cost]:
 
 def _samples(run: Run, all_trained: list[Trained]) -> Iterator[page.Sample]:
     """The first words of a test document of each domain, continued by each method's model."""
-    reader = tokenizer.load(corpus.tokenizer_folder(run))
+    reader = corpus.tokenizer_of(run).tokenizer
     results = {(row["method"], row["domain"]): row
                for row in read_json(run.out / "results.json")["rows"]}
     for name in dict.fromkeys(t.domain for t in all_trained):

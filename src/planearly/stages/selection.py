@@ -11,7 +11,6 @@ import numpy as np
 
 from planearly.cluster import embed, select
 from planearly.cluster.select import Selection
-from planearly.data import tokenizer
 from planearly.data.dataset import TokenDataset
 from planearly.data.pack import Rows
 from planearly.errors import UserError
@@ -67,7 +66,7 @@ def dsir(run: Run, name: str) -> tuple[dict[str, Path], Callable[[], Selection]]
     """Importance resampling on hashed n-grams."""
     def choose() -> Selection:
         has = index(run, name)
-        words = tokenizer.load(corpus.tokenizer_folder(run))
+        words = corpus.tokenizer_of(run).tokenizer
         with progress("weighing n-grams", len(has.candidates), "windows") as meter:
             windows = select.dsir(
                 lambda ids: has.generic.texts(ids, words), has.candidates,

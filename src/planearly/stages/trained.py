@@ -337,7 +337,7 @@ def _check_row(row: Method) -> None:
 
 def check_tokens(run: Run) -> None:
     """As :func:`check`, for what is known only with the run's tokenizer."""
-    checkpoint.check_vocabulary(run.recipe, corpus.tokenizer_folder(run))
+    checkpoint.check_vocabulary(run.recipe, corpus.tokenizer_of(run))
     for name in run.recipe.methods:
         if methods.find(name).taught:
             distill.check_vocabulary(run)

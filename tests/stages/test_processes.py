@@ -1,0 +1,44 @@
+"""Several processes under torchrun make what one makes, and agree on what is finished."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from small_models import sentence_model
+from small_runs import TOPICS, call, corpus
+from small_runs import recipe as small
+
+
+@pytest.mark.slow
+def test_two_processes_make_what_one_makes(tmp_path):
+    root = corpus(tmp_path / "text")
+    words = [word for topic in TOPICS.values() for word in topic.split()]
+    tiny = sentence_model(tmp_path / "embedder", words)
+    mine = root / "mine.jsonl"  # a domain that is split by a stage
+    (root / "domains" / "law" / "train.jsonl").rename(mine)
+    asked = small(root, methods=["slm-pn"], domains=[str(mine)], domains_root=None,
+                  projected={"experts": 3, "rank": 2, "embedding": 3},
+                  cluster={"k": [3], "embedder": str(tiny)})
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(asked.to_dict()))
+    one, two = tmp_path / "one", tmp_path / "two"
+    call("run", path, "--out", one)
+    for expected in ("stages made", "0 stages made"):
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+             "-m", "planearly.cli", "run", str(path), "--out", str(two)],
+            capture_output=True, text=True, timeout=600,
+            env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0 and expected in done.stderr, done.stderr[-3000:]
+    folders = [sorted(str(p.relative_to(out)) for p in out.rglob("manifest.json"))
+               for out in (one, two)]
+    assert folders[0] == folders[1]
+    for ours in one.rglob("final.safetensors"):
+        theirs = load_file(two / ours.relative_to(one))
+        for name, tensor in load_file(ours).items():
+            torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-3)
