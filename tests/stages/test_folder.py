@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import threading
 
 import numpy as np
@@ -217,3 +218,19 @@ def test_the_first_process_decides_whether_a_stage_is_finished(run, monkeypatch)
     with run.by_first_alone():
         stage(run, calls, "alone")
     assert not told and calls == ["a", "alone"]
+
+
+def test_a_run_that_only_shows_takes_stages_of_earlier_code(run, capsys):
+    old = run.stage("a", {"x": 1}, {}, lambda folder: None)
+    older = run.stage("a", {"x": 1, "layout": "older"}, {}, lambda folder: None)
+    same = [{"x": 1, "layout": "older"}]
+    shown = Run(run.out, run.recipe, build=False, earlier=True)
+    with pytest.raises(Missing):
+        Run(run.out, run.recipe, build=False).stage("a", {"x": 1}, {}, lambda folder: None,
+                                                    version=3, same=same)
+    capsys.readouterr()
+    for _ in range(2):
+        assert shown.stage("a", {"x": 1}, {}, lambda folder: None, version=3, same=same) == old
+    assert capsys.readouterr().err.count("an earlier version of the code") == 1
+    shutil.rmtree(old)
+    assert shown.stage("a", {"x": 1}, {}, lambda folder: None, version=3, same=same) == older

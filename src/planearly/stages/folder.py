@@ -54,14 +54,16 @@ class Missing(Exception):
 class Run:
     """A run folder and the recipe that is run in it."""
 
-    def __init__(self, out: Path, recipe: Recipe, *, wait: bool = True, build: bool = True) -> None:
+    def __init__(self, out: Path, recipe: Recipe, *, wait: bool = True, build: bool = True,
+                 earlier: bool = False) -> None:
         """
         Args:
             wait: for a stage that another process makes; else :class:`Busy` is raised.
             build: stages that are not finished; else :class:`Missing` is raised.
+            earlier: take stages of an earlier version of their code as finished, to show them.
         """
         self.out, self.recipe = out, recipe
-        self.wait, self.build = wait, build
+        self.wait, self.build, self.earlier = wait, build, earlier
         self.alone = False
         self.memory: dict[Any, Any] = {}
         self.made: list[Path] = []
@@ -145,9 +147,13 @@ class Run:
         identity = identity_of(name, settings, inputs, version)
         fingerprint = digest(identity)
         folder = self._place(name, identity)
-        places = [folder, *(self._place(name, identity_of(name, each, inputs, version))
-                            for each in same)]
+        versions_taken = range(version, 0 if self.earlier else version - 1, -1)
+        places = [self.folder(name, each, inputs, number)
+                  for number in versions_taken for each in (settings, *same)]
         if (number := self._first_finished(places)) is not None:
+            if number > len(same) and places[number] not in self.reused:
+                say(f"{places[number].name} was made by an earlier version of the code, and is "
+                    "shown as it is")
             return self._there(places[number])
         self._note_used(folder)
         if not self.build:

@@ -85,7 +85,8 @@ class Study:
 
     def __init__(self, recipe: Recipe, out: Path, *, wait: bool = True, build: bool = True) -> None:
         self.recipe, self.out, self.wait, self.build = recipe, out, wait, build
-        self.base = Run(out, recipe, build=build)  # what all cells need: worth waiting for
+        # what all cells need: worth waiting for
+        self.base = Run(out, recipe, build=build, earlier=not build)
         self.domains = list(corpus.needed_domains(self.base, "a study"))
         self.cells = grid.cells(recipe, self.domains)
         self._runs: dict[str, Run] = {}
@@ -95,7 +96,8 @@ class Study:
         assert variant.recipe is not None
         key = grid.key_of(variant)
         if key not in self._runs:
-            self._runs[key] = StudyRun(self.out, variant.recipe, wait=self.wait, build=self.build)
+            self._runs[key] = StudyRun(self.out, variant.recipe, wait=self.wait,
+                                       build=self.build, earlier=not self.build)
         return self._runs[key]
 
     def check(self, cell: Cell) -> Run:
