@@ -277,17 +277,12 @@ def test_one_huge_document(tmp_path, tokenizer):
     assert tk.load(tokenizer).decode(ids[:-1].tolist(), skip_special_tokens=False) == text
 
 
-def test_wide_vocabulary_takes_four_bytes(tmp_path, tokenizer, monkeypatch):
+def test_wide_vocabulary_takes_four_bytes(tmp_path, tokenizer):
     narrow = make(write(tmp_path / "a.jsonl", [prose(1)]), tokenizer, tmp_path / "narrow")
-    real = tk.load
-
-    def load(folder):
-        made = real(folder)
-        made.add_tokens([f"extra{i}" for i in range(70_000)])
-        return made
-
-    monkeypatch.setattr(tk, "load", load)
-    wide = make(tmp_path / "a.jsonl", tokenizer, tmp_path / "wide")
+    wider = tk.load(tokenizer)
+    wider.add_tokens([f"extra{i}" for i in range(70_000)])
+    tk.save(wider, tmp_path / "wider", 64)
+    wide = make(tmp_path / "a.jsonl", tmp_path / "wider", tmp_path / "wide")
     assert (narrow.meta["dtype"], wide.meta["dtype"]) == ("<u2", "<u4")
     assert (narrow.rows([[0]])[1] == wide.rows([[0]])[1]).all()
 
