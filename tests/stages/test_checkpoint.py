@@ -309,3 +309,18 @@ def test_an_open_model_is_adapted_teaches_and_is_taught(made, tmp_path):
                          finetune={"batch_tokens": 512, "max_steps": 3, "compile": "no"})
         (row,) = pipeline.run(asked, tmp_path / "run")["rows"]
         assert row["ppl_after"] < row["ppl_before"]
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_where_a_checkpoint_begins_is_told_before_it_is_trained(
+        made, tmp_path, capsys, monkeypatch, knows):
+    model = llama_folder(tmp_path / "model", initializer_range=1e-6)
+    if knows:
+        monkeypatch.setattr(checkpoint, "mean_nll", lambda *_: 3.0)
+    run = Run(tmp_path / "run", settings(made, model))
+    with run.opened():
+        checkpoint.tell_beginning(run, "law")
+    told = capsys.readouterr().err
+    begins = "3.000" if knows else "5.717"  # ln 304
+    assert f"'start' begins at {begins} nats per token of law (chance: 5.717)" in told
+    assert ("no more of this text than chance" in told) != knows

@@ -6,19 +6,30 @@ a finished pretraining that cost nothing.
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
-from planearly import tensors
+import numpy as np
+
+from planearly import parallel, tensors
 from planearly.cost import ledger
 from planearly.data import tokenizer
 from planearly.errors import UserError
+from planearly.evaluate.perplexity import mean_nll
 from planearly.export.folder import COMPANIONS
 from planearly.keys import Recipe
 from planearly.model import outside, starts
-from planearly.stages.folder import Run, once
+from planearly.progress import say
+from planearly.stages import corpus, training
+from planearly.stages.folder import Run, facts, once
 from planearly.train import loop
+
+_SAMPLE = 8_192
+"""Tokens that a checkpoint is tried on before it is trained."""
+_NO_BETTER = 0.98
+"""Of the loss of chance: above, a model knows nothing of a text."""
 
 
 def check_vocabulary(recipe: Recipe, tokens: tokenizer.Opened) -> None:
@@ -78,3 +89,39 @@ def companions(run: Run, large: bool = False) -> Path | None:
 
     settings = {"names": [path.name for path in found], "files": run.file_digests(found)}
     return run.stage("large-start-files" if large else "start-files", settings, {}, build)
+
+
+def tell_beginning(run: Run, name: str) -> None:
+    """Say what the recipe's checkpoints make of held-out text before anything is trained.
+
+    Args:
+        name: a domain; empty: of the generic corpus.
+    """
+    for large in (False, True):
+        if (origin := checkpoint(run, large)) is None:
+            continue
+        found = facts(_beginning(run, origin, name))
+        loss, chance = found["nll_per_token"], found["chance"]
+        where = f"the checkpoint of '{'large_start' if large else 'start'}'"
+        say(f"{where} begins at {loss:.3f} nats per token of "
+            f"{name or 'the generic corpus'} (chance: {chance:.3f})")
+        if loss > _NO_BETTER * chance:
+            say(f"  {where} knows no more of this text than chance: either it is of another "
+                "language, or its weights or its tokenizer are not those that it was trained with")
+
+
+def _beginning(run: Run, origin: Path, name: str) -> Path:
+    def build(folder: Path) -> dict[str, Any]:
+        dataset, windows = (corpus.held_out(run, name, "valid") if name
+                            else corpus.generic_test(run))
+        ends = np.cumsum(dataset.windows["length"][windows].astype(np.int64))
+        some = windows[:int(np.searchsorted(ends, _SAMPLE)) + 1]
+        model = training.load_model(origin).to(parallel.device())
+        return {"nll_per_token": mean_nll(model, dataset, some),
+                "chance": math.log(model.shape.vocab_size)}
+
+    inputs = {"model": origin, **({"domain": corpus.domain(run, name)} if name
+                                  else {"kept": corpus.kept(run)})}
+    settings = {"seed": run.recipe.seed, "valid_tokens": run.recipe.data.valid_tokens}
+    return run.stage(f"evaluate/{origin.name.rpartition('-')[0]}.{name or 'generic'}", settings,
+                     inputs, build)

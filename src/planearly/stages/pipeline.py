@@ -14,7 +14,7 @@ from planearly import methods, parallel
 from planearly.errors import UserError
 from planearly.keys import Recipe
 from planearly.progress import say
-from planearly.stages import clusters, corpus, experts, trained
+from planearly.stages import checkpoint, clusters, corpus, experts, trained
 from planearly.stages.evaluate import evaluations, write_results
 from planearly.stages.folder import Run
 from planearly.units import duration, short
@@ -56,6 +56,7 @@ def run(recipe: Recipe, out: Path, until: str = "report") -> dict[str, Any] | No
             for name in names:
                 clusters.importance_weights(this, name)
         if reach >= VERBS.index("pretrain"):
+            checkpoint.tell_beginning(this, next(iter(names), ""))
             for name in names or [""]:  # none: what is the same for every one
                 for row in rows:
                     trained.pretrain(this, row.name, name)
