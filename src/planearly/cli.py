@@ -166,12 +166,18 @@ def gguf(
     model: Annotated[Path, typer.Argument(help="a model folder that planearly exported")],
     out: Annotated[Path, typer.Option(help="file to write")] = Path("model.gguf"),
     weights: Annotated[str, typer.Option(help="f32, f16, bf16 or q8_0")] = "f16",
+    modelfile: Annotated[bool, typer.Option(
+        "--modelfile", help="write a Modelfile beside it, for Ollama")] = False,
 ) -> None:
     """Write a model folder as one GGUF file, for llama.cpp."""
+    from planearly.export.gguf import modelfile as write_modelfile
     from planearly.export.gguf import write
 
     size = write(model, out, weights).stat().st_size
     say(f"{out}: {size / 1e6:.1f} MB of {weights} weights; try it: llama-cli -m {out} -p \"...\"")
+    if modelfile:
+        made = write_modelfile(model, out)
+        say(f"{made}: for Ollama: ollama create NAME -f {made}")
 
 
 @app.command()

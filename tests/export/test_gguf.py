@@ -14,7 +14,8 @@ from planearly.export import gguf
 from planearly.export.folder import export
 from planearly.model import hf
 from planearly.model.transformer import Shape, Transformer
-from small_models import TEXT, small_model, tokenizer_folder
+from small_models import EOT, TEXT, small_model, tokenizer_folder
+from small_outside import outside_folder
 
 TEXTS = [*TEXT[:6], "", " ", "a", "isn't 2024/05 3.14159e-10", "éà ü 日本語 🙂",
          "  \n\n\tx = 12345 \n"]
@@ -89,3 +90,36 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         gguf.write(tmp_path / "absent", out)
     assert not out.exists() and not list(tmp_path.glob(".*"))
+
+
+def test_metadata_says_what_the_card_says(tmp_path: Path) -> None:
+    from gguf import GGUFReader
+
+    model = small_model()
+    export(model.state_dict(), model.shape, tokenizer_folder(tmp_path / "tok"), tmp_path / "m", {
+        "method": "slm", "front": {"license": "apache-2.0", "base_model": "someone/Base-1B",
+                                   "language": ["en"]}})
+    file = gguf.write(tmp_path / "m", tmp_path / "law-small.gguf", "q8_0")
+    fields = GGUFReader(file).fields
+    for key, value in (("name", "law-small"), ("license", "apache-2.0"), ("size_label", "37K"),
+                       ("base_model.0.name", "Base-1B"), ("base_model.0.organization", "someone"),
+                       ("quantization_version", 2)):
+        assert fields[f"general.{key}"].contents() == value
+    assert fields["general.tags"].contents() == ["planearly", "slm"]
+    (tmp_path / "m/README.md").write_text("no front matter")
+    gguf.write(tmp_path / "m", tmp_path / "plain.gguf")
+    told = gguf.modelfile(tmp_path / "m", file).read_text()
+    assert told.startswith("FROM ./law-small.gguf\n") and "PARAMETER num_ctx 16\n" in told
+    assert f'stop "{EOT}"' in told
+
+
+@pytest.mark.parametrize("kind", ["q4_k_m", "Q5_K_S", "iq2_xs", "q4_0"])
+def test_other_kinds_point_to_llama_quantize(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"llama-quantize .*m\.gguf .*m-{kind}\.gguf {kind}$"):
+        gguf.write(tmp_path, tmp_path / "m.gguf", kind)
+
+
+def test_models_of_others_point_to_llama_cpps_converter(tmp_path: Path) -> None:
+    folder = outside_folder(tmp_path / "m", "qwen3")
+    with pytest.raises(UserError, match=r"architecture 'qwen3'.*convert_hf_to_gguf\.py"):
+        gguf.write(folder, tmp_path / "m.gguf")

@@ -143,3 +143,49 @@ def test_a_model_that_sees_what_comes_after_is_no_causal_one(tmp_path):
                                initializer_range=0.5)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="is not causal"):
         hf.load(tokenizer_folder(tmp_path))
+
+
+@pytest.fixture
+def adapters(tmp_path):
+    """A base model, a folder of adapters on it, and the logits that both have together."""
+    peft = pytest.importorskip("peft")
+    base = model_folder(tmp_path)
+    model, _ = hf.load(base)
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(
+        r=2, target_modules="all-linear", init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapters")
+    inputs = torch.arange(12)[None]
+    with torch.no_grad():
+        return tmp_path / "adapters", base, inputs, adapted(input_ids=inputs).logits
+
+
+def test_adapters_are_read_on_their_base(adapters):
+    folder, base, inputs, expected = adapters
+    model, tokenizer = hf.load(folder)
+    with torch.no_grad():
+        torch.testing.assert_close(model(inputs).logits, expected, rtol=0, atol=1e-4)
+        assert (hf.load(base)[0](inputs).logits - expected).abs().max() > 0.01
+    assert tokenizer.eos_token_id == 0
+
+
+def test_adapters_that_cannot_be_read(adapters):
+    folder, *_ = adapters
+    weights, settings_ = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    whole, said = load_file(weights), json.loads(settings_.read_text())
+    first = min(whole)
+    save_file({k: v for k, v in whole.items() if k != first}, weights)
+    with pytest.raises(UserError, match="its adapters are incomplete"):
+        hf.load(folder)
+    save_file({**whole, "base_model.model.elsewhere.lora_A.weight": torch.ones(2, 2)}, weights)
+    with pytest.raises(UserError, match="no place for the tensor"):
+        hf.load(folder)
+    weights.unlink()
+    with pytest.raises(UserError, match=r"has no adapter_model\.safetensors"):
+        hf.load(folder)
+    settings_.write_text(json.dumps({**said, "base_model_name_or_path": "someone/base"}))
+    with pytest.raises(UserError, match="adapt the model 'someone/base', and no folder"):
+        hf.load(folder)
+    settings_.write_text("[]")
+    with pytest.raises(UserError, match="names no model that its adapters adapt"):
+        hf.load(folder)

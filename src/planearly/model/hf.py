@@ -8,6 +8,8 @@ of ours, and computes the same logits.
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 
 from planearly.errors import UserError
+from planearly.files import read_json
 from planearly.model import reading
 from planearly.model.transformer import GATED, Shape
 from planearly.parallel import best_device
@@ -127,7 +130,8 @@ def read_shape(folder: Path) -> Shape:
 def load(folder: Path, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
     """Any causal language model in a folder, and its tokenizer, by plain `transformers`.
 
-    Nothing is fetched, unpickled, or run from the folder.
+    A folder of `peft` adapters is the model that they adapt, with them merged in. Nothing is
+    fetched, unpickled, or run from the folder.
 
     Args:
         dtype: of the weights (None: float32 on a CPU, bfloat16 on a GPU).
@@ -137,6 +141,8 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
             what it would load is not the model: quantized, incomplete or damaged weights, or
             tensors without a place in it.
     """
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        return _adapted(folder, dtype)
     reading.config(folder)
     reading.check_weights(folder)
 
@@ -169,6 +175,45 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
     if (first[0] - first[1]).abs().max() > 1e-3 * first.abs().max():
         raise UserError(f"the model in {folder} is not causal: what it says of a token depends on "
                         "the tokens after it")
+    return model, tokenizer
+
+
+def _adapted(folder: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
+    """The base of a `peft` folder with the adapters merged in; the tokenizer beside them, if any.
+    """
+    settings = read_json(folder / "adapter_config.json")
+    named = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
+    if not isinstance(named, str) or not named:
+        raise UserError(f"{folder / 'adapter_config.json'} names no model that its adapters adapt "
+                        "('base_model_name_or_path')")
+    places = [Path(named).expanduser(), folder / named]
+    base = next((place for place in places if (place / "config.json").is_file()), None)
+    if base is None:
+        raise UserError(f"the adapters in {folder} adapt the model '{named}', and no folder of "
+                        "that name is here: say in adapter_config.json where it is "
+                        "('base_model_name_or_path')")
+    if importlib.util.find_spec("peft") is None:
+        raise UserError(f"{folder} holds adapters, which the package peft reads: pip install peft")
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise UserError(f"{folder} has no {weights.name}: adapters are read from there alone")
+    model, tokenizer = load(base, dtype)
+    peft: Any = importlib.import_module("peft")
+    from safetensors.torch import load_file
+    from transformers import AutoTokenizer
+
+    with refused(f"peft cannot put the adapters in {folder} on {base}"):
+        tensors = load_file(weights)
+        adapted = peft.get_peft_model(model, peft.PeftConfig.from_pretrained(folder))
+        found = peft.set_peft_model_state_dict(adapted, tensors)
+        reading.check_left_over(found.unexpected_keys, folder)
+        if missing := [name for name in found.missing_keys if ".lora_" in name]:
+            raise UserError(f"{folder} has no tensor '{missing[0]}': its adapters are incomplete")
+        reading.check_finite(tensors.items(), folder)
+        model = adapted.merge_and_unload().eval()
+        if (folder / "tokenizer_config.json").is_file():
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False)
     return model, tokenizer
 
 
