@@ -6,7 +6,6 @@ stages that the run's recipe needs are looked up without making any.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,7 +55,7 @@ class Examination:
 
     out: Path
     whole: int = 0
-    """Finished stages whose files are as their manifest says."""
+    """Finished stages whose files are as their manifests say."""
     findings: list[Finding] = field(default_factory=list)
     again: list[Again] = field(default_factory=list)
     not_looked: str = ""
@@ -106,7 +105,7 @@ def examine(out: Path, models: Sequence[Model] | None = None, deep: bool = True)
         for folder in folders:
             wrong = list(_of_stage(out, folder, deep))
             found.findings += wrong
-            found.whole += not any(one.kind in ("damaged", "unfinished") for one in wrong)
+            found.whole += not wrong
             meter.advance(1)
     found.again, found.not_looked = _would_be_made(out, recipe, models)
     return found
@@ -197,22 +196,30 @@ def _would_be_made(out: Path, recipe: keys.Recipe,
     """The first stages on the way to every model that are lacking; or why that is not known."""
     lacking: dict[str, Again] = {}
     runs: dict[int, Run] = {}
+    reasons: list[str] = []
     try:
-        for of, method, domain in _all(out, recipe, lacking) if models is None else models:
-            run = runs.setdefault(id(of), _Looking(out, of, lacking))
-            with contextlib.suppress(Missing):
-                trained.check(of)
-                if not domain:
-                    trained.pretrain(run, method)
-                    continue
-                one = trained.specialize(run, method, domain)
-                evaluate.evaluations(run, one)
-                one.routed()
-                if (out / "results.json").exists():
-                    evaluate.exported(run, one)
+        wanted = list(_all(out, recipe, lacking) if models is None else models)
     except UserError as error:
-        return list(lacking.values()), str(error)
-    return list(lacking.values()), ""
+        return [], str(error)
+    for of, method, domain in wanted:
+        run = runs.setdefault(id(of), _Looking(out, of, lacking))
+        try:
+            trained.check(of)
+            if not domain:
+                trained.pretrain(run, method)
+                continue
+            one = trained.specialize(run, method, domain)
+            evaluate.evaluations(run, one)
+            one.routed()
+            if (out / "results.json").exists():
+                evaluate.exported(run, one)
+        except Missing:
+            continue
+        except UserError as error:
+            reasons.append(f"{method}: {error}")
+    if models is not None and len(reasons) < len(wanted):
+        reasons.clear()  # cells of a study that cannot work, which its page tells
+    return list(lacking.values()), next(iter(reasons), "")
 
 
 def _all(out: Path, recipe: keys.Recipe, lacking: dict[str, Again]) -> Iterator[Model]:
@@ -239,7 +246,9 @@ def show(found: Examination) -> None:
         print(f"{again.stage} would be made, and what is made from it: {again.why}")
     if found.not_looked:
         print(f"what would be made again is not known: {found.not_looked}")
-    state = (f"{found.whole} stages are whole, {len(found.damaged)} faults, "
-             f"{sum(one.kind == 'unfinished' for one in found.findings)} interrupted")
+    counts = {"whole": found.whole, "of an older layout": len(older),
+              "interrupted": sum(one.kind == "unfinished" for one in found.findings)}
+    state = ", ".join(f"{n} {what}" for what, n in counts.items() if n or what == "whole")
+    state = f"stages: {state}; {len(found.damaged)} faults"
     say(f"{found.out}: {state}; "
         + ("nothing to do" if found.well else "the same command as before makes what is lacking"))
