@@ -145,6 +145,7 @@ def doctor(
     folder: Annotated[Path, typer.Argument(help="a run folder, of a run or a study")],
     fast: Annotated[bool, typer.Option(
         help="compare the sizes of files alone, not their digests")] = False,
+    as_json: Json = False,
 ) -> None:
     """Check a run folder: what is missing, altered or interrupted, and what would be made again."""
     from planearly.stages import doctor as doctors
@@ -156,7 +157,10 @@ def doctor(
 
         models = studies.models(recipe, folder)
     found = doctors.examine(folder, models, deep=not fast)
-    doctors.show(found)
+    if as_json:
+        print(json.dumps(found.to_dict()))
+    else:
+        doctors.show(found)
     if found.damaged:
         raise typer.Exit(1)
 

@@ -1,5 +1,6 @@
 """What `planearly doctor` finds in a run folder, and that it says what to do."""
 
+import json
 import shutil
 
 import pytest
@@ -85,6 +86,7 @@ def test_another_folder_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_ends_with_1_where_something_is_damaged(prepared):
-    assert "nothing to do" not in call("doctor", prepared).stderr
+    seen = json.loads(call("doctor", prepared, "--json").stdout)
+    assert seen["whole"] > 3 and seen["again"][0]["stage"] == "specialize/slm-nopt.law"
     next(prepared.glob("kept-*/excluded.npy")).unlink()
     assert "excluded.npy is missing" in call("doctor", prepared, check=1).stdout

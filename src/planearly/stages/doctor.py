@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,9 @@ class Examination:
     def well(self) -> bool:
         """Whether every stage is whole and the run finished."""
         return not (self.damaged or self.again or self.not_looked)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "out": str(self.out)}
 
 
 def recipe_of(out: Path) -> keys.Recipe:
