@@ -213,8 +213,8 @@ class Recipe:
     generic: list[str] = key("files, folders, globs or hf://NAME of the generic corpus; or pydocs",
                              [])
     bundle: str | None = key("specialise from this pretrained slm-pn or slm-mix, offline", None)
-    start: str | None = key("begin the small model, or every expert, as this Llama-family folder",
-                            None)
+    start: str | None = key("begin the small model, or every expert, as this model: a folder, or "
+                            "a name on the Hugging Face hub", None)
     large_start: str | None = key("the same for the large model", None)
     domains_root: str | None = key("folder with NAME/{train,valid,test}.* per domain", None)
     domains: list[str] = key("names under domains_root, or paths (empty: all of domains_root)", [])

@@ -324,3 +324,32 @@ def test_where_a_checkpoint_begins_is_told_before_it_is_trained(
     begins = "3.000" if knows else "5.717"  # ln 304
     assert f"'start' begins at {begins} nats per token of law (chance: 5.717)" in told
     assert ("no more of this text than chance" in told) != knows
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A cache of the hub with one model in it, and no network."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    kept, commit = tmp_path / "hub" / "models--someone--Base-1B", "a" * 40
+    llama_folder(kept / "snapshots" / commit)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text(commit)
+    starts._fetched.cache_clear()
+    return kept / "snapshots" / commit
+
+
+def test_a_name_of_the_hub_is_the_commit_that_was_fetched(made, hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("someone/Base-1B", "hf://someone/Base-1B"):
+        asked = settings(made, name)
+        assert starts.folder(asked) == hub
+        assert starts.shape(asked).kv_heads == 2
+    assert starts.hub_name("someone/Base-1B") and not starts.hub_name("./someone/Base-1B")
+    with pytest.raises(UserError, match="no folder 'someone/other', and no model of that name"):
+        starts.check(settings(made, "someone/other"))
+    (tmp_path / "someone" / "other").mkdir(parents=True)  # a folder goes before a name
+    with pytest.raises(UserError, match=r"someone/other has no config\.json"):
+        starts.check(settings(made, "someone/other"))

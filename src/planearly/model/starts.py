@@ -6,8 +6,11 @@ A checkpoint takes the place of fresh weights. Its folder gives the model's shap
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from planearly import methods
 from planearly.errors import UserError
@@ -16,7 +19,11 @@ from planearly.methods import Method
 from planearly.model import outside, reading
 from planearly.model.outside import AnyShape, Configured
 from planearly.model.projected import check_dense_start
+from planearly.progress import say
 
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+_WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+"""Files of a repository that a model folder is made of: no code, nothing pickled."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -28,7 +35,51 @@ def as_it_is(row: Method) -> bool:
 def folder(recipe: Recipe, large: bool = False) -> Path | None:
     """Where the small (or large) model begins; None: with fresh weights."""
     name = recipe.large_start if large else recipe.start
-    return Path(name).expanduser() if name else None
+    return located(name) if name else None
+
+
+def hub_name(name: str) -> str | None:
+    """The name of a model on the hub; None: ``name`` is a folder's."""
+    asked = name.removeprefix("hf://")
+    if _HUB.fullmatch(asked) and (asked != name or not Path(name).expanduser().exists()):
+        return asked
+    return None
+
+
+def located(name: str) -> Path:
+    """The folder of a model: its place on this machine, or ``organisation/model[@revision]`` of the
+    hub, fetched once.
+
+    What was fetched before is taken as it is, without asking: a run goes on with the commit that it
+    began with, and without a network.
+
+    Raises:
+        UserError: the hub has no such model, does not give it, or cannot be reached.
+    """
+    hub = hub_name(name)
+    return _fetched(hub) if hub else Path(name).expanduser()
+
+
+@functools.lru_cache
+def _fetched(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    wanted: dict[str, Any] = {"repo_id": repository, "revision": revision or None,
+                              "allow_patterns": _WANTED}
+    try:
+        found = Path(snapshot_download(**wanted, local_files_only=True))
+        if any(found.glob("*.safetensors")):
+            return found
+    except Exception:  # not here yet: the hub is asked
+        pass
+    try:
+        say(f"fetching the model '{repository}' from the hub")
+        return Path(snapshot_download(**wanted))
+    except Exception as error:  # of the hub's client, its transport and the disk
+        brief = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"there is no folder '{name}', and no model of that name could be fetched "
+                        f"from the hub ({brief})") from error
 
 
 def folders(recipe: Recipe) -> Iterator[tuple[str, Path]]:

@@ -125,7 +125,7 @@ def _teacher(recipe: keys.Recipe) -> Shape | None:
     """Shape of the teacher from outside, or one that costs about as much; None: there is none."""
     if not recipe.distill.teacher:
         return None
-    folder = Path(recipe.distill.teacher).expanduser()
+    folder = starts.located(str(recipe.distill.teacher))
     starts.check_folder("distill.teacher", folder, recipe.context)
     return outside.alike(outside.shape_in(folder, recipe.context))
 

@@ -42,7 +42,7 @@ def check(recipe: Recipe) -> None:
             raise UserError("recipe key 'distill.top_k' stores answers to the specialization set "
                             "only: set it to null to distil on generic text too")
     if settings.teacher:
-        folder = Path(settings.teacher).expanduser()
+        folder = starts.located(str(settings.teacher))
         starts.check_folder("distill.teacher", folder, recipe.context)
         if recipe.tokenizer.path and Path(recipe.tokenizer.path).expanduser().exists():
             same_vocabulary(tokenizer.take(recipe.tokenizer.path)[0], folder)
@@ -55,7 +55,7 @@ def check_vocabulary(run: Run) -> None:
         UserError: the teacher has other tokens than the student.
     """
     if run.recipe.distill.teacher:
-        folder = Path(run.recipe.distill.teacher).expanduser()
+        folder = starts.located(str(run.recipe.distill.teacher))
         same_vocabulary(corpus.tokenizer_of(run).tokenizer, folder)
 
 
@@ -80,7 +80,7 @@ def live_teacher(run: Run, stage: Path | None) -> Live:
     if stage:
         ours = training.load_model(stage).to(parallel.device()).requires_grad_(False)
         return Live(ours, entries, temperature, flops.forward(ours.shape))
-    folder = Path(str(run.recipe.distill.teacher)).expanduser()
+    folder = starts.located(str(run.recipe.distill.teacher))
     theirs, _ = hf.load(folder)
     theirs.to(parallel.device()).requires_grad_(False)
     return Live(lambda inputs: theirs(input_ids=inputs).logits, entries, temperature,
@@ -100,7 +100,7 @@ def specialize(run: Run, method: str, name: str, base: Path, teacher: Path | Non
     if teacher:
         inputs["teacher"] = teacher
     else:
-        folder = Path(str(settings.teacher)).expanduser()
+        folder = starts.located(str(settings.teacher))
         parts = sorted([folder / "config.json", *folder.glob("*.safetensors")])
         values["teacher"] = run.file_digests(parts)
     replay = None

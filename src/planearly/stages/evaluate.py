@@ -14,7 +14,7 @@ from planearly.cost import ledger
 from planearly.evaluate import perplexity
 from planearly.export.folder import export
 from planearly.files import read_array, read_json, write_array, write_json
-from planearly.model import flops
+from planearly.model import flops, starts
 from planearly.stages import checkpoint, corpus, training
 from planearly.stages.folder import Run, facts
 from planearly.stages.trained import Trained
@@ -118,14 +118,16 @@ def exported(run: Run, trained: Trained) -> Path:
     tokens = corpus.tokenizer_folder(run)
     companions = checkpoint.companions(run, methods.find(trained.method).large)
     front = {key: value for key, value in asdict(run.recipe.card).items() if value}
+    begun = getattr(run.recipe, methods.find(trained.method).start) if trained.base else None
+    if begun and (name := starts.hub_name(begun)):
+        front.setdefault("base_model", name.partition("@")[0])
 
     def build(folder: Path) -> None:
         made = facts(trained.tuned)
         state, _ = tensors.load_tensors(trained.tuned / loop.FINAL)
         card = {
             "method": trained.method, "domain": trained.domain,
-            "start": getattr(run.recipe, methods.find(trained.method).start)
-            if trained.base else None,
+            "start": begun,
             "data": {"generic": run.recipe.generic, "spec_tokens": made.get("spec_tokens"),
                      "pretrain_tokens": None if run.recipe.bundle else trained.notes.get(
                          "pretrain_tokens", pretrain_tokens(trained))},
