@@ -121,3 +121,45 @@ def test_smoothing_lies_between_the_set_and_the_generic_corpus(k, n, seed):
     assert found.p.sum() == pytest.approx(1)
     assert (found.p >= low - 1e-9).all() and (found.p <= high + 1e-9).all()
     assert found.gain >= math.log1p(-1e-4) and found.tau >= 1  # 1e-4: the largest tau is finite
+
+
+def test_relative_entropy_is_the_share_of_the_largest_possible():
+    assert summary(np.ones(8))["relative_entropy"] == pytest.approx(1)
+    assert summary(np.array([5.0, 0]))["relative_entropy"] == 0
+    skewed = summary(np.array([3.0, 1, 0, 0]))
+    assert skewed["relative_entropy"] == pytest.approx(skewed["entropy"] / math.log(4))
+    assert summary(np.array([7.0]))["relative_entropy"] == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 12), st.integers(2, 60))
+def test_no_prior_on_a_dense_grid_is_better_than_the_one_chosen(seed, k, n):
+    rng = np.random.default_rng(seed)
+    groups = rng.choice(k, n, p=rng.dirichlet(np.full(k, 0.5)))
+    size = rng.uniform(0.2, 1, n)
+    generic = rng.dirichlet(np.full(k, 1.0))
+    found = smooth(groups, size, generic)
+    grid = np.geomspace(1, 1e4 * max(size.sum(), 1), 400)
+    gains = [smooth(groups, size, generic, tau=tau).gain for tau in grid]
+    assert found.gain >= max(gains) - 1e-6 or (max(gains) <= 0 and found.gain <= 0)
+    # the gain falls off on both sides of a peak inside the grid
+    best = int(np.argmax(gains))
+    if 0 < best < len(grid) - 1 and gains[best] > 1e-3:
+        assert grid[max(best - 2, 0)] <= found.tau <= grid[min(best + 2, len(grid) - 1)]
+
+
+def test_gain_of_a_single_document_and_of_a_cluster_without_generic_text():
+    one = smooth(np.array([0, 1, 1]), np.ones(3), np.array([0.5, 0.5]), tau=2.0,
+                 documents=np.zeros(3))
+    assert one.gain == pytest.approx(0)  # nothing is left to predict it from but the prior
+    groups, size, generic, tau = np.array([0, 0, 1, 1]), np.ones(4), np.array([1.0, 0.0]), 3.0
+    floor = 0.5 / 4  # half a window of the set's four
+    known = [np.log((1 + tau) / (3 + tau))] * 2
+    absent = [np.log((1 + tau * floor) / ((3 + tau) * floor))] * 2
+    found = smooth(groups, size, generic, tau=tau)
+    assert found.gain == pytest.approx(np.mean(known + absent))
+
+
+def test_without_any_generic_text_the_prior_is_even():
+    found = smooth(np.array([0, 0, 2]), np.ones(3), np.zeros(4), tau=2.0)
+    np.testing.assert_allclose(found.p, np.array([2.5, 0.5, 1.5, 0.5]) / 5)

@@ -155,3 +155,15 @@ def test_the_cap_is_lowered_by_what_the_sampler_drew_too_much():
     np.testing.assert_allclose(asked[0], [0.20, 0.80])
     np.testing.assert_allclose(found.weights, [0.19, 0.81])
     np.testing.assert_allclose(found.expected, [20, 80])
+
+
+def test_families_of_families_hold_eight_and_end_with_all():
+    """Without a tree 100 clusters make 13 families, these 2, and these one."""
+    rng = np.random.default_rng(1)
+    centroids = rng.standard_normal((100, 8)).astype(np.float32)
+    centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)
+    found = weigh(np.full(100, 1.0), np.full(100, 10), 100, 1, centroids=centroids)
+    assert len(found.moved) == 3
+    tree = weigh(np.full(100, 1.0), np.full(100, 10), 100, 1, centroids=centroids,
+                 parent=np.arange(100) // 10)
+    assert len(tree.moved) == 3  # ten of the tree, two, one

@@ -103,3 +103,9 @@ def test_a_million_windows_take_seconds():
     rows = pack_rows(lengths, groups, 1024, 1024, 0)
     assert time.process_time() - start < 8
     assert rows.fill > 0.96
+
+
+def test_windows_that_no_row_can_hold_are_refused():
+    for length in (0, 9):
+        with pytest.raises(ValueError, match="between 1 and the context, 8"):
+            pack_rows(np.array([3, length]), np.zeros(2, int), 1, 8, 0)
