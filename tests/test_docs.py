@@ -41,9 +41,8 @@ def test_commands_parse(page):
     for words in commands(page):
         verb = group.commands[words[0]]
         context = verb.make_context(words[0], words[1:], resilient_parsing=False)
-        for word in [*(context.params.get("settings") or [])]:
-            if "=" in word:
-                config.override({}, [word] if "pretrain_tokens=..." not in word else [])
+        config.override({}, [word for word in context.params.get("settings") or []
+                             if "=" in word and "pretrain_tokens=..." not in word])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
