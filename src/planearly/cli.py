@@ -58,24 +58,32 @@ def study(
     workers: Annotated[int | None, typer.Option(
         help="processes that share the work [default: one, or one per GPU]")] = None,
     only_report: Annotated[bool, typer.Option(
-        "--report", help="make nothing: tables and page of what is finished")] = False,
+        "--report", help="make nothing: tables and page of what is finished, "
+                         "or of a study.json given for the recipe")] = False,
     dry_run: Annotated[bool, typer.Option(
         help="only tell the cells, their sizes and what they will cost")] = False,
     device: Annotated[str, typer.Option(help="of the costs told by --dry-run")] = "here",
     worker: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Compare methods over domains, set sizes and budgets: tables, figures and a page."""
+    if only_report and Path(recipe).suffix == ".json":
+        from planearly.studies.paper import SUITE
+        from planearly.study.run import again
+
+        again(Path(recipe), out or Path(recipe).parent, SUITE)
+        return None
     loaded = config.load(recipe, settings or [])
     place = out or Path("runs") / loaded.name
     if dry_run:
         from planearly.study import forecast
 
         return forecast.show(forecast.forecast(loaded, device))
+    from planearly.studies.paper import SUITE
     from planearly.study import run as studies
 
     if worker:
         return studies.work(studies.Study(loaded, place, wait=False))
-    studies.study(loaded, place, workers, only_report)
+    studies.study(loaded, place, SUITE, workers, only_report)
     return None
 
 

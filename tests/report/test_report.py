@@ -11,7 +11,8 @@ from markupsafe import Markup
 
 from html_outline import Outline
 from planearly.keys import Recipe
-from planearly.report import page, words
+from planearly.report import run_page as page
+from planearly.report import sentences, words
 
 K = 64
 TOPICS = [["samples", "estimator", "fit", "classifier", "features"],
@@ -30,6 +31,19 @@ def row(method: str, domain: str, before: float, after: float, width: float = 0.
             "cost": {"tokens": 3_100_000, "flops": 9.7e13, "device_hours": 0.0841,
                      "device": "2 cores of Xeon & sons"},
             "model": f"specialize/{method}-{domain}-0a1b2c3d/export"}
+
+
+def macro(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As results.json has it."""
+    found = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        mine = [row for row in rows if row["method"] == method]
+        mean = {when: math.exp(sum(math.log(row[f"ppl_{when}"]) for row in mine) / len(mine))
+                for when in ("before", "after")}
+        found.append({"method": method, "domains": len(mine), **{
+            when: {"perplexity": value, "ci95": [0.9 * value, 1.1 * value]}
+            for when, value in mean.items()}})
+    return found
 
 
 def curve(stage: str, method: str, domain: str | None, start: float, end: float, tokens: int,
@@ -90,6 +104,7 @@ def example(names: list[str]) -> page.Facts:
         "rows": rows, "curves": curves,
         "comparisons": [{"domain": name, "a": "slm-is", "b": "slm", "difference": -0.115,
                          "ci95": [-0.125, -0.105], "units": 99} for name in names],
+        "macro": macro(rows) if len(names) > 1 else [],
         "domains": [domain(name, i) for i, name in enumerate(names)],
         "experts": [expert("slm-pn", name, "lowest-loss") for name in names],
         "costs": [
@@ -175,7 +190,7 @@ def test_text_of_others_is_escaped():
 @pytest.mark.parametrize("missing", sorted(page.Facts.__annotations__))
 def test_a_missing_fact_leaves_its_section_out(missing, monkeypatch):
     for figure in ("perplexities", "curves", "histograms", "epochs", "experts", "similarity"):
-        monkeypatch.setattr(page.figures, figure, lambda *_: "")  # slow, and not what is asked
+        monkeypatch.setattr(page.plots, figure, lambda *_: "")  # slow, and not what is asked
     facts = example(["sklearn"])
     del facts[missing]
     html = page.render(Path("run"), facts)
@@ -219,47 +234,67 @@ def test_the_same_facts_give_the_same_page():
 
 
 def test_summary_of_one_domain_says_what_importance_sampling_bought():
-    first, second = page.summary(example(["sklearn"])["rows"])
+    first, second = sentences.summary(example(["sklearn"])["rows"])
     assert first == ("After fine-tuning, SLM-is reaches a perplexity of 31.2 on sklearn, where the "
                      "same model without importance sampling reaches 35.0, at the same 2.5M tokens "
-                     "of pretraining: 10.9% lower, beyond the 95% confidence interval.")
+                     "of pretraining: 10.9% lower, beyond the 95% interval over documents; this is "
+                     "one training of each, and another could differ by about 0.04 nats per "
+                     "token.")
     assert second == ("Fine-tuning on the domain's documents brought SLM-is from 44.1 to 31.2.")
 
 
 def test_summary_does_not_claim_what_the_intervals_do_not_carry():
-    sentence = page.summary([row("slm", "d", 60, 35.0, 0.1), row("slm-is", "d", 50, 34.0, 0.1)])[0]
-    assert "2.9% lower, but within the 95% confidence interval, so" in sentence
-    sentence = page.summary([row("slm", "d", 60, 30.0), row("slm-is", "d", 50, 36.0)])[0]
-    assert "20.0% higher, beyond the 95% confidence interval: here importance" in sentence
+    close = [row("slm", "d", 60, 35.0, 0.1), row("slm-is", "d", 50, 34.0, 0.1)]
+    sentence = sentences.summary(close)[0]
+    assert "2.9% lower, but within the 95% interval over documents, so the two cannot" in sentence
+    sentence = sentences.summary([row("slm", "d", 60, 30.0), row("slm-is", "d", 50, 36.0)])[0]
+    assert "20.0% higher, beyond the 95% interval over documents: here importance" in sentence
     unequal = [row("slm", "d", 60, 35), {**row("slm-is", "d", 50, 30), "pretrain_tokens": 9}]
-    assert "at the same" not in page.summary(unequal)[0]
+    assert "at the same" not in sentences.summary(unequal)[0]
 
 
 @pytest.mark.parametrize(("a", "b", "bounds", "says"), [
     ("slm-is", "slm", [-0.05, -0.01], "2.9% lower, beyond the 95%"),
     ("slm", "slm-is", [0.01, 0.05], "2.9% lower, beyond the 95%"),
     ("slm", "slm-is", [-0.01, 0.05], "2.9% lower, but within the 95%"),
+    ("slm", "slm-is", [0.0, 0.05], "2.9% lower, but within the 95%"),
 ])
 def test_summary_prefers_the_paired_difference(a, b, bounds, says):
     rows = [row("slm", "d", 60, 35.0, 0.1), row("slm-is", "d", 50, 34.0, 0.1)]
     other = {"domain": "e", "a": "slm-is", "b": "slm", "difference": 1.0, "ci95": [0.9, 1.1]}
     paired = {"domain": "d", "a": a, "b": b, "difference": sum(bounds) / 2, "ci95": bounds}
-    assert says in page.summary(rows, [other, paired])[0]
+    assert says in sentences.summary(rows, [other, paired])[0]
 
 
 def test_summary_of_several_domains_averages_their_losses():
     rows = [row("slm", "a", 60, 20.0), row("slm", "b", 60, 80.0), row("slm", "c", 60, 40.0),
             row("slm-is", "a", 60, 10.0), row("slm-is", "b", 60, 79.0), row("slm-is", "c", 60, 50)]
-    sentence, = page.summary(rows)
+    sentence, = sentences.summary(rows, (), macro(rows))
     mean = math.exp((math.log(10) + math.log(79) + math.log(50)) / 3)
     assert f"Over 3 domains, SLM-is reaches a macro-averaged perplexity of {mean:.1f}" in sentence
     assert "reaches 40.0, at the same" in sentence
-    assert "lower in 1 of them and higher in 1" in sentence
-    assert page.macro(rows)["slm"]["ppl_after"] == pytest.approx(40, rel=1e-12)
-    assert page.macro(rows[:-1]).keys() == {"slm"}
-    best = page.summary([*rows, *(row("llm", d, 30, 9.0) for d in "abc")])[1]
-    assert best == ("Best over the 3 domains is LLM, with a macro-averaged perplexity of 9.00 "
-                    "after fine-tuning.")
+    assert "is lower in 1 of them and higher in 1; this is one training of each" in sentence
+    rows += [row("llm", d, 30, 9.0) for d in "abc"]
+    best = sentences.summary(rows, (), macro(rows))[1]
+    assert best == ("The lowest macro-averaged perplexity over the 3 domains after fine-tuning is "
+                    "that of LLM, 9.00.")
+
+
+def test_a_comparison_names_the_better_method_and_what_its_interval_leaves_out():
+    pair = {"domain": "law", "a": "slm-is", "b": "slm", "difference": -0.1, "ci95": [-0.2, -0.05]}
+    said = sentences.compared(pair)
+    assert "slm-is is 0.1000 nats per token better than slm on these documents" in said
+    assert "0.0500 to 0.2000" in said and "another could differ by about 0.04 nats" in said
+    other = {**pair, "difference": 0.1, "ci95": [0.05, 0.2]}
+    assert "slm is 0.1000 nats per token better than slm-is" in sentences.compared(other)
+    for edge in ([-0.3, 0.1], [-0.3, 0.0], [0.0, 0.3]):  # 0 in the interval, or on it
+        assert "cannot be told apart" in sentences.compared({**pair, "ci95": edge})
+
+
+def test_generic_perplexity_of_experts_is_labelled():
+    html = page.render(Path("run"), {"rows": [row("slm", "d", 3, 2), row("slm-pn", "d", 3, 2)]})
+    assert html.count("<small>routed</small>") == 1 and "this very text chooses" in html
+    assert "routed" not in page.render(Path("run"), {"rows": [row("slm", "d", 3, 2)]})
 
 
 def test_characteristic_words_name_a_cluster_and_not_its_function_words():

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from planearly.stages.pipeline import verdict
 from small_models import sentence_model
 from small_runs import TOPICS, call, command, corpus
 
@@ -187,13 +186,3 @@ def test_bad_lines_are_set_aside_and_told(recipe, tmp_path):
     done = call("prepare", recipe, *SETTINGS, f"generic=[{many}]", "--out", tmp_path / "out",
                 check=2)
     assert "many.jsonl" in done.stderr.strip().splitlines()[-1]
-
-
-def test_the_verdict_names_the_better_method():
-    pair = {"domain": "law", "a": "slm-is", "b": "slm", "difference": -0.1, "ci95": [-0.2, -0.05]}
-    assert "slm-is is 0.1000 nats per token better than slm, 95% interval 0.0500" in verdict(pair)
-    other = {**pair, "difference": 0.1, "ci95": [0.05, 0.2]}
-    assert "slm is 0.1000 nats per token better than slm-is" in verdict(other)
-    assert "cannot be told apart" in verdict({**pair, "ci95": [-0.3, 0.1]})
-    for same in ([0.0, 0.0], [-0.2, 0.0], [0.0, 0.1]):
-        assert "cannot be told apart" in verdict({**pair, "difference": 0.0, "ci95": same})

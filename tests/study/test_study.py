@@ -13,12 +13,19 @@ from planearly.files import read_json
 from planearly.stages import corpus
 from planearly.stages.folder import MANIFEST, Busy, Missing, Run
 from planearly.stages.trained import pretrained
-from planearly.study import forecast, grid, readme
-from planearly.study.run import RESULTS, Study, share_of_machine, study, work
+from planearly.studies.paper import SUITE
+from planearly.study import forecast, grid, view
+from planearly.study.run import Study, share_of_machine, work
+from planearly.study.run import study as whole_study
+from planearly.study.view import RESULTS
 from planearly.train import loop, metrics
 from small_models import sentence_model
 from small_runs import TOPICS, call
 from small_runs import recipe as small
+
+
+def study(recipe, out, **how):
+    return whole_study(recipe, out, SUITE, **how)
 
 
 def with_grid(root, *blocks, **over):
@@ -130,7 +137,7 @@ def test_a_report_needs_no_lock_and_leaves_all_or_nothing(made, tmp_path, monkey
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(readme, "write", interrupted)
+            patch.setattr(view, "text", interrupted)
             study(other, out, only_report=True)
         assert before == {p: p.read_bytes() for p in before}
         study(other, out, only_report=True)

@@ -310,8 +310,11 @@ def break_even(a: MethodCost, b: MethodCost) -> float | None:
 
     Below it the method with the smaller generic cost is cheaper, above it the other.
     """
-    fixed = a.generic.device_hours - b.generic.device_hours
-    per_domain = b.specialization.device_hours - a.specialization.device_hours
-    if fixed == 0 or per_domain == 0 or (fixed > 0) != (per_domain > 0):
-        return None
-    return fixed / per_domain
+    return crossing(a.generic.device_hours, a.specialization.device_hours,
+                    b.generic.device_hours, b.specialization.device_hours)
+
+
+def crossing(fixed_a: float, each_a: float, fixed_b: float, each_b: float) -> float | None:
+    """Number of domains at which fixed + N x each is the same for both; None if never above 0."""
+    found = (fixed_b - fixed_a) / (each_a - each_b) if each_a != each_b else 0.0
+    return found if found > 0 else None

@@ -220,6 +220,11 @@ def macro(domains: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
     }
 
 
+def average(perplexities: Sequence[float]) -> float:
+    """The same average of perplexities whose documents are not at hand: their geometric mean."""
+    return float(np.exp(np.mean(np.log(perplexities))))
+
+
 def ratio(amounts: np.ndarray, sizes: np.ndarray) -> tuple[float, float, float]:
     """Ratio of two sums over independent units, its standard error, its degrees of freedom.
 

@@ -1,23 +1,29 @@
-"""What all pages share: the templates' settings, and how a page writes its numbers."""
+"""The renderer of all pages, and how a page writes its numbers."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
+from planearly.methods import label
 from planearly.units import duration, short
 
 
-def environment(folder: Path) -> jinja2.Environment:
-    """Templates of ``folder``, and of this one: the pages' ``look.css``. Text is escaped."""
+def render(template: Path, **values: Any) -> str:
+    """A page, or a part of one, from a template beside its caller; ``base.html.j2`` is the frame.
+
+    Text is escaped in what ends in ``.html.j2``.
+    """
     made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([folder, Path(__file__).parent]), autoescape=True,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
+        autoescape=jinja2.select_autoescape(("html.j2",)), trim_blocks=True, lstrip_blocks=True,
     )
-    made.filters.update(number=number, si=si, percent=percent, flops=flops, hours=hours)
-    return made
+    made.filters.update(number=number, si=si, percent=percent, flops=flops, hours=hours,
+                        label=label)
+    return made.get_template(template.name).render(**values)
 
 
 def number(value: float | None) -> str:

@@ -96,6 +96,7 @@ def row(run: Run, trained: Trained, model: Path | None = None) -> dict[str, Any]
         "inference_flops_per_token": flops.forward(shape),
         "generic_ppl": generic.get("perplexity"),
         "generic_ppl_ci": generic.get("ci95"),
+        "generic_ppl_routed": whole is not None,
         "generic_ppl_after": tuned["generic"]["perplexity"] if "generic" in tuned else None,
         "ppl_before": value["test"]["perplexity"] if value else None,
         "ppl_before_ci": value["test"]["ci95"] if value else None,

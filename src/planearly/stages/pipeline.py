@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from planearly import methods, parallel
 from planearly.errors import UserError
 from planearly.keys import Recipe
 from planearly.progress import say
+from planearly.report import sentences
 from planearly.stages import checkpoint, clusters, corpus, experts, trained
 from planearly.stages.evaluate import evaluations, write_results
 from planearly.stages.folder import Run
@@ -115,16 +115,5 @@ def show(results: dict[str, Any]) -> None:
         )
     Console(width=None if Console().is_terminal else 140).print(table)
     for pair in results["comparisons"]:
-        say(verdict(pair))
+        say(sentences.compared(pair))
 
-
-def verdict(pair: Mapping[str, Any]) -> str:
-    """One comparison of two methods on the same documents, in a sentence."""
-    low, high = sorted(abs(bound) for bound in pair["ci95"])
-    if pair["ci95"][0] <= 0 <= pair["ci95"][1]:
-        return (f"{pair['domain']}: {pair['a']} and {pair['b']} cannot be told apart "
-                f"({pair['difference']:+.4f} nats per token, 95% interval {pair['ci95'][0]:+.4f} "
-                f"to {pair['ci95'][1]:+.4f})")
-    better, worse = ("a", "b") if pair["difference"] < 0 else ("b", "a")
-    return (f"{pair['domain']}: {pair[better]} is {abs(pair['difference']):.4f} nats per token "
-            f"better than {pair[worse]}, 95% interval {low:.4f} to {high:.4f}")

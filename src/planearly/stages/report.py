@@ -1,4 +1,4 @@
-"""The report of a run: gathers what the stages found, and writes the page."""
+"""The report of a run: gathers what the stages found, and writes the run_page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from planearly.files import read_array, read_json
 from planearly.model import flops
 from planearly.plan import options, recommend, show
 from planearly.progress import say
-from planearly.report import page, words
+from planearly.report import run_page, words
 from planearly.stages import clusters, corpus, training
 from planearly.stages.folder import MANIFEST, Run, facts, once
 from planearly.stages.trained import Trained
@@ -35,12 +35,13 @@ _PROMPT = 48
 
 def write(run: Run, all_trained: list[Trained], results: dict[str, Any]) -> Path:
     """Write ``report.html`` in the run folder."""
-    gathered: page.Facts = {
+    gathered: run_page.Facts = {
         "title": f"{run.recipe.name}: small language models for "
                  + ", ".join(dict.fromkeys(t.domain for t in all_trained)),
         "recipe": run.recipe.to_dict(),
         "rows": results["rows"],
         "comparisons": results["comparisons"],
+        "macro": results["macro"],
         "curves": list(_curves(all_trained)),
         "domains": list(_domains(run, all_trained)),
         "experts": list(_experts(run, all_trained)),
@@ -54,7 +55,7 @@ def write(run: Run, all_trained: list[Trained], results: dict[str, Any]) -> Path
     if (plan := _plan(run, all_trained)) is not None:
         gathered["plan"] = plan
     out = run.out / "report.html"
-    page.write_report(run.out, gathered, out)
+    run_page.write_report(run.out, gathered, out)
     return out
 
 
@@ -79,7 +80,7 @@ def _plan(run: Run, all_trained: list[Trained]) -> Markup | None:
     return show.section(plan)
 
 
-def _curves(all_trained: list[Trained]) -> Iterator[page.Curve]:
+def _curves(all_trained: list[Trained]) -> Iterator[run_page.Curve]:
     seen = set()
     for one in all_trained:
         for stage, path in (("pretraining", one.base), ("fine-tuning", one.tuned)):
@@ -88,10 +89,10 @@ def _curves(all_trained: list[Trained]) -> Iterator[page.Curve]:
                 shared = stage == "pretraining" and path in one.generic
                 yield {"stage": stage, "method": one.method,
                        "domain": None if shared else one.domain,
-                       "metrics": cast(list[page.Point], training.metrics_of(path))}
+                       "metrics": cast(list[run_page.Point], training.metrics_of(path))}
 
 
-def _domains(run: Run, all_trained: list[Trained]) -> Iterator[page.Domain]:
+def _domains(run: Run, all_trained: list[Trained]) -> Iterator[run_page.Domain]:
     for name in dict.fromkeys(t.domain for t in all_trained):
         resampled = [t for t in all_trained if t.domain == name and _resampled(t)]
         if not resampled:
@@ -101,10 +102,10 @@ def _domains(run: Run, all_trained: list[Trained]) -> Iterator[page.Domain]:
         k = made["k"]
         target = np.asarray(by_cluster["target"])
         rows = np.asarray(by_cluster["rows"], np.float64)
-        heaviest = [int(c) for c in np.argsort(-target)[: page.HEAVIEST]]
+        heaviest = [int(c) for c in np.argsort(-target)[: run_page.HEAVIEST]]
         found, snippets = cluster_words(run, k)
         realised = [facts(t.base)["epochs"] for t in resampled if t.base]
-        entry: page.Domain = {
+        entry: run_page.Domain = {
             "name": name, "generic": rows / rows.sum(), "histogram": target,
             "expected_epochs": np.asarray(by_cluster["epochs"]),
             "words": {c: found.get(c, []) for c in heaviest},
@@ -142,13 +143,13 @@ def cluster_words(run: Run, k: int) -> tuple[dict[int, list[str]], dict[int, str
     return found, {c: words.snippet(dataset.text(w, reader)) for c, w in nearest.items()}
 
 
-def _experts(run: Run, all_trained: list[Trained]) -> Iterator[page.Expert]:
+def _experts(run: Run, all_trained: list[Trained]) -> Iterator[run_page.Expert]:
     """What the stage ``expert/METHOD.DOMAIN`` found."""
     for one in all_trained:
         if one.base is None or "choice" not in (made := facts(one.base)):
             continue
         choice, histogram = made["choice"], made["histogram"]
-        entry: page.Expert = {
+        entry: run_page.Expert = {
             "method": one.method, "domain": one.domain, "rule": choice["rule"],
             "expert": choice["expert"], "reason": choice["reason"], "share": choice["share"],
             "losses": choice["losses"], "histogram": histogram, "similarity": made["similarity"],
@@ -158,13 +159,13 @@ def _experts(run: Run, all_trained: list[Trained]) -> Iterator[page.Expert]:
         yield entry
 
 
-def _costs(run: Run) -> Iterator[page.Cost]:
+def _costs(run: Run) -> Iterator[run_page.Cost]:
     for folder in run.used:
         if (folder / MANIFEST).exists():
             made = facts(folder)
             _, method, domain = ledger.place(made)
             booked = made.get("cost", {"device_hours": made["seconds"] / 3600})
-            entry: page.Cost = {"stage": made["stage"], "device_hours": booked["device_hours"]}
+            entry: run_page.Cost = {"stage": made["stage"], "device_hours": booked["device_hours"]}
             if "cost" in made:
                 entry |= {"tokens": booked["tokens"], "flops": booked["flops"],
                           "device": booked["device"], "method": method}
@@ -175,7 +176,7 @@ def _costs(run: Run) -> Iterator[page.Cost]:
             yield entry
 
 
-def _samples(run: Run, all_trained: list[Trained]) -> Iterator[page.Sample]:
+def _samples(run: Run, all_trained: list[Trained]) -> Iterator[run_page.Sample]:
     """The first words of a test document of each domain, continued by each method's model."""
     reader = corpus.tokenizer_of(run).tokenizer
     results = {(row["method"], row["domain"]): row
@@ -209,7 +210,7 @@ def beginning(text: str, reader: Tokenizer, most: int) -> str:
     return ""
 
 
-def _sources(run: Run, all_trained: list[Trained]) -> Iterator[page.Source]:
+def _sources(run: Run, all_trained: list[Trained]) -> Iterator[run_page.Source]:
     """Tokens and passes of each pretraining over each source of the generic corpus."""
     if not run.recipe.reads_generic:
         return
@@ -234,7 +235,7 @@ def _sources(run: Run, all_trained: list[Trained]) -> Iterator[page.Source]:
         available = np.bincount(of_window[packed.windows], length[packed.windows], len(names))
         for source in np.argsort(-tokens)[:12]:
             if tokens[source] > 0:
-                entry: page.Source = {"source": names[source], "method": one.method,
+                entry: run_page.Source = {"source": names[source], "method": one.method,
                                       "tokens": float(tokens[source]),
                                       "epochs": float(tokens[source] / available[source])}
                 if one.base in one.own:

@@ -3,12 +3,11 @@
 A cell is a method at one set of values of everything that the grid varies. Two cells are compared
 only over the domains that both have, on the same documents. Intervals treat documents as the
 independent units and domains as given: they say what other documents of these domains would give,
-not other domains, and nothing of other seeds.
+not other domains, and nothing of other seeds (:mod:`planearly.study.seeds`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -42,35 +41,19 @@ class Arm:
         return Arm(self.method, {**self.changes, **changes}, self.when)
 
 
-@dataclass(frozen=True)
-class SameElsewhere:
-    """A contrast at another seed, over the domains that this seed has.
-
-    Attributes:
-        nats: at the other seed.
-        here: at the recipe's own, over the same domains.
-    """
-
-    nats: float
-    here: float
-    domains: list[str]
+Terms = Sequence[tuple[float, Arm]]
+"""A contrast: arms with coefficients; (1, a), (-1, b) is a minus b, below 0 where a is better."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A contrast of arms in nats per token, averaged over domains, with its 95% interval."""
+    """A contrast of arms in nats per token, averaged over domains, with its 95% interval over
+    documents, at one seed."""
 
     nats: float
     low: float
     high: float
     domains: list[str]
-    seeds: list[SameElsewhere] = field(default_factory=list)
-
-    @property
-    def side(self) -> int:
-        """-1 or 1: the interval lies below or above 0 and no other seed says otherwise; or 0."""
-        side = -1 if self.high < 0 else 1 if self.low > 0 else 0
-        return 0 if any(side * seed.nats <= 0 < side * seed.here for seed in self.seeds) else side
 
     @property
     def interval(self) -> list[float]:
@@ -98,6 +81,8 @@ class Cells:
             self._by_method.setdefault(row["method"], []).append(row)
         self.methods = list(self._by_method)
         self._found: dict[str, dict[str, Row]] = {}
+        self.memo: dict[Any, Any] = {}
+        """What others have worked out of these cells."""
 
     def own(self, key: str) -> Any:
         """The recipe's value of a dotted key; None where it has none."""
@@ -177,45 +162,63 @@ def shared(cells: Cells, arms: Sequence[Arm], within: Iterable[str] | None = Non
             and all(rows[domain]["tokens"] == per_arm[0][domain]["tokens"] for rows in per_arm)]
 
 
-def contrast(cells: Cells, terms: Sequence[tuple[float, Arm]], within: Iterable[str] | None = None,
+def per_domain(cells: Cells, terms: Terms, domains: Iterable[str],
+               ) -> dict[str, tuple[float, float, float]]:
+    """A contrast on each of the domains, which all its arms have.
+
+    Returns:
+        the difference in nats per token, its standard error over documents, and the error's
+        degrees of freedom, by domain.
+    """
+    per_arm = [(coefficient, arm, cells.rows(arm)) for coefficient, arm in terms]
+    found = {}
+    for domain in domains:
+        sums = sum(coefficient * np.asarray(rows[domain][f"nll_{arm.when}"], np.float64)
+                   for coefficient, arm, rows in per_arm)
+        sizes = np.asarray(per_arm[0][2][domain]["tokens"], np.float64)
+        found[domain] = perplexity.ratio(np.asarray(sums), sizes)
+    return found
+
+
+def contrast(cells: Cells, terms: Terms, within: Iterable[str] | None = None,
              weights: Mapping[str, float] | None = None) -> Difference | None:
     """Sum of arms times their coefficients, in nats per token, over domains that all arms have.
 
     Args:
-        terms: (1, a), (-1, b) is a minus b: below 0, a is better.
         within: only these domains.
         weights: of the domains' differences (None: their mean).
 
     Returns:
-        the contrast, its interval by the variance between documents within each domain and the
-        degrees of freedom of Welch and Satterthwaite; None where no domain has every arm, or where
-        one of the weighted is missing.
+        the contrast, its interval by the variance between documents within each domain
+        (:func:`combined`); None where no domain has every arm, or where one of the weighted is
+        missing.
     """
     arms = [arm for _, arm in terms]
     domains = shared(cells, arms, within if weights is None else weights)
     if not domains or (weights is not None and len(domains) < len(weights)):
         return None
     share = weights or dict.fromkeys(domains, 1 / len(domains))
-    per_arm = [(coefficient, arm, cells.rows(arm)) for coefficient, arm in terms]
-    nats = total = freedom = 0.0
-    for domain in domains:
-        sums = sum(coefficient * np.asarray(rows[domain][f"nll_{arm.when}"], np.float64)
-                   for coefficient, arm, rows in per_arm)
-        sizes = np.asarray(per_arm[0][2][domain]["tokens"], np.float64)
-        mean, error, units = perplexity.ratio(np.asarray(sums), sizes)
-        nats += share[domain] * mean
-        variance = (share[domain] * error) ** 2
-        total += variance
-        freedom += variance**2 / units
-    low, high = perplexity.interval(nats, total**0.5, total**2 / freedom if total > 0 else 1.0)
-    found = Difference(nats, low, high, domains)
-    for seed in cells.seeds() if all("seed" not in arm.changes for arm in arms) else ():
-        other = contrast(cells, [(c, arm.at(seed=seed)) for c, arm in terms], domains, weights)
-        if other and other.domains == domains:
-            found.seeds.append(SameElsewhere(other.nats, nats, domains))
-        elif other and (here := contrast(cells, terms, other.domains)):
-            found.seeds.append(SameElsewhere(other.nats, here.nats, other.domains))
-    return found
+    parts = per_domain(cells, terms, domains)
+    nats = sum(share[domain] * mean for domain, (mean, _, _) in parts.items())
+    low, high = combined(nats, [((share[domain] * error) ** 2, freedom)
+                                for domain, (_, error, freedom) in parts.items()])
+    return Difference(nats, low, high, domains)
+
+
+def combined(estimate: float, variances: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """The 95% interval of a sum of independent estimates.
+
+    Args:
+        variances: each one's variance, and the degrees of freedom that it was estimated with.
+
+    Returns:
+        Student's interval with the degrees of freedom of Welch and Satterthwaite,
+        (sum of v)^2 / sum of (v^2 / f).
+    """
+    known = [(variance, freedom) for variance, freedom in variances if variance > 0]
+    total = sum(variance for variance, _ in known)
+    freedom = total**2 / sum(v**2 / f for v, f in known) if known else 1.0
+    return perplexity.interval(estimate, total**0.5, freedom)
 
 
 def difference(cells: Cells, a: Arm, b: Arm, within: Iterable[str] | None = None,
@@ -230,14 +233,6 @@ def macro(rows: Sequence[Row], when: When = "after") -> dict[str, Any] | None:
         return None
     return perplexity.macro([(np.asarray(row[f"nll_{when}"], np.float64),
                               np.asarray(row["tokens"], np.int64)) for row in rows])
-
-
-def mean_log(values: Sequence[float | None]) -> float | None:
-    """Geometric mean: the macro average of perplexities; None where one is missing."""
-    known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return None
-    return math.exp(sum(map(math.log, known)) / len(known))
 
 
 def mean_cost(rows: Sequence[Row], part: str = "cost") -> dict[str, float]:
@@ -271,10 +266,3 @@ def blocks(cells: Cells, arms: Sequence[Arm]) -> list[tuple[list[str], list[Arm]
     return [([domain for domain in cells.domains if domain in wanted],
              [arm for arm, found in having if wanted <= found]) for wanted in made]
 
-
-def crossing(fixed_a: float, each_a: float, fixed_b: float, each_b: float) -> float | None:
-    """Number of domains at which fixed + N x each is the same for both; None if never above 0."""
-    if each_a == each_b:
-        return None
-    found = (fixed_b - fixed_a) / (each_a - each_b)
-    return found if found > 0 else None

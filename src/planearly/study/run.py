@@ -33,10 +33,11 @@ from planearly.stages import clusters, corpus, trained, training
 from planearly.stages.evaluate import evaluations, row, units
 from planearly.stages.folder import Busy, Missing, Run
 from planearly.study import grid, sharing
+from planearly.study import view as views
 from planearly.study.grid import Cell, Variant
+from planearly.study.spec import Suite
 from planearly.units import duration
 
-RESULTS = "study.json"
 _FAILED = ".failed"
 _STAGES = "stages"
 _PAUSE = 2.0
@@ -136,7 +137,7 @@ class Study:
         Raises:
             Busy: another worker makes one of them.
         """
-        chains = [found for name in sharing.GENERIC.get(cell.method, ())
+        chains = [found for name in sharing.generic(cell.method)
                   if (found := sharing.longer(name, cell, self.cells))]
         if not chains or self._is_pretrained(cell):
             return
@@ -196,10 +197,12 @@ def models(recipe: Recipe, out: Path) -> list[tuple[Recipe, str, str]] | None:
             for cell in cells if (of := cell.variant.recipe)]
 
 
-def study(recipe: Recipe, out: Path, workers: int | None = None, only_report: bool = False) -> Path:
+def study(recipe: Recipe, out: Path, suite: Suite, workers: int | None = None,
+          only_report: bool = False) -> Path:
     """Make every cell of the recipe's grid, then tables, figures and the page.
 
     Args:
+        suite: the tables and claims.
         workers: processes that share the work, one per GPU (default: one for each that there is).
         only_report: make nothing; show what is finished.
 
@@ -210,7 +213,7 @@ def study(recipe: Recipe, out: Path, workers: int | None = None, only_report: bo
         UserError: the grid is wrong; or a worker stopped, told after the page is written.
     """
     if only_report:
-        return report(recipe, out)
+        return report(recipe, out, suite)
     with Run(out, recipe).opened():
         shutil.rmtree(out / _FAILED / _STAGES, ignore_errors=True)  # another start, another try
         many = workers or max(torch.cuda.device_count(), 1)
@@ -220,14 +223,14 @@ def study(recipe: Recipe, out: Path, workers: int | None = None, only_report: bo
         else:
             work(Study(recipe, out))
         try:
-            return report(recipe, out)
+            return report(recipe, out, suite)
         finally:
             if status:
                 raise UserError(f"a worker of the study stopped with status {status}; the same "
                                 "command goes on from what is finished")
 
 
-def report(recipe: Recipe, out: Path) -> Path:
+def report(recipe: Recipe, out: Path, suite: Suite) -> Path:
     """Tables, figures and the page of what is finished, also while others work in the folder.
 
     Raises:
@@ -239,7 +242,7 @@ def report(recipe: Recipe, out: Path) -> Path:
     except Missing as stage:
         raise UserError(f"nothing of the study is finished in {out} (its stage '{stage}' is "
                         "missing): run it without --report") from None
-    return conclude(finished)
+    return conclude(finished, suite)
 
 
 def work(this: Study) -> None:
@@ -310,10 +313,8 @@ def share_of_machine(number: int, workers: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(torch.get_num_threads() // workers, 1))}
 
 
-def conclude(this: Study) -> Path:
+def conclude(this: Study, suite: Suite) -> Path:
     """``study.json``, the tables and the page, of what is finished."""
-    from planearly.study import claims, page, readme, tables
-
     rows, skipped, pending = [], [], []
     for cell in this.cells:
         entry = {"method": cell.method, "domain": cell.domain, "settings": cell.settings}
@@ -335,17 +336,30 @@ def conclude(this: Study) -> Path:
     }
     say(f"{len(rows)} cells are finished, {len(skipped)} impossible or failed, "
         f"{len(pending)} not made yet")
-    made, judged = tables.tables(results), claims.claims(results)
-    with this.base.claimed(this.out / "report"), replacing(this.out, ".report") as folder:
-        for kind in ("tables", "figures"):
-            (folder / kind).mkdir()  # empty ones too replace those of an earlier grid
-        write_json(folder / RESULTS, results)
-        tables.write(made, folder / "tables")
-        written = page.write(results, made, judged, folder).name
-        readme.write(results, made, judged, folder)
-    say(f"tables: {this.out / 'tables'}")
-    say(f"page: {this.out / written}")
-    return this.out / written
+    with this.base.claimed(this.out / "report"):
+        return publish(results, suite, this.out)
+
+
+def publish(results: Mapping[str, Any], suite: Suite, out: Path) -> Path:
+    """Tables, figures, page and README of what ``study.json`` holds, all of them or none."""
+    made = views.view(results, suite)
+    with replacing(out, ".report") as folder:
+        written = views.write(results, made, folder).name
+    say(f"tables: {out / 'tables'}")
+    say(f"page: {out / written}")
+    return out / written
+
+
+def again(file: Path, out: Path, suite: Suite) -> Path:
+    """The same of a study's file, whatever became of its run folder.
+
+    Raises:
+        UserError: the file is not a study's.
+    """
+    results = read_json(file)
+    if not isinstance(results, dict) or not {"name", "recipe", "rows"} <= results.keys():
+        raise UserError(f"{file} is not a study.json: give the file that 'planearly study' wrote")
+    return publish(results, suite, out)
 
 
 def _entropies(this: Study) -> Iterator[tuple[str, dict[str, Any]]]:

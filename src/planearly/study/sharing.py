@@ -3,40 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
+from planearly import methods
 from planearly.keys import Recipe
-from planearly.plan import predict
 from planearly.study.grid import Cell
 from planearly.train import steps
 
-GENERIC = {"slm": ("slm",), "slm-d": ("slm", "llm"), "llm": ("llm",), "llm-lora": ("llm",),
-           "slm-pn": ("slm-pn",), "slm-mix": ("slm-mix",)}
-"""Pretrainings of a method on the generic corpus as it is. Those of the other methods draw by
-weights that follow from the budget, so theirs of two budgets have no step in common."""
 _LATER = ("finetune.", "lora.", "distill.", "expert", "projected.tune_vector")
 """Beginnings of the keys that a pretraining does not depend on."""
-_OF_METHOD = {"importance.": ("slm-is", "slm-top"), "selection.": ("slm-dsir", "slm-knn"),
-              "projected.": ("slm-pn",), "mixture.": ("slm-mix",), "large.": ("llm",),
-              "spec_tokens": predict.SELECTORS, "cluster.embedder": (*predict.SELECTORS, "slm-pn",
-                                                                     "slm-mix"),
-              "pretrain.specialization_share": predict.SELECTORS}
-"""Beginnings of the keys that only some pretrainings depend on."""
+
+
+def generic(method: str) -> list[str]:
+    """Names of a method's pretrainings on the generic corpus as it is, a teacher's among them.
+
+    Those of the other methods draw by weights that follow from the budget, so theirs of two budgets
+    have no step in common.
+    """
+    row = methods.TABLE.get(method)
+    if row is None or not row.pretrains or row.per_domain:
+        return []
+    teacher = replace(row, size="large", bank=None, tune="full")
+    return [row.pretraining(), *([teacher.pretraining()] if row.taught else [])]
+
+
+def pretraining_depends(name: str, key: str) -> bool:
+    """Whether the pretraining of a method depends on a recipe key.
+
+    Args:
+        name: of the method, or of the pretraining that methods share.
+    """
+    row = methods.TABLE.get(name)
+    if row is None:
+        return True
+    selects = row.per_domain and not row.weighs
+    only = {"importance.": row.weighs, "selection.": selects, "large.": row.large,
+            "projected.": row.bank == "projected", "mixture.": row.bank == "mixture",
+            "spec_tokens": row.per_domain, "pretrain.specialization_share": row.per_domain,
+            "cluster.embedder": row.per_domain or row.experts}
+    return row.pretrains and not key.startswith(_LATER) and all(
+        of for start, of in only.items() if key.startswith(start))
+
+
+def depends(name: str, key: str) -> bool:
+    """Whether a method depends on a recipe key anywhere, fine-tuning included."""
+    row = methods.TABLE.get(name)
+    if row is None or pretraining_depends(name, key):
+        return True
+    if row.taught and any(pretraining_depends(one, key) for one in generic(name)):
+        return True
+    only = {"finetune.": True, "spec_tokens": True, "lora.": row.tune == "lora",
+            "distill.": row.taught, "expert": row.experts,
+            "projected.tune_vector": row.bank == "projected"}
+    return any(of for start, of in only.items() if key.startswith(start))
 
 
 def identity(stage: str, cell: Cell) -> dict[str, Any]:
     """A training's name, ``pretrain/slm`` say, and the values of the grid that it depends on."""
     kind, _, rest = stage.partition("/")
-    method = rest.partition(".")[0]
-
-    def matters(key: str) -> bool:
-        if kind != "pretrain":
-            return True
-        if key.startswith(_LATER):
-            return False
-        return all(method in of for start, of in _OF_METHOD.items() if key.startswith(start))
-
-    return {"stage": stage, **{key: value for key, value in cell.settings.items() if matters(key)}}
+    return {"stage": stage, **{
+        key: value for key, value in cell.settings.items()
+        if kind != "pretrain" or pretraining_depends(rest.partition(".")[0], key)}}
 
 
 def longer(name: str, cell: Cell, cells: Iterable[Cell]) -> list[Cell]:
@@ -47,7 +75,7 @@ def longer(name: str, cell: Cell, cells: Iterable[Cell]) -> list[Cell]:
     own, wanted = cell.variant.recipe, alike(cell)
     assert own is not None
     found = [(other.variant.recipe.pretrain_tokens, other) for other in cells
-             if other.variant.recipe and name in GENERIC.get(other.method, ())
+             if other.variant.recipe and name in generic(other.method)
              and alike(other) == wanted and _shared(name, own, other.variant.recipe)]
     return [other for _, other in sorted(found, key=lambda one: one[0], reverse=True)]
 
@@ -64,7 +92,8 @@ def begun(stage: str, cell: Cell, cells: Iterable[Cell]) -> float:
 
 def _shared(name: str, shorter: Recipe, longer: Recipe) -> float:
     """Share of its steps that the shorter pretraining has in common with the longer."""
-    part = 1 / shorter.mixture.experts if name == "slm-mix" else 1.0  # of a middling expert
+    row = methods.TABLE.get(name)
+    part = 1 / shorter.mixture.experts if row and row.bank == "mixture" else 1.0  # of one expert
     own = steps.planned_steps(shorter, part)
     return steps.branching_step(
         shorter.pretrain.optimizer, steps.planned_steps(longer, part), own) / own

@@ -1,28 +1,32 @@
 """A claim's verdict: reproduced, not reproduced, or not to be judged.
 
-A verdict needs the 95% interval of the paired difference, over the documents of the domains that
-every side has, to leave out zero (or the margin that the claim names), every further seed to
-agree, and, where there is none, a difference larger than seeds commonly make. Anything less cannot
-be judged, and the evidence says why. Intervals are each of 95%: among many claims, a wrong verdict
-by chance is to be expected now and then.
+A verdict needs two seeds of every training that it compares, and the 95% interval of the paired
+difference, over documents and seeds (:mod:`planearly.study.seeds`), to leave out zero or the margin
+that the claim names. Anything less cannot be judged, and the evidence says why. Intervals are each
+of 95%: among many claims, a wrong verdict by chance is to be expected now and then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from planearly.study.build import over, shown
-from planearly.study.compare import Arm, Cells, Difference, difference, macro, shared
+from planearly.report import sentences
+from planearly.study import seeds
+from planearly.study.compare import Arm, Cells, macro, shared
+from planearly.study.seeds import Estimate
+from planearly.study.spec import over, shown
 
 Verdict = Literal["reproduced", "not reproduced", "cannot be judged"]
 
-ONE_SEED = 0.02
-"""Nats per token below which a difference between trainings of one seed each says nothing."""
-VERDICT = ("A verdict needs the 95% interval of a paired difference to leave out zero, or the "
-           "margin named, further seeds to agree, and without further seeds a difference of at "
-           f"least {ONE_SEED:g} nats per token.")
+NEEDED = 2
+"""Seeds of every training behind a verdict."""
+RULE = (f"A verdict needs {NEEDED} seeds of every training that is compared, and the 95% interval "
+        "of the paired difference, over documents and over seeds, to leave out zero, or the margin "
+        "named. Of a comparison of one seed both intervals are told: over documents alone, and "
+        f"with what a seed does to such a pair (as far as the study's own seeds tell, else "
+        f"{sentences.SEED_SPREAD:g} nats per token).")
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,9 @@ class Claim:
             against it, or neither.
         evidence: one or two sentences with the numbers, their intervals and the domains behind
             them; what is missing where it cannot be judged.
-        table: name of the :class:`~planearly.study.table.Table` that shows it; "" where none does.
+        table: name of the :class:`~planearly.report.table.Table` that shows it; "" where none does.
         missing: it could not be judged for want of rows.
+        one_seed: it could not be judged for want of a second seed.
         ours: the paper does not make it.
     """
 
@@ -45,10 +50,11 @@ class Claim:
     evidence: str
     table: str
     missing: bool = False
+    one_seed: bool = False
     ours: bool = False
 
 
-Test = tuple[str, Difference | None]
+Test = tuple[str, Estimate | None]
 """What was compared, in words, and by how much it differs; None where rows are missing."""
 
 
@@ -62,7 +68,7 @@ def judged(cells: Cells, text: str, sign: int, tests: Sequence[Test], table: str
     """
     known = [found for _, found in tests if found]
     missing = [what for what, found in tests if not found]
-    sides = [0 if small(found, margin) else sign * moved(found, -margin).side for found in known]
+    sides = [sign * found.side(margin) if found.seeds >= NEEDED else 0 for found in known]
     verdict: Verdict = "cannot be judged"
     if any(side < 0 for side in sides):
         verdict = "not reproduced"
@@ -73,58 +79,53 @@ def judged(cells: Cells, text: str, sign: int, tests: Sequence[Test], table: str
                          for what, found in tests if found)
     if alike:
         evidence += f", over {over(cells, known[0].domains)}"
-    said_all = [evidence + "." if evidence else "", reason]
+    all_said = [evidence + "." if evidence else "", reason]
     if missing:
-        said_all.append(f"Rows are missing for: {'; '.join(missing)}.")
+        all_said.append(f"Rows are missing for: {'; '.join(missing)}.")
     if verdict == "cannot be judged":
-        said_all += untold([found for found, side in zip(known, sides, strict=True) if side == 0],
-                           margin)
-    return Claim(text, verdict, " ".join(filter(None, said_all)), table, bool(missing))
+        all_said += undecided([found for found, side in zip(known, sides, strict=True)
+                               if side == 0], margin)
+    single = verdict == "cannot be judged" and any(found.seeds < NEEDED for found in known)
+    return Claim(text, verdict, " ".join(filter(None, all_said)), table, bool(missing), single)
 
 
-def small(found: Difference, margin: float = 0.0) -> bool:
-    """Whether one seed may have made it: near the margin, and no other seed was run."""
-    return not found.seeds and abs(found.nats - margin) < ONE_SEED
-
-
-def untold(found: Sequence[Difference], margin: float) -> list[str]:
+def undecided(found: Sequence[Estimate], margin: float) -> list[str]:
     """Why these differences decide nothing."""
-    told = [moved(each, -margin) for each in found]
-    reasons = {
-        f"an interval includes {margin:g}": any(e.low <= 0 <= e.high for e in told),
-        "the seeds disagree": any(not e.low <= 0 <= e.high and not small(e) for e in told),
-        f"one seed each does not carry a difference below {ONE_SEED:g}":
-            any(not e.low <= 0 <= e.high and small(e) for e in told)}
-    said_all = [reason for reason, holds in reasons.items() if holds]
-    return [f"Not told apart at this size: {'; '.join(said_all)}."] if said_all else []
+    told = []
+    if any(each.seeds < NEEDED for each in found):
+        told.append("Not judged: one seed.")
+    if any(each.seeds >= NEEDED and each.side(margin) == 0 for each in found):
+        told.append(f"Cannot be told apart: an interval includes {margin:g}.")
+    return told
 
 
-def unjudged(text: str, reason: str, table: str, missing: bool = False) -> Claim:
-    return Claim(text, "cannot be judged", reason, table, missing)
+def unjudged(text: str, reason: str, table: str, missing: bool = False,
+             one_seed: bool = False) -> Claim:
+    return Claim(text, "cannot be judged", reason, table, missing, one_seed)
 
 
-def moved(found: Difference, by: float) -> Difference:
-    """The difference with ``by`` added."""
-    return replace(found, nats=found.nats + by, low=found.low + by, high=found.high + by,
-                   seeds=[replace(seed, nats=seed.nats + by, here=seed.here + by)
-                          for seed in found.seeds])
-
-
-def said(cells: Cells, found: Difference, where: bool = True) -> str:
+def said(cells: Cells, found: Estimate, where: bool = True) -> str:
     """A difference in words, and the domains that it is over."""
-    seeds = ", ".join(
-        f"{seed.nats:+.3f}" + ("" if seed.domains == found.domains else
-                               f" where this one has {seed.here:+.3f}, over "
-                               f"{over(cells, seed.domains)}") for seed in found.seeds)
-    return (f"{found.nats:+.3f} nats per token [{found.low:+.3f}, {found.high:+.3f}]"
-            + (f" (another seed: {seeds})" if seeds else "")
-            + (f" over {over(cells, found.domains)}" if where else ""))
+    own = found.own
+    documents = sentences.bounds(own.low, own.high)
+    if found.seeds == 1:
+        words = (f"{own.nats:+.3f} nats per token, one seed, {documents} over documents, "
+                 f"{sentences.bounds(found.low, found.high)} with what a seed does")
+    else:
+        others = ", ".join(
+            f"{seed.nats:+.3f}" + ("" if seed.domains == own.domains else
+                                   f" where this one has {seed.here:+.3f}, over "
+                                   f"{over(cells, seed.domains)}") for seed in found.others)
+        words = (f"{found.nats:+.3f} nats per token {sentences.bounds(found.low, found.high)} over "
+                 f"{found.seeds} seeds (the first: {own.nats:+.3f} {documents} over documents; "
+                 f"another: {others})")
+    return words + (f" over {over(cells, found.domains)}" if where else "")
 
 
 def versus(cells: Cells, a: Arm, b: Arm, within: Sequence[str] | None = None,
            where: str = "") -> Test:
-    """a minus b: in words, with both perplexities, and as a difference."""
-    found = difference(cells, a, b, within)
+    """a minus b: in words, with both perplexities at the own seed, and as a difference."""
+    found = seeds.difference(cells, a, b, within)
     values = []
     for arm in (a, b):
         rows = [cells.rows(arm)[domain] for domain in found.domains] if found else []

@@ -15,12 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from planearly.cost.model import crossing
 from planearly.errors import UserError
 from planearly.keys import Recipe
-from planearly.study import compare, table
-from planearly.study.claims import claims
+from planearly.report import table
+from planearly.report.table import write
+from planearly.studies.paper import SUITE
+from planearly.study import compare, seeds
 from planearly.study.compare import Arm, Cells
-from planearly.study.tables import tables, write
 from planearly.study.verdict import Claim
 
 DOMAINS = ["arxiv", "freelaw", "stackexchange", "wikipedia"]
@@ -132,6 +134,16 @@ def study(*blocks: tuple[list[str], list[Change], list[str]], level: Level = pla
     }
 
 
+def repeated(made: dict[str, Any], level: Level = plain, seeds: int = 3) -> dict[str, Any]:
+    """A study with further seeds of every row."""
+    known = {json.dumps([r["method"], r["domain"], r["settings"]]) for r in made["rows"]}
+    further = [row(r["method"], r["domain"], {**r["settings"], "seed": seed}, level)
+               for r in made["rows"] for seed in range(1, seeds + 1)]
+    rows = [r for r in further
+            if json.dumps([r["method"], r["domain"], r["settings"]]) not in known]
+    return {**made, "rows": [*made["rows"], *rows]}
+
+
 def full(level: Level = plain) -> dict[str, Any]:
     """A whole grid; budgets on two domains only."""
     experts = ["slm-pn", "slm-mix"]
@@ -148,6 +160,14 @@ def full(level: Level = plain) -> dict[str, Any]:
         (["slm"], [{"finetune.replay_share": 0.2}, {"pretrain.optimizer.preset": "paper"},
                    {"seed": 1}], DOMAINS),
         (["slm-is"], [{"pretrain.specialization_share": 0.1}], DOMAINS), level=level)
+
+
+def tables(made: Mapping[str, Any]) -> list[table.Table]:
+    return SUITE.of(made)[0]
+
+
+def claims(made: Mapping[str, Any]) -> list[Claim]:
+    return SUITE.of(made)[1]
 
 
 @pytest.fixture(scope="module")
@@ -215,9 +235,9 @@ def test_another_seed_that_disagrees_takes_the_side_away() -> None:
         return 4.0 + (method == "slm-is") * (-0.2 if settings["seed"] == 0 else 0.1)
 
     made = study((["slm", "slm-is"], [{}, {"seed": 1}], DOMAINS), level=flips)
-    found = compare.difference(Cells(made), Arm("slm-is"), Arm("slm"))
-    assert found and found.high < 0 and found.side == 0
-    assert [seed.nats for seed in found.seeds] == pytest.approx([0.1], abs=0.01)
+    found = seeds.difference(Cells(made), Arm("slm-is"), Arm("slm"))
+    assert found and found.own.high < 0 and found.side() == 0
+    assert [seed.nats for seed in found.others] == pytest.approx([0.1], abs=0.01)
 
 
 def test_averages_of_a_table_are_over_the_same_domains(whole: dict[str, Any]) -> None:
@@ -249,7 +269,7 @@ def test_no_cell_is_lost_from_an_average(grid: list[tuple[str, set[str]]]) -> No
 @pytest.mark.parametrize("a, b, expected", [
     ((0, 10), (80, 2), 10.0), ((0, 1), (80, 2), None), ((0, 2), (80, 2), None)])
 def test_crossing(a: tuple[float, float], b: tuple[float, float], expected: float | None) -> None:
-    assert compare.crossing(*a, *b) == expected
+    assert crossing(*a, *b) == expected
 
 
 # Tables -----------------------------------------------------------------------------------------
@@ -381,7 +401,7 @@ STARTS = [
 
 
 def test_claims_that_hold_are_reproduced(whole: dict[str, Any]) -> None:
-    found = claims(whole)
+    found = claims(repeated(whole))
     assert all(claim(found, start) for start in STARTS)
     assert all(c.text.startswith(tuple(STARTS)) for c in found)
     assert {c.text: c.verdict for c in found if c.verdict != "reproduced"} == {}
@@ -407,23 +427,30 @@ def opposite(method: str, settings: Mapping[str, Any], domain: str) -> float:
     return level
 
 
-def test_claims_that_do_not_hold_are_not_reproduced() -> None:
-    made = full(opposite)
-    made["rows"].extend(row("slm", domain, {"pretrain_tokens": 64_000_000}, opposite)
-                        for domain in DOMAINS)
+def costly(made: dict[str, Any]) -> dict[str, Any]:
     for each in made["rows"]:
         if each["nll_before"]:
             each["nll_before"] = [0.5 * nats for nats in each["nll_before"]]
         if each["method"] == "slm-pn":  # dearer in every respect
             each["specialization_cost"] = cost(20_000_000, 3)
-    found = claims(made)
+    return made
+
+
+def test_claims_that_do_not_hold_are_not_reproduced() -> None:
+    made = full(opposite)
+    made["rows"].extend(row("slm", domain, {"pretrain_tokens": 64_000_000}, opposite)
+                        for domain in DOMAINS)
+    found = claims(costly(repeated(made, opposite)))
     verdicts = {start: claim(found, start).verdict for start in STARTS}
     assert verdicts.pop("SLM-mix beats") == verdicts.pop("SLM-pn beats") == "reproduced"
     assert set(verdicts.values()) == {"not reproduced"}, verdicts
 
 
 def test_claims_without_a_difference_are_not_told_apart() -> None:
-    made = full(lambda method, settings, domain: 4.0 + 0.1 * (method == "slm-nopt"))
+    def level(method: str, settings: Mapping[str, Any], domain: str) -> float:
+        return 4.0 + 0.1 * (method == "slm-nopt")
+
+    made = repeated(full(level), level)
     for each in made["rows"]:  # as much before as after, but for chance
         if each["nll_before"]:
             noise = np.random.default_rng(7).normal(0, 5, DOCUMENTS)
@@ -433,10 +460,10 @@ def test_claims_without_a_difference_are_not_told_apart() -> None:
     for start in ("SLM-is is", "The advantage of SLM-is", "SLM-pn beats",
                   "Blending the experts gives SLM-pn", "Pretraining on the most"):
         assert claim(found, start).verdict == "cannot be judged", start
-        assert "Not told apart" in claim(found, start).evidence
+        assert "Cannot be told apart: an interval includes 0" in claim(found, start).evidence
     for start in ("The advantage of SLM-pn", "SLM-mix loses"):
         assert claim(found, start).verdict == "cannot be judged"
-        assert "no advantage" in claim(found, start).evidence
+        assert "No advantage" in claim(found, start).evidence
 
 
 def test_claims_without_rows_say_what_is_missing() -> None:
@@ -455,7 +482,7 @@ def test_a_turn_in_the_growth_with_k_is_seen() -> None:
 
     made = study((["slm"], [{}], DOMAINS),
                  (["slm-is"], [{"importance.k": k} for k in (16, 64, 256)], DOMAINS), level=peaks)
-    grows = claim(claims(made), "The advantage of SLM-is")
+    grows = claim(claims(repeated(made, peaks)), "The advantage of SLM-is")
     assert grows.verdict == "not reproduced" and "does not grow all the way" in grows.evidence
 
 
@@ -473,7 +500,8 @@ def test_what_hangs_on_the_budget_is_judged_at_each() -> None:
     made = full(level)
     made["rows"].extend(row(method, domain, {"pretrain_tokens": 32_000_000}, level)
                         for domain in DOMAINS for method in ("slm", "slm-pn"))
-    verdicts = {c.text: c.verdict for c in claims(made) if c.text.startswith("SLM-pn beats")}
+    found = claims(repeated(made, level))
+    verdicts = {c.text: c.verdict for c in found if c.text.startswith("SLM-pn beats")}
     at = "SLM-pn beats SLM after fine-tuning on the small set, with {} tokens of pretraining."
     assert verdicts[at.format("8M")] == "not reproduced"
     assert verdicts[at.format("32M")] == "reproduced"
@@ -490,8 +518,8 @@ def test_what_erodes_is_judged_at_the_largest_budget_with_two_set_sizes() -> Non
     small = claim(claims(study(both, level=level)), "The advantage of SLM-pn")
     assert small.verdict == "cannot be judged" and small.table == "figure-05-set-size"
     larger = [{**size, "pretrain_tokens": 32_000_000} for size in sizes]
-    found = claim(claims(study(both, (["slm", "slm-pn"], larger, DOMAINS), level=level)),
-                  "The advantage of SLM-pn")
+    made = study(both, (["slm", "slm-pn"], larger, DOMAINS), level=level)
+    found = claim(claims(repeated(made, level)), "The advantage of SLM-pn")
     assert found.verdict == "reproduced" and "with 32M tokens" in found.text
     assert found.table == "table-08-budgets"
 
@@ -503,20 +531,54 @@ def test_methods_meet_at_their_main_budgets() -> None:
     baselines = named(tables(made), "table-04-baselines")
     assert {r["method"]: r["budget"] for r in baselines.rows} == {
         "slm": 32_000_000, "slm-pn": 32_000_000, "slm-is": 8_000_000}
-    assert claim(claims(made), "SLM-pn beats").verdict == "reproduced"
+    assert claim(claims(repeated(made)), "SLM-pn beats").verdict == "reproduced"
 
 
-def test_one_seed_carries_no_small_difference() -> None:
-    def closely(method: str, settings: Mapping[str, Any], domain: str) -> float:
-        return 4.0 - 0.01 * (method == "slm-pn")
+def test_one_seed_judges_nothing_however_large_the_difference() -> None:
+    def far(method: str, settings: Mapping[str, Any], domain: str) -> float:
+        return 4.0 - 1.0 * (method == "slm-pn")
 
-    once = claim(claims(study((["slm", "slm-pn"], [{}], DOMAINS), level=closely)), "SLM-pn beats")
-    assert once.verdict == "cannot be judged" and "one seed each does not carry" in once.evidence
-    twice = study((["slm", "slm-pn"], [{}], DOMAINS),
-                  (["slm", "slm-pn"], [{"seed": 1}], DOMAINS[:2]), level=closely)
-    found = claim(claims(twice), "SLM-pn beats")
-    assert found.verdict == "reproduced"
-    assert "over 2 of 4 domains (arxiv, freelaw)" in found.evidence  # where the other seed is
+    once = study((["slm", "slm-pn"], [{}], DOMAINS), level=far)
+    found = claim(claims(once), "SLM-pn beats")
+    assert found.verdict == "cannot be judged" and found.one_seed
+    assert "one seed, [" in found.evidence and "Not judged: one seed." in found.evidence
+    alone = seeds.difference(Cells(once), Arm("slm-pn"), Arm("slm"))
+    assert alone and alone.high < 0 and alone.spread == seeds.Spread(0.04, 2.0, 0)
+    twice = claim(claims(study(
+        (["slm", "slm-pn"], [{}], DOMAINS), (["slm", "slm-pn"], [{"seed": 1}], DOMAINS[:2]),
+        level=far)), "SLM-pn beats")
+    assert twice.verdict == "reproduced" and "over 2 seeds" in twice.evidence
+    assert "over 2 of 4 domains (arxiv, freelaw)" in twice.evidence  # where the other seed is
+
+
+def test_the_spread_over_seeds_is_not_averaged_away_over_domains() -> None:
+    shift = {0: 0.0, 1: 0.06}
+
+    def drawn(method: str, settings: Mapping[str, Any], domain: str) -> float:
+        return 4.0 - (method == "slm-is") * (0.2 + shift[settings["seed"]])
+
+    few, many = (Cells(study((["slm", "slm-is"], [{}, {"seed": 1}], DOMAINS[:n]), level=drawn))
+                 for n in (1, 4))
+    one, four = (seeds.difference(cells, Arm("slm-is"), Arm("slm")) for cells in (few, many))
+    assert one and four
+    variance = (2 * 0.04**2 + 0.06**2 / 2) / 3  # two pairs of the prior's, one of the study's
+    assert four.spread.deviation == pytest.approx(variance**0.5, rel=1e-6)
+    assert one.spread.deviation == pytest.approx(variance**0.5, rel=1e-6)
+    assert four.spread.freedom == one.spread.freedom == 3
+    assert four.nats == pytest.approx(-0.23, abs=1e-6)
+    half = stats.t.ppf(0.975, 3) * (variance / 2) ** 0.5
+    assert (four.high - four.low) / 2 == pytest.approx(half, rel=0.01)
+
+
+def test_intervals_over_seeds_hold_the_truth_as_often_as_they_say() -> None:
+    draw, deviation, documents, held = np.random.default_rng(0), 0.05, 0.007, []
+    for _ in range(2000):
+        seen = draw.normal(0, deviation, 2) + draw.normal(0, documents, 2)
+        spread = seeds.moderated([(float(np.var(seen, ddof=1)), 1)])
+        low, high = compare.combined(float(seen.mean()), [
+            (spread.deviation**2 / 2, spread.freedom), (documents**2 / 2, 100)])
+        held.append(low < 0 < high)
+    assert np.mean(held) > 0.945
 
 
 def test_a_starved_mixture_is_not_judged() -> None:

@@ -1,18 +1,18 @@
-"""The paper's claims, and some of ours, held against a study (see ``study.verdict``)."""
+"""The paper's claims, and some of ours, each judged by a study (see ``study.verdict``)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from planearly.study.build import shown
-from planearly.study.compare import BUDGET, Arm, Cells, contrast, difference, shared
-from planearly.study.costs import crossing_of
-from planearly.study.extras import single_rule
-from planearly.study.tables import tables
+from planearly.studies.paper.tables import crossing_of, single_rule
+from planearly.study.compare import BUDGET, Arm, Cells, shared
+from planearly.study.seeds import difference, estimate
+from planearly.study.spec import shown
 from planearly.study.verdict import (
+    NEEDED,
     Claim,
     at,
     judged,
@@ -33,14 +33,6 @@ STARVED = 1.0
 """Pretraining tokens per parameter below which an expert of a mixture has hardly begun."""
 SEVERAL_TIMES = 2.5
 """How much dearer than SLM-is an SLM has to be; in the paper about 4 (530 and 130 GPU-hours)."""
-
-
-def claims(study: Mapping[str, Any]) -> list[Claim]:
-    """Every claim of the paper that the study is held against, with its verdict."""
-    cells = Cells(study)
-    shown_by = {table.name for table in tables(study)}
-    found = [claim for judge in JUDGES for claim in judge(cells)]
-    return [claim if claim.table in shown_by else replace(claim, table="") for claim in found]
 
 
 def essential(cells: Cells) -> list[Claim]:
@@ -146,7 +138,8 @@ def grows_with_k(cells: Cells) -> list[Claim]:
     reason = "Against slm at k = " + ", ".join(
         f"{k}: {gain.nats:+.3f}" for k, gain in zip(ks, gains, strict=True) if gain) + "."
     claim = judged(cells, text, -1, [ends], table, reason=reason if all(gains) else "")
-    turned = [step for step in steps if step[1] and step[1].side > 0]
+    turned = [step for step in steps
+              if step[1] and step[1].side() > 0 and step[1].seeds >= NEEDED]
     if turned and claim.verdict != "not reproduced":
         back = "; ".join(f"{what}: {said(cells, found)}" for what, found in turned if found)
         return [Claim(text, "not reproduced",
@@ -212,14 +205,14 @@ def erodes(cells: Cells, method: str, name: str) -> Claim:
     if why := starved(cells, Arm(method, budget)):
         return unjudged(text, why, table)
     small, large = ({**budget, "spec_tokens": size} for size in (sizes[0], sizes[-1]))
-    change = contrast(cells, [(1.0, Arm(method, large)), (-1.0, Arm("slm", large)),
+    change = estimate(cells, [(1.0, Arm(method, large)), (-1.0, Arm("slm", large)),
                               (-1.0, Arm(method, small)), (1.0, Arm("slm", small))])
     first = versus(cells, Arm(method, small), Arm("slm", small),
                    change.domains if change else None, at(sizes[0]))
-    if first[1] is None or first[1].side >= 0:
+    if first[1] is None or first[1].side() >= 0:
         seen = f" {first[0]}: {said(cells, first[1])}." if first[1] else ""
-        return unjudged(text, f"There is no advantage on the small set that could erode.{seen}",
-                        table)
+        return unjudged(text, "No advantage on the small set can be told, which could erode."
+                        + seen, table, one_seed=first[1] is not None and first[1].seeds < NEEDED)
     words = f"difference at {shown(sizes[-1], 'spec_tokens')} less that {at(sizes[0])[:-2]}"
     return judged(cells, text, 1, [(words, change)], table,
                   reason=f"{first[0]}: {said(cells, first[1])}.")
@@ -264,14 +257,15 @@ def loses(cells: Cells, text: str, single: Arm, plain: Arm, wide: Sequence[str],
                         "on three domains.", table, True)
     has = {label: difference(cells, single, plain, domains)
            for label, domains in (("wide", wide), ("narrow", narrow))}
-    change = contrast(cells, [(1.0, single), (-1.0, plain)], weights={
+    change = estimate(cells, [(1.0, single), (-1.0, plain)], weights={
         **dict.fromkeys(wide, 1 / len(wide)), **dict.fromkeys(narrow, -1 / len(narrow))})
     evidence = "; ".join(f"{single.method} less slm on {label} domains: {said(cells, each)}"
                          for label, each in has.items() if each) + "."
-    if not has["narrow"] or not has["wide"] or has["narrow"].side >= 0:
-        return unjudged(text, f"There is no advantage on the narrow domains to lose. {evidence}",
-                        table)
-    if has["wide"].side < 0:
+    few = any(each is not None and each.seeds < NEEDED for each in has.values())
+    if not has["narrow"] or not has["wide"] or has["narrow"].side() >= 0:
+        return unjudged(text, "No advantage on the narrow domains can be told, to be lost. "
+                        + evidence, table, one_seed=few)
+    if has["wide"].side() < 0 and has["wide"].seeds >= NEEDED:
         return Claim(text, "not reproduced", f"It keeps an advantage. {evidence}", table)
     return judged(cells, text, 1, [("wide less narrow", change)], table, reason=evidence)
 
@@ -303,19 +297,20 @@ def distillation(cells: Cells) -> list[Claim]:
             shares.append((share, arm))
     cheaper = [each for each in shares if each[0] <= 1]
     about = [each for each in shares if each[0] >= EQUAL_COST]
-    tried = []
+    tried, single = [], False
     for share, arm in [*cheaper[-1:], *about[:1]]:
         claim = judged(cells, text, -1, [versus(cells, arm, student, where=at(sizes[0]))], table,
                        reason=f"That budget of slm takes {share:.0%} of slm-d's FLOPs, the "
                        "teacher's included.")
         tried.append(claim.evidence)
+        single = single or claim.one_seed
         # a cheaper slm that is worse, or a dearer one that is better, settles nothing
         if (claim.verdict == "reproduced" and share <= 1) or (
                 claim.verdict == "not reproduced" and share >= EQUAL_COST):
             return [claim]
     return [unjudged(text, " ".join([
         *dict.fromkeys(tried), "No budget of slm settles it: it would have to be better at no more "
-        "FLOPs than slm-d's, or worse at no fewer."]), table)]
+        "FLOPs than slm-d's, or worse at no fewer."]), table, one_seed=single)]
 
 
 def top_alone(cells: Cells) -> list[Claim]:
@@ -364,7 +359,7 @@ def crosses(cells: Cells) -> list[Claim]:
     for network in networks(cells, sampled):
         found = versus(cells, network, sampled, where=at(sizes[0]))
         meet = crossing_of(cells, sampled, network)
-        if not found[1] or not meet or found[1].side > 0:
+        if not found[1] or not meet or found[1].nats > 0:
             continue
         counts = {words: meet[unit] for unit, words in (("flops", "FLOPs"),
                                                         ("hours", "device-hours"))}
@@ -373,8 +368,10 @@ def crosses(cells: Cells) -> list[Claim]:
                     f"{said(cells, found[1])}. The curves meet " + ", ".join(
                         f"in {words} {'never' if count is None else f'at {count:.1f} domains'}"
                         for words, count in counts.items()) + ".")
-        if len(past_one) > 1:
-            return [unjudged(text, evidence + " They disagree.", table)]
+        if len(past_one) > 1 or found[1].seeds < NEEDED:
+            why = "They disagree." if len(past_one) > 1 else "Not judged: one seed."
+            return [unjudged(text, f"{evidence} {why}", table,
+                             one_seed=found[1].seeds < NEEDED)]
         return [Claim(text, "reproduced" if past_one == {True} else "not reproduced", evidence,
                       table)]
     seen = f" The dearest: {found[0]}: {said(cells, found[1])}." if found and found[1] else ""
@@ -389,7 +386,7 @@ def networks(cells: Cells, sampled: Arm) -> list[Arm]:
                                                       **rule})])]
 
 
-JUDGES: list[Callable[[Cells], list[Claim]]] = [
+CLAIMS: list[Callable[[Cells], list[Claim]]] = [
     essential, no_pretraining, best_small, grows_with_k, experts_help, wide_domains, distillation,
     top_alone, lora_close, crosses,
 ]

@@ -1,4 +1,4 @@
-"""The study's page: all it is given, escaped, in one file; figures as files."""
+"""Tables, their figures, and the study's page: all it is given, escaped, in one file."""
 
 import math
 import re
@@ -8,8 +8,9 @@ import pytest
 
 from html_outline import Outline
 from planearly.keys import Recipe
-from planearly.study import figures, page
-from planearly.study.table import Axis, Column, Figure, Table
+from planearly.report import chart
+from planearly.report.table import Axis, Column, Figure, Table
+from planearly.study import view
 from planearly.study.verdict import Claim
 
 EVIL = '<script>alert("x")</script> & $\\frac{$'
@@ -24,7 +25,8 @@ def row(method: str, domain: str, after: float, seed: int = 0, **settings) -> di
     return {
         "method": method, "domain": domain, "seed": seed, "spec_tokens": 50_000,
         "pretrain_tokens": 8_000_000, "inference_params": 700_000, "ppl_before": after * 2,
-        "ppl_after": after, "test_tokens": 20_000,
+        "ppl_after": after, "test_tokens": 20_000, "tokens": [100, 200],
+        "nll_after": [100 * math.log(after), 200 * math.log(after)],
         "settings": {"seed": seed, "pretrain_tokens": 8_000_000, "importance.k": None, **settings},
         "cost": cost, "generic_cost": {**cost, "tokens": 1e6 + after * (method == "slm-is")},
         "specialization_cost": {**cost, "tokens": 1e6 + after},
@@ -64,8 +66,8 @@ CLAIMS = [Claim("Fine-tuning is essential", "reproduced", "12.0 against 30.0.", 
           Claim("C(N) crosses over", "cannot be judged", "Rows are missing.", "")]
 
 
-def written(tmp_path, *args) -> str:
-    out = page.write(*args, tmp_path)
+def written(tmp_path, made, tables, claims) -> str:
+    out = view.write(made, view.of(made, tables, claims), tmp_path)
     assert out == tmp_path / "index.html"
     return out.read_text("utf-8")
 
@@ -143,36 +145,37 @@ def test_nothing_finished_is_a_page_too(tmp_path):
 
 def test_missing_values_are_a_dash_and_sort_last():
     one = table("t")
-    values = page.cells(one, {"domain": "d", "ppl": 5.0, "ci": [4.0, 6.0], "share": math.nan})
-    assert [cell["text"] for cell in values[:5]] == ["d", "–", "5.00", "[4.00, 6.00]", "–"]
-    assert [cell["sort"] for cell in values[:5]] == ["d", None, 5.0, 4.0, None]
+    one.rows[:] = [{"domain": "d", "ppl": 5.0, "ci": [4.0, 6.0], "share": math.nan}]
+    values, = one.cells()
+    assert [cell.text for cell in values[:5]] == ["d", "–", "5.00", "[4.00, 6.00]", "–"]
+    assert [cell.sort for cell in values[:5]] == ["d", None, 5.0, 4.0, None]
 
 
 def test_an_interval_is_written_in_the_unit_before_it():
     columns = [Column("share", "Share", "percent"), Column("ci", "95%", "interval")]
-    one = Table("t", "t", "", "", columns)
-    assert page.cells(one, {"share": 0.1, "ci": [0.05, 0.15]})[1]["text"] == "[5.0%, 15.0%]"
+    one = Table("t", "t", "", "", columns, [{"share": 0.1, "ci": [0.05, 0.15]}])
+    assert one.cells()[0][1].text == "[5.0%, 15.0%]"
 
 
 def test_the_cost_of_a_shared_training_is_counted_once():
     made = study()
     made["rows"] = [row("slm", "a", 30.0), row("slm", "b", 31.0), row("slm-is", "a", 20.0)]
-    total = page.cost(made)
+    total = view.cost(made)
     assert total["tokens"] == (1e6 + 30) + (1e6 + 31) + (1e6 + 20) * 2 + 1e6
     assert total["device_hours"] == 2.5 and total["money"] is None
-    assert page.cost({**made, "cost": {"tokens": 7}})["tokens"] == 7
+    assert view.cost({**made, "cost": {"tokens": 7}})["tokens"] == 7
 
 
 def test_a_figure_draws_what_has_values_and_nothing_else():
-    assert figures.draw(table("t")) is None
+    assert chart.draw(table("t")) is None
     for figure in (LINES, BARS):
         whole = table("t", figure)
         for one in whole.rows:
             one["ppl"] = None
-        assert figures.draw(whole) is None
+        assert chart.draw(whole) is None
     mixed = table("t", LINES)
     mixed.rows[0]["ppl"], mixed.rows[1]["ci"], mixed.rows[2]["ppl"] = None, None, -1.0
-    drawn = figures.draw(mixed)
+    drawn = chart.draw(mixed)
     assert drawn is not None
     points = [line for line in drawn.axes.lines if line.get_marker() != "None"]
     assert sum(len(line.get_xdata()) for line in points) == len(mixed.rows) - 2
@@ -183,11 +186,11 @@ def test_a_figure_draws_what_has_values_and_nothing_else():
 
 def test_lines_run_along_x_and_methods_keep_their_look():
     shuffled = table("t", LINES, domains=["d"], methods=["slm-is", "slm"], budgets=(4e6, 1e6, 2e6))
-    drawn = figures.draw(shuffled)
+    drawn = chart.draw(shuffled)
     assert drawn is not None
     first, *_, = (line for line in drawn.axes.lines if line.get_marker() != "None")
     assert np.all(np.diff(first.get_xdata()) > 0)
-    alone = figures.draw(table("t", BARS, methods=["slm-is"]))
+    alone = chart.draw(table("t", BARS, methods=["slm-is"]))
     assert alone is not None
     assert alone.axes.patches[0].get_facecolor()[:3] == pytest.approx(
         tuple(int(first.get_color()[i:i + 2], 16) / 255 for i in (1, 3, 5)))

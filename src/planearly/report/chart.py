@@ -1,4 +1,4 @@
-"""A table of the study as a figure: lines or groups of bars, each value with its interval."""
+"""A table as a figure: lines or groups of bars, each value with its interval."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from planearly import methods
+from planearly.methods import label
 from planearly.report import drawing
-from planearly.report.page import METHODS, label
-from planearly.study.table import Axis, Figure, Table
+from planearly.report.table import Axis, Figure, Table
 from planearly.units import short
 
 if TYPE_CHECKING:
@@ -26,20 +27,10 @@ _APART = 2.6  # points between lines, so that intervals at the same x do not hid
 
 def draw(table: Table) -> drawing.Canvas | None:
     """The figure that the table asks for; None if it asks for none or has nothing to draw."""
-    figure = table.figure
-    if figure is None:
+    rows = table.drawn_rows()
+    if table.figure is None or not rows:
         return None
-    rows = [row for row in table.rows if _drawable(figure, row)]
-    if not rows:
-        return None
-    return (_bars if figure.kind == "bars" else _lines)(figure, rows, table.title)
-
-
-def _drawable(figure: Figure, row: Row) -> bool:
-    axes = [figure.y] + [figure.x] * (figure.kind != "bars")
-    return row.get("drawn", True) and row.get(figure.x.key) is not None and all(
-        isinstance(value := row.get(axis.key), int | float) and math.isfinite(value)
-        and (value > 0 or not axis.log) for axis in axes)
+    return (_bars if table.figure.kind == "bars" else _lines)(table.figure, rows, table.title)
 
 
 def _lines(figure: Figure, rows: Sequence[Row], title: str) -> drawing.Canvas:
@@ -51,8 +42,9 @@ def _lines(figure: Figure, rows: Sequence[Row], title: str) -> drawing.Canvas:
             mine = sorted((row for row in rows if str(row.get(figure.series)) == name),
                           key=lambda row: row[figure.x.key])
             x, y = zip(*((row[figure.x.key], row[figure.y.key]) for row in mine), strict=True)
-            parts = drawn.axes.plot(x, y, color=colour, marker=marker, markersize=5,
-                                    linewidth=1.4 if figure.kind == "lines" else 0,
+            parts = drawn.axes.plot(x, y, color=colour, markersize=5,
+                                    marker="" if figure.kind == "curves" else marker,
+                                    linewidth=0 if figure.kind == "points" else 1.4,
                                     label=drawing.short_name(label(name), 28))
             for row in mine:
                 if bounds := _interval(figure, row):
@@ -116,8 +108,8 @@ def _series(figure: Figure, rows: Sequence[Row]) -> list[str]:
 
 def _known(names: Sequence[str]) -> list[str]:
     """The series among which these are numbered: methods look the same in every figure."""
-    methods = all(name.lower().partition(",")[0] in METHODS for name in names)
-    return list(dict.fromkeys([*(METHODS if methods else ()), *names]))
+    of_methods = all(name.partition(",")[0] in methods.TABLE for name in names)
+    return list(dict.fromkeys([*(methods.TABLE if of_methods else ()), *names]))
 
 
 def _style(name: str, names: Sequence[str]) -> tuple[str, str]:

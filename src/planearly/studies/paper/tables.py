@@ -1,0 +1,674 @@
+"""The specifications of the paper's tables and figures, by its numbers, and of ours (extra-...)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any
+
+from planearly import methods
+from planearly.cost.model import crossing
+from planearly.methods import label
+from planearly.report import form, sentences
+from planearly.report.form import number, si
+from planearly.report.table import Axis, Column, Figure, Table
+from planearly.study.compare import (
+    BUDGET,
+    Arm,
+    Cells,
+    When,
+    difference,
+    macro,
+    mean_cost,
+)
+from planearly.study.spec import (
+    AFTER,
+    AFTER_AXIS,
+    BUDGETS,
+    COST,
+    DOMAIN,
+    GENERIC,
+    GENERIC_COST,
+    METHOD,
+    OWN_COST,
+    PAIRED,
+    SET,
+    SETS_AXIS,
+    Averages,
+    Line,
+    Lines,
+    Listing,
+    Rows,
+    alone,
+    facts_of,
+    has_experts,
+    mean,
+    ordered,
+    over,
+    shown,
+    sweep,
+    with_interval,
+)
+
+DOMAINS = (1, 7, 50)
+"""Numbers of domains of the paper's Figure 6."""
+TOTAL_COST = "figure-06-total-cost"
+EMBEDDER, POOL, RANK = "cluster.embedder", "data.max_tokens", "projected.rank"
+SETTING = Column("setting", "setting", "text")
+PERPLEXITY = with_interval("ppl", "perplexity")
+AFTER_LOG = Axis(AFTER_AXIS.key, AFTER_AXIS.label, True)
+
+
+def papers(cells: Cells) -> list[str]:
+    """The paper's methods that the study has."""
+    return ordered(cells, lambda method: not method.source)
+
+
+# Lines of averages --------------------------------------------------------------------------------
+
+def by_size(cells: Cells, chosen: Sequence[str], against: str = "slm") -> list[Line]:
+    """Methods at each specialization size, against one of them at that size."""
+    return [Line({"method": method}, Arm(method, {"spec_tokens": size}),
+                 Arm(against, {"spec_tokens": size}))
+            for method in chosen for size in cells.values(Arm(method), "spec_tokens")]
+
+
+def larger_sets(cells: Cells) -> list[Line]:
+    """Methods that have several specialization sizes, at each."""
+    return by_size(cells, [method for method in papers(cells)
+                           if len(cells.values(Arm(method), "spec_tokens")) > 1])
+
+
+def adapted(cells: Cells) -> list[Line]:
+    """The large model and its adapters, by set size."""
+    return by_size(cells, ("llm", "llm-lora"), "llm") if "llm-lora" in cells.methods else []
+
+
+def by_budget(cells: Cells) -> list[Line]:
+    """Methods at each pretraining budget and set size, blends of experts among them."""
+    lines = []
+    for size in cells.values_of("spec_tokens"):
+        for method in papers(cells):
+            blend = {"expert": "blend"} if cells.own("expert") != "blend" else None
+            for rule in ({}, blend) if has_experts(method) and blend else ({},):
+                for budget in cells.values(Arm(method, {"spec_tokens": size, **rule}), BUDGET):
+                    changes = {"spec_tokens": size, BUDGET: budget}
+                    lines.append(Line({"method": f"{method}, blend" if rule else method},
+                                      Arm(method, {**changes, **rule}), Arm("slm", changes)))
+    return lines
+
+
+def several_budgets(cells: Cells) -> list[Line]:
+    """The same, if a method was run at more than one budget."""
+    lines = by_budget(cells)
+    return lines if len({line.arm.changes[BUDGET] for line in lines}) > 1 else []
+
+
+def smallest(lines: Lines) -> Lines:
+    """The lines at the smallest set size that any has, held against nothing."""
+    def chosen(cells: Cells) -> list[Line]:
+        found = lines(cells)
+        sizes = [size for size in cells.values_of("spec_tokens")
+                 if any(line.arm.changes["spec_tokens"] == size for line in found)]
+        return alone(line for line in found if line.arm.changes["spec_tokens"] in sizes[:1])
+    return chosen
+
+
+def generic_models(cells: Cells) -> list[Line]:
+    """What is pretrained once for all domains, each once: small, large, and experts."""
+    return [line for line in smallest(several_budgets)(cells)
+            if (row := methods.TABLE[line.arm.method]).pretrains and not row.per_domain
+            and row.pretraining() == line.labels["method"]]
+
+
+def expert_choices(cells: Cells) -> list[Line]:
+    """Methods with experts, by their number and the rule that chooses."""
+    lines = []
+    for method in ordered(cells, lambda method: method.experts):
+        key = f"{methods.TABLE[method].bank}.experts"
+        for many in cells.values_of(key):
+            rules = cells.values(Arm(method, {key: many}), "expert")
+            lines += [Line({"method": method, "experts": many, "setting": rule},
+                           Arm(method, {key: many, "expert": rule}), Arm(method, {key: many}))
+                      for rule in rules if len(rules) > 1]
+    return lines
+
+
+def along(method: str, key: str, beside: str | None = None) -> Lines:
+    """One method along one setting, against slm."""
+    return lambda cells: sweep(cells, [method], key, Arm("slm"), beside)
+
+
+def top_cluster(cells: Cells) -> list[Line]:
+    """The most frequent cluster alone, against importance sampling at the same k."""
+    pair = ("slm-is", "slm-top")
+    return [Line({"method": method, "setting": shown(k, "importance.k")},
+                 Arm(method, {"importance.k": k}), Arm("slm-is", {"importance.k": k}), {"x": k})
+            for method in pair for k in cells.values(Arm("slm-top"), "importance.k")
+            if all(name in cells.methods for name in pair)]
+
+
+def selectors(cells: Cells) -> list[Line]:
+    """Ways to choose generic text for a domain, the first taking it as it is, by clusters and
+    embedder."""
+    chosen = ["slm", *sorted(ordered(cells, lambda method: method.per_domain), key=_selects)]
+    if len([method for method in chosen if method in cells.methods]) < 2:
+        return []
+    pools = cells.values_of(POOL)
+    lines = []
+    for pool, method in product(pools, chosen):
+        row = methods.TABLE[method]
+        embedded = row.weighs or row.draws == "knn"
+        at = Arm(method, {POOL: pool})
+        for name in cells.values(at, EMBEDDER) if embedded else [cells.own(EMBEDDER)]:
+            of = Arm(method, {**at.changes, EMBEDDER: name})
+            for k in (cells.values(of, "importance.k") if row.weighs
+                      else [cells.own("importance.k")]):
+                labels = {"method": method, "embedder": str(name) if embedded else None,
+                          "setting": shown(k, "importance.k") if row.weighs else None,
+                          "pool": f"of {shown(pool, POOL)}" if pool else None}
+                bar = ", ".join(
+                    str(value) for key, value in labels.items() if value is not None
+                    and (key != "pool" or len(pools) > 1)
+                    and (key != "embedder" or value != cells.own(EMBEDDER)))
+                lines.append(Line(labels, Arm(method, {**of.changes, "importance.k": k}),
+                                  Arm("slm", {POOL: pool}), {"bar": bar}))
+    return lines
+
+
+def _selects(method: str) -> int:
+    """Selectors that know no clusters first, the paper's last."""
+    row = methods.TABLE[method]
+    return (not row.source) * 2 + row.weighs
+
+
+def slices(cells: Cells) -> list[Line]:
+    """The projected network by slices of its bank and budget, experts chosen and blended."""
+    rules = [rule for rule in (single_rule(cells, "slm-pn"), "blend") if rule]
+    lines = [Line({"method": "slm-pn", "setting": h, "rule": rule},
+                  Arm("slm-pn", {BUDGET: budget, RANK: h, "expert": rule}),
+                  Arm("slm", {BUDGET: budget}), {"series": f"h = {h}, {rule}"})
+             for rule in rules for h in cells.values_of(RANK) for budget in cells.values_of(BUDGET)]
+    several = {line.labels["setting"] for line in lines if cells.rows(line.arm)}
+    return lines if len(several) > 1 else []
+
+
+AXES = ("spec_tokens", BUDGET, "seed")
+"""What a variant has in common with what it is compared with."""
+
+
+def variants(cells: Cells) -> list[Line]:
+    """Every setting that was varied, against the method as the recipe has it."""
+    lines: dict[str, Line] = {}
+    for row in cells.all_rows:
+        settings = row["settings"]
+        kept = {key: settings[key] for key in AXES if key in settings}
+        changes = {key: value for key, value in settings.items()
+                   if key not in AXES and value != cells.own(key)}
+        if changes:
+            said = ", ".join(f"{key} {shown(value, key)}" for key, value in changes.items())
+            lines.setdefault(f"{row['method']} {kept} {said}", Line(
+                {"method": row["method"], "setting": said}, Arm(row["method"], settings),
+                Arm(row["method"], kept), {"seed": settings.get("seed", cells.own("seed"))}))
+    return list(lines.values())
+
+
+# Other rows ---------------------------------------------------------------------------------------
+
+def parameters(cells: Cells) -> Rows:
+    """Parameters, trained and deployed, each once."""
+    found: Rows = []
+    for row in cells.all_rows:
+        line = {"method": row["method"],
+                "experts": row.get("k") if has_experts(row["method"]) else None,
+                "params": row["params"], "inference_params": row["inference_params"],
+                "non_embedding_params": row.get("non_embedding_params"),
+                "inference_flops": row.get("inference_flops_per_token")}
+        if line not in found:
+            found.append(line)
+    return sorted(found, key=lambda line: (cells.methods.index(line["method"]),
+                                           line["experts"] or 0))
+
+
+def throughput(cells: Cells) -> Rows:
+    """Device-hours and FLOPs per token of pretraining and specialization."""
+    lines = []
+    for method in ordered(cells, lambda method: not method.source and not method.taught):
+        rows = list(cells.rows(Arm(method)).values())
+        if not rows:
+            continue
+        line: dict[str, Any] = {"method": method,
+                                "inference_flops": rows[0].get("inference_flops_per_token")}
+        for part, used in (("generic_cost", rows[:1]), ("specialization_cost", rows)):
+            tokens, flops, hours = (sum(row[part][what] for row in used)
+                                    for what in ("tokens", "flops", "device_hours"))
+            line[f"{part}_hours"] = hours / tokens * 1e9 if tokens else None
+            line[f"{part}_flops"] = flops / tokens if tokens else None
+        lines.append(line)
+    return lines
+
+
+def spent(cells: Cells, chosen: Callable[[methods.Method], bool] = lambda method: True) -> Rows:
+    """What the paper's methods took by set size, on average over the domains that were run."""
+    found = []
+    for method in ordered(cells, lambda method: not method.source and chosen(method)):
+        for size in cells.values(Arm(method), "spec_tokens"):
+            rows = list(cells.rows(arm := Arm(method, {"spec_tokens": size})).values())
+            steps = mean([row.get("finetuning") or {} for row in rows], "steps")
+            found.append({**facts_of(cells, arm, rows), "steps": steps})
+    return found
+
+
+def finetuning(cells: Cells) -> Rows:
+    """The same of the methods whose cost per domain is mostly fine-tuning."""
+    return spent(cells, lambda method: not method.per_domain and not method.taught)
+
+
+def crossings(cells: Cells) -> Rows:
+    """The number of domains at which slm-is and slm-pn cost the same, by budget of slm-pn."""
+    rows = []
+    for size in cells.values_of("spec_tokens"):
+        sampled = Arm("slm-is", {"spec_tokens": size})
+        for budget in cells.values(Arm("slm-pn", sampled.changes), BUDGET):
+            for rule in ({}, {"expert": "blend"}):
+                network = Arm("slm-pn", {**sampled.changes, BUDGET: budget, **rule})
+                if row := crossing_of(cells, sampled, network):
+                    rows.append({**row, "budget": budget,
+                                 "expert": cells.settings(network).get("expert")})
+    return rows
+
+
+def crossing_of(cells: Cells, sampled: Arm, network: Arm) -> dict[str, Any] | None:
+    """Where C(N) of slm-is and slm-pn meet; None where they have no domain in common."""
+    found = difference(cells, network, sampled)
+    if not found:
+        return None
+    sides = [facts_of(cells, arm, [cells.rows(arm)[d] for d in found.domains])
+             for arm in (sampled, network)]
+    return {"set": sides[0]["set"], "domains": len(found.domains), "difference": found.nats,
+            "difference_ci": found.interval,
+            **{what: crossing(*(side[f"{part}_{what}"] for side in sides
+                                for part in ("generic", "own")))
+               for what in ("tokens", "flops", "hours")}}
+
+
+def clusters_of(what: str) -> Callable[[Cells], Rows]:
+    """A number of every domain's cluster histogram, by number of clusters."""
+    def rows(cells: Cells) -> Rows:
+        return [{"domain": domain, **{f"k{k}": cells.entropy(domain, k, what) for k in _ks(cells)}}
+                for domain in cells.study.get("entropies") or {} if _ks(cells)]
+    return rows
+
+
+def by_clusters(kind: Any) -> Callable[[Cells], list[Column]]:
+    return lambda cells: [DOMAIN, *(Column(f"k{k}", f"k = {k}", kind) for k in _ks(cells))]
+
+
+def _ks(cells: Cells) -> list[int]:
+    return sorted({int(k) for by_k in (cells.study.get("entropies") or {}).values() for k in by_k})
+
+
+def test_texts(cells: Cells) -> Rows:
+    """What the test text of every domain is made of."""
+    found = {row["domain"]: row["tokens"] for row in reversed(cells.all_rows)}
+    return [{"domain": domain, "documents": len(found[domain]), "tokens": sum(found[domain]),
+             "largest": max(found[domain]) / sum(found[domain])}
+            for domain in cells.domains if domain in found]
+
+
+def every_domain(when: When) -> Callable[[Cells], Rows]:
+    """Every method on every domain, at the recipe's own settings."""
+    def rows(cells: Cells) -> Rows:
+        return [_on_domain(cells, Arm(method, when=when), domain) for domain in cells.domains
+                for method in papers(cells)
+                if domain in cells.rows(Arm(method, when=when))]
+    return rows
+
+
+def _on_domain(cells: Cells, arm: Arm, domain: str) -> dict[str, Any]:
+    row = cells.rows(arm)[domain]
+    value = macro([row], arm.when) or {}
+    paired = None if arm.method == "slm" else difference(
+        cells, arm, Arm("slm", when=arm.when), [domain])
+    return {"domain": domain, "method": arm.method, "ppl": value.get("perplexity"),
+            "ppl_ci": value.get("ci95"), "difference": paired.nats if paired else None,
+            "difference_ci": paired.interval if paired else None, **_cost([row])}
+
+
+def _cost(rows: Sequence[Any]) -> dict[str, float]:
+    cost = mean_cost(rows)
+    return {"tokens": cost["tokens"], "flops": cost["flops"], "hours": cost["device_hours"]}
+
+
+def single_rule(cells: Cells, method: str) -> str | None:
+    """The rule that picks one expert: the recipe's own, or else the first that was run."""
+    rules = cells.values(Arm(method), "expert")
+    wanted = [cells.own("expert"), "lowest-loss", "most-frequent", "best-tuned"]
+    return next((rule for rule in wanted if rule in rules and rule != "blend"), None)
+
+
+def blends(cells: Cells) -> Rows:
+    """The blend against the chosen single expert, and both against slm, by domain entropy."""
+    rows = []
+    for method in ordered(cells, lambda method: method.experts):
+        if not (rule := single_rule(cells, method)):
+            continue
+        blend, single = Arm(method, {"expert": "blend"}), Arm(method, {"expert": rule})
+        for domain, row in cells.rows(blend).items():
+            against = {key: difference(cells, a, b, [domain]) for key, a, b in (
+                ("difference", blend, single), ("blend_slm", blend, Arm("slm")),
+                ("single_slm", single, Arm("slm")))}
+            value = macro([row]) or {}
+            rows.append({
+                "method": method, "domain": domain, "rule": rule,
+                "entropy": cells.entropy(domain, row.get("k")),
+                "after": value.get("perplexity"), "after_ci": value.get("ci95"),
+                **{key: each.nats if each else None for key, each in against.items()},
+                **{f"{key}_ci": each.interval if each else None for key, each in against.items()},
+                **_cost([row])})
+    return sorted(rows, key=lambda row: (row["method"], row["entropy"] or 0.0))
+
+
+def over_seeds(cells: Cells) -> Rows:
+    """How far a method, and its difference from slm, move with the seed."""
+    rows = []
+    for method in cells.methods:
+        values = cells.values(Arm(method), "seed")
+        per_seed = [cells.rows(Arm(method, {"seed": seed})) for seed in values]
+        domains = [d for d in cells.domains if all(d in found for found in per_seed)]
+        found = [macro([rows_of[d] for d in domains]) for rows_of in per_seed]
+        known = [each["perplexity"] for each in found if each]
+        if len(known) < 2:
+            continue
+        nats = [each.nats for seed in values if method != "slm" and (each := difference(
+            cells, Arm(method, {"seed": seed}), Arm("slm", {"seed": seed}), domains))]
+        rows.append({
+            "method": method, "seeds": ", ".join(str(seed) for seed in values),
+            "domains": over(cells, domains), "lowest": min(known), "highest": max(known),
+            "low": min(nats, default=None), "high": max(nats, default=None),
+            **_cost([rows_of[d] for rows_of in per_seed for d in domains])})
+    return rows
+
+
+# Rows made of averages ----------------------------------------------------------------------------
+
+def before_and_after(rows: Rows) -> Rows:
+    """Each row twice, by when its perplexity is of."""
+    return [{**row, "series": f"{row['method']}, {when} fine-tuning", "ppl": row[when],
+             "ppl_ci": row[f"{when}_ci"]}
+            for when in ("before", "after") for row in rows if row[when] is not None]
+
+
+def of_generic_text(rows: Rows) -> Rows:
+    """The rows, where any has a generic perplexity, with how it was taken in their names."""
+    routed = {row["method"] for row in rows if row["routed"]}
+    return [{**row, "series": row["method"] + (", routed" if row["method"] in routed else "")}
+            for row in rows if any(other["generic"] is not None for other in rows)]
+
+
+def total(n: int) -> Callable[[Rows], Rows]:
+    """C(N) of every row."""
+    return lambda rows: [{**row, **{
+        f"total_{what}": row[f"generic_{what}"] + n * row[f"own_{what}"]
+        for what in ("tokens", "flops", "hours")}} for row in rows]
+
+
+# The specifications -------------------------------------------------------------------------------
+
+def total_cost(n: int) -> Averages:
+    plural = "domain" if n == 1 else "domains"
+    return Averages(
+        f"{TOTAL_COST}-{n:02d}", f"Total cost for {n} {plural}", "Figure 6",
+        f"C(N) at N = {n}: the generic cost once and N times the mean specialization cost of a "
+        "domain, at the smallest specialization set.",
+        smallest(by_budget), (), Figure(
+            "lines", Axis("total_flops", f"FLOPs for {n} {plural}", True), AFTER_LOG, "method",
+            "after_ci"),
+        columns=[METHOD, BUDGETS, SET, *AFTER, Column("total_tokens", "tokens", "tokens"),
+                 Column("total_flops", "FLOPs", "flops"),
+                 Column("total_hours", "device-hours", "hours")], then=total(n))
+
+
+def swept(name: str, title: str, paper: str, lines: Lines, words: str, note: str) -> Averages:
+    """A figure of one method along one setting, against slm."""
+    return Averages(
+        name, title, paper, f"{note} The baseline is slm at the same tokens.", lines,
+        [METHOD, Column("setting", words, "text")], before=True,
+        figure=Figure("lines", Axis("x", words, True), AFTER_AXIS, "method", "after_ci"))
+
+
+def compared(name: str, title: str, key: str, words: str, note: str, share: bool = False,
+             extra: Sequence[Column] = ()) -> Averages:
+    """A table of one setting for every method that varies it, against the recipe's own value.
+
+    Args:
+        share: the setting is a number, to be drawn along an axis.
+    """
+    return Averages(
+        name, title, "", f"{note} The baseline is the same method at the recipe's own value, "
+        f"{{{key}}}.", lambda cells: sweep(cells, cells.methods, key),
+        [METHOD, Column("setting", words, "text")], before=True, extra=extra,
+        figure=Figure("lines", Axis("x", words), AFTER_AXIS, "method", "after_ci") if share else
+        Figure("bars", Axis("method", "method"), AFTER_AXIS, "setting", "after_ci"))
+
+
+def domains_listed(number: str, when: When) -> Listing:
+    return Listing(
+        f"figure-{number}-domains-{when}", f"Every domain, {when} fine-tuning", f"Figure {number}",
+        "At the recipe's own settings. The baseline is slm on the same documents; below 0, a "
+        "difference is in the row's favour.",
+        [DOMAIN, METHOD, *with_interval("ppl", f"perplexity {when} fine-tuning"), *PAIRED, *COST],
+        every_domain(when), Figure("bars", Axis("domain", "domain"), Axis("ppl", "perplexity"),
+                                   "method", "ppl_ci"))
+
+
+def histogram_listed(number: str, what: str, title: str, kind: str) -> Listing:
+    return Listing(
+        f"table-{number}-clusters", title, f"Table {int(number)}",
+        "Of the specialization sets and of the generic corpus, by number of clusters. A wide "
+        "domain spreads over many clusters: small share, large entropy.",
+        by_clusters(kind), clusters_of(what))
+
+
+TABLES: list[Averages | Listing] = [
+    Listing(
+        "table-01-parameters", "Parameters", "Tables 1 and 7",
+        "Trained are the parameters of what is pretrained before the domain is known; deployed is "
+        "the specialized model.",
+        [METHOD, Column("experts", "experts"), Column("params", "trained parameters"),
+         Column("inference_params", "deployed parameters"),
+         Column("non_embedding_params", "deployed, without embeddings"),
+         Column("inference_flops", "FLOPs per token of inference", "flops")], parameters),
+    Listing(
+        "table-02-throughput", "Device-hours per 1B tokens", "Table 2",
+        "Measured on {devices}; reading, validation and saving are in them. The specialization of "
+        "slm-pn and slm-mix holds the choice of the expert, forward passes only. slm-d is left "
+        "out: its tokens are of two models. Short trainings pay for starting, validating and "
+        "saving: with few tokens, hours per billion are far above a long run's.",
+        [METHOD, Column("generic_cost_hours", "generic pretraining, per 1B tokens", "hours"),
+         Column("generic_cost_flops", "its FLOPs per token", "flops"),
+         Column("specialization_cost_hours", "specialization, per 1B tokens", "hours"),
+         Column("specialization_cost_flops", "its FLOPs per token", "flops"),
+         Column("inference_flops", "inference FLOPs per token", "flops")], throughput),
+    Listing(
+        "table-03-costs", "Cost of training", "Table 3",
+        "What was spent on {devices}, where the paper gives upper limits. Generic cost is paid "
+        "once for all domains; specialization is the mean of the domains that were run, their "
+        "number beside it. slm-is pretrains per domain.",
+        [METHOD, SET, Column("domains", "domains"), *GENERIC_COST, *OWN_COST], spent),
+    Averages(
+        "table-04-baselines", "Before and after fine-tuning, by set size", "Table 4",
+        "All methods at the recipe's own pretraining budget; the baseline of each row is slm at "
+        "the same set size.",
+        lambda cells: by_size(cells, papers(cells)), [METHOD, SET], before=True),
+    Averages(
+        "table-05-experts", "Choice of the expert", "Table 5",
+        "'blend' is not in the paper. The baseline is the recipe's own rule, '{expert}'. "
+        "best-tuned pays for fine-tuning every expert.", expert_choices,
+        [METHOD, Column("experts", "experts"), Column("setting", "expert", "text")], before=True,
+        extra=[Column("expert_share", "share of the domain in its cluster", "percent")]),
+    Averages(
+        "table-08-budgets", "By pretraining budget", "Table 8",
+        "The paper compares at equal device-hours; here the budget is in tokens, with FLOPs and "
+        f"device-hours beside it. The baseline is slm at the same budget and set size. "
+        f"{sentences.ROUTED}", several_budgets, [METHOD, BUDGETS, SET], before=True,
+        extra=GENERIC),
+    histogram_listed("09", "largest_share", "Share of a domain in its most frequent cluster",
+                     "percent"),
+    histogram_listed("10", "entropy", "Entropy of the cluster histogram, nats", "nats"),
+    Averages(
+        "figure-03-generic", "Generic perplexity by pretraining cost", "Figure 3",
+        "On held-out generic text, before fine-tuning, each window through its own cluster's "
+        f"expert where there are experts. {sentences.ROUTED}", generic_models, (),
+        Figure("lines", Axis("generic_flops", "FLOPs of generic pretraining", True),
+               Axis("generic", "generic perplexity", True), "series", "generic_ci"),
+        columns=[METHOD, BUDGETS, *GENERIC, *GENERIC_COST], then=of_generic_text),
+    Averages(
+        "figure-04-budget", "Domain perplexity by cost, before and after fine-tuning", "Figure 4",
+        "At the smallest specialization set. The cost is of the generic pretraining and one "
+        "domain, fine-tuning included, before it too.", smallest(several_budgets), (),
+        Figure("lines", Axis("flops", "training FLOPs, one domain", True),
+               Axis("ppl", "perplexity", True), "series", "ppl_ci"),
+        columns=[METHOD, BUDGETS, SET, Column("series", "when", "text"), *PERPLEXITY, *COST],
+        then=before_and_after),
+    Averages(
+        "figure-05-set-size", "Larger specialization sets", "Figure 5",
+        "After fine-tuning, at the recipe's own pretraining budget; the baseline is slm at the "
+        "same set size.", larger_sets, [METHOD, SET],
+        Figure("lines", SETS_AXIS, AFTER_AXIS, "method", "after_ci")),
+    *(total_cost(n) for n in DOMAINS),
+    Listing(
+        "figure-06-crossing", "From how many domains on slm-pn costs less than slm-is", "Figure 6",
+        "C(N) of slm-is at its own pretraining tokens, paid for every domain, and of slm-pn at "
+        "each of its budgets, over the domains that both have; none where the curves do not "
+        "cross. Where the difference in perplexity (slm-pn less slm-is) is above 0, slm-pn is "
+        "worse, and the crossing is arithmetic alone.",
+        [BUDGETS, Column("expert", "expert", "text"), SET,
+         Column("domains", "domains averaged over"),
+         Column("flops", "domains at equal FLOPs"), Column("hours", "domains at equal hours"),
+         Column("tokens", "domains at equal tokens"),
+         *with_interval("difference", "slm-pn less slm-is, nats per token", "nats")], crossings),
+    swept("figure-07-pn-experts", "Experts of the projected network", "Figure 7",
+          along("slm-pn", "projected.experts", RANK), "experts",
+          "One expert per cluster of the generic corpus; where the study says so, more slices for "
+          "more experts."),
+    Averages(
+        "figure-08-top-cluster", "The most frequent cluster alone", "Figure 8",
+        "slm-top pretrains on the domain's most frequent cluster alone; the baseline is slm-is at "
+        "the same number of clusters and tokens.", top_cluster,
+        [METHOD, Column("setting", "clusters", "text")],
+        Figure("bars", Axis("setting", "clusters"), AFTER_AXIS, "method", "after_ci"),
+        before=True),
+    Listing(
+        "figure-09-finetuning", "Fine-tuning: cost and best step by set size", "Figure 9",
+        "Means over the domains that were run, their number beside them. slm-is and slm-d are left "
+        "out: their cost per domain is mostly not fine-tuning. That of slm-pn and slm-mix holds "
+        "the choice of the expert.",
+        [METHOD, SET, Column("domains", "domains"), Column("best_step", "best step"),
+         Column("steps", "steps taken"), *OWN_COST], finetuning,
+        Figure("lines", SETS_AXIS, Axis("own_flops", "FLOPs of fine-tuning, one domain", True),
+               "method")),
+    swept("figure-10-importance-k", "Clusters for importance sampling", "Figure 10",
+          along("slm-is", "importance.k"), "clusters",
+          "'chosen' is the number that predicts the domain best."),
+    swept("figure-11-mix-k", "Experts of the hard mixture", "Figure 11",
+          along("slm-mix", "mixture.experts"), "experts",
+          "One independent small model per cluster."),
+    domains_listed("12", "before"),
+    domains_listed("13", "after"),
+    Averages(
+        "figure-14-lora", "LoRA against full fine-tuning of the large model", "Figure 14",
+        "The baseline is llm, fine-tuned in full, at the same set size. Costs per domain are of "
+        "the adaptation alone.", adapted, [METHOD, SET],
+        Figure("lines", SETS_AXIS, AFTER_AXIS, "method", "after_ci"), extra=OWN_COST),
+    Listing(
+        "extra-test-sets", "Test text of every domain", "",
+        "Intervals treat documents as the independent units: with few of them, or one that holds "
+        "much of the text, they are wide. At the recipe's own seed.",
+        [DOMAIN, Column("documents", "documents"), Column("tokens", "tokens", "tokens"),
+         Column("largest", "share of the longest document", "percent")], test_texts),
+    Averages(
+        "extra-selectors", "Selectors of generic text at equal tokens", "",
+        "The same number of pretraining tokens for each, drawn from what the selector takes of "
+        "the generic corpus. The baseline is slm, which takes it as it is, of as many generic "
+        "tokens.", selectors,
+        lambda cells: [METHOD, Column("embedder", "embedder", "text"),
+                       Column("setting", "clusters", "text"),
+                       *([Column("pool", "generic tokens", "text")]
+                         if len(cells.values_of(POOL)) > 1 else [])],
+        Figure("bars", Axis("bar", "selector"), AFTER_AXIS, "method", "after_ci"), before=True),
+    Listing(
+        "extra-blend", "Blended experts by width of the domain", "",
+        "Each domain's blend of experts against the single expert of the rule named, and both "
+        "against slm, in nats per token on the same documents; below 0, the first is better. "
+        "Domains are ordered from narrow to wide by the entropy of their cluster histogram.",
+        [METHOD, DOMAIN, Column("entropy", "entropy", "nats"),
+         Column("rule", "single expert", "text"),
+         *with_interval("after", "perplexity of the blend"),
+         *with_interval("difference", "blend less single", "nats"),
+         *with_interval("single_slm", "single less slm", "nats"),
+         *with_interval("blend_slm", "blend less slm", "nats"), *COST], blends,
+        Figure("points", Axis("entropy", "entropy of the domain, nats"),
+               Axis("difference", "blend less single expert, nats per token"), "method",
+               "difference_ci")),
+    Averages(
+        "extra-slices", "Slices of the projected network's bank", "",
+        "h slices are combined into each expert's matrices: many hold more and need more tokens. "
+        f"The baseline is slm at the same budget. {sentences.ROUTED}", slices,
+        [METHOD, BUDGETS, Column("setting", "slices h"), Column("rule", "expert", "text")],
+        Figure("lines", Axis("budget", "tokens of pretraining", True), AFTER_LOG, "series",
+               "after_ci"), before=True, extra=GENERIC),
+    compared("extra-mixed", "Specialization text mixed into pretraining",
+             "pretrain.specialization_share", "share of pretraining tokens",
+             "Part of the pretraining tokens is drawn from the domain's own text.", share=True),
+    compared("extra-replay", "Generic text replayed while fine-tuning", "finetune.replay_share",
+             "share of fine-tuning tokens",
+             "Replay should keep what the model knew of generic text.", share=True,
+             extra=[Column("generic_after", "generic perplexity after fine-tuning",
+                           "perplexity")]),
+    compared("extra-optimizer", "Optimisers", "pretrain.optimizer.preset", "optimiser",
+             "'modern' is Muon and AdamW with a decay. 'paper' is the paper's Adam at 1e-4 without "
+             "one, made for runs of a million steps: one of few steps hardly gets anywhere with "
+             "it, so its row says how little such a rate does here, not that the paper erred."),
+    Averages(
+        "extra-variants", "Every variant against the method as the recipe has it", "",
+        "The baseline is the same method with none of these settings changed, at the same "
+        "pretraining tokens, set size and seed.", variants,
+        [METHOD, Column("setting", "settings", "text"), BUDGETS, SET, Column("seed", "seed")],
+        least=1, apart=True),
+    Listing(
+        "extra-seeds", "Spread over seeds", "",
+        "The same settings at several seeds, which draw the test documents, the specialization "
+        "set, the sampler's order and the weights: perplexities of two seeds are of different "
+        "text. The difference from slm is of the same seed and the same documents; how far it "
+        "moves is what a seed does to a comparison.",
+        [METHOD, Column("seeds", "seeds", "text"), Column("domains", "averaged over", "text"),
+         Column("lowest", "lowest perplexity", "perplexity"),
+         Column("highest", "highest perplexity", "perplexity"),
+         Column("low", "lowest difference from slm, nats per token", "nats"),
+         Column("high", "highest difference", "nats"), *COST], over_seeds),
+]
+"""In the order of the page."""
+
+
+def worth(tables: Sequence[Table]) -> list[str]:
+    """For each number of domains of Figure 6, the best small models that no cheaper one equals."""
+    said = []
+    for table in tables:
+        if not table.name.startswith(TOTAL_COST):
+            continue
+        best, where, front = math.inf, "", []
+        rows = [row for row in table.rows if row.get("drawn", True) and row.get("after")
+                and not sentences.is_large(row["method"])]
+        for row in sorted(rows, key=lambda row: (row["total_flops"], row["after"])):
+            if row["after"] < best:
+                best, where = row["after"], row["over"]
+                front.append(f"{label(row['method'])} ({si(row['budget'])}) {number(best)} for "
+                             f"{form.flops(row['total_flops'])}")
+        if front:
+            what = table.title.removeprefix("Total cost for ")
+            said.append(f"For {what}, the best small models that no cheaper one equals "
+                        f"(tokens of pretraining, perplexity over {where}, FLOPs in all): "
+                        f"{'; '.join(front[-3:])}.")
+    return said

@@ -1,0 +1,58 @@
+"""The study that the repository keeps: what its page says is what its rows give."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from planearly.files import read_json
+from planearly.report import table
+from planearly.studies.paper import SUITE
+from planearly.study import view
+from planearly.study.run import again
+
+NANO = Path(__file__).parents[2] / "docs/results/nano"
+ANEW = f"make it anew: planearly study {NANO.relative_to(NANO.parents[2])}/study.json --report"
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return read_json(NANO / "study.json")
+
+
+@pytest.fixture(scope="module")
+def seen(nano):
+    return view.view(nano, SUITE)
+
+
+def test_the_kept_page_and_readme_are_those_of_the_kept_rows(seen):
+    page = (NANO / "index.html").read_text("utf-8")
+    page = re.sub("<figure>.*?</figure>\n", "", page, flags=re.DOTALL)
+    assert view.text(seen, "study_page.html.j2") == page, ANEW
+    assert view.text(seen, "readme.md.j2") == (NANO / "README.md").read_text("utf-8"), ANEW
+
+
+def test_the_kept_tables_are_those_of_the_kept_rows(nano, seen):
+    names = {path.stem for path in (NANO / "tables").glob("*.json")}
+    assert names == {one.name for one in seen.tables}
+    for one in seen.tables:
+        kept = table.read(NANO / "tables" / f"{one.name}.json")
+        assert json.loads(json.dumps(one.to_dict())) == kept.to_dict(), f"{one.name}: {ANEW}"
+    rows = [row for row in nano["rows"] if row["method"] == "slm" and row["settings"] == {
+        **row["settings"], "pretrain_tokens": 4_000_000, "spec_tokens": 50_000, "seed": 0,
+        "pretrain.optimizer.preset": "modern", "finetune.replay_share": 0.0,
+        "data.max_tokens": None}]
+    nats = np.mean([sum(row["nll_after"]) / sum(row["tokens"]) for row in rows])
+    assert len(rows) == 9
+    assert f"fine-tuning) {math.exp(nats):.2f} against llm" in seen.claims[1].evidence
+
+
+def test_a_study_file_alone_makes_its_page_anew(tmp_path, nano, monkeypatch):
+    monkeypatch.setattr(view.chart, "draw", lambda table: None)  # slow, and not what is asked
+    assert again(NANO / "study.json", tmp_path, SUITE) == tmp_path / "index.html"
+    assert read_json(tmp_path / "study.json") == nano
+    for name in ("README.md", "tables/table-04-baselines.csv"):
+        assert (tmp_path / name).read_bytes() == (NANO / name).read_bytes(), ANEW
