@@ -29,7 +29,8 @@ from planearly.data.sample import Interleave
 from planearly.data.streams import Batch
 from planearly.model.projected import Projected, by_group
 from planearly.model.transformer import Shape, Transformer
-from planearly.train import loop, optim
+from planearly.train import arithmetic, loop, optim
+from planearly.train.objective import NextToken
 
 CPU = Shape(layers=3, d_model=96, heads=4, d_ff=256, vocab_size=8192, context=256)
 GPU = Shape(layers=7, d_model=1024, heads=8, d_ff=4096, vocab_size=32_768, context=1024, ffn="gelu")
@@ -83,12 +84,14 @@ def stepper(model: loop.Trainable, shape: Shape, settings: keys.Train,
     model.module.to(device)
     rate = optim.resolve(settings.optimizer, 1000)
     optimizers = optim.build(model.module, rate)
-    loss_of = loop.compiled(lambda i, t: model.body.loss(i, t), settings.compile, 1e12)
-    rows = loop.microbatch_rows(settings, shape.context, device)
+    how = arithmetic.Arithmetic(arithmetic.use_bf16(settings.precision, device),
+                                arithmetic.microbatch_rows(settings, shape.context, device))
+    if settings.compile == "yes":
+        arithmetic.compile_kernels(model.body)
 
     def step(batch: Batch) -> float:
         began = time.perf_counter()
-        _, counted = loop.accumulate(model, batch, rows, loss_of, settings, device)
+        _, counted = loop.fitting(model, batch, how, NextToken(), device, "step")
         loop.apply(model.module, optimizers, counted, rate.clip)
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -123,7 +126,7 @@ def main() -> None:
     )
     batches = Batches(shape, settings.batch_tokens // shape.context, asked.experts)
     if not cuda:
-        loop.tune_allocator()
+        arithmetic.tune_allocator()
 
     if asked.memory:
         step = stepper(arm(asked.memory, shape, projected), shape, settings, device)

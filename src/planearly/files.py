@@ -208,6 +208,13 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def cache_folder() -> Path:
+    """Where what serves any run is kept: ``$PLANEARLY_CACHE``, or the user's cache folder."""
+    base = os.environ.get("PLANEARLY_CACHE")
+    return Path(base) if base else (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "planearly")
+
+
 def file_digest(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     try:

@@ -96,6 +96,11 @@ def sum_scalars(*values: float) -> list[float]:
     return tensor.tolist()
 
 
+def first_process(*values: float) -> list[float]:
+    """The first process's values, on all of them."""
+    return sum_scalars(*(float(value) if rank() == 0 else 0.0 for value in values))
+
+
 @torch.no_grad()
 def sum_gradients(gradients: Iterable[Tensor]) -> None:
     """Sum every gradient over the processes, in place, in a few large messages."""

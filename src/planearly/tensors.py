@@ -28,7 +28,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], note: dict[str, Any]) -
     write a file in a way of its own; here one tensor at a time comes from its device.
     """
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # keeps all aligned
-    header: dict[str, Any] = {"__metadata__": {"note": json.dumps(note)}}
+    header: dict[str, Any] = {"__metadata__": {"note": json.dumps(note, allow_nan=False)}}
     end = 0
     for name in names:
         tensor = tensors[name]

@@ -1,5 +1,6 @@
 """The loop: resumed equals uninterrupted, microbatches and processes change nothing."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -22,6 +23,7 @@ from planearly.errors import UserError
 from planearly.model.transformer import Shape, Transformer
 from planearly.train import loop, metrics, optim, schedule, state
 from planearly.train.loop import Dense
+from planearly.train.objective import NextToken
 from small_trainings import SHAPE, Killed, Words, run, same, settings
 
 
@@ -96,7 +98,8 @@ def test_microbatches_change_only_the_order_of_additions():
     for rows in (8, 3, 1):
         model = Transformer(SHAPE, seed=2).double()
         counted = loop.accumulate(
-            Dense(model), batch, rows, model.loss, settings(), torch.device("cpu"))[1]
+            Dense(model), batch, rows, NextToken(), contextlib.nullcontext(),
+            torch.device("cpu"))[1]
         gradients.append([p.grad.clone() for p in model.parameters()])
         assert counted == (batch.targets != IGNORE).sum()
     for other in gradients[1:]:
@@ -263,7 +266,7 @@ t.run(Path(sys.argv[1]), int(sys.argv[2]), t.settings(
 
 def launch(tmp_path: Path, folder: str, processes: int, steps: int = 8) -> subprocess.Popen:
     script = tmp_path / "worker.py"
-    script.write_text(WORKER.format(tests=str(Path(__file__).parent)))
+    script.write_text(WORKER.format(tests=str(Path(__file__).parent.parent)))
     command = [sys.executable, str(script), str(tmp_path / folder), str(steps)]
     if processes > 1:
         command[1:1] = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes),

@@ -302,11 +302,7 @@ def memory_here() -> float | None:
 
 def calibration_folder() -> Path:
     """Where calibrations lie: ``$PLANEARLY_CACHE``, or the user's cache folder."""
-    base = os.environ.get("PLANEARLY_CACHE")
-    if base:
-        return Path(base) / "calibration"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") \
-        / "planearly" / "calibration"
+    return files.cache_folder() / "calibration"
 
 
 def calibration_file(device: str) -> Path:

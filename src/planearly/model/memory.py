@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from planearly import keys
-from planearly.model import flops, parts
+from planearly.model import flops, loss, parts
+from planearly.model.attention import written_out_pays
 from planearly.model.transformer import FFN_MATRICES, GATED, Shape
 
 USABLE = 0.9
@@ -66,11 +67,8 @@ class Job:
     teacher: Shape | None = None
     """Distillation: this model's weights, in float32, and its answers are there too."""
     logit_tokens: int | None = None
-    """Most positions whose logits exist at once; None: those of the whole microbatch."""
+    """Most positions whose logits exist at once; None: a chunk of :mod:`planearly.model.loss`."""
     device: Literal["cuda", "cpu"] = "cuda"
-    scores: bool = False
-    """Whether attention is written out and keeps the context x context scores (short contexts on a
-    CPU); else it is a fused kernel, which does not."""
     processes: int = 1
 
 
@@ -97,8 +95,9 @@ def activation_bytes(job: Job, tokens: int) -> float:
     # frozen norms keep no normed input
     norms = (8 if job.adapter_rank else 16) + (2 * readers if job.bf16 else 8)
     block = norms * d + size * (attention + inner) + 4 * shape.heads + 8
-    if job.scores:
-        block += (6 if job.bf16 else 4) * shape.heads * shape.context
+    if job.device == "cpu" and written_out_pays(job.bf16, shape.context):
+        # probabilities, and the output, which is kept for the way back
+        block += size * shape.heads * shape.context
     if job.adapter_rank:
         matrices = 4 + len(FFN_MATRICES[shape.ffn])
         block += size * matrices * job.adapter_rank + (2 * d if job.bf16 else 0)
@@ -126,8 +125,10 @@ def passes_bytes(job: Job, tokens: int) -> float:
         else:
             lent += (2.0 if job.bf16 else 0.0) * weights_of_one * here
             by_row = 6.0 * d * shape.d_ff * here
-    at_once = min(tokens, job.logit_tokens or tokens)
-    logits = float(_LOGIT) * at_once * shape.vocab_size
+    chunk = job.logit_tokens or loss.chunk_tokens(shape.vocab_size, job.device)
+    at_once = min(tokens, chunk)
+    # beside a chunk's logits, the gradients that are taken with them
+    logits = float(_LOGIT) * at_once * shape.vocab_size + 2.0 * size * tokens * d
     if job.teacher:
         least = max(DISTILLED_LOGITS, shape.context * shape.vocab_size)
         logits = float(_DISTILLED_LOGIT) * least + 4.0 * tokens * d + 4.0 * table

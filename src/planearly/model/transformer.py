@@ -10,6 +10,7 @@ Nothing here knows of optimisers, devices or processes.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from planearly import keys
+from planearly.model import loss
+from planearly.model.attention import causal
 
 GATED = "swiglu"
 FFN_MATRICES = {"swiglu": ("gate", "up", "down"), "gelu": ("up", "down"), "relu2": ("up", "down")}
@@ -99,9 +102,7 @@ class Attention(nn.Module):
         q, k, v = heads.split(self.heads, dim=1)
         cos, sin = cos.to(q.dtype), sin.to(q.dtype)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if q.shape[1] != k.shape[1]:  # repeated by hand: the fused kernel on CPU has no groups
-            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = causal(q, k, v)
         return self.o(y.transpose(1, 2).reshape(rows, time, width))
 
 
@@ -150,6 +151,18 @@ def initial_std(name: str, matrix: Tensor, shape: Shape) -> float:
     return std
 
 
+@dataclass
+class Kernels:
+    """The functions in which all of a model's time goes, to be replaced by compiled ones.
+
+    They are functions of a block and of a chunk of the output, not the model: compiled once, they
+    serve every layer and every chunk, so compiling takes no longer for a deeper model.
+    """
+
+    block: Callable[[Block, Tensor, Tensor, Tensor], Tensor] = Block.forward
+    chunk: loss.Chunk = loss.chunk
+
+
 class Transformer(nn.Module):
     """The dense language model; weights start normal, see :func:`initial_std`."""
 
@@ -159,6 +172,7 @@ class Transformer(nn.Module):
     def __init__(self, shape: Shape, seed: int = 0) -> None:
         super().__init__()
         self.shape = shape
+        self.kernels = Kernels()
         with torch.device("meta"):
             self.embed = nn.Embedding(shape.vocab_size, shape.d_model)
             self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
@@ -201,7 +215,8 @@ class Transformer(nn.Module):
         cos, sin = self.cos[:time], self.sin[:time]
         x = self.embed(inputs)
         for block in self.blocks:
-            x = block(x, cos, sin)
+            assert isinstance(block, Block)
+            x = self.kernels.block(block, x, cos, sin)
         return self.norm(x)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -216,5 +231,5 @@ class Transformer(nn.Module):
             targets: int64 [rows, time]; positions with -100, torch's ``ignore_index``, do
                 not count.
         """
-        logits = F.linear(self.hidden(inputs), self.head_weight)
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+        return loss.cross_entropy(self.hidden(inputs).flatten(0, 1), self.head_weight,
+                                  targets.flatten(), self.kernels.chunk)

@@ -27,7 +27,8 @@ from planearly.model.projected import Projected
 from planearly.model.transformer import Shape, Transformer
 from planearly.parallel import bf16_is_fast
 from planearly.progress import say
-from planearly.train import loop, optim
+from planearly.train import arithmetic, loop, optim
+from planearly.train.objective import NextToken
 from planearly.train.steps import rows_per_step
 from planearly.units import duration, short
 
@@ -47,7 +48,7 @@ def calibrate(recipe: keys.Recipe, seconds: float = 60.0) -> Path:
     """
     name, device = devices.here(), parallel.device()
     if device.type == "cpu":
-        loop.tune_allocator()
+        arithmetic.tune_allocator()
     began = time.monotonic()
     cores = os.cpu_count() or 1
     if os.getloadavg()[0] > 0.5 * cores:
@@ -95,8 +96,10 @@ def steps(model: loop.Trainable, shape: Shape, settings: keys.Train, groups: int
     optimizers = optim.build(model.module, rate)
     rows = rows_per_step(settings.batch_tokens, shape.context)
     random = np.random.default_rng(0)
-    per_pass = loop.microbatch_rows(settings, shape.context, device)
-    loss_of = loop.compiled(lambda x, y: model.body.loss(x, y), settings.compile, float("inf"))
+    how = arithmetic.Arithmetic(arithmetic.use_bf16(settings.precision, device),
+                                arithmetic.microbatch_rows(settings, shape.context, device))
+    if settings.compile != "no" and arithmetic.can_compile():
+        arithmetic.compile_kernels(model.body)
     times: list[float] = []
     spent, number = 0.0, 0
     while number < _WARM_STEPS + _LEAST_STEPS or spent < seconds:
@@ -104,7 +107,7 @@ def steps(model: loop.Trainable, shape: Shape, settings: keys.Train, groups: int
             random.integers(0, shape.vocab_size, (rows, shape.context + 1)))
         batch = Batch(tokens[:, :-1], tokens[:, 1:], random.integers(0, groups, rows))
         start = time.perf_counter()
-        loss, counted = loop.accumulate(model, batch, per_pass, loss_of, settings, device)
+        loss, counted = loop.fitting(model, batch, how, NextToken(), device, "calibration")
         optim.set_rates(optimizers, rate, number, 1_000_000)
         loop.apply(model.module, optimizers, counted, rate.clip)
         loss.item()  # waits for the device

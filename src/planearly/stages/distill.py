@@ -14,7 +14,7 @@ from planearly.keys import Recipe
 from planearly.model import flops, hf, outside, starts
 from planearly.stages import clusters, corpus, finetune, training
 from planearly.stages.folder import Run, facts
-from planearly.train import loop
+from planearly.train import arithmetic
 from planearly.train.distill import Distillation, Live, Stored, store
 
 
@@ -119,7 +119,7 @@ def specialize(run: Run, method: str, name: str, base: Path, teacher: Path | Non
         device, precision = parallel.device(), run.recipe.finetune.precision
         if parallel.rank() == 0:
             store(live, own, settings.top_k, folder / "teacher",
-                  lambda: loop.autocast(precision, device), device)
+                  lambda: arithmetic.autocast(precision, device), device)
         parallel.barrier()
         return Distillation(Stored(folder / "teacher"), settings, entries)
 

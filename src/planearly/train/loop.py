@@ -10,7 +10,6 @@ ends with the weights that an uninterrupted one ends with.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 import os
 import time
@@ -29,12 +28,11 @@ from planearly.data.streams import Batch, Stream, prefetch
 from planearly.errors import UserError
 from planearly.files import read_json, write_json
 from planearly.model.outside import AnyModel
-from planearly.parallel import bf16_is_fast
 from planearly.progress import progress, say
-from planearly.train import optim, state
+from planearly.train import arithmetic, optim, state
+from planearly.train.arithmetic import Arithmetic, Compiler
 from planearly.train.metrics import Metrics
 from planearly.train.objective import NextToken, Objective
-from planearly.train.steps import rows_per_step
 from planearly.units import short
 
 CHECKPOINT, BEST, FINAL, OUTCOME = (
@@ -97,12 +95,17 @@ class Outcome:
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    loss: float = math.nan
+    """Without those of writing checkpoints."""
+    saving_seconds: float = 0.0
+    loss: float | None = None
+    """Mean over the steps since the last line of metrics but one, nats per token."""
     best_step: int = 0
     best_validation: float | None = None
     first_validation: float | None = None
     stopped: str = ""
     optimizer: dict[str, Any] = field(default_factory=dict)
+    arithmetic: dict[str, Any] = field(default_factory=dict)
+    """Fields of :class:`planearly.train.arithmetic.Arithmetic`."""
 
 
 @dataclass
@@ -117,52 +120,6 @@ class Since:
 def branch_file(folder: Path, step: int) -> Path:
     """Where a run keeps its state after a step that another run branches off at."""
     return folder / f"branch-{step}.safetensors"
-
-
-def tune_allocator() -> None:
-    """Keep glibc from returning large buffers to the kernel after every operation.
-
-    On CPU the activations of each step are otherwise mapped and zeroed anew (docs/experiments.md
-    has what that costs; benchmarks/train_throughput.py runs the peer with and without).
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context in which a forward pass runs: matrix products in bfloat16 where asked or fast."""
-    use = precision == "bf16" or (precision == "auto" and bf16_is_fast(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=use)
-
-
-def can_compile() -> bool:
-    """Whether torch.compile has what it needs on this machine (a C++ compiler on CPU)."""
-    from torch._inductor import cpp_builder, exc
-
-    try:
-        cpp_builder.get_cpp_compiler()
-    except (exc.InvalidCxxCompiler, OSError):
-        return False
-    return True
-
-
-def compiled(function: Callable[..., Tensor], wish: str, tokens: float) -> Callable[..., Tensor]:
-    """``function`` compiled where it pays: long runs, and a compiler at hand; else as it is."""
-    if wish == "no" or (wish == "auto" and tokens < 1_000_000):
-        return function
-    if not can_compile():
-        say("torch.compile finds no C++ compiler here: training runs uncompiled, more slowly")
-        return function
-    # a graph for the first shape; in the next, sizes that differed (rows, clusters) are symbolic
-    return torch.compile(function)
-
-
-def microbatch_rows(settings: keys.Train, context: int, device: torch.device) -> int:
-    """Rows of a forward pass: as the recipe says, else what suits the device."""
-    tokens = settings.microbatch_tokens or (65_536 if device.type == "cuda" else 4_096)
-    return max(tokens // context, 1)
 
 
 def train(
@@ -201,31 +158,33 @@ def train(
     final, outcome_path = folder / FINAL, folder / OUTCOME
     device = parallel.device()
     model.module.to(device)
-    if outcome_path.exists():
+    if parallel.first_process(outcome_path.exists())[0]:
         tensors.set_weights(model.module, tensors.load_tensors(final)[0], final)
         return Outcome(**read_json(outcome_path))
     if device.type == "cpu":
-        tune_allocator()
+        arithmetic.tune_allocator()
     rate = optimizer or optim.resolve(settings.optimizer, steps)
     optimizers = optim.build(model.module, rate)
     outcome, since = Outcome(optimizer=asdict(rate)), Since()
     bad = 0
     saved = folder / CHECKPOINT
-    if saved.exists():
+    kept = None
+    if parallel.first_process(saved.exists())[0]:
         note = state.load_training(saved, model.module, optimizers)
-        outcome, bad = Outcome(**note["outcome"]), note["bad"]
+        outcome, bad, kept = Outcome(**note["outcome"]), note["bad"], note.get("arithmetic")
         since = Since(**note["since"]) if parallel.rank() == 0 else since
         say(f"{name}: continues after step {outcome.steps} of {steps}")
+    else:
+        _check_start(model.module, name)
     parallel.barrier()
 
-    rows = rows_per_step(settings.batch_tokens, stream.context)
+    rows = max(settings.batch_tokens // stream.context, 1)
     parallel.check_rows(rows)
-    per_pass = microbatch_rows(settings, stream.context, device)
     goal = objective or NextToken()
-    loss_of = compiled(
-        lambda inputs, targets: goal(model.body, inputs, targets),
-        settings.compile, steps * rows * stream.context,
-    )
+    job = arithmetic.job_of(model.module, model.body, rate.preset, goal.flops_per_token > 0, device)
+    how = arithmetic.settle(settings, stream.context, device, folder, kept, job)
+    compiler = Compiler(model.body, how, folder, name, steps, device,
+                        f"{type(model).__name__} {type(goal).__name__}")
     every = validate_steps or settings.validate_steps or max(steps // 10, 1)
     metrics = Metrics(folder / "metrics.jsonl", outcome.steps) if parallel.rank() == 0 else None
 
@@ -233,20 +192,34 @@ def train(
         for step in range(outcome.steps, steps):
             yield parallel.share(step * rows, (step + 1) * rows)
 
+    saving = 0.0
+
     def save(path: Path) -> None:
+        nonlocal saving
+        began = time.monotonic()
         (loss,) = parallel.sum_scalars(since.loss)
+        finite(loss)  # a state that has diverged is not kept
         if parallel.rank() == 0:
-            note = {"outcome": asdict(outcome), "bad": bad,
+            note = {"outcome": asdict(outcome), "bad": bad, "arithmetic": how.to_dict(),
                     "since": asdict(Since(loss, since.tokens, since.seconds))}
             state.save_training(path, model.module, optimizers, note)
         parallel.barrier()
+        saving = time.monotonic() - began
+        outcome.saving_seconds += saving
+
+    def finite(value: float) -> float:
+        if not math.isfinite(value):
+            raise _diverged(name, outcome.steps, settings, steps)
+        return value
 
     def validation() -> bool:
         """Validate; True when patience is at its end."""
         nonlocal bad
         assert validate is not None
+        with arithmetic.uncompiled(model.body):
+            own = validate(model.body)
         # one value for all processes: they must agree on when to stop
-        value = parallel.sum_scalars(validate(model.body))[0] / parallel.world()
+        value = finite(parallel.sum_scalars(own)[0] / parallel.world())
         if outcome.first_validation is None:
             outcome.first_validation = value
         record(validation=value)
@@ -262,9 +235,22 @@ def train(
         if metrics is not None:
             metrics.write({"step": outcome.steps, "tokens": outcome.tokens, **values})
 
+    def take_loss() -> None:
+        """Read the loss of the steps since it was last read back from the device."""
+        since.loss += pending.item()
+        pending.zero_()
+
+    def mean_loss() -> float:
+        """Of all processes' steps since the last line of metrics."""
+        (summed,) = parallel.sum_scalars(since.loss)
+        return finite(summed / since.tokens)
+
+    def elapsed() -> float:
+        return spent + time.monotonic() - clock - outcome.saving_seconds + saved_before
+
     clock = time.monotonic()
     last_save = clock
-    spent = outcome.seconds
+    spent, saved_before = outcome.seconds, outcome.saving_seconds
     pending = torch.zeros((), device=device, dtype=torch.float64)
     total = steps * rows * stream.context
     stop = False
@@ -274,32 +260,34 @@ def train(
         for batch in prefetch(stream, ranges()):
             if stop := patience is not None and bad >= patience:
                 break
-            step_loss, counted = accumulate(model, batch, per_pass, loss_of, settings, device)
+            if compiler.before(outcome.steps):
+                meter.advance(0, "compiling")
+            began = time.monotonic()
+            step_loss, counted = fitting(model, batch, how, goal, device, name)
             factor = optim.set_rates(optimizers, rate, outcome.steps, steps)
             norm = apply(model.module, optimizers, counted, rate.clip)
             outcome.steps += 1
             outcome.tokens += int(counted)
-            outcome.seconds = spent + time.monotonic() - clock
             pending += step_loss
             since.tokens += counted
+            if compiler.due(outcome.steps):
+                take_loss()  # waits for the device
+                compiler.after(outcome.steps, time.monotonic() - began)
+            outcome.seconds = elapsed()
             last = outcome.steps == steps
             log = outcome.steps % settings.log_steps == 0 or last
-            due = not last and _time_to_save(last_save, settings.checkpoint_seconds)
+            due = not last and _time_to_save(last_save, settings.checkpoint_seconds, saving)
             branches_off = outcome.steps in branches
             if log or due or branches_off:  # else nothing is read back: the host runs ahead
-                since.loss += pending.item()
-                pending.zero_()
+                take_loss()
             if log:
-                (summed,) = parallel.sum_scalars(since.loss)
-                outcome.loss = summed / since.tokens
-                if not math.isfinite(outcome.loss):
-                    raise _diverged(name, outcome.steps, settings, steps)
-                record(loss=outcome.loss, norm=float(norm), lr_factor=factor,
+                outcome.loss = mean_loss()
+                record(loss=outcome.loss, norm=finite(float(norm)), lr_factor=factor,
                        seconds=outcome.seconds,
                        tokens_per_second=since.tokens / (outcome.seconds - since.seconds))
                 since = Since(seconds=outcome.seconds)
-            seen = math.isfinite(outcome.loss)
-            meter.advance(rows * stream.context, f"loss {outcome.loss:.3f}" if seen else "")
+            meter.advance(rows * stream.context,
+                          "" if outcome.loss is None else f"loss {outcome.loss:.3f}")
             if validate is not None and (outcome.steps % every == 0 or last):
                 validation()
             if branches_off:
@@ -308,31 +296,67 @@ def train(
                 save(saved)
                 last_save = time.monotonic()
 
-    outcome.seconds = spent + time.monotonic() - clock
+    outcome.seconds, outcome.arithmetic = elapsed(), how.to_dict()
     outcome.stopped = "early" if stop or (patience is not None and bad >= patience) else "end"
+    if since.tokens:  # stopped between two lines of metrics
+        take_loss()
+        outcome.loss = mean_loss()
     if patience is not None:
         parallel.barrier()
         best = folder / BEST
         tensors.set_weights(model.module, tensors.load_tensors(best)[0], best)
+        parallel.barrier()  # all have read it before the first removes it
+    arithmetic.release(model.body)
     if parallel.rank() == 0:
         assert metrics is not None
         metrics.close()
         tensors.save_tensors(final, tensors.weights(model.module), {})
         write_json(outcome_path, asdict(outcome))
-        saved.unlink(missing_ok=True)
-        (folder / BEST).unlink(missing_ok=True)
+        for left in (saved, folder / BEST, folder / arithmetic.KEPT):
+            left.unlink(missing_ok=True)
     parallel.barrier()
-    say(f"{name}: {short(outcome.tokens)} tokens, loss {outcome.loss:.4f}"
+    say(f"{name}: {short(outcome.tokens)} tokens, loss {outcome.loss or 0:.4f}"
         + (f", best validation {outcome.best_validation:.4f} at step {outcome.best_step}"
            if outcome.best_validation is not None else ""))
     return outcome
 
 
+def fitting(model: Trainable, batch: Batch, how: Arithmetic, goal: Objective,
+            device: torch.device, name: str) -> tuple[Tensor, float]:
+    """:func:`accumulate` in as many rows at once as the device's memory holds.
+
+    Where it runs out, the step is begun again in passes of half the rows, and those after it go
+    on so. Gradients exist within a step only, so nothing is lost; other processes do not notice.
+
+    Raises:
+        UserError: a single row does not fit.
+    """
+    while True:
+        try:
+            return accumulate(model, batch, how.rows, goal, how.autocast(device), device)
+        except torch.OutOfMemoryError:
+            rows = how.rows
+        model.module.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        if rows == 1:
+            raise UserError(
+                f"{name}: the device's memory does not hold one row of {batch.inputs.shape[1]} "
+                "tokens: choose a smaller model or recipe key 'context', or a larger device")
+        how.rows = max(min(rows, len(batch)) // 2, 1)
+        say(f"{name}: out of memory with {rows} rows at once, goes on with {how.rows} "
+            f"(recipe key 'microbatch_tokens' sets it)")
+
+
 def accumulate(
-    model: Trainable, batch: Batch, per_pass: int, loss_of: Callable[[Tensor, Tensor], Tensor],
-    settings: keys.Train, device: torch.device,
+    model: Trainable, batch: Batch, per_pass: int, goal: Objective,
+    context: contextlib.AbstractContextManager[Any], device: torch.device,
 ) -> tuple[Tensor, float]:
     """Backward passes over a step's rows; gradients of the *summed* loss end up in the module.
+
+    Args:
+        per_pass: most rows of a pass.
+        context: forward passes run in it (autocast).
 
     Returns:
         This process's summed loss (float64 scalar on the device), and the global target count.
@@ -342,8 +366,8 @@ def accumulate(
     for rows in model.microbatches(batch.groups, per_pass):
         part = batch.take(rows)
         model.select(part.groups)
-        with autocast(settings.precision, device):
-            value = loss_of(_send(part.inputs, device), _send(part.targets, device))
+        with context:
+            value = goal(model.body, _send(part.inputs, device), _send(part.targets, device))
         value.backward()
         loss += value.detach()
     model.end()
@@ -378,6 +402,21 @@ def apply(
     return norm
 
 
+@torch.no_grad()
+def _check_start(module: nn.Module, name: str) -> None:
+    """Refuse weights that no training could mend.
+
+    Raises:
+        UserError: some are not finite.
+    """
+    parameters = dict(module.named_parameters())
+    whole = torch.stack([torch.isfinite(p).all() for p in parameters.values()]).tolist()
+    for parameter, good in zip(parameters, whole, strict=True):
+        if not good:
+            raise UserError(f"{name}: the weights it begins with are not finite ('{parameter}'): "
+                            "make the checkpoint or training that they come from again")
+
+
 def _diverged(name: str, step: int, settings: keys.Train, steps: int) -> UserError:
     key = "finetune" if isinstance(settings, keys.Finetune) else "pretrain"
     lr = optim.resolve(settings.optimizer, steps).lr
@@ -385,9 +424,14 @@ def _diverged(name: str, step: int, settings: keys.Train, steps: int) -> UserErr
                      f"'{key}.optimizer.lr', which is {lr:g}, to a third or less and start again")
 
 
-def _time_to_save(last: float, seconds: float) -> bool:
-    """Whether a checkpoint is due; the first process decides for all."""
-    due = time.monotonic() - last >= seconds
+def _time_to_save(last: float, seconds: float, saving: float) -> bool:
+    """Whether a checkpoint is due; the first process decides for all.
+
+    Every so many seconds, but so rarely that writing, which takes ``saving`` seconds, stays under
+    a fiftieth of the time; with 0 seconds after every step.
+    """
+    interval = max(seconds, 50 * saving) if seconds else 0.0
+    due = time.monotonic() - last >= interval
     if parallel.world() > 1:
-        due = parallel.sum_scalars(float(due and parallel.rank() == 0))[0] > 0
+        due = parallel.first_process(due)[0] > 0
     return due or bool(os.environ.get("PLANEARLY_CHECKPOINT_EVERY_STEP"))

@@ -21,7 +21,7 @@ class Metrics:
         self._handle = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
 
     def write(self, record: dict[str, Any]) -> None:
-        self._handle.write(json.dumps(record) + "\n")
+        self._handle.write(json.dumps(record, allow_nan=False) + "\n")
         self._handle.flush()
 
     def close(self) -> None:
