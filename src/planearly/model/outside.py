@@ -40,7 +40,7 @@ class Configured:
     """
 
     config: str
-    """``config.json`` as one line of JSON, all defaults written out."""
+    """``config.json`` as one line of JSON, without the versions of who wrote it."""
     context: int
     vocab_size: int
 
@@ -111,9 +111,7 @@ def alike(shape: AnyShape) -> Shape:
     """A model of ours of about the same cost: as many layers, parameters and entries, as wide."""
     if isinstance(shape, Shape):
         return shape
-    from transformers import AutoConfig
-
-    config = AutoConfig.for_model(**json.loads(shape.config)).get_text_config()
+    config = _configuration(json.loads(shape.config)).get_text_config()
     layers, width = config.num_hidden_layers, config.hidden_size
     inner = round((flops.non_embedding(shape) / layers - 4 * width**2) / (3 * width))
     return Shape(layers, width, config.num_attention_heads, max(inner, 1), shape.vocab_size,
@@ -126,18 +124,18 @@ def configured(folder: Path, context: int) -> Configured:
     Raises:
         UserError: no such folder, quantized, or not a causal model that `transformers` knows.
     """
-    reading.config(folder)
-    from transformers import AutoConfig, AutoModelForCausalLM
+    values = reading.config(folder)
+    from transformers import AutoModelForCausalLM
 
     with hf.refused(f"transformers cannot read {folder / 'config.json'}"):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = _configuration(values)
         if type(config) not in AutoModelForCausalLM._model_mapping:
             raise UserError(f"the model in {folder} is a '{config.model_type}', which transformers "
                             "does not know as a causal language model")
         most = getattr(config.get_text_config(), "max_position_embeddings", None)
         if most and context > most:
             raise UserError(f"the model in {folder} reads {most} tokens, fewer than {context}")
-        return _shape(config, context)
+        return _shape(values, config.get_text_config().vocab_size, context)
 
 
 def read(folder: Path, context: int) -> Outside:
@@ -148,7 +146,7 @@ def read(folder: Path, context: int) -> Outside:
             parameters, or whose forward pass does not divide into body and head.
     """
     loaded, _ = hf.load(folder, torch.float32)
-    model = hold(loaded.to("cpu"), context)
+    model = hold(loaded.to("cpu"), context, configured(folder, context))
     if model is None:
         raise UserError(f"the model in {folder} cannot be trained: its output matrix is not "
                         "applied to the last states of its body alone")
@@ -159,9 +157,14 @@ def read(folder: Path, context: int) -> Outside:
     return model
 
 
-def hold(theirs: Any, context: int) -> Outside | None:
-    """A causal model of `transformers`, held whole; None where it does not divide exactly."""
-    shape = _shape(theirs.config, context)
+def hold(theirs: Any, context: int, shape: Configured | None = None) -> Outside | None:
+    """A causal model of `transformers`, held whole; None where it does not divide exactly.
+
+    Args:
+        shape: as its folder says (None: as the model itself does).
+    """
+    shape = shape or _shape(
+        theirs.config.to_dict(), theirs.config.get_text_config().vocab_size, context)
     if not hasattr(theirs, theirs.base_model_prefix):
         return None
     model = Outside(theirs, shape)
@@ -274,20 +277,28 @@ def _elementwise(module: nn.Module) -> None:
 
 # Counting ---------------------------------------------------------------------------------------
 
-def _shape(config: Any, context: int) -> Configured:
-    values = config.to_dict()
-    values.pop("_name_or_path", None)
-    values.pop("transformers_version", None)
-    return Configured(json.dumps(values, sort_keys=True, default=str), context,
-                      config.get_text_config().vocab_size)
+def _shape(config: dict[str, Any], entries: int, context: int) -> Configured:
+    values = {key: value for key, value in config.items()
+              if key not in ("_name_or_path", "transformers_version")}
+    return Configured(json.dumps(values, sort_keys=True, default=str), context, entries)
+
+
+def _configuration(values: dict[str, Any]) -> Any:
+    """The library's configuration of what a ``config.json`` holds."""
+    from transformers import CONFIG_MAPPING
+
+    kind = str(values.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(f"it knows no models of type '{kind}'")
+    return CONFIG_MAPPING[kind].from_dict(dict(values))
 
 
 def _fresh(shape: Configured, **options: Any) -> Any:
     """The library's module with weights as it draws them."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.for_model(**json.loads(shape.config))
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, **options)
+    return AutoModelForCausalLM.from_config(
+        _configuration(json.loads(shape.config)), dtype=torch.float32, **options)
 
 
 def _empty(shape: Configured, **options: Any) -> Any:
