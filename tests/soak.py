@@ -37,9 +37,8 @@ from small_runs import corpus, document, recipe
 METHODS = ["slm", "slm-is", "slm-pn", "slm-mix", "slm-nopt", "llm", "llm-lora", "slm-d", "slm-dsir"]
 KILLS = ["all", "all", "all", "first", "worker", "worker"]
 MOUNTED = ["full disk", "read-only"]
-UNEQUAL = ("hours", "seconds", "device", "money", "date", "time", "created", "saving", "overhead",
-           "throughput", "per_second", "host")
-"""Parts of the names of fields that tell of time or place, which no two runs share."""
+UNEQUAL = ("hours", "seconds", "money")
+"""Parts of the names of fields that tell of time, which no two runs share."""
 TRIES = 40
 """Starts of one study after which it is said not to get anywhere."""
 CLOCK = '''
@@ -147,7 +146,7 @@ def contents(out: Path) -> dict[str, str]:
 
 
 def lasting(value: Any) -> Any:
-    """A JSON value without fields that tell of time or place."""
+    """A JSON value without fields that tell of time."""
     if isinstance(value, dict):
         return {name: lasting(inner) for name, inner in value.items()
                 if not any(part in name.lower() for part in UNEQUAL)}
@@ -267,8 +266,8 @@ class Soak:
             kill_group(process.pid)
             raise SystemExit(f"the study hung after '{kind}': see {log}") from None
         finally:
-            disk.free()
             disk.writable()
+            disk.free()
         if kind != "first":  # else the next start is made while its children may still be there
             kill_group(process.pid)
         return True, status
