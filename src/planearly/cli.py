@@ -193,6 +193,19 @@ def gguf(
 
 
 @app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="an exported model folder, or a bundle")],
+    name: Annotated[str, typer.Argument(help="organisation/repository on the Hugging Face hub")],
+    private: Annotated[bool, typer.Option(
+        "--private", help="a new repository is seen by its owners alone")] = False,
+) -> None:
+    """Upload a model or a bundle to the Hugging Face hub, with its card."""
+    from planearly.export import hub
+
+    print(hub.push(folder, name, private=private))
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="a Hugging Face model folder, or a recipe")],
     files: Annotated[list[str] | None, typer.Argument(help="documents (or recipe keys)")] = None,

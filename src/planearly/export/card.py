@@ -53,10 +53,22 @@ def model_card(shape: AnyShape, card: dict[str, Any], as_gguf: str, begins: bool
         + (f", for text such as that of {_text(domain)}" if domain else "")
         + ". It continues text; it was not taught to follow instructions.",
         _method(method, card), _data(card.get("data") or {}), _cost(card.get("cost") or {}),
-        _perplexities(card), _USE.format(
+        _perplexities(card), _CITATION if method in methods.TABLE else "", _USE.format(
             context=shape.context, prompt=_PROMPT if begins else _BEGUN_PROMPT), as_gguf,
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+_CITATION = """## Citation
+
+```bibtex
+@article{grangier2024need,
+  title = {Need a Small Specialized Language Model? Plan Early!},
+  author = {Grangier, David and Katharopoulos, Angelos and Ablin, Pierre and Hannun, Awni},
+  journal = {arXiv preprint arXiv:2402.01093},
+  year = {2024}
+}
+```"""
 
 
 def _kind(shape: AnyShape) -> str:
