@@ -13,13 +13,14 @@ TORCH_BUILD = $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test smoke quick lint site clean
+.PHONY: help setup demo test smoke quick soak lint site clean
 
 help:
 	@echo "make demo    set up, then train and compare small models on an embedded corpus (runs/demo)"
 	@echo "make test    set up, then run all tests"
 	@echo "make smoke   a small study of every method (runs/study-smoke), minutes"
 	@echo "make quick   the tests that take seconds"
+	@echo "make soak    kill a small study KILLS times (200), its results must not change"
 	@echo "make lint    style and types"
 	@echo "make site    the documents as a site (build/site)"
 
@@ -46,6 +47,10 @@ smoke: setup
 
 quick: setup
 	$(TESTS) -m "not slow"
+
+KILLS ?= 200
+soak: setup
+	$(BIN)/python tests/soak.py --kills $(KILLS) --out runs/soak-$(KILLS)
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks

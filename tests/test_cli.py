@@ -79,6 +79,10 @@ def test_a_misspelt_verb_names_the_nearest(verb, capsys):
     (["run", "demo", "--finetun.lr-scale", "3"], "without dashes: finetune.lr_scale=VALUE"),
     (["generate", "m", "-5 degrees"], "a text that begins with a dash goes after '--'"),
     (["generate", "m", "p", "--token", "3"], "did you mean '--tokens'?"),
+    (["study", "demo", "--workers", "0"], "--workers: input should be greater than or equal to 1"),
+    (["generate", "m", "p", "--seed", str(2**70)], "--seed: input should be less than or equal"),
+    (["plan", "--device", "a100", "--inference-speed", "nan"], "is no speed of a model"),
+    (["plan", "--device", "a100", "--inference-speed", "1e-300"], "is no speed of a model"),
     (["gguf", "a", "b"], "unexpected extra argument"),
     (["recipes", "--reference=yes"], "does not take a value"),
 ])

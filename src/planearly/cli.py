@@ -56,6 +56,7 @@ def run(recipe: RecipeArg, settings: Settings = None, out: Out = None) -> None:
 def study(
     recipe: RecipeArg, settings: Settings = None, out: Out = None,
     workers: Annotated[int | None, typer.Option(
+        min=1, max=1024,
         help="processes that share the work [default: one, or one per GPU]")] = None,
     only_report: Annotated[bool, typer.Option(
         "--report", help="make nothing: tables and page of what is finished, "
@@ -232,10 +233,10 @@ def evaluate(
 def generate(
     model: Annotated[Path, typer.Argument(help="a model folder in Hugging Face format")],
     prompt: Annotated[str, typer.Argument(help="text to continue")],
-    tokens: Annotated[int, typer.Option(help="most new tokens")] = 80,
+    tokens: Annotated[int, typer.Option(min=1, max=10**6, help="most new tokens")] = 80,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 0.8,
     top_p: Annotated[float, typer.Option(help="nucleus of the distribution")] = 0.95,
-    seed: Annotated[int, typer.Option(help="of the draws")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="of the draws")] = 0,
 ) -> None:
     """Try a model: continue a prompt."""
     print(api.generate(model, prompt, tokens=tokens, temperature=temperature, top_p=top_p,

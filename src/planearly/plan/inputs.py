@@ -75,6 +75,8 @@ def limit(params: str | None, size: str | None, speed: float | None, on: str | N
     if size is not None:
         limits.append(sizes.limit_from_bytes(units.size(size, "--inference-bytes"), quantization))
     if speed is not None:
+        if not 1e-3 <= speed <= 1e9:
+            raise UserError(f"--inference-speed: {speed:g} tokens/s is no speed of a model")
         device = trained_on if on is None else devices.find(on)
         limits.append(sizes.limit_from_speed(speed, device, quantization))
     return min(limits, default=None)
