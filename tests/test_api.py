@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from planearly.cli import main
 from small_models import TEXT, model_folder
 from small_runs import corpus, recipe
 
+NOTEBOOK = Path(__file__).parents[1] / "docs" / "first-run.ipynb"
 ASKED = {"inference_params": "126M", "generic_tokens": 150_000_000_000, "spec_tokens": "1M",
          "device": "a100", "generic_hours": 650, "specialization_hours": "1", "domains": 50}
 
@@ -73,3 +75,15 @@ def test_importing_brings_no_torch():
                            "from planearly import cli; assert 'torch' not in sys.modules"],
                           capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not NOTEBOOK.exists(), reason="not in a checkout")
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    known: dict = {}
+    for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), known)
+    assert {row["method"] for row in known["results"]["rows"]} == {"slm", "slm-is"}
+    assert known["planned"]["total"]["flops"] > 0
