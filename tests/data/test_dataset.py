@@ -378,3 +378,14 @@ def test_documents_begin_with_the_tokenizers_begin_token(tmp_path, tokenizer):
     for first, ours, theirs in zip(firsts, *streams, strict=True):
         assert ours[0] == (begin if first else theirs[0])
         assert ours[1:].tolist() == theirs[1:].tolist()
+    # what a model sees of every window begins so: in rows of its own, and side by side with others
+    several = [np.array([i]) for i in range(len(dataset))]
+    shown, targets = dataset.rows(several)
+    assert (shown[:, 0] == begin).all()
+    inputs, same = plain.rows(several)
+    assert (shown[:, 1:] == inputs[:, 1:]).all() and (targets == same).all()
+    last = [int(np.flatnonzero(dataset.windows["document"] == d)[-1]) for d in (0, 1)]
+    lengths = dataset.windows["length"][last].tolist()
+    assert sum(lengths) <= 6
+    (together,), _ = dataset.rows([np.array(last)])
+    assert together[0] == together[lengths[0]] == begin

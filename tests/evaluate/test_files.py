@@ -15,6 +15,7 @@ from planearly.errors import UserError
 from planearly.evaluate import files as files_module
 from planearly.evaluate.files import evaluate_files
 from small_models import EOT, TEXT, model_folder, tokenizer_folder
+from small_outside import outside_folder
 
 DOCUMENTS = [*TEXT, "x", " ".join(TEXT * 3), "\u00e9t\u00e9 \u2603 caf\u00e9\n\n" * 5,
              f"a literal {EOT} is text"]
@@ -42,6 +43,12 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tokenizer_folder(path)
 
 
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Documents begin with another token than they end with."""
+    return outside_folder(tmp_path_factory.mktemp("gemma"), "gemma2")
+
+
 def brute_force(folder: Path, documents: list[str], context: int) -> tuple[float, int]:
     """Nats and tokens, one prediction at a time, from what came before in the window."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -59,19 +66,20 @@ def brute_force(folder: Path, documents: list[str], context: int) -> tuple[float
             tokens += 1
             history.append(token)
             if len(history) > context:
-                history = [token]
+                both = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+                history = [token if len(both) == 1 else tokenizer.bos_token_id]
     return nats, tokens
 
 
 @pytest.mark.parametrize("context", [None, 7])
-@pytest.mark.parametrize("which", ["folder", "gpt2"])
+@pytest.mark.parametrize("which", ["folder", "gpt2", "gemma"])
 def test_equals_brute_force(which: str, context: int | None, tmp_path: Path,
                             request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(which)
     first = lines(tmp_path / "first.jsonl", DOCUMENTS[:3])
     second = lines(tmp_path / "second.jsonl", DOCUMENTS[3:])
     found = evaluate_files(model, [first, second], context)
-    used = context or {"folder": 16, "gpt2": 24}[which]
+    used = context or {"folder": 16, "gpt2": 24, "gemma": 64}[which]
     for result, documents in ((found, DOCUMENTS), (found["files"][first], DOCUMENTS[:3]),
                               (found["files"][second], DOCUMENTS[3:])):
         nats, tokens = brute_force(model, documents, used)

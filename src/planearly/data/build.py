@@ -69,7 +69,8 @@ def tokenize_corpus(units: list[Unit], tokenizer: Path, context: int, settings: 
     by = tk.opened(tokenizer)
     meta = {
         "key": key, "dtype": by.dtype.str, "context": context,
-        "vocab_size": by.vocab_size, "eot": by.eot, "tokenizer_digest": by.digest,
+        "vocab_size": by.vocab_size, "eot": by.eot, "begin": by.begin,
+        "tokenizer_digest": by.digest,
         **_merge(work[:len(markers)], markers, context, max_tokens, out, tokenizer),
         "files": [unit.path for unit in units],
         "unknown_bytes": unknown, "read": problems.good, "set_aside": problems.bad,

@@ -4,7 +4,9 @@ A document of n tokens is the stream ``BEGIN t1 .. tn EOT``, of which BEGIN is E
 tokenizer says otherwise. Its n + 1 targets are cut into
 consecutive windows of at most ``context`` targets that do not overlap; a window's inputs are the
 same span one token earlier. So every token, and the final EOT, is predicted exactly once, and a
-window's first input is BEGIN or the last token of the window before it. Generic and specialization
+window's first input is BEGIN or the last token of the window before it. A model that was trained
+with a BEGIN of its own reads nothing right without it (Gemma): there every window is shown with it
+first. Generic and specialization
 text are cut alike.
 
 A dataset is a folder::
@@ -101,6 +103,9 @@ class TokenDataset:
             tokens = self._shard(int(shard))
             inputs.ravel()[target] = tokens[source]
             targets.ravel()[target] = tokens[source + 1]
+        begin = self.meta.get("begin", self.meta["eot"])
+        if begin != self.meta["eot"]:
+            inputs.ravel()[row * self.context + place] = begin
         return inputs, targets
 
     def tokens(self, window: int) -> np.ndarray:

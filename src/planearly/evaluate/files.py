@@ -2,7 +2,8 @@
 
 The windows are those of the token datasets (:mod:`planearly.data.dataset`): every document starts
 with the model's bos token (its eos token where it has no bos) and ends with its eos token, which is
-predicted too; the targets are cut into windows of at most ``context`` that do not overlap.
+predicted too; the targets are cut into windows of at most ``context`` that do not overlap. Where
+bos is another token than eos, every window is shown with it first.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ def evaluate_files(model_folder: Path, files: list[str], context: int | None = N
                 if unknown() > tk.MOST_UNKNOWN * sum(n_bytes.values()):  # refused unscored
                     break
                 scores.setdefault(unit.path, []).append(
-                    _score(forward, streams, context, len(embedding), meter))
+                    _score(forward, streams, context, len(embedding), meter,
+                           start if start != end else None))
     problems.check()
     problems.tell()
     tk.check_unknown(unknown(), sum(n_bytes.values()), "the text")
@@ -188,8 +190,8 @@ def _batches(unit: Unit, settings: keys.Data, problems: Problems,
 
 
 def _score(forward: Forward, streams: list[np.ndarray], context: int, vocab_size: int,
-           meter: Meter) -> Scores:
-    """Score whole documents, cut into windows."""
+           meter: Meter, begin: int | None) -> Scores:
+    """Score whole documents, cut into windows, each shown with ``begin`` first if that is given."""
     lengths = np.array([len(stream) for stream in streams])
     windows = cut_windows(0, np.cumsum(lengths) - lengths, lengths - 1, context, 0)
     offsets, sizes = windows["offset"].astype(np.int64), windows["length"].astype(np.int64)
@@ -199,7 +201,10 @@ def _score(forward: Forward, streams: list[np.ndarray], context: int, vocab_size
         position = np.arange(sizes[ids].max())
         inside = position < sizes[ids, None]
         place = np.where(inside, offsets[ids, None] + position, 0)
-        return np.where(inside, stream[place], 0), np.where(inside, stream[place + 1], IGNORE)
+        inputs = np.where(inside, stream[place], 0)
+        if begin is not None:
+            inputs[:, 0] = begin
+        return inputs, np.where(inside, stream[place + 1], IGNORE)
 
     nll = score(forward, rows, sizes, batch_tokens(vocab_size), meter)
     return Scores(nll, sizes, windows["document"].astype(np.int64))
