@@ -104,8 +104,8 @@ class Mixture:
 class Optimizer:
     preset: Literal["modern", "adamw", "paper"] = key(
         "Muon and AdamW, warm-up-stable-decay; AdamW alone; or the paper's Adam at 1e-4", "modern")
-    lr: float | None = key("learning rate of the hidden matrices (null: the preset's)", None)
-    embedding_lr: float | None = key("learning rate of embeddings and norms (null: preset's)", None)
+    lr: float | None = key("learning rate of the hidden matrices (null: by preset and width)", None)
+    embedding_lr: float | None = key("learning rate of embeddings and norms (null: likewise)", None)
     weight_decay: float | None = key("decoupled weight decay (null: the preset's)", None)
     clip: float | None = key("gradient norm above which gradients are scaled (null: preset's)",
                              None)

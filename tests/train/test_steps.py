@@ -1,5 +1,7 @@
 """Steps of trainings: as many as the tokens give, and where two budgets part."""
 
+from dataclasses import replace
+
 import pytest
 
 from planearly import keys
@@ -23,8 +25,11 @@ def test_steps_are_whole_and_rows_fill_them(tokens):
     (64_000_000, 30_000, 1.0)])
 def test_limits_of_fine_tuning_are_the_papers(tokens, limit, factor):
     endless = keys.Finetune(max_epochs=1e9, scratch_epochs=1e9)
-    assert finetune_limits(endless, tokens, 1000, 10) == (limit, factor)
-    assert finetune_limits(endless, tokens, 1000, 10, scratch=True) == (limit, 1.0)
+    papers = replace(endless, optimizer=keys.Optimizer(preset="paper"))
+    assert finetune_limits(papers, tokens, 1000, 10) == (limit, factor)
+    assert finetune_limits(papers, tokens, 1000, 10, scratch=True) == (limit, 1.0)
+    # ours at a hundred times the rate
+    assert finetune_limits(endless, tokens, 1000, 10) == (limit, pytest.approx(0.45 * factor))
 
 
 def test_a_small_set_is_passed_over_a_few_times():

@@ -107,6 +107,15 @@ def weights_in(folder: Path, context: int) -> tuple[AnyShape, dict[str, Tensor]]
     return shape, tensors.weights(read(folder, context))
 
 
+def width_of(shape: AnyShape) -> int:
+    """Width of a model's hidden states."""
+    if isinstance(shape, Shape):
+        return shape.d_model
+    from transformers import AutoConfig
+
+    return int(AutoConfig.for_model(**json.loads(shape.config)).get_text_config().hidden_size)
+
+
 def alike(shape: AnyShape) -> Shape:
     """A model of ours of about the same cost: as many layers, parameters and entries, as wide."""
     if isinstance(shape, Shape):

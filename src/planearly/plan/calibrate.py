@@ -92,7 +92,7 @@ def steps(model: loop.Trainable, shape: Shape, settings: keys.Train, groups: int
         ``tokens_per_second`` and ``flops_per_second`` at the median step, and what they belong to.
     """
     model.module.to(device)
-    rate = optim.resolve(settings.optimizer, 1_000_000)
+    rate = optim.resolve(settings.optimizer, 1_000_000, shape.d_model)
     optimizers = optim.build(model.module, rate)
     rows = rows_per_step(settings.batch_tokens, shape.context)
     random = np.random.default_rng(0)

@@ -34,7 +34,7 @@ def recipe(plan: Plan, row: Row, generic: list[str], domains: list[str]) -> str:
     least = setting.devices * setting.small.context  # a row for every device
     pretraining = max(model.step_tokens(row.pretrain_tokens, setting.small.context), least)
     tuning = max(model.STEP_TOKENS[size], least)
-    # learning rates were chosen for these two sizes; a plan takes those of the nearer one
+    # warm-up and schedule of the nearer size; rates follow from the width
     base = config.load("slm-126m" if setting.small.context >= 1024 else "nano")
     values: dict[str, Any] = {
         "name": f"planned-{method}",

@@ -96,11 +96,12 @@ def plateau(run: Run, row: Method, drawn: Drawn) -> Path | None:
     shape = training.shape_of(run, row.large)
     origin = checkpoint.checkpoint(run, row.large)
     values = {"shape": shape.to_dict(), "train": training.train_settings(recipe.pretrain),
-              "steps": before, "of": steps, "seed": recipe.seed}
+              "steps": before, "of": steps, "seed": recipe.seed,
+              **training.rate_settings(recipe, shape, origin)}
     inputs = {"rows": drawn.rows, **({"start": origin} if origin else {})}
 
     def build(folder: Path) -> dict[str, Any]:
-        rate = optim.resolve(recipe.pretrain.optimizer, steps)
+        rate = training.rates(recipe, steps, shape, origin)
         if rate.schedule == "wsd":  # as it is before the decay
             rate = replace(rate, schedule="constant")
         model = loop.Dense(training.load_model(origin) if origin
@@ -138,7 +139,8 @@ def adapt(run: Run, row: Method, domain: str, base: Path | None,
     drawn = draw(own_rows)
     values: dict[str, Any] = {
         "shape": shape.to_dict(), "train": training.train_settings(recipe.pretrain),
-        "steps": [before, after], "seed": recipe.seed, "shares": shares}
+        "steps": [before, after], "seed": recipe.seed, "shares": shares,
+        **training.rate_settings(recipe, shape, origin)}
     inputs = {"rows": drawn.rows, **drawn.inputs, **({"plateau": base} if base else {}),
               **({"start": origin} if origin else {})}
     if shares[1]:
@@ -162,7 +164,7 @@ def adapt(run: Run, row: Method, domain: str, base: Path | None,
         model = loop.Dense(training.load_model(origin) if origin and not base
                            else outside.build(shape, recipe.seed))
         outcome = loop.train(model, Later(stream, before * rows), steps, recipe.pretrain, folder,
-                             name=stage)
+                             name=stage, optimizer=training.rates(recipe, steps, shape, origin))
         paid = replace(
             outcome, tokens=outcome.tokens - int(begun["tokens"]),
             seconds=outcome.seconds - begun["device_hours"] * 3600 / parallel.world())

@@ -20,7 +20,7 @@ from planearly.evaluate import perplexity
 from planearly.evaluate.perplexity import mean_nll
 from planearly.export import bundle as bundles
 from planearly.files import read_array
-from planearly.model import choice, flops
+from planearly.model import choice, flops, outside, starts
 from planearly.model.mixture import Mixture
 from planearly.model.projected import Projected
 from planearly.model.transformer import Shape, Transformer
@@ -28,7 +28,7 @@ from planearly.parallel import bf16_is_fast
 from planearly.progress import say
 from planearly.stages import checkpoint, clusters, corpus, finetune, pretrain, training
 from planearly.stages.folder import Run, facts, once
-from planearly.train import loop
+from planearly.train import loop, optim
 
 
 def count(recipe: keys.Recipe, method: str) -> int:
@@ -178,6 +178,10 @@ def chosen(run: Run, method: str, name: str) -> Path:
     }
     if recipe.expert == "best-tuned" or settings["tune_vector"]:
         settings["finetune"] = training.train_settings(recipe.finetune)
+        width = outside.width_of(training.shape_of(run))
+        if changed := optim.finetuning_deviations(recipe.finetune, recipe.pretrain.optimizer, width,
+                                                  starts.folder(recipe) is not None):
+            settings["rates"] = changed
         settings["valid_tokens"] = recipe.data.valid_tokens
     sample, part = choice_windows(run, name)
     if recipe.expert == "lowest-loss" and part:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from planearly import keys, parallel, tensors
 from planearly.data.streams import MixedStream, RowStream, Stream
-from planearly.model import flops, lora, outside
+from planearly.model import flops, lora, outside, starts
 from planearly.model.projected import Projected
 from planearly.progress import say
 from planearly.stages import clusters, corpus, training
@@ -50,11 +50,26 @@ class Tuning:
     tokens: int
     """Of the specialization set."""
     rate_factor: float
-    """Of the learning rate of a model that was trained before."""
+    """Of pretraining's learning rate."""
+    continued: bool = False
+    """Whether the model began as a checkpoint, before it was trained here at all."""
+
+    def rates(self, recipe: keys.Recipe, width: int, steps: int | None = None,
+              times: float = 1.0) -> optim.Settings:
+        """Of a model of this width, for other ``steps`` or so many ``times`` the rate."""
+        return optim.resolve_finetuning(
+            recipe.finetune, recipe.pretrain.optimizer, steps or self.steps, width,
+            self.continued, self.rate_factor * times)
 
 
-def tuning(run: Run, name: str, replay: Replay | None = None, scratch: bool = False) -> Tuning:
-    """Rows, steps and rate for the domain's training text, with ``replay`` mixed in."""
+def tuning(run: Run, name: str, replay: Replay | None = None, scratch: bool = False,
+           large: bool = False) -> Tuning:
+    """Rows, steps and rate for the domain's training text, with ``replay`` mixed in.
+
+    Args:
+        scratch: whether the model has fresh weights.
+        large: whether it is the large one.
+    """
     finetune = run.recipe.finetune
     share = replay.share if replay else 0.0
     own, epoch_rows = training.domain_stream(run, name)
@@ -66,8 +81,9 @@ def tuning(run: Run, name: str, replay: Replay | None = None, scratch: bool = Fa
     tokens = int(own.dataset.windows["length"][used].sum())
     batch_rows = rows_per_step(finetune.batch_tokens, run.recipe.context)
     own_rows = max(round(batch_rows * (1 - share)), 1)
-    steps, factor = finetune_limits(finetune, tokens, epoch_rows, own_rows, scratch)
-    return Tuning(own, stream, steps, tokens, factor)
+    continued = not scratch and starts.folder(run.recipe, large) is not None
+    steps, factor = finetune_limits(finetune, tokens, epoch_rows, own_rows, scratch, continued)
+    return Tuning(own, stream, steps, tokens, factor, continued)
 
 
 def finetune(run: Run, name: str, model: loop.Trainable, folder: Path, label: str) -> loop.Outcome:
@@ -75,7 +91,7 @@ def finetune(run: Run, name: str, model: loop.Trainable, folder: Path, label: st
     settings, plan = run.recipe.finetune, tuning(run, name)
     return loop.train(
         model, plan.stream, plan.steps, settings, folder, name=label,
-        optimizer=optim.resolve(settings.optimizer, plan.steps).scaled(plan.rate_factor),
+        optimizer=plan.rates(run.recipe, outside.width_of(model.body.shape)),
         validate=training.validator(run, name), patience=settings.patience,
     )
 
@@ -87,7 +103,7 @@ def finetune_vector(run: Run, name: str, network: Projected, start: Tensor, fold
     return vector.tune_vector(
         network, start, plan.stream, plan.steps, settings, folder, name=label,
         validate=training.validator(run, name), patience=settings.patience,
-        optimizer=optim.resolve(settings.optimizer, plan.steps),
+        optimizer=replace(plan, rate_factor=1.0).rates(run.recipe, network.shape.d_model),
     )
 
 
@@ -119,22 +135,26 @@ def specialize(
               "valid_tokens": recipe.data.valid_tokens, "seed": recipe.seed,
               "shape": shape.to_dict(), **({"adapters": asdict(adapters)} if adapters else {}),
               **(settings or {})}
+    continued = start is not None and starts.folder(recipe, large) is not None
+    width = outside.width_of(shape)
+    if changed := optim.finetuning_deviations(tune, recipe.pretrain.optimizer, width, continued):
+        values["rates"] = changed
 
     def build(folder: Path) -> dict[str, Any]:
         model = training.load_model(start) if start else outside.build(shape, recipe.seed)
-        plan = tuning(run, name, replay, scratch=start is None)
-        steps, factor = plan.steps, plan.rate_factor
+        plan = tuning(run, name, replay, scratch=start is None, large=large)
+        steps, times = plan.steps, 1.0
         place, flops_per_token = folder, flops.training(shape)
         if adapters:
             lora.add_adapters(model, adapters, recipe.seed)
             steps = max(round(steps * adapters.step_factor), 1)
-            factor *= adapters.lr_factor
+            times = adapters.lr_factor
             place = folder / training.ADAPTERS
             flops_per_token = flops.lora_training(shape, adapters.rank)
         goal = objective(folder, plan.own) if objective else NextToken()
         outcome = loop.train(
             loop.Dense(model), plan.stream, steps, tune, place, name=stage,
-            optimizer=optim.resolve(tune.optimizer, steps).scaled(factor), objective=goal,
+            optimizer=plan.rates(recipe, width, steps, times), objective=goal,
             validate=training.validator(run, name), patience=tune.patience,
         )
         if adapters and parallel.rank() == 0:

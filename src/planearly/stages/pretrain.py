@@ -59,6 +59,7 @@ def pretrain(
         values["spec_tokens"] = recipe.spec_tokens
         inputs = {**(inputs or {}), "domain": corpus.domain(run, domain)}
     origin = checkpoint.checkpoint(run, large)
+    values |= training.rate_settings(recipe, shape, origin)
     if origin:
         inputs = {**(inputs or {}), "start": origin}
     inputs = {"rows": packed, **(inputs or {})}
@@ -82,8 +83,9 @@ def pretrain(
         if share and domain:
             own, _ = training.domain_stream(run, domain)
             stream = MixedStream([generic, own], [1 - share, share], recipe.seed)
-        outcome = loop.train(model, stream, steps, recipe.pretrain, folder, name=stage,
-                             branches=branches - {0})
+        outcome = loop.train(
+            model, stream, steps, recipe.pretrain, folder, name=stage, branches=branches - {0},
+            optimizer=training.rates(recipe, steps, shape, origin))
         drawn = generic.sampler.counts(round(steps * batch_rows * (1 - share)))
         per_token = flops.training(shape) + flops_per_step * steps / outcome.tokens
         return {

@@ -23,7 +23,7 @@ from planearly.model.transformer import Shape
 from planearly.parallel import bf16_is_fast
 from planearly.stages import clusters, corpus
 from planearly.stages.folder import Run, facts
-from planearly.train import loop, metrics
+from planearly.train import loop, metrics, optim
 from planearly.train.objective import Objective
 
 ADAPTERS = "adapters"
@@ -43,6 +43,20 @@ def shape_of(run: Run, large: bool = False) -> AnyShape:
 def shape_made(stage: Path) -> AnyShape:
     """Shape of a finished stage's model."""
     return outside.shape_of(facts(stage)["shape"])
+
+
+def rates(recipe: keys.Recipe, steps: int, shape: AnyShape, origin: Path | None) -> optim.Settings:
+    """Of a pretraining of so many steps, from fresh weights or from the checkpoint ``origin``."""
+    return optim.resolve(recipe.pretrain.optimizer, steps, outside.width_of(shape),
+                         origin is not None)
+
+
+def rate_settings(recipe: keys.Recipe, shape: AnyShape, origin: Path | None) -> dict[str, Any]:
+    """What of a pretraining's rates follows neither from the recipe's keys nor from the preset
+    alone, for the stage's fingerprint."""
+    found = optim.deviations(recipe.pretrain.optimizer, outside.width_of(shape),
+                             origin is not None)
+    return {"rates": found} if found else {}
 
 
 def generic_stream(run: Run, packed: Path, weights: np.ndarray) -> RowStream:

@@ -62,13 +62,15 @@ def branching_step(optimizer: keys.Optimizer, longer: int, shorter: int) -> int:
 
 
 def finetune_limits(finetune: keys.Finetune, tokens: int, epoch_rows: int,
-                    batch_rows: int, scratch: bool = False) -> tuple[int, float]:
+                    batch_rows: int, scratch: bool = False,
+                    continued: bool = False) -> tuple[int, float]:
     """Most steps and the learning rate's factor for a specialization set.
 
     The paper's settings (its section 4): at 1M tokens a third of the rate and under 2k steps, at
     8M the base rate and at most 4k steps, at 64M 30k steps; sizes between go with the nearest in
     ratio. ``finetune.max_epochs`` bounds the steps of small sets. Training from ``scratch`` has the
-    base rate, and passes of its own.
+    base rate, and passes of its own. The factor is 1 too where fine-tuning's section sets a rate
+    and no ``lr_scale``, and where the model began as a checkpoint, whose rates are low already.
 
     Args:
         tokens: of the set.
@@ -79,7 +81,10 @@ def finetune_limits(finetune: keys.Finetune, tokens: int, epoch_rows: int,
     limit = finetune.max_steps or FINETUNE_STEPS[size]
     factor = finetune.lr_scale
     if factor is None:
-        factor = 1 / 3 if size == 1_000_000 else 1.0
+        small = optim.SMALL_SET_FACTOR[finetune.optimizer.preset]
+        factor = small if size == 1_000_000 else 3 * small
+        if continued or finetune.optimizer.lr is not None:
+            factor = 1.0
     passes = finetune.scratch_epochs if scratch else finetune.max_epochs
     by_epochs = math.ceil(passes * epoch_rows / batch_rows)
     return max(min(limit, by_epochs), 1), 1.0 if scratch else factor
