@@ -372,6 +372,38 @@ def test_money_is_hours_at_the_price() -> None:
     assert rows["slm"]["cost"]["generic"]["money"] == pytest.approx(1300)
 
 
+def stages_of(*settings: str) -> dict[str, dict[str, Any]]:
+    recipe = config.load("slm-126m", ["spec_tokens=1M", "domains=[a]", "pretrain_tokens=1B",
+                                      "projected.experts=16", *settings])
+    return {entry["stage"]: entry for entry in predict(recipe, devices.find("a100"))["stages"]}
+
+
+def test_the_best_tuned_expert_is_forecast_as_a_fine_tuning_of_each() -> None:
+    found = stages_of("methods=[slm-pn]", "expert=best-tuned")
+    one, all_ = found["specialize/slm-pn.a"], found["expert/slm-pn.a"]
+    for what in ("tokens", "flops", "device_hours"):
+        assert all_[what] == pytest.approx(16 * one[what])
+    scored = stages_of("methods=[slm-pn]")["expert/slm-pn.a"]
+    assert 0 < scored["flops"] < one["flops"]
+
+
+def test_a_teacher_from_outside_is_not_forecast_as_trained(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "teacher", context=1024)
+    assert set(stages_of("methods=[slm-d]")) == {
+        "pretrain/slm", "pretrain/llm", "specialize/llm.a", "specialize/slm-d.a"}
+    found = stages_of("methods=[slm-d]", f"distill.teacher={folder}")
+    assert set(found) == {"pretrain/slm", "specialize/slm-d.a"}
+    plain = stages_of("methods=[slm]")["specialize/slm.a"]
+    assert plain["flops"] < found["specialize/slm-d.a"]["flops"] < 1.1 * plain["flops"]
+
+
+def test_scratch_is_forecast_with_its_own_passes() -> None:
+    few, many = (stages_of("methods=[slm-nopt]", "finetune.max_epochs=1",
+                           f"finetune.scratch_epochs={n}")["specialize/slm-nopt.a"]["tokens"]
+                 for n in (1, 3))
+    assert many == pytest.approx(3 * few, rel=0.05)
+
+
 def test_a_recipe_is_costed_stage_by_stage() -> None:
     asked = ["plan", "slm-126m", "spec_tokens=1M", "domains=[a,b]", "methods=[slm,slm-is]",
              "pretrain_tokens=1B", "--device", "a100", "--json"]
