@@ -209,7 +209,7 @@ def train(
 
     def finite(value: float) -> float:
         if not math.isfinite(value):
-            raise _diverged(name, outcome.steps, settings, steps)
+            raise _diverged(name, outcome.steps, settings, rate.lr)
         return value
 
     def validation() -> bool:
@@ -417,9 +417,8 @@ def _check_start(module: nn.Module, name: str) -> None:
                             "make the checkpoint or training that they come from again")
 
 
-def _diverged(name: str, step: int, settings: keys.Train, steps: int) -> UserError:
+def _diverged(name: str, step: int, settings: keys.Train, lr: float) -> UserError:
     key = "finetune" if isinstance(settings, keys.Finetune) else "pretrain"
-    lr = optim.resolve(settings.optimizer, steps).lr
     return UserError(f"{name}: the loss is not finite at step {step}: set recipe key "
                      f"'{key}.optimizer.lr', which is {lr:g}, to a third or less and start again")
 
