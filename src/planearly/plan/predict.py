@@ -22,9 +22,6 @@ from planearly.model import flops, outside, starts
 from planearly.model.transformer import Shape
 from planearly.train.steps import adapted_steps, finetune_limits, planned_rows, rows_per_step
 
-SELECTORS = tuple(name for name, row in methods.TABLE.items() if row.per_domain)
-"""For study.sharing, until it reads the table itself."""
-
 
 def predict(recipe: keys.Recipe, device: Device) -> dict[str, Any]:
     """Parameters of both shapes, and the work of every training stage and in all.
