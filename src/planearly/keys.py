@@ -26,7 +26,8 @@ class Data:
     text_field: str = key("field of a JSONL or Parquet record that holds the text", "text")
     source_field: str = key("field that names the record's source, if there is one", "source")
     max_bad_share: float = key("stop when more than this share of records is unreadable", 0.01)
-    max_tokens: int | None = key("read the generic corpus up to this many tokens (null: all)", None)
+    max_tokens: int | None = key("use a fair sample of so many tokens of the generic corpus (null: "
+                                 "all)", None)
     held_out: float = key("share of a domain's documents for valid, and for test, if unsplit", 0.1)
     eval_tokens: int | None = key("use at most this many tokens of test (null: all)", None)
     valid_tokens: int | None = key("the same of valid, which is scored ten times while fine-tuning",

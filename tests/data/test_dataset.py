@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from planearly import keys
-from planearly.data import build, shards
+from planearly.data import build, shards, subset
 from planearly.data import tokenizer as tk
 from planearly.data.build import tokenize_corpus
 from planearly.data.dataset import IGNORE, TokenDataset
@@ -97,7 +99,7 @@ def test_rows_lay_windows_side_by_side(tmp_path, corpus, tokenizer):
     for name in "ab":
         write(corpus / f"{name}.jsonl", [prose(ord(name) * 100 + i, 5) for i in range(20)])
     units = resolve([str(corpus)])
-    work = shards.jobs(units, tokenizer, keys.Data(), tmp_path / "out", None)
+    work = shards.jobs(units, tokenizer, keys.Data(), tmp_path / "out")
     assert len(work) == 1  # small files share a job
     dataset = make(corpus, tokenizer, tmp_path / "out", 64)
     pairs = [np.array([3, 17]), np.array([39]), np.array([], int), np.array([5, 30, 8])]
@@ -138,24 +140,89 @@ def test_duplicates_are_dropped_and_the_first_stays(tmp_path, corpus, tokenizer,
     assert dataset.meta["source_tokens"] == [lengths[:5].sum(), lengths[5:].sum()]
 
 
+def windows_of(dataset: TokenDataset) -> list[tuple[int, ...]]:
+    return [tuple(dataset.tokens(w).tolist()) for w in range(len(dataset))]
+
+
 @pytest.mark.parametrize("limit", [1, 17, 100, 333, 10**9])
-def test_a_limit_of_tokens_is_exact(tmp_path, corpus, tokenizer, monkeypatch, limit):
+def test_a_limit_of_tokens_is_exact_and_a_larger_one_gives_a_superset(
+        tmp_path, corpus, tokenizer, monkeypatch, limit):
     monkeypatch.setattr(shards, "_JOB_BYTES", 500)
     monkeypatch.setattr(shards, "_BATCH", 200)
     for name in "abc":
-        write(corpus / f"{name}.jsonl", [prose(ord(name) * 100 + i, 12) for i in range(8)])
+        write(corpus / f"{name}.jsonl", [prose(ord(name) * 100 + i, 12) for i in range(8)] * 2)
     whole = make(corpus, tokenizer, tmp_path / "whole", 64)
     part = make(corpus, tokenizer, tmp_path / "part", 64, max_tokens=limit)
     assert part.meta["n_tokens"] == min(limit, whole.meta["n_tokens"])
-    n = len(part.documents)
-    stream = [whole.tokens(w)[1:] for w in range(len(whole))]
-    assert (np.concatenate([part.tokens(w)[1:] for w in range(len(part))])
-            == np.concatenate(stream)[:limit]).all()
-    assert (part.documents["hash"] == whole.documents["hash"][:n]).all()
+    assert set(part.documents["hash"]) <= set(whole.documents["hash"])
+    assert part.meta["read"] == 48 == (
+        part.meta["n_documents"] + part.meta["duplicates"] + part.meta["left_out"])
+    full = {w[1:] for w in windows_of(whole)}
+    broken = [w for w in windows_of(part) if w[1:] not in full]
+    assert len(broken) <= 1 and all(any(f[:len(w) - 1] == w[1:] for f in full) for w in broken)
     loaded = tk.load(tokenizer)
-    kept = "".join(part.texts(np.flatnonzero(part.windows["document"] == n - 1), loaded))
-    if "\ufffd" not in kept:
-        assert part.documents["bytes"][-1] == len(kept.encode())
+    for document in range(len(part.documents)):
+        text = "".join(part.texts(np.flatnonzero(part.windows["document"] == document), loaded))
+        if "\ufffd" not in text:
+            assert part.documents["bytes"][document] == len(text.encode())
+    more = make(corpus, tokenizer, tmp_path / "more", 64, max_tokens=limit + 150)
+    assert set(part.documents["hash"]) <= set(more.documents["hash"])
+
+
+def test_a_limit_is_a_fair_sample_whatever_the_files(tmp_path, tokenizer, monkeypatch):
+    texts = [f"{source} {prose(i)}" for source in ("a", "b") for i in range(400)]
+    tokenized = []
+    real = shards.run_job
+
+    def run_job(job, advance):
+        marker = real(job, advance)
+        tokenized.append(marker["documents"])
+        return marker
+
+    monkeypatch.setattr(shards, "run_job", run_job)
+    monkeypatch.setattr(subset, "_BYTES_PER_TOKEN", 3)
+    found = {}
+    for name, cuts in (("one", [0, 800]), ("many", [*range(0, 801, 50)])):
+        folder = tmp_path / name
+        folder.mkdir()
+        for i, (start, stop) in enumerate(pairwise(cuts)):
+            packed = "".join(json.dumps({"text": t}) + "\n" for t in texts[start:stop]).encode()
+            place = folder / f"{i:03d}.jsonl"
+            if i % 2:
+                place = place.with_suffix(".jsonl.gz")
+                packed = gzip.compress(packed)
+            place.write_bytes(packed)
+        found[name] = make(folder, tokenizer, tmp_path / f"{name}-out", max_tokens=3_000)
+    assert windows_of(found["one"]) == windows_of(found["many"])
+    assert tokenized[0] < 400  # not all of it was tokenized for a sample
+    shares = [sum(t.startswith(s) for t in found["one"].texts(
+        np.arange(len(found["one"])), tk.load(tokenizer))) for s in ("a ", "b ")]
+    assert min(shares) > 0.3 * sum(shares)
+    monkeypatch.setattr(subset, "_BYTES_PER_TOKEN", 0.02)  # too few at first: more is drawn
+    tokenized.clear()
+    short = make(tmp_path / "one", tokenizer, tmp_path / "short", max_tokens=3_000)
+    assert len(tokenized) > 1 and tokenized[0] < 10
+    assert windows_of(short) == windows_of(found["one"])
+
+
+def test_of_a_large_dataset_on_the_hub_a_part_is_read(tmp_path, tokenizer, monkeypatch):
+    local = write(tmp_path / "a.jsonl", [f"local {prose(i)}" for i in range(300)])
+    read = []
+
+    def records(unit, columns):
+        for i in range(100_000):
+            read.append(i)
+            yield {"text": f"hub {unit.shard[0]} {prose(i)}"}
+
+    monkeypatch.setattr("planearly.data.hub.records", records)
+    size = local.stat().st_size
+    units = [*resolve([str(local)]), *(Unit("hf://x", "hub", 50 * size, 0, (i, 2))
+                                       for i in range(2))]
+    tokenize_corpus(units, tokenizer, CONTEXT, keys.Data(), tmp_path / "out", max_tokens=6_000)
+    dataset = TokenDataset(tmp_path / "out")
+    assert dataset.meta["n_tokens"] == 6_000 and len(read) < 10_000
+    units_of = np.bincount(dataset.documents["unit"], minlength=3)
+    assert units_of[0] < 10 and units_of[1:].min() > 0.3 * units_of.sum()
 
 
 def test_finished_work_is_not_done_again(tmp_path, corpus, tokenizer, monkeypatch):
@@ -326,7 +393,7 @@ def test_sources_beyond_a_number_are_counted_together(tmp_path, tokenizer, monke
 def test_jobs_are_bounded_in_number(tmp_path, tokenizer):
     units = [Unit(f"{i}.txt", "text", 3_000) for i in range(20_000)]
     units += [Unit(f"{i}.jsonl", "lines", 40_000_000_000) for i in range(3)]
-    work = shards.jobs(units, tokenizer, keys.Data(), tmp_path, None)
+    work = shards.jobs(units, tokenizer, keys.Data(), tmp_path)
     assert [i for job in work for i, _ in job.units] == list(range(len(units)))
     assert len(work) < 10
 
@@ -335,7 +402,7 @@ def test_full_disk_is_one_sentence(tmp_path, tokenizer):
     if os.geteuid() == 0 and not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     job = shards.jobs(resolve([str(write(tmp_path / "a.jsonl", [prose(1)]))]), tokenizer,
-                      keys.Data(), tmp_path / "out", None)[0]
+                      keys.Data(), tmp_path / "out")[0]
     (tmp_path / "out").mkdir()
     temporary = tmp_path / "out" / f".{job.shard.name}.{os.getpid()}.tmp"
     temporary.symlink_to("/dev/full")

@@ -14,6 +14,7 @@ from planearly.data import tokenizer as tk
 from planearly.data.dataset import DOCUMENT, WINDOW, cut_windows
 from planearly.data.documents import Problems, Unit
 from planearly.data.shards import PARAGRAPH, SHARD_DOCUMENT, Job, jobs, run_jobs, shard_name
+from planearly.data.subset import Subset, subset
 from planearly.errors import UserError
 from planearly.progress import say
 
@@ -37,8 +38,8 @@ def tokenize_corpus(units: list[Unit], tokenizer: Path, context: int, settings: 
         settings: how documents are read.
         out: the dataset's folder.
         name: what the documents are, for messages.
-        max_tokens: use the first so many tokens (before duplicates are dropped); the document in
-            which they end is cut there, without a final EOT.
+        max_tokens: use a fair sample of the documents of so many tokens (see
+            :mod:`planearly.data.subset`); the last one drawn is cut, without a final EOT.
         processes: how many to use (None: one a core, one on little text).
 
     Returns:
@@ -48,14 +49,19 @@ def tokenize_corpus(units: list[Unit], tokenizer: Path, context: int, settings: 
         UserError: no documents; a damaged file; too many bad records; a full disk; a tokenizer
             that does not know the text.
     """
-    work = jobs(units, tokenizer, settings, out, max_tokens)
+    part = subset(units, max_tokens)
+    work = jobs(units, tokenizer, settings, out, part)
     key = files.digest([[job.key for job in work], context, max_tokens])
     if (out / "dataset.json").is_file():
         meta: dict[str, Any] = files.read_json(out / "dataset.json")
         if meta["key"] == key:
             return meta
     (out / "dataset.json").unlink(missing_ok=True)
-    markers = run_jobs(work, max_tokens, name, processes)
+    markers = run_jobs(work, name, processes)
+    while part and max_tokens and (found := _distinct_tokens(work)) < max_tokens:
+        part = part.larger(found, max_tokens)
+        work = jobs(units, tokenizer, settings, out, part)
+        markers = run_jobs(work, name, processes)
     problems = Problems(settings.max_bad_share)
     for marker in markers:
         problems.add(marker["problems"])
@@ -71,11 +77,12 @@ def tokenize_corpus(units: list[Unit], tokenizer: Path, context: int, settings: 
         "key": key, "dtype": by.dtype.str, "context": context,
         "vocab_size": by.vocab_size, "eot": by.eot, "begin": by.begin,
         "tokenizer_digest": by.digest,
-        **_merge(work[:len(markers)], markers, context, max_tokens, out, tokenizer),
+        **_merge(work, markers, context, max_tokens, out, tokenizer),
         "files": [unit.path for unit in units],
         "unknown_bytes": unknown, "read": problems.good, "set_aside": problems.bad,
         "empty": problems.empty, "bad": problems.examples,
     }
+    meta["left_out"] = problems.left_out + meta.pop("not_drawn")
     files.write_json(out / "dataset.json", meta)
     shutil.rmtree(out / "parts")
     for stale in [*out.glob("tokens-*.bin"), *out.glob(".*.tmp")]:  # of earlier, killed calls
@@ -98,19 +105,20 @@ def _merge(work: list[Job], markers: list[dict[str, Any]], context: int, max_tok
     renamed = [np.array([sources.setdefault(name, len(sources)) for name in marker["sources"]],
                         np.uint32) for marker in markers]
     shards = [job.read("documents", SHARD_DOCUMENT) for job in work]
-    total = sum(marker["tokens"] for marker in markers)
-    n, cut = _shorten(work, shards, total - max_tokens if max_tokens else 0, tokenizer)
-    keep = np.ones(n, bool)
-    for doubled in _duplicates(shards, n):
-        keep[doubled] = False
+    n = sum(map(len, shards))
+    keep = _without_duplicates(shards)
+    distinct = int(keep.sum())
+    last, cut = _keep_lowest(work, shards, keep, max_tokens, tokenizer) if max_tokens else (-1, {})
     number = np.cumsum(keep) - 1  # new number of a kept document
 
     def kept() -> Iterator[tuple[int, np.ndarray]]:
-        """(shard, kept documents) in order, the last one shortened."""
-        for shard, start, chunk in _chunks(shards, n):
-            here = np.array(chunk[keep[start:start + len(chunk)]])
-            if cut and start + len(chunk) == n and keep[-1]:
-                here["tokens"][-1], here["bytes"][-1] = cut
+        """(shard, kept documents) in order, the one that is cut shortened."""
+        for shard, start, chunk in _chunks(shards):
+            mine = keep[start:start + len(chunk)]
+            here = np.array(chunk[mine])
+            if start <= last < start + len(chunk):
+                for name, value in cut.items():
+                    here[name][mine[:last - start].sum()] = value
             here["source"] = renamed[shard][here["source"]]
             yield shard, here
 
@@ -142,7 +150,6 @@ def _merge(work: list[Job], markers: list[dict[str, Any]], context: int, max_tok
             for i in range(0, len(found), _CHUNK):
                 chunk = np.array(found[i:i + _CHUNK])
                 chunk["document"] += np.uint64(before)
-                chunk = chunk[chunk["document"] < n]
                 chunk = chunk[keep[chunk["document"]]]
                 chunk["document"] = number[chunk["document"]]
                 yield chunk
@@ -151,46 +158,76 @@ def _merge(work: list[Job], markers: list[dict[str, Any]], context: int, max_tok
     _write_chunks(out / "documents.npy", DOCUMENT, counts["n_documents"], documents())
     _write_chunks(out / "windows.npy", WINDOW, counts["n_windows"], windows())
     _write_chunks(out / "paragraphs.npy", PARAGRAPH, sum(map(len, paragraphs())), paragraphs())
-    return {**counts, "duplicates": n - counts["n_documents"], "sources": list(sources),
+    return {**counts, "duplicates": n - distinct, "not_drawn": distinct - counts["n_documents"],
+            "sources": list(sources),
             "source_tokens": tokens_by_source.tolist()}
 
 
-def _chunks(shards: list[np.ndarray], n: int) -> Iterator[tuple[int, int, np.ndarray]]:
-    """(shard, number of the first document, documents) over the first ``n`` documents."""
+def _chunks(shards: list[np.ndarray]) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(shard, number of the first document, documents)"""
     before = 0
     for shard, documents in enumerate(shards):
-        for i in range(0, min(len(documents), n - before), _CHUNK):
-            yield shard, before + i, documents[i:min(i + _CHUNK, n - before)]
-        before += min(len(documents), n - before)
+        for i in range(0, len(documents), _CHUNK):
+            yield shard, before + i, documents[i:i + _CHUNK]
+        before += len(documents)
 
 
-def _shorten(work: list[Job], shards: list[np.ndarray], surplus: int,
-             tokenizer: Path) -> tuple[int, tuple[int, int] | None]:
-    """How many documents are used, and the (tokens, bytes) that the last of them keeps."""
-    n = sum(map(len, shards))
-    for job, shard in zip(reversed(work), reversed(shards), strict=True):
-        for record in reversed(shard):
-            if surplus <= 0:
-                return n, None
-            tokens = int(record["tokens"])
-            if tokens > surplus:
-                by = tk.opened(tokenizer)
-                tokens_of = np.memmap(job.shard, by.dtype, "r")
-                start = int(record["offset"]) + 1
-                ids = tokens_of[start:start + tokens - surplus]
-                text = by.tokenizer.decode(ids.tolist(), skip_special_tokens=False)
-                return n, (len(ids), len(text.encode()))
-            surplus -= tokens
-            n -= 1
-    return n, None
+def _distinct_tokens(work: list[Job]) -> int:
+    """Tokens of the documents so far, equal ones counted once."""
+    shards = [job.read("documents", SHARD_DOCUMENT) for job in work]
+    keep = _without_duplicates(shards)
+    return sum(int(chunk["tokens"][keep[start:start + len(chunk)]].sum())
+               for _, start, chunk in _chunks(shards))
+
+
+def _without_duplicates(shards: list[np.ndarray]) -> np.ndarray:
+    """bool [documents]: those that no earlier one is equal to."""
+    keep = np.ones(sum(map(len, shards)), bool)
+    for doubled in _duplicates(shards, len(keep)):
+        keep[doubled] = False
+    return keep
+
+
+def _keep_lowest(work: list[Job], shards: list[np.ndarray], keep: np.ndarray, max_tokens: int,
+                 tokenizer: Path) -> tuple[int, dict[str, int]]:
+    """Take those out of ``keep`` that ``max_tokens`` tokens of the lowest ranks do without.
+
+    Returns:
+        The document that is cut, and the ``tokens`` and ``bytes`` it keeps (-1: none is).
+    """
+    ranks, tokens = np.empty(len(keep), np.uint64), np.empty(len(keep), np.int64)
+    for shard, start, chunk in _chunks(shards):
+        part = work[shard].subset or Subset(0, 1.0)
+        tokens[start:start + len(chunk)] = chunk["tokens"]
+        for i, unit in work[shard].units:
+            mine = np.flatnonzero(chunk["unit"] == i)
+            ranks[start + mine] = part.rank(chunk["hash"][mine], unit)
+    order = np.flatnonzero(keep)
+    order = order[np.argsort(ranks[order], kind="stable")]
+    ends = np.cumsum(tokens[order])
+    if not len(order) or ends[-1] <= max_tokens:
+        return -1, {}
+    last = int(np.searchsorted(ends, max_tokens))
+    keep[order[last + 1:]] = False
+    left, document = int(tokens[order[last]] - (ends[last] - max_tokens)), int(order[last])
+    if ends[last] == max_tokens:
+        return -1, {}
+    for shard, start, chunk in _chunks(shards):
+        if start <= document < start + len(chunk):
+            by = tk.opened(tokenizer)
+            stream = np.memmap(work[shard].shard, by.dtype, "r")
+            first = int(chunk["offset"][document - start]) + 1
+            text = by.tokenizer.decode(stream[first:first + left].tolist(),
+                                       skip_special_tokens=False)
+    return document, {"tokens": left, "bytes": len(text.encode())}
 
 
 def _duplicates(shards: list[np.ndarray], n: int) -> Iterator[np.ndarray]:
     """Numbers of documents whose hash an earlier one has; a share of the hashes at a time."""
     passes = n // _SORTED + 1
     for share in range(passes):
-        hashes, numbers = [], []
-        for _, start, chunk in _chunks(shards, n):
+        hashes, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+        for _, start, chunk in _chunks(shards):
             mine = np.flatnonzero(chunk["hash"] % np.uint64(passes) == share)
             hashes.append(chunk["hash"][mine])
             numbers.append(mine + start)

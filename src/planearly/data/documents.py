@@ -14,6 +14,8 @@ Kind = Literal["lines", "parquet", "text", "hub"]
 
 _TOLERATED = 2  # this many bad records never stop the work: one slip in a set of twenty is 5%
 _EXAMPLES = 100
+_PACKED = 3.5  # bytes of text in a byte of .gz, .zst or .parquet, about
+_UNKNOWN = 5e8  # bytes of text in a shard of the hub that does not say its size
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,14 @@ class Unit:
     shard: tuple[int, int] = (0, 1)
     keep: HashRange | Section | None = None
 
+    @property
+    def text_bytes(self) -> float:
+        """About how much text it holds: a guess, if it is packed or its size is not known."""
+        if self.kind == "hub" and not self.size:
+            return _UNKNOWN
+        packed = self.kind == "parquet" or self.path.lower().endswith((".gz", ".zst"))
+        return self.size * (_PACKED if packed else 1.0)
+
 
 @dataclass(frozen=True)
 class Document:
@@ -91,12 +101,16 @@ class Document:
 
 @dataclass
 class Problems:
-    """Counts what was read and what was set aside, with the first hundred examples."""
+    """Counts what was read and what was set aside, with the first hundred examples.
+
+    Of the ``good`` documents, ``left_out`` belong to another split or to no subset.
+    """
 
     max_share: float
     good: int = 0
     bad: int = 0
     empty: int = 0
+    left_out: int = 0
     examples: list[dict[str, Any]] = field(default_factory=list)
     guessed: dict[str, str] = field(default_factory=dict)  # file: its encoding, the first hundred
 
@@ -142,6 +156,7 @@ class Problems:
         self.good += counted["good"]
         self.bad += counted["bad"]
         self.empty += counted["empty"]
+        self.left_out += counted["left_out"]
         self.examples += counted["examples"][:_EXAMPLES - len(self.examples)]
         self.guessed |= counted["guessed"]
 

@@ -84,6 +84,7 @@ def read_documents(unit: Unit, settings: keys.Data, problems: Problems) -> Itera
         if unit.keep is not None:
             text = unit.keep.take(text)
             if not text:
+                problems.left_out += 1
                 continue
             n_bytes = len(text.encode())
         source = record.get(settings.source_field)

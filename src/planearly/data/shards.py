@@ -8,6 +8,7 @@ the tokenizer: any number of processes writes the same ones. Memory is that of a
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import multiprocessing
 import os
@@ -25,7 +26,8 @@ from planearly.data import tokenizer as tk
 from planearly.data.documents import Document, Problems, Unit
 from planearly.data.encode import Encoder
 from planearly.data.readers import read_documents
-from planearly.data.text import fingerprint, pieces
+from planearly.data.subset import Subset
+from planearly.data.text import fingerprint, pieces, text_hash
 from planearly.errors import UserError
 from planearly.progress import progress
 
@@ -43,7 +45,6 @@ MAX_SOURCES = 1_000
 _PIECE, _BATCH = 1 << 17, 1 << 21
 _FORMAT = 2  # of a shard's index and marker; those of an older one are made again
 _JOB_BYTES = 64 << 20  # bytes of text
-_PACKED = 3.5  # bytes of text in a byte of .gz, .zst or .parquet, about
 _POOL_BYTES = 24e6  # below, starting processes costs more than they save
 
 
@@ -56,7 +57,7 @@ class Job:
     tokenizer: Path
     settings: keys.Data
     out: Path
-    limit: int | None
+    subset: Subset | None
     key: str
 
     @property
@@ -87,30 +88,32 @@ def shard_name(shard: int) -> str:
 
 
 def jobs(units: list[Unit], tokenizer: Path, settings: keys.Data, out: Path,
-         limit: int | None) -> list[Job]:
-    """A job per 64 MB of text in neighbouring files (or per 256th of all, if that is more)."""
+         subset: Subset | None = None) -> list[Job]:
+    """A job per 64 MB of text in neighbouring files (or per 256th of all, if that is more).
+
+    Args:
+        subset: the documents to tokenize (None: all).
+    """
     encodes = tk.opened(tokenizer).digest
-    target = max(_JOB_BYTES, sum(map(_text_bytes, units)) / 256)
+    target = max(_JOB_BYTES, sum(unit.text_bytes for unit in units) / 256)
     shares: list[list[tuple[int, Unit]]] = []
     held = target + 1.0
     for numbered in enumerate(units):
-        size = _text_bytes(numbered[1]) if numbered[1].kind != "hub" else target
+        size = numbered[1].text_bytes if numbered[1].kind != "hub" else target
         if held + size > target:
             shares.append([])
             held = 0.0
         shares[-1].append(numbered)
         held += size
-    return [Job(number, share, tokenizer, settings, out, limit,
-                files.digest([_FORMAT, [(i, asdict(unit)) for i, unit in share], encodes, limit,
+    part = None if subset is None else asdict(subset)
+    return [Job(number, share, tokenizer, settings, out, subset,
+                files.digest([_FORMAT, [(i, asdict(unit)) for i, unit in share], encodes, part,
                               settings.text_field, settings.source_field]))
             for number, share in enumerate(shares)]
 
 
-def run_jobs(work: list[Job], limit: int | None, name: str,
-               processes: int | None = None) -> list[dict[str, Any]]:
-    """Run the jobs that are not done yet; return the markers of those needed.
-
-    With a ``limit``, only as many jobs as are needed for that many tokens.
+def run_jobs(work: list[Job], name: str, processes: int | None = None) -> list[dict[str, Any]]:
+    """Run the jobs that are not done yet; return the markers of all.
 
     Raises:
         UserError: a damaged file, too many bad records, a full disk, a killed process.
@@ -120,21 +123,11 @@ def run_jobs(work: list[Job], limit: int | None, name: str,
         if found := job.done():
             results[job.number] = found
     left = [job for job in work if job.number not in results]
-    sizes = {job.number: sum(_text_bytes(unit) for _, unit in job.units) for job in work}
+    sizes = {job.number: sum(unit.text_bytes for _, unit in job.units) for job in work}
     total = sum(sizes.values()) / 1e6
     problems = Problems(work[0].settings.max_bad_share) if work else Problems(0)
     for found in results.values():
         problems.add(found["problems"])
-
-    def enough() -> bool:
-        tokens = 0
-        for job in work:
-            if job.number not in results:
-                return False
-            tokens += results[job.number]["tokens"]
-            if limit is not None and tokens >= limit:
-                return True
-        return True
 
     def finish(job: Job, marker: dict[str, Any]) -> None:
         results[job.number] = marker
@@ -146,41 +139,31 @@ def run_jobs(work: list[Job], limit: int | None, name: str,
     if sum(sizes[job.number] for job in left) < _POOL_BYTES:
         processes = 1
     done = sum(sizes[number] for number in results) / 1e6
-    with progress(f"tokenizing {name}", None if limit else total, "MB", done) as meter:
+    known = all(unit.size for job in work for _, unit in job.units if unit.kind == "hub")
+    with progress(f"tokenizing {name}", total if known else None, "MB", done) as meter:
         if processes <= 1:
             for job in left:
-                if enough():
-                    break
                 finish(job, run_job(job, meter.advance))
         else:
-            _pool(left, processes, enough, finish, meter.advance)
-    used: list[dict[str, Any]] = []
-    for job in work:
-        if limit is not None and sum(marker["tokens"] for marker in used) >= limit:
-            break
-        used.append(results[job.number])
-    return used
+            _pool(left, processes, finish, meter.advance)
+    return [results[job.number] for job in work]
 
 
-def _text_bytes(unit: Unit) -> float:
-    packed = unit.kind == "parquet" or unit.path.endswith((".gz", ".zst"))
-    return unit.size * (_PACKED if packed else 1.0)
-
-
-def _pool(left: list[Job], processes: int, enough: Callable[[], bool],
-          finish: Callable[[Job, dict[str, Any]], None], advance: Callable[[float], None]) -> None:
+def _pool(left: list[Job], processes: int, finish: Callable[[Job, dict[str, Any]], None],
+          advance: Callable[[float], None]) -> None:
     """Run jobs in order in several processes, one more at hand than they can take."""
     spawn = multiprocessing.get_context("spawn")
     counter = spawn.Value("d", 0.0)
     seen = 0.0
-    queue = iter(left)
+    queue = collections.deque(left)
     running: dict[concurrent.futures.Future[dict[str, Any]], Job] = {}
     with concurrent.futures.ProcessPoolExecutor(
         processes, mp_context=spawn, initializer=_start_process, initargs=(counter,)
     ) as pool:
         try:
-            while not enough():
-                while len(running) <= processes and (job := next(queue, None)) is not None:
+            while running or queue:
+                while len(running) <= processes and queue:
+                    job = queue.popleft()
                     running[pool.submit(_run_job_in_process, job)] = job
                 ready, _ = concurrent.futures.wait(
                     running, 0.5, concurrent.futures.FIRST_COMPLETED)
@@ -220,10 +203,7 @@ def _run_job_in_process(job: Job) -> dict[str, Any]:
 
 
 def run_job(job: Job, advance: Callable[[float], None]) -> dict[str, Any]:
-    """Tokenize the files of one job; write its shard, the marker last; return the marker.
-
-    Stops after the batch in which the limit of tokens is reached.
-    """
+    """Tokenize the files of one job; write its shard, the marker last; return the marker."""
     by = tk.opened(job.tokenizer)
     encoder, begin, eot = Encoder(by.tokenizer), by.begin, by.eot
     problems = Problems(job.settings.max_bad_share)
@@ -233,7 +213,7 @@ def run_job(job: Job, advance: Callable[[float], None]) -> dict[str, Any]:
           files.atomic_write(job.index("documents")) as to_documents,
           files.atomic_write(job.index("paragraphs")) as to_paragraphs):
         opened, length = 0, 0  # where the open document begins, and its tokens so far
-        for batch in _batches(_documents(job, problems)):
+        for batch in _batches(_documents(job, problems, advance)):
             stream, counts = _stream(encoder, begin, eot, batch)
             shard.write(stream.tobytes())
             records: list[tuple[int, ...]] = []
@@ -260,8 +240,6 @@ def run_job(job: Job, advance: Callable[[float], None]) -> dict[str, Any]:
                     n_documents += 1
             to_documents.write(np.array(records, SHARD_DOCUMENT).tobytes())
             advance(sum(map(len, batch.pieces)) / 1e6)
-            if job.limit is not None and n_tokens >= job.limit:
-                break
     marker = {"key": job.key, "documents": n_documents, "tokens": n_tokens,
               "paragraphs": n_paragraphs, "unknown": encoder.unknown, "bytes": n_bytes,
               "sources": list(sources), "problems": problems.to_dict()}
@@ -279,10 +257,21 @@ class _Batch:
     documents: list[tuple[int, Document]]
 
 
-def _documents(job: Job, problems: Problems) -> Iterator[tuple[int, Document]]:
+def _documents(job: Job, problems: Problems,
+               advance: Callable[[float], None]) -> Iterator[tuple[int, Document]]:
+    """The documents to tokenize, with the numbers of their files."""
+    subset = job.subset
     for number, unit in job.units:
+        left = float("inf") if subset is None else subset.most(unit)
         for document in read_documents(unit, job.settings, problems):
-            yield number, document
+            if subset is None or subset.rank([text_hash(document.text)], unit)[0] < subset.below:
+                yield number, document
+            else:
+                problems.left_out += 1
+                advance(len(document.text) / 1e6)
+            left -= document.n_bytes
+            if left <= 0:
+                break
 
 
 def _batches(documents: Iterator[tuple[int, Document]]) -> Iterator[_Batch]:

@@ -104,16 +104,17 @@ def sample(units: list[Unit], settings: keys.Data, n_bytes: int,
            problems: Problems) -> list[str]:
     """About ``n_bytes`` of text spread evenly over the files, in a fixed order.
 
-    Documents are drawn in pieces of 64k characters, the ones with the smallest hashes, so the same
-    files give the same sample. Of each file at most its share of ``20 * n_bytes`` is read; memory
-    is that of the sample.
+    Documents are drawn in pieces of 64k characters, the ones with the smallest hashes, by which
+    they are ordered: the same documents give the same sample, whatever files they stand in, unless
+    there are more than ``20 * n_bytes``; then of each file its share of that is read. Memory is
+    that of the sample.
     """
-    total = sum(unit.size for unit in units) or len(units)
+    total = max(sum(unit.text_bytes for unit in units), 1)
     kept: list[tuple[int, int, str]] = []  # a heap: (-hash, running number, piece)
     held = number = 0
     with progress("sampling text for the tokenizer", None, "MB") as meter:
         for unit in units:
-            left = _READ_AHEAD * n_bytes * (unit.size or 1) / total
+            left = _READ_AHEAD * n_bytes * unit.text_bytes / total
             for document in read_documents(unit, settings, problems):
                 for piece in pieces(document.text, _PIECE):
                     key = int.from_bytes(blake2b(piece.encode(), digest_size=8).digest(), "big")
@@ -126,7 +127,7 @@ def sample(units: list[Unit], settings: keys.Data, n_bytes: int,
                 left -= document.n_bytes
                 if left <= 0:
                     break
-    return [piece for _, _, piece in sorted(kept, key=lambda item: item[1])]
+    return [piece for _, _, piece in sorted(kept, key=lambda item: (-item[0], item[1]))]
 
 
 def build(settings: keys.Tokenizer, data: keys.Data, units: list[Unit], context: int,

@@ -159,7 +159,8 @@ def generic(run: Run) -> Path:
         )
         return {"corpus": meta}
 
-    return run.stage("generic", settings, {"tokenizer": tokens}, build)
+    return run.stage("generic", settings, {"tokenizer": tokens}, build,
+                     version=2 if recipe.data.max_tokens else 1)
 
 
 @once
