@@ -164,6 +164,28 @@ def test_a_stage_of_other_settings_with_the_same_result_is_taken(run):
     assert again({"rate": 2}, [{"rate": 2, "compile": "yes"}]) != old and calls[-1] == "new"
 
 
+def test_an_interrupted_stage_of_the_same_result_is_gone_on_with(run):
+    seen = []
+
+    def build(folder):
+        seen.append(sorted(p.name for p in folder.iterdir()))
+        (folder / "checkpoint").write_text("x")
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        return {}
+
+    older = {"rate": 1, "compile": "yes"}
+    with pytest.raises(KeyboardInterrupt):
+        run.stage("a", older, {}, build)
+    # not while another process is at it
+    with run.claimed(run.folder("a", older, {})):
+        run._take_over([run.folder("a", older, {})], run.out / "elsewhere")
+    assert not (run.out / "elsewhere").exists()
+    made = run.stage("a", {"rate": 1}, {}, build, same=[older])
+    assert seen == [[], ["checkpoint"]] and not run.folder("a", older, {}).exists()
+    assert run.stage("a", {"rate": 1}, {}, build) == made and len(seen) == 2
+
+
 def test_a_raised_version_makes_a_stage_again_and_says_so(run, capsys):
     calls: list[str] = []
 

@@ -138,7 +138,7 @@ class Run:
             version: of the code in ``build``: whoever changes its result raises it by hand, and
                 stages of an earlier version are made again.
             same: other settings of the same result, such as those that an older layout had; a stage
-                that is finished under them is taken.
+                that is finished under them is taken, one that was interrupted is gone on with.
 
         Raises:
             Missing: it is not finished, and this run builds nothing.
@@ -167,6 +167,7 @@ class Run:
                 started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
                 if parallel.rank() == 0:
                     self._announce(name, settings, inputs, version)
+                    self._take_over(places[1:len(same) + 1], folder)
                     folder.mkdir(parents=True, exist_ok=True)
                     sweep(folder)
                 if every_rank:
@@ -216,6 +217,15 @@ class Run:
                 say(f"  the code that makes {name} has changed since (version {version}): it is "
                     f"made again beside {place.name}, which is kept")
 
+    def _take_over(self, others: list[Path], folder: Path) -> None:
+        """Go on with what an interrupted stage of the same result left, under this one's name."""
+        for other in others:
+            if folder.exists() or not other.is_dir():
+                continue
+            with contextlib.suppress(Busy), self.claimed(other, wait=False):
+                os.rename(other, folder)
+                say(f"  goes on with what was interrupted in {other.name}")
+
     @contextlib.contextmanager
     def by_first_alone(self) -> Iterator[None]:
         """While the first process works alone: it does not wait for what the others say."""
@@ -236,11 +246,14 @@ class Run:
         return folder
 
     @contextlib.contextmanager
-    def claimed(self, folder: Path) -> Iterator[None]:
+    def claimed(self, folder: Path, wait: bool = True) -> Iterator[None]:
         """Hold a folder of the run for this process (and those ``torchrun`` started with it).
 
+        Args:
+            wait: for another process that holds it, if this run does at all.
+
         Raises:
-            Busy: another process holds it, and this run does not wait.
+            Busy: another process holds it, and this one does not wait.
         """
         if parallel.world() > 1:  # the whole folder is this run's
             yield
@@ -254,7 +267,7 @@ class Run:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if not self.wait:
+                if not (self.wait and wait):
                     raise Busy(folder.name) from None
                 say(f"another process makes {folder.name}: waiting for it")
                 fcntl.flock(lock, fcntl.LOCK_EX)
