@@ -83,6 +83,7 @@ def test_a_misspelt_verb_names_the_nearest(verb, capsys):
     (["generate", "m", "p", "--seed", str(2**70)], "--seed: "),
     (["plan", "--device", "a100", "--inference-speed", "nan"], "is no speed of a model"),
     (["plan", "--device", "a100", "--inference-speed", "1e-300"], "is no speed of a model"),
+    (["run", "a\nb\x1b[31m"], "there is no recipe 'a\\nb\\x1b[31m'"),
     (["gguf", "a", "b"], "unexpected extra argument"),
     (["recipes", "--reference=yes"], "does not take a value"),
 ])

@@ -409,7 +409,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(sentence: str, status: int = 2) -> None:
-    print(f"planearly: {sentence}", file=sys.stderr)
+    print(f"planearly: {usage.one_line(sentence)}", file=sys.stderr)
     sys.exit(status)
 
 

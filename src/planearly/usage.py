@@ -106,6 +106,11 @@ def names_documents(word: str) -> bool:
         not key and (os.path.exists(place) or bool(glob.glob(place, recursive=True))))
 
 
+def one_line(text: str) -> str:
+    """A text without line ends and control characters, which names of files may hold."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 def _plain(message: str) -> str:
     text = " ".join(message.split()).rstrip(".")
     return text[:1].lower() + text[1:]
