@@ -36,6 +36,7 @@ def test_what_a_recipe_will_cost():
 @pytest.mark.parametrize("call", [
     lambda: planearly.run("nanno"), lambda: planearly.run("nano", contxt=3),
     lambda: planearly.run("nano", model={"layrs": 3}), lambda: planearly.run("nano", until="end"),
+    lambda: planearly.run("nano", "s3://b/run"),
     lambda: planearly.plan(inference_params="50GB"), lambda: planearly.plan("nano", context=1),
     lambda: planearly.evaluate("no folder", ["x"]), lambda: planearly.generate("no folder", "x"),
     lambda: planearly.specialize("no folder", "x")])

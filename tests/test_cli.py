@@ -84,6 +84,8 @@ def test_a_misspelt_verb_names_the_nearest(verb, capsys):
     (["plan", "--device", "a100", "--inference-speed", "nan"], "is no speed of a model"),
     (["plan", "--device", "a100", "--inference-speed", "1e-300"], "is no speed of a model"),
     (["run", "a\nb\x1b[31m"], "there is no recipe 'a\\nb\\x1b[31m'"),
+    *[([*words, "--out", "s3://b/run"], "cannot write to s3://: give a folder of this machine")
+      for words in (["run", "demo"], ["study", "demo"], ["gguf", "m"], ["plan"])],
     (["gguf", "a", "b"], "unexpected extra argument"),
     (["recipes", "--reference=yes"], "does not take a value"),
 ])

@@ -44,7 +44,7 @@ def run(recipe: PathLike | Mapping[str, Any] | Recipe, out: PathLike | None = No
 
     if until not in pipeline.VERBS:
         raise UserError(f"until='{until}': choose from {', '.join(pipeline.VERBS)}")
-    return pipeline.run(loaded, Path(out) if out else Path("runs") / loaded.name, until)
+    return pipeline.run(loaded, usage.local(out) or Path("runs") / loaded.name, until)
 
 
 def plan(recipe: PathLike | Mapping[str, Any] | Recipe | None = None, out: PathLike | None = None,
@@ -68,7 +68,7 @@ def plan(recipe: PathLike | Mapping[str, Any] | Recipe | None = None, out: PathL
         return predict(_recipe(recipe, asked), device)
     if "spec_tokens" in asked:
         asked["spec_tokens"] = _many(asked["spec_tokens"])
-    return planned(None if out is None else Path(out), device=device, **asked)[1]
+    return planned(usage.local(out), device=device, **asked)[1]
 
 
 def planned(out: Path | None, *, device: str | None, **asked: Any) -> tuple[Plan, dict[str, Any]]:
@@ -147,7 +147,7 @@ def specialize(bundle: PathLike, documents: PathLike | Sequence[PathLike],
 
     made = experts.from_bundle(Path(bundle), _many(documents), [])
     made = config.variant(made, changes) if changes else made
-    return pipeline.run(made, Path(out) if out else Path("runs") / made.name)
+    return pipeline.run(made, usage.local(out) or Path("runs") / made.name)
 
 
 def _recipe(recipe: PathLike | Mapping[str, Any] | Recipe, changes: Mapping[str, Any]) -> Recipe:

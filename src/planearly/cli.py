@@ -23,7 +23,8 @@ RecipeArg = Annotated[str, typer.Argument(
     help="a recipe file, or a name: demo, nano, ...", autocompletion=usage.recipes)]
 Settings = Annotated[list[str] | None, typer.Argument(
     help="recipe keys: key=value", autocompletion=usage.settings)]
-Out = Annotated[Path | None, typer.Option(help="run folder [default: runs/NAME]")]
+Out = Annotated[Path | None, typer.Option(
+    help="run folder [default: runs/NAME]", callback=usage.local)]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Device = Annotated[str | None, typer.Option(
     help="a100, h100, l4, rtx-4090, ...; what the driver calls it; or here [default: here]")]
@@ -177,7 +178,8 @@ def doctor(
 @app.command()
 def gguf(
     model: Annotated[Path, typer.Argument(help="a model folder that planearly exported")],
-    out: Annotated[Path, typer.Option(help="file to write")] = Path("model.gguf"),
+    out: Annotated[Path, typer.Option(
+        help="file to write", callback=usage.local)] = Path("model.gguf"),
     weights: Annotated[str, typer.Option(help="f32, f16, bf16 or q8_0")] = "f16",
     modelfile: Annotated[bool, typer.Option(
         "--modelfile", help="write a Modelfile beside it, for Ollama")] = False,
@@ -307,7 +309,7 @@ def plan(
     results: Annotated[list[Path] | None, typer.Option(
         help="results.json of your own small runs, to predict perplexity from")] = None,
     out: Annotated[Path | None, typer.Option(
-        help="folder for plan.json, plan.html and recipes")] = None,
+        callback=usage.local, help="folder for plan.json, plan.html and recipes")] = None,
     as_json: Json = False,
 ) -> None:
     """Recommend a method, with its reason and what every method would cost."""

@@ -6,8 +6,10 @@ import difflib
 import errno
 import glob
 import os
+import re
 import select
 import sys
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -104,6 +106,20 @@ def names_documents(word: str) -> bool:
     key = word.partition("=")[0].partition(".")[0] in keys.Recipe.__dataclass_fields__
     return word.startswith("hf://") or (
         not key and (os.path.exists(place) or bool(glob.glob(place, recursive=True))))
+
+
+def local(place: Path | str | None) -> Path | None:
+    """A place to write to, if it is one of this machine.
+
+    Raises:
+        UserError: it is an address, as of an object store; a folder ``s3:`` would be made.
+    """
+    if place is None:
+        return None
+    if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", str(place)):
+        raise UserError(f"cannot write to {scheme[1]}://: give a folder of this machine, and copy "
+                        "what it then holds")
+    return Path(place)
 
 
 def one_line(text: str) -> str:
