@@ -197,6 +197,15 @@ def test_a_small_set_takes_fewer_clusters_and_says_why(spec_tokens: int, cluster
     assert any("too few to estimate" in note for note in made.notes) == (clusters < 1024)
 
 
+def test_what_adapts_keeps_to_both_budgets() -> None:
+    adapts = next(name for name, row in methods.TABLE.items() if row.adapts)
+    row = planned(specialization_hours=10, generic_hours=650).row(adapts)
+    assert row.cost.specialization.device_hours == pytest.approx(10)
+    assert row.cost.generic.device_hours == pytest.approx(10 * 0.7 / 0.3, rel=0.01)
+    short_of = planned(specialization_hours=0.05, generic_hours=650).row(adapts)
+    assert not short_of.feasible and "per domain" in short_of.why
+
+
 def test_three_sentences_are_too_few_for_a_histogram() -> None:
     made = planned(spec_tokens=60, specialization_hours=130, domains=1)
     assert "histogram" in made.row("slm-is").why and made.recommended == "slm-pn"
@@ -433,7 +442,7 @@ def test_a_recipe_is_costed_stage_by_stage() -> None:
     (["--entropy", "9", "--clusters", "16"], "at most 2.77 nats"),
     (["--quantization", "q9"], "unknown quantisation"),
     (["--checkpoint", "model"], "NAME:PARAMETERS"),
-    (["--inference-speed", "0"], "positive number of tokens"),
+    (["--inference-speed", "0"], "no speed of a model"),
 ])
 def test_bad_input_is_one_clear_sentence(flags: list[str], says: str,
                                          capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,6 +82,10 @@ class Setting:
         """Of the model that a method deploys."""
         return self.large if row.large else self.small
 
+    def own_share(self, row: Method) -> float:
+        """Share of a method's pretraining that is paid for every domain anew."""
+        return 1.0 if row.per_domain else self.adapt_share if row.adapts else 0.0
+
     def count(self, row: Method) -> int:
         """Experts of a method with a bank."""
         return self.projected.experts if row.bank == "projected" else self.experts
@@ -285,11 +289,9 @@ def cost(setting: Setting, method: str | Method, pretrain_tokens: float,
         specialization = specialization + expert_choice(setting, row, finetune_tokens)
     if row.taught and not setting.teacher_exists:
         generic = generic + generic_token_cost(setting, methods.teacher()) * pretrain_tokens
-    if row.per_domain:
-        generic, specialization = zero, generic + specialization
-    if row.adapts:
-        specialization = generic * setting.adapt_share + specialization
-        generic = generic * (1 - setting.adapt_share)
+    own = setting.own_share(row)
+    if own:
+        generic, specialization = generic * (1 - own), generic * own + specialization
     return MethodCost(row.name, generic, specialization, flops.parameters(shape),
                       flops.forward(shape), *memory_of(setting, row, pretrain_tokens))
 

@@ -232,15 +232,15 @@ def row_of(given: PlanInput, setting: Setting, method: Method,
         setting = replace(setting, large=replace(
             teacher, vocab_size=setting.small.vocab_size, context=setting.small.context))
     usual = model.finetuning(setting, method)
-    tokens, least, hours = _pretraining(given, setting, method, usual)
-    equal = None
+    afforded = _pretraining(given, setting, method, usual)
+    tokens, equal = afforded.tokens, None
     if (method.per_domain and method is not ADAPTED and reference is not None
             and given.specialization_hours is None):
         wanted, equal = matching(given, setting, method, reference)
-        tokens = min(tokens, max(wanted, least))
+        tokens = min(tokens, max(wanted, afforded.least))
     finetune_tokens, cut = _finetuning(given, setting, method, usual)
     costs = model.cost(setting, method, tokens, finetune_tokens)
-    obstacle = _obstacle(given, setting, method, costs, tokens, least, hours, cut)
+    obstacle = _obstacle(given, setting, method, costs, replace(afforded, tokens=tokens), cut)
     shape = setting.shape(method)
     perplexity, note = _perplexity(given, method.name, flops.parameters(shape), tokens)
     return Row(method.name, obstacle is None, obstacle or _what(method, setting, tokens), tokens,
@@ -305,33 +305,58 @@ def _same_loss(law: Law, params: int, spec_tokens: int, nll: float) -> float | N
     return high
 
 
+@dataclass(frozen=True)
+class _Pretraining:
+    """What corpus and budgets afford a method to pretrain on."""
+
+    tokens: float = 0.0
+    least: float = 0.0
+    """Tokens below which it is not worth it."""
+    budget: float | None = None
+    """The hours that stop it first; None: the corpus does."""
+    which: str = ""
+    """What that budget is for."""
+    needed: float = 0.0
+    """Hours of that budget that the least tokens take."""
+
+
 def _pretraining(given: PlanInput, setting: Setting, method: Method,
-                 finetuning: Work) -> tuple[float, float, float]:
-    """Tokens that corpus and budget afford, least that are worth it, and the hours of the least."""
+                 finetuning: Work) -> _Pretraining:
+    """Tokens that corpus and budgets afford, the least that are worth it, and what stops it."""
     if not method.pretrains:
-        return 0.0, 0.0, 0.0
+        return _Pretraining()
     per_token = model.generic_token_cost(setting, method).device_hours
     if method.taught and given.teacher is None:
         per_token += model.generic_token_cost(setting, methods.teacher()).device_hours
     params = flops.parameters(setting.shape(method))
     per_parameter = LEAST_TOKENS_TAUGHT if method.taught and given.teacher else LEAST_TOKENS
     least = float(params * per_parameter * (setting.experts if method.bank == "mixture" else 1))
-    budget = given.generic_hours
-    if method.per_domain:
-        budget = given.specialization_hours
-        if budget is not None:
-            budget = max(budget - finetuning.device_hours, 0.0)
     corpus = float(given.generic_tokens)
-    tokens = corpus if budget is None else min(budget / per_token, MOST_PASSES * corpus)
+    own = setting.own_share(method)
+    left = given.specialization_hours
+    if left is not None:
+        left = max(left - finetuning.device_hours, 0.0)
     if method is ADAPTED:  # adapting needs no more than training afresh would
-        return min(tokens, 2.0 * LEAST_TOKENS * params), 0.0, 0.0
-    if method.per_domain:
+        least = 0.0
+    elif method.per_domain:
         plain = model.work(setting, 1.0, flops.training(setting.shape(method)),
                            setting.shape(method).d_model).device_hours
         generic = corpus if given.generic_hours is None \
             else min(given.generic_hours / plain, MOST_PASSES * corpus)
         least = max(least, LEAST_SHARE * generic)
-    return tokens, least, least * per_token
+    stops = [(budget / (per_token * share), _Pretraining(
+                  least=least, budget=stated, which=which, needed=least * per_token * share))
+             for budget, stated, share, which in (
+                 (given.generic_hours, given.generic_hours, 1 - own,
+                  "before the domain is known"),
+                 (left, given.specialization_hours, own, "per domain"))
+             if budget is not None and share]
+    tokens, first = min(stops, key=lambda stop: stop[0],
+                        default=(corpus, _Pretraining(least=least)))
+    tokens = min(tokens, MOST_PASSES * corpus)
+    if method is ADAPTED:
+        tokens = min(tokens, 2.0 * LEAST_TOKENS * params)
+    return replace(first, tokens=tokens)
 
 
 def _finetuning(given: PlanInput, setting: Setting, method: Method,
@@ -352,8 +377,8 @@ def _finetuning(given: PlanInput, setting: Setting, method: Method,
     return tokens, tokens < given.spec_tokens
 
 
-def _obstacle(given: PlanInput, setting: Setting, method: Method, costs: MethodCost, tokens: float,
-              least: float, hours: float, cut: bool) -> str | None:
+def _obstacle(given: PlanInput, setting: Setting, method: Method, costs: MethodCost,
+              afforded: _Pretraining, cut: bool) -> str | None:
     """Why the method is out of the question, or None."""
     if method is ADAPTED and given.checkpoint is None:
         return "no open checkpoint was named (--checkpoint)"
@@ -377,19 +402,19 @@ def _obstacle(given: PlanInput, setting: Setting, method: Method, costs: MethodC
         return None
     if given.generic_tokens == 0:
         return "there is no generic corpus to pretrain on"
-    budget = given.specialization_hours if method.per_domain else given.generic_hours
     if method.weighs:
         windows = given.windows or math.ceil(given.spec_tokens / setting.small.context)
         if windows < CLUSTERS[-1]:
             return f"{windows} windows are too few to estimate a cluster histogram from"
-    if tokens < least and (budget is None or MOST_PASSES * given.generic_tokens < least):
+    least = afforded.least
+    if afforded.tokens >= least:
+        return None
+    if afforded.budget is None or MOST_PASSES * given.generic_tokens < least:
         return (f"{short(given.generic_tokens)} tokens of generic text are too few: "
                 f"{short(least / MOST_PASSES)} are needed, read {MOST_PASSES} times")
-    if tokens < least:
-        which = "per domain" if method.per_domain else "before the domain is known"
-        return (f"{budget:g} device-hours {which} pretrain on {short(tokens)} tokens; at least "
-                f"{short(least)} are needed, {hours:.3g} device-hours")
-    return None
+    return (f"{afforded.budget:g} device-hours {afforded.which} pretrain on "
+            f"{short(afforded.tokens)} tokens; at least {short(least)} are needed, "
+            f"{afforded.needed:.3g} device-hours")
 
 
 def _what(method: Method, setting: Setting, tokens: float) -> str:
