@@ -8,7 +8,6 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -22,7 +21,7 @@ from planearly.cost import devices, model
 from planearly.errors import UserError
 from planearly.model import flops
 from planearly.model.starts import shape as training_shape
-from planearly.plan import recipes, show, sizes
+from planearly.plan import page, recipes, sizes
 from planearly.plan.law import Law
 from planearly.plan.options import CHECKPOINT, OpenModel, PlanInput
 from planearly.plan.predict import predict
@@ -151,7 +150,7 @@ def test_a_method_of_the_table_is_in_the_plan(monkeypatch: pytest.MonkeyPatch) -
     row = made.row("slm-new")
     assert row.feasible and row.why.startswith("small model of a new kind")
     assert row.cost.generic.device_hours == 0 < row.cost.specialization.device_hours
-    assert "slm-new" in str(show.section(made))
+    assert "slm-new" in str(page.section(made))
     recipe = config.load("slm-126m", ["spec_tokens=1M", "domains=[a]", "methods=[slm-new]"])
     stages = [entry["stage"] for entry in predict(recipe, devices.find("a100"))["stages"]]
     assert stages == ["pretrain/slm-new.a", "specialize/slm-new.a"]
@@ -166,7 +165,7 @@ def test_a_device_that_nobody_measured_is_planned_by_another_and_marked(
     made = planned(device=found)
     note = next(n for n in made.notes if "nothing is known" in n)
     assert "FLOPs are exact" in note and ("did you mean 'a100'" in note) == (asked == "a1000")
-    assert "in place of" in str(show.section(made)) and made.to_dict()["device"] == found.label
+    assert "in place of" in str(page.section(made)) and made.to_dict()["device"] == found.label
     if asked is None:
         assert found.memory == devices.memory_here()
 
@@ -342,13 +341,14 @@ def test_the_recipe_of_an_open_checkpoint_runs_up_to_its_folder(
 
 def test_the_page_is_whole_and_escaped() -> None:
     made = planned(specialization_hours=130, checkpoint=OpenModel("<script>", 120 * M))
-    page = str(show.section(made))
-    assert "<svg" in page and page.count("<polyline") == sum(r.feasible for r in made.rows)
-    assert "<script>" not in page and "&lt;script&gt;" in page
-    drawn = ElementTree.fromstring(str(show.curve(made)))
-    for line in drawn.iter("polyline"):
-        places = [tuple(map(float, p.split(","))) for p in line.attrib["points"].split()]
-        assert all(60 <= x <= 510 and 10 <= y <= 320 for x, y in places)
+    html = str(page.section(made))
+    feasible = [row.method for row in made.rows if row.feasible]
+    assert "<svg" in html and "nan" not in html
+    for name in feasible:
+        curve = methods.label(name) + (", recommended" if name == made.recommended else "")
+        assert curve in html or name == CHECKPOINT, name  # in the legend of the curves
+    assert html.count("<tr") == 1 + len(made.rows)
+    assert "<script>" not in html and "&lt;script&gt;" in html
 
 
 # The command --------------------------------------------------------------------------------------

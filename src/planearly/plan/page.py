@@ -10,13 +10,11 @@ from markupsafe import Markup
 from planearly.files import atomic_write, write_json
 from planearly.plan import recipes, show
 from planearly.plan.recommend import Plan
+from planearly.report import chart, form
+from planearly.report.table import Axis, Column, Figure, Table
 
-_PAGE = Markup(
-    "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' "
-    "content='width=device-width'><title>Plan</title><style>body{{font-family:"
-    "sans-serif;max-width:70em;margin:2em auto;padding:0 1em}}table{{border-collapse:"
-    "collapse;display:block;overflow-x:auto}}td,th{{padding:.3em .6em;text-align:"
-    "left;border-bottom:1px solid #ddd}}svg{{max-width:40em}}</style>{}</html>")
+_POINTS = 61
+"""Numbers of domains at which a cost curve is drawn."""
 
 
 def content(plan: Plan, generic: list[str], domains: list[str]) -> dict[str, Any]:
@@ -36,4 +34,32 @@ def write(out: Path, plan: Plan, generic: list[str], domains: list[str]) -> None
     recipes.write(plan, out, generic, domains)
     write_json(out / "plan.json", content(plan, generic, domains))
     with atomic_write(out / "plan.html", "w") as handle:
-        handle.write(_PAGE.format(show.section(plan)))
+        handle.write(form.render(Path(__file__).parent / "plan_page.html.j2", title="Plan",
+                                 section=section(plan)))
+
+
+def section(plan: Plan) -> Markup:
+    """The plan as a section of a page: recommendation, cost curves over N, table, notes."""
+    against = [f"{row.method} is not feasible: {row.why}" for row in plan.rows
+               if not row.feasible]
+    notes = [*against, *(f"inference: {line}" for line in show.deployed(plan)),
+             *show.crossings(plan), *plan.notes]
+    return Markup(form.render(
+        Path(__file__).parent / "section.html.j2", plan=plan, columns=show.COLUMNS, notes=notes,
+        rows=[(row.why, show.cells(plan, row)) for row in plan.rows], figure=curve(plan)))
+
+
+def curve(plan: Plan) -> Markup | None:
+    """C(N) of the feasible methods over the number of domains; None where all cost nothing."""
+    most = max(100, 2 * plan.given.total_domains)
+    rows = [{"method": row.method + (", recommended" if row.method == plan.recommended else ""),
+             "domains": n, "hours": row.cost.total(n).device_hours}
+            for row in plan.rows if row.feasible
+            for n in (most ** (i / (_POINTS - 1)) for i in range(_POINTS))]
+    drawn = chart.draw(Table(
+        "plan", "device-hours over the number of domains", "", "",
+        [Column("method", "method", "text"), Column("domains", "domains"),
+         Column("hours", "device-hours", "hours")], rows,
+        Figure("curves", Axis("domains", "domains", True), Axis("hours", "device-hours", True),
+               "method")))
+    return drawn.svg if drawn else None

@@ -1,20 +1,15 @@
-"""A plan and a ledger for a person: text on the terminal, a section of a page."""
+"""A plan and a ledger on the terminal."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from markupsafe import Markup, escape
 from rich.console import Console
 from rich.table import Table
 
 from planearly.plan.options import Row, method_of
 from planearly.plan.recommend import Plan
 from planearly.units import short
-
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
-"""Okabe and Ito's palette, readable with any colour vision."""
 
 COLUMNS = ("method", "ok", "tokens before", "per domain", "FLOPs in all", "hours before",
            "per domain", "in all", "money in all", "training GB", "perplexity")
@@ -104,76 +99,6 @@ def text(plan: Plan, console: Console) -> None:
         console.print(f"Note: {note}.", markup=False)
     for line in sorted({row.perplexity_note for row in plan.rows if row.feasible}):
         console.print(f"Perplexity is {line}.", markup=False)
-
-
-def section(plan: Plan) -> Markup:
-    """The plan as a section of an HTML page: recommendation, cost curves over N, table, notes."""
-    head = Markup("<h2>Plan</h2><p><strong>Recommended: {}</strong>, because {}.</p>").format(
-        plan.recommended, plan.reason)
-    header = Markup("").join(Markup("<th>{}</th>").format(c) for c in COLUMNS)
-    body = Markup("").join(
-        Markup("<tr title='{}'>{}</tr>").format(row.why, Markup("").join(
-            Markup("<td>{}</td>").format(c) for c in cells(plan, row)))
-        for row in plan.rows)
-    notes = Markup("").join(Markup("<li>{}.</li>").format(note) for note in _all_notes(plan))
-    caption = Markup("<figcaption>Device-hours over the number of domains, C(N) = C_generic + N "
-                     "C_specialization, on {}.</figcaption>").format(plan.setting.device.label)
-    return (Markup("<section class='plan'>") + head + Markup("<figure>") + curve(plan) + caption
-            + Markup("</figure><table><thead><tr>") + header + Markup("</tr></thead><tbody>")
-            + body + Markup("</tbody></table><ul>") + notes + Markup("</ul></section>"))
-
-
-def _all_notes(plan: Plan) -> list[str]:
-    """Everything below the table: why not, what inference costs, and the plan's notes."""
-    against = [f"{row.method} is not feasible: {row.why}" for row in plan.rows
-               if not row.feasible]
-    return [*against, *(f"inference: {line}" for line in deployed(plan)), *crossings(plan),
-            *plan.notes]
-
-
-def curve(plan: Plan, width: int = 640, height: int = 360) -> Markup:
-    """Cost curves of the feasible methods over the number of domains, as an SVG with log axes."""
-    rows = [row for row in plan.rows if row.feasible and row.cost.total(1).device_hours > 0]
-    most = max(100, 2 * plan.given.total_domains)
-    domains = [most ** (i / 60) for i in range(61)]
-    lines = {row.method: [_hours(row, n) for n in domains] for row in rows}
-    values = [v for line in lines.values() for v in line]
-    low = math.floor(math.log10(min(values, default=0.1)))
-    high = max(math.ceil(math.log10(max(values, default=1.0))), low + 1)
-    left, right, top, bottom = 60, 130, 10, 40
-
-    def x(n: float) -> float:
-        return left + (width - left - right) * math.log(n) / math.log(most)
-
-    def y(v: float) -> float:
-        return top + (height - top - bottom) * (high - math.log10(v)) / (high - low)
-
-    parts = [f"<svg viewBox='0 0 {width} {height}' role='img' aria-label='device-hours over the "
-             "number of domains' font-family='sans-serif' font-size='12'>"]
-    for power in range(low, high + 1):
-        parts.append(f"<line x1='{left}' x2='{width - right}' y1='{y(10.0**power):.1f}' "
-                     f"y2='{y(10.0**power):.1f}' stroke='#ddd'/><text x='{left - 6}' "
-                     f"y='{y(10.0**power) + 4:.1f}' text-anchor='end'>{10.0**power:g}</text>")
-    for n in [d for d in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if d <= most]:
-        parts.append(f"<text x='{x(n):.1f}' y='{height - bottom + 18}' "
-                     f"text-anchor='middle'>{n}</text>")
-    parts.append(f"<text x='{(left + width - right) / 2}' y='{height - 4}' "
-                 "text-anchor='middle'>domains</text>")
-    taken: list[float] = []
-    order = sorted(lines.items(), key=lambda item: -item[1][-1])
-    for (method, line), colour in zip(order, _COLOURS * 2, strict=False):
-        points = " ".join(f"{x(n):.1f},{y(v):.1f}" for n, v in zip(domains, line, strict=True))
-        label = max(y(line[-1]) + 4, *(t + 14 for t in taken)) if taken else y(line[-1]) + 4
-        taken.append(label)
-        thick = 3 if method == plan.recommended else 1.5
-        parts.append(f"<polyline points='{points}' fill='none' stroke='{colour}' "
-                     f"stroke-width='{thick}'/><text x='{width - right + 6}' y='{label:.1f}' "
-                     f"fill='{colour}'>{escape(method)}</text>")
-    return Markup("".join(parts) + "</svg>")
-
-
-def _hours(row: Row, n: float) -> float:
-    return row.cost.generic.device_hours + n * row.cost.specialization.device_hours
 
 
 def predicted(found: dict[str, Any], console: Console) -> None:

@@ -45,6 +45,8 @@ def _lines(figure: Figure, rows: Sequence[Row], title: str) -> drawing.Canvas:
             parts = drawn.axes.plot(x, y, color=colour, markersize=5,
                                     marker="" if figure.kind == "curves" else marker,
                                     linewidth=0 if figure.kind == "points" else 1.4,
+                                    linestyle=drawing.dash_of(name, _known(names))
+                                    if figure.kind == "curves" else "-",
                                     label=drawing.short_name(label(name), 28))
             for row in mine:
                 if bounds := _interval(figure, row):

@@ -43,6 +43,11 @@ def hatch_of(name: str, names: Sequence[str]) -> str:
     return ("", "///", "xxx")[list(names).index(name) // len(COLOURS) % 3]
 
 
+def dash_of(name: str, names: Sequence[str]) -> str:
+    """What tells curves without markers apart whose colour repeats."""
+    return ("-", "--", ":")[list(names).index(name) // len(COLOURS) % 3]
+
+
 @dataclass
 class Canvas:
     """A figure being drawn; ``svg`` is there once the context of :func:`canvas` has ended."""

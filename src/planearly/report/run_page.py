@@ -116,7 +116,7 @@ class Facts(TypedDict, total=False):
     currency: str  # of money
     samples: Sequence[Sample]
     sources: Sequence[Source]
-    plan: Markup  # plan.show.section: what to train for this corpus, limit and device
+    plan: Markup  # plan.page.section: what to train for this corpus, limit and device
     warnings: Sequence[str]
     next_steps: Sequence[str]
 

@@ -20,7 +20,8 @@ from planearly.errors import UserError
 from planearly.evaluate.generate import generate
 from planearly.files import read_array, read_json
 from planearly.model import flops
-from planearly.plan import options, recommend, show
+from planearly.plan import options, recommend
+from planearly.plan import page as plan_page
 from planearly.progress import say
 from planearly.report import run_page, words
 from planearly.stages import clusters, corpus, training
@@ -77,7 +78,7 @@ def _plan(run: Run, all_trained: list[Trained]) -> Markup | None:
         ))
     except UserError:
         return None
-    return show.section(plan)
+    return plan_page.section(plan)
 
 
 def _curves(all_trained: list[Trained]) -> Iterator[run_page.Curve]:
