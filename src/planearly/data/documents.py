@@ -78,6 +78,7 @@ class Unit:
     modified: int = 0
     shard: tuple[int, int] = (0, 1)
     keep: HashRange | Section | None = None
+    revision: str = ""  # of a dataset on the hub: its commit
 
     @property
     def text_bytes(self) -> float:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,25 +67,26 @@ def domain_splits(root: str | None, entry: str, settings: keys.Data,
     return {split: given[split] for split in SPLITS}
 
 
-def given_splits(root: str | None, entry: str) -> dict[str, list[Unit]]:
+def given_splits(root: str | None, entry: str,
+                 pinned: dict[str, Any] | None = None) -> dict[str, list[Unit]]:
     """The input files of the splits that a domain comes with, ``train`` at least; reads none.
 
-    Arguments and errors as of :func:`domain_splits`.
+    Arguments and errors as of :func:`domain_splits` and :func:`planearly.data.inputs.resolve`.
     """
     named = Path(root).expanduser() / entry if root else None
     where = str(named) if named is not None and named.exists() else entry
-    if where == entry and not entry.startswith("hf://") and not Path(entry).expanduser().exists():
+    if where == entry and "://" not in entry and not Path(entry).expanduser().exists():
         try:
-            units = resolve([entry])
+            units = resolve([entry], pinned)
         except UserError as error:
             place = f"under domains_root ({root}) or as a path" if root else "as a path"
             raise UserError(f"the domain '{entry}' exists neither {place}"
                             if root else f"the domain '{entry}' does not exist {place}") from error
         given: dict[str, list[Unit]] = {"train": units}
     elif Path(where).expanduser().is_dir():
-        given = _as_split(Path(where).expanduser()) or {"train": resolve([where])}
+        given = _as_split(Path(where).expanduser()) or {"train": resolve([where], pinned)}
     else:
-        given = {"train": resolve([where])}
+        given = {"train": resolve([where], pinned)}
     return given
 
 

@@ -3,34 +3,64 @@
 NAME is ``organisation/dataset`` (or a bare old-style name), SPLIT is ``train`` by default. An
 absolute or dotted path instead of a name (``hf:///data/mine``) is a local dataset: a folder written
 by ``save_to_disk``, or one of data files in the layout of the hub.
+
+The commit of a dataset is resolved once and pinned: whoever resolves the same name with the same
+pins again asks nobody, and reads the same records.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from planearly.data.documents import Unit, printable
 from planearly.errors import UserError
+from planearly.files import digest
 
 
-def resolve(entry: str) -> list[Unit]:
+def resolve(entry: str, pinned: dict[str, Any] | None = None) -> list[Unit]:
     """One unit per shard of the dataset.
 
+    Args:
+        pinned: what is known of datasets by entry; what is found out is added.
+
     Raises:
-        UserError: `datasets` is not installed; no such dataset, configuration or split.
+        UserError: `datasets` is not installed; no such dataset, configuration or split; the hub
+            cannot be reached.
     """
-    path, _, _ = _parse(entry)
-    size = modified = 0
+    path, _, split = _parse(entry)
     if _local(path):
-        found = [p.stat() for p in sorted(Path(path).rglob("*")) if p.is_file()]
-        size, modified = sum(s.st_size for s in found), max((s.st_mtime_ns for s in found),
-                                                            default=0)
-    shards = max(1, _load(entry).num_shards)
-    unit = Unit(entry, "hub", size // shards, modified)
+        found = [(str(p.relative_to(path)), (s := p.stat()).st_size, s.st_mtime_ns)
+                 for p in sorted(Path(path).rglob("*")) if p.is_file()]
+        facts = {"revision": digest(found), "size": sum(size for _, size, _ in found),
+                 "shards": max(1, _load(entry, digest(found)).num_shards)}
+    else:
+        pinned = {} if pinned is None else pinned
+        if entry not in pinned:
+            revision = _commit(entry, path)
+            dataset = _load(entry, revision)
+            splits = getattr(dataset.info, "splits", None) or {}
+            size = getattr(splits.get(split), "num_bytes", 0) if split in splits else 0
+            pinned[entry] = {"revision": revision, "size": size or 0,
+                             "shards": max(1, dataset.num_shards)}
+        facts = pinned[entry]
+    shards = facts["shards"]
+    unit = Unit(entry, "hub", facts["size"] // shards, revision=facts["revision"])
     return [dataclasses.replace(unit, shard=(number, shards)) for number in range(shards)]
+
+
+def _commit(entry: str, name: str) -> str:
+    """The commit that the hub has of a dataset now."""
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().dataset_info(name).sha)
+    except Exception as error:
+        raise _unreadable(entry, error) from error
 
 
 def records(unit: Unit, columns: list[str]) -> Iterator[dict[str, Any]]:
@@ -39,7 +69,7 @@ def records(unit: Unit, columns: list[str]) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: a record that cannot be read, or a connection that broke; with shard and row.
     """
-    dataset = _load(unit.path)
+    dataset = _load(unit.path, unit.revision)
     number, shards = unit.shard
     if shards > 1:
         dataset = dataset.shard(num_shards=shards, index=number)
@@ -63,6 +93,11 @@ def _parse(entry: str) -> tuple[str, str | None, str]:
     if not body:
         raise UserError(f"'{entry}' should be hf://NAME[/CONFIG][:SPLIT]")
     if _local(body):
+        path, card = Path(body), Path(body).parent / "README.md"
+        if card.is_file() and (not path.is_dir() or re.search(
+                rf"^\W*config_name:\W*{re.escape(path.name)}\W*$",
+                card.read_text("utf-8", "replace"), re.MULTILINE)):
+            return str(path.parent), path.name, split or "train"
         return body, None, split or "train"
     parts = body.split("/")
     return "/".join(parts[:2]), "/".join(parts[2:]) or None, split or "train"
@@ -72,26 +107,57 @@ def _local(path: str) -> bool:
     return path.startswith(("/", "."))
 
 
-def _load(entry: str) -> Any:
-    """The streamed dataset."""
+@functools.lru_cache(maxsize=8)
+def _load(entry: str, revision: str) -> Any:
+    """The streamed dataset as of a commit (of a local one: of what lay there then)."""
     try:
         import datasets
     except ImportError as error:
         raise UserError(f"{entry} needs the package 'datasets': pip install planearly[hub]"
                         ) from error
     path, configuration, split = _parse(entry)
+    local = _local(path)
+    if local and not Path(path).is_dir():
+        raise UserError(f"{entry}: there is no folder {path}")
+    at = {} if local else {"revision": revision}
     try:
-        if _local(path) and not Path(path).is_dir():
-            raise UserError(f"{entry}: there is no folder {path}")
-        if _local(path) and (Path(path, "dataset_dict.json").is_file()
-                             or Path(path, "state.json").is_file()):
+        if local and (Path(path, "dataset_dict.json").is_file()
+                      or Path(path, "state.json").is_file()):
             stored = datasets.load_from_disk(path)
             if isinstance(stored, datasets.DatasetDict):
                 if split not in stored:
                     raise UserError(f"{entry} has no split '{split}'; it has {', '.join(stored)}")
                 stored = stored[split]
             return stored.to_iterable_dataset()
-        return datasets.load_dataset(path, configuration, split=split, streaming=True)
-    except (ValueError, OSError) as error:
-        brief = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"cannot read {entry}: {brief}") from error
+        return datasets.load_dataset(path, configuration, split=split, streaming=True, **at)
+    except UserError:
+        raise
+    except Exception as error:  # datasets raises what its readers, and theirs, raise
+        raise _misnamed(entry, at) or _unreadable(entry, error) from error
+
+
+def _misnamed(entry: str, at: dict[str, str]) -> UserError | None:
+    """What is wrong with a configuration or split, if that is all that is wrong."""
+    import datasets
+
+    path, configuration, split = _parse(entry)
+    try:
+        known = datasets.get_dataset_config_names(path, **at)
+        if configuration is None and len(known) > 1 and "default" not in known:
+            return UserError(f"{entry} has several configurations ({', '.join(known[:20])}): name "
+                             f"one, hf://{path}/CONFIG")
+        if configuration is not None and configuration not in known:
+            return UserError(f"{entry} has no configuration '{configuration}'; it has "
+                             f"{', '.join(known[:20])}")
+        splits = datasets.get_dataset_split_names(path, configuration, **at)
+    except Exception:  # then the first error says more
+        return None
+    if split not in splits:
+        return UserError(f"{entry} has no split '{split}'; it has {', '.join(splits)}")
+    return None
+
+
+def _unreadable(entry: str, error: Exception) -> UserError:
+    brief = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return UserError(f"cannot read {entry} ({printable(brief.strip())}): check the name, the "
+                     "connection and, for a gated dataset, that you are logged in (hf auth login)")

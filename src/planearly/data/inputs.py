@@ -9,6 +9,7 @@ import re
 import stat
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from planearly.data import hub
 from planearly.data.documents import Unit, printable
@@ -18,11 +19,14 @@ from planearly.files import reading_error
 from planearly.progress import say
 
 
-def resolve(paths: list[str]) -> list[Unit]:
+def resolve(paths: list[str], pinned: dict[str, Any] | None = None) -> list[Unit]:
     """The input files behind files, folders, globs and ``hf://NAME[/CONFIG][:SPLIT]`` names.
 
     Folders are searched to the bottom, sorted (:func:`folder_files`). A file named twice is read
     once.
+
+    Args:
+        pinned: commits of datasets on the hub, by entry; those that are found out are added.
 
     Raises:
         UserError: nothing is there, or nothing that can be read; a place of another kind.
@@ -32,7 +36,7 @@ def resolve(paths: list[str]) -> list[Unit]:
     units: dict[str, Unit] = {}
     for entry in paths:
         if entry.startswith("hf://"):
-            units.update((f"{entry}#{u.shard[0]}", u) for u in hub.resolve(entry))
+            units.update((f"{entry}#{u.shard[0]}", u) for u in hub.resolve(entry, pinned))
             continue
         if (scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", entry)):
             raise UserError(f"'{entry}': {scheme[0]} is not supported; copy the documents to a "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from planearly import keys
+from planearly import keys, parallel
 from planearly.data import domains, inputs, overlap, pydocs, tokenizer
 from planearly.data.build import tokenize_corpus
 from planearly.data.dataset import TokenDataset
@@ -20,7 +22,7 @@ from planearly.data.domains import SPLITS
 from planearly.data.sample import mix
 from planearly.errors import UserError
 from planearly.export import bundle as bundles
-from planearly.files import digest, read_array, write_array
+from planearly.files import digest, read_array, read_json, write_array, write_json
 from planearly.model import starts
 from planearly.progress import say
 from planearly.stages.folder import Missing, Run, facts, once
@@ -41,6 +43,17 @@ def sources(run: Run) -> tuple[list[str], str | None, list[str]]:
     own = recipe.domains_root is None and not recipe.domains
     return [str(made / "generic")], str(made / "domain") if own else recipe.domains_root, (
         recipe.domains)
+
+
+@contextlib.contextmanager
+def pinned(run: Run) -> Iterator[dict[str, Any]]:
+    """Commits of the run's datasets on the hub: resolved once, then a run asks nobody."""
+    place = run.out / ".hub.json"
+    known: dict[str, Any] = read_json(place) if place.is_file() else {}
+    before = len(known)
+    yield known
+    if len(known) > before and parallel.rank() == 0:
+        write_json(place, known)
 
 
 @once
@@ -108,7 +121,8 @@ def tokenizer_folder(run: Run) -> Path:
         return _tokenizer_of(run, bundle(run))
     if model := starts.tokenizer_source(recipe):
         return _tokenizer_of_checkpoint(run, model)
-    units = inputs.resolve(sources(run)[0])
+    with pinned(run) as known:
+        units = inputs.resolve(sources(run)[0], known)
     settings: dict[str, Any] = asdict(recipe.tokenizer)
     if recipe.tokenizer.path is None:
         settings |= {"generic": run.unit_digests(units), **_reading(run)}
@@ -147,7 +161,8 @@ def _tokenizer_of_checkpoint(run: Run, model: Path) -> Path:
 def generic(run: Run) -> Path:
     """The generic corpus as one token dataset."""
     recipe = run.recipe
-    units = inputs.resolve(sources(run)[0])
+    with pinned(run) as known:
+        units = inputs.resolve(sources(run)[0], known)
     tokens = tokenizer_folder(run)
     settings = {"context": recipe.context, "generic": run.unit_digests(units),
                 "max_tokens": recipe.data.max_tokens, **_reading(run)}
@@ -170,7 +185,8 @@ def split(run: Run, name: str) -> dict[str, list[Unit]]:
     What the domain does not come with is held out by a stage, which reads its documents once.
     """
     recipe, entry = run.recipe, domain_names(run)[name]
-    given = domains.given_splits(sources(run)[1], entry)
+    with pinned(run) as known:
+        given = domains.given_splits(sources(run)[1], entry, known)
     absent = domains.missing(given)
     if not absent:
         return given

@@ -1,0 +1,117 @@
+"""Datasets of the hub: names that are wrong, commits that are pinned, no request without need."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from planearly.data import hub
+from planearly.data.documents import Problems
+from planearly.data.inputs import resolve
+from planearly.data.readers import read_documents
+from planearly.errors import UserError
+from small_documents import DATA, lines, texts
+
+pytest.importorskip("datasets")
+
+CARD = """---
+configs:
+- config_name: law
+  data_files: [{split: train, path: law/a.jsonl}, {split: test, path: law/b.jsonl}]
+- config_name: sea
+  data_files: [{split: train, path: sea/*.jsonl}]
+---
+"""
+
+
+@pytest.fixture
+def repository(tmp_path):
+    for name in ("law/a", "law/b", "sea/a", "sea/b"):
+        path = tmp_path / "mine" / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(lines({"text": f"{name} 1"}, {"text": f"{name} 2"}))
+    (tmp_path / "mine" / "README.md").write_text(CARD)
+    return f"hf://{tmp_path / 'mine'}"
+
+
+def test_configurations_and_splits_of_a_local_repository(repository):
+    assert texts(f"{repository}/law") == ["law/a 1", "law/a 2"]
+    assert texts(f"{repository}/law:test") == ["law/b 1", "law/b 2"]
+    assert texts(f"{repository}/sea") == ["sea/a 1", "sea/a 2", "sea/b 1", "sea/b 2"]
+    for name, told in (("", r"several configurations \(law, sea\): name one, hf://.*/CONFIG"),
+                       ("/wood", "no configuration 'wood'; it has law, sea"),
+                       ("/law:dev", "no split 'dev'; it has train, test")):
+        with pytest.raises(UserError, match=told):
+            resolve([repository + name])
+
+
+def test_a_local_repository_that_changes_is_another(repository, tmp_path):
+    entry = f"{repository}/sea"
+    before = resolve([entry])[0].revision
+    assert before == resolve([entry])[0].revision
+    (tmp_path / "mine" / "sea" / "c.jsonl").write_bytes(lines({"text": "new"}))
+    assert resolve([entry])[0].revision != before
+    assert "new" in texts(entry)
+
+
+class Streamed:
+    """As much of a streamed dataset as is used here."""
+
+    num_shards = 3
+    info = SimpleNamespace(splits={"train": SimpleNamespace(num_bytes=900)})
+
+    def shard(self, num_shards, index):
+        return Shard(index)
+
+
+class Shard:
+    column_names = ("text",)
+
+    def __init__(self, index):
+        self.index = index
+
+    def select_columns(self, names):
+        return iter([{"text": f"text {self.index}"}])
+
+
+def test_the_commit_is_resolved_once(monkeypatch):
+    asked = []
+
+    class Hub:
+        def dataset_info(self, name):
+            asked.append(name)
+            return SimpleNamespace(sha="abc")
+
+    def load(name, configuration, revision, **more):
+        asked.append((name, configuration, revision))
+        return Streamed()
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("datasets.load_dataset", load)
+    hub._load.cache_clear()
+    pinned: dict = {}
+    units = resolve(["hf://org/set/de"], pinned)
+    assert asked == ["org/set", ("org/set", "de", "abc")]
+    assert [(u.shard, u.revision, u.size) for u in units] == [((i, 3), "abc", 300)
+                                                             for i in range(3)]
+    assert [d.text for u in units for d in read_documents(u, DATA, Problems(0.01))] == [
+        "text 0", "text 1", "text 2"]
+    asked.clear()
+    assert resolve(["hf://org/set/de"], pinned) == units and not asked  # from the pins alone
+    hub._load.cache_clear()
+
+
+def test_a_hub_out_of_reach_is_one_sentence(monkeypatch):
+    class Hub:
+        def dataset_info(self, name):
+            raise ConnectionError("\n no route\nto host")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    with pytest.raises(UserError, match=r"cannot read hf://org/set \(no route\): check the name, "):
+        resolve(["hf://org/set"])
+
+
+def test_a_shard_that_does_not_say_its_size_counts_as_large():
+    units = [hub.Unit("hf://x", "hub", shard=(i, 9)) for i in range(9)]
+    assert sum(unit.text_bytes for unit in units) > 1e9
