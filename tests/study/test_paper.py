@@ -15,13 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from planearly import methods
 from planearly.cost.model import crossing
 from planearly.errors import UserError
 from planearly.keys import Recipe
-from planearly.report import table
+from planearly.methods import Method
+from planearly.report import run_page, table
 from planearly.report.table import write
 from planearly.studies.paper import SUITE
-from planearly.study import compare, seeds
+from planearly.study import compare, seeds, sharing, view
 from planearly.study.compare import Arm, Cells
 from planearly.study.verdict import Claim
 
@@ -119,9 +121,9 @@ def study(*blocks: tuple[list[str], list[Change], list[str]], level: Level = pla
           ) -> dict[str, Any]:
     """Rows of blocks of methods, changes and domains, each once."""
     rows: dict[str, dict[str, Any]] = {}
-    for methods, all_changes, domains in blocks:
+    for names, all_changes, domains in blocks:
         for changes in all_changes:
-            for method in methods:
+            for method in names:
                 for domain in domains:
                     made = row(method, domain, changes, level)
                     rows.setdefault(json.dumps([method, domain, made["settings"]]), made)
@@ -298,6 +300,35 @@ def test_a_whole_grid_makes_every_table(whole: dict[str, Any]) -> None:
             for column in each.columns:
                 if column.kind == "interval" and r[column.key] is not None:
                     assert r[column.key][0] <= r[column.key][1]
+
+
+def test_a_method_of_the_table_is_in_the_tables_and_on_the_pages(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [Method("slm-new", "SLM-new", "a new one"),
+            Method("slm-else", "SLM-else", "of others", bank="projected", source="elsewhere"),
+            Method("slm-pick", "SLM-pick", "that picks", draws="pick", source="elsewhere")]
+    for one in rows:
+        monkeypatch.setitem(methods.TABLE, one.name, one)
+    made = study((["slm", *(one.name for one in rows)], [{}], DOMAINS))
+    seen = view.view(made, SUITE)
+    inside = {one.name: {t.name for t in seen.tables
+                         if any(r.get("method") == one.name for r in t.rows)} for one in rows}
+    assert inside["slm-new"] >= {"table-01-parameters", "table-03-costs", "table-04-baselines",
+                                 "figure-13-domains-after"}
+    assert inside["slm-else"] == {"table-01-parameters", "extra-methods"}
+    assert inside["slm-pick"] == {"table-01-parameters", "extra-selectors"}
+    assert [one.name for one in seen.methods] == ["slm", "slm-new", "slm-else", "slm-pick"]
+    page = view.text(seen, "study_page.html.j2")
+    assert "<strong>SLM-new</strong>: a new one." in page and "SLM-new" in seen.summary[2]
+    assert sharing.generic("slm-new") == ["slm"] and sharing.generic("slm-else") == ["slm-else"]
+    assert not sharing.generic("slm-pick") and sharing.depends("slm-pick", "selection.buckets")
+    assert sharing.depends("slm-else", "projected.rank")
+    assert not sharing.depends("slm-new", "importance.k")
+    report = run_page.render(Path("run"), {"rows": [
+        {"method": one.name, "domain": "law", "ppl_after": 3.0, "generic_ppl": 9.0}
+        for one in rows]})
+    assert "<strong>SLM-new</strong>: a new one." in report
+    assert report.count("<small>routed</small>") == 1  # of the one with experts
 
 
 def test_tables_hold_the_rows_numbers(whole: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from planearly import config, tensors
+from planearly import config, methods, tensors
 from planearly.cost import ledger
 from planearly.errors import UserError
 from planearly.files import read_json
@@ -368,6 +368,15 @@ def test_a_forecast_counts_shared_trainings_once(made):
     # pretraining: slm and llm once, slm-is per set; fine-tuning: slm (2), llm, slm-d, slm-is (2)
     assert found["stages"] == 2 + 2 + 6
     assert found["total"]["flops"] == sum(m["flops"] for m in found["methods"].values())
+
+
+def test_a_method_of_the_table_is_in_the_forecast(made, monkeypatch):
+    monkeypatch.setitem(methods.TABLE, "slm-new", methods.Method("slm-new", "SLM-new", "a new one"))
+    found = forecast.forecast(with_grid(made, {"methods": ["slm", "slm-new"]}, spec_tokens=200),
+                              "a100")
+    assert found["cells"] == 2 and not found["impossible"]
+    assert found["stages"] == 1 + 2  # one pretraining, which they share
+    assert 0 < found["methods"]["slm-new"]["flops"] < found["methods"]["slm"]["flops"]
 
 
 @pytest.mark.parametrize("rate, own", [

@@ -38,7 +38,8 @@ def _lines(figure: Figure, rows: Sequence[Row], title: str) -> drawing.Canvas:
     with drawing.canvas(title, _LINES_HEIGHT + _legend_height(names)) as drawn:
         for i, name in enumerate(names):
             colour, marker = _style(name, names)
-            beside = _beside(drawn, (i - (len(names) - 1) / 2) * _APART)
+            beside = _beside(drawn, (i - (len(names) - 1) / 2) * _APART
+                             * (figure.kind != "curves"))  # they have no intervals
             mine = sorted((row for row in rows if str(row.get(figure.series)) == name),
                           key=lambda row: row[figure.x.key])
             x, y = zip(*((row[figure.x.key], row[figure.y.key]) for row in mine), strict=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 from planearly import methods
@@ -22,10 +21,9 @@ def generic(method: str) -> list[str]:
     have no step in common.
     """
     row = methods.TABLE.get(method)
-    if row is None or not row.pretrains or row.per_domain:
+    if row is None or not row.pretrains or row.needs_domain:
         return []
-    teacher = replace(row, size="large", bank=None, tune="full")
-    return [row.pretraining(), *([teacher.pretraining()] if row.taught else [])]
+    return [row.pretraining(), *([methods.teacher().pretraining()] if row.taught else [])]
 
 
 def pretraining_depends(name: str, key: str) -> bool:
@@ -37,11 +35,12 @@ def pretraining_depends(name: str, key: str) -> bool:
     row = methods.TABLE.get(name)
     if row is None:
         return True
-    selects = row.per_domain and not row.weighs
-    only = {"importance.": row.weighs, "selection.": selects, "large.": row.large,
+    draws = {row.draws, row.adapts} - {None, methods.GENERIC}
+    only = {"importance.": row.weighs, "selection.": bool(draws - {"importance", "top"}),
             "projected.": row.bank == "projected", "mixture.": row.bank == "mixture",
-            "spec_tokens": row.per_domain, "pretrain.specialization_share": row.per_domain,
-            "cluster.embedder": row.per_domain or row.experts}
+            "adapt.": row.adapts is not None, "large.": row.large,
+            "spec_tokens": row.needs_domain, "pretrain.specialization_share": row.needs_domain,
+            "cluster.embedder": row.needs_domain or row.experts}
     return row.pretrains and not key.startswith(_LATER) and all(
         of for start, of in only.items() if key.startswith(start))
 

@@ -74,6 +74,12 @@ def by_size(cells: Cells, chosen: Sequence[str], against: str = "slm") -> list[L
             for method in chosen for size in cells.values(Arm(method), "spec_tokens")]
 
 
+def others(cells: Cells) -> list[Line]:
+    """Methods that the paper has not, and that are no selectors of generic text."""
+    return by_size(cells, ordered(
+        cells, lambda method: bool(method.source) and not method.per_domain))
+
+
 def larger_sets(cells: Cells) -> list[Line]:
     """Methods that have several specialization sizes, at each."""
     return by_size(cells, [method for method in papers(cells)
@@ -118,7 +124,7 @@ def smallest(lines: Lines) -> Lines:
 def generic_models(cells: Cells) -> list[Line]:
     """What is pretrained once for all domains, each once: small, large, and experts."""
     return [line for line in smallest(several_budgets)(cells)
-            if (row := methods.TABLE[line.arm.method]).pretrains and not row.per_domain
+            if (row := methods.TABLE[line.arm.method]).pretrains and not row.needs_domain
             and row.pretraining() == line.labels["method"]]
 
 
@@ -262,7 +268,7 @@ def spent(cells: Cells, chosen: Callable[[methods.Method], bool] = lambda method
 
 def finetuning(cells: Cells) -> Rows:
     """The same of the methods whose cost per domain is mostly fine-tuning."""
-    return spent(cells, lambda method: not method.per_domain and not method.taught)
+    return spent(cells, lambda method: not method.needs_domain and not method.taught)
 
 
 def crossings(cells: Cells) -> Rows:
@@ -598,6 +604,10 @@ TABLES: list[Averages | Listing] = [
                        *([Column("pool", "generic tokens", "text")]
                          if len(cells.values_of(POOL)) > 1 else [])],
         Figure("bars", Axis("bar", "selector"), AFTER_AXIS, "method", "after_ci"), before=True),
+    Averages(
+        "extra-methods", "Methods that the paper has not, by set size", "",
+        "At the recipe's own pretraining budget; the baseline of each row is slm at the same set "
+        "size.", others, [METHOD, SET], before=True, least=1),
     Listing(
         "extra-blend", "Blended experts by width of the domain", "",
         "Each domain's blend of experts against the single expert of the rule named, and both "
