@@ -59,6 +59,17 @@ def test_llama_cpp_computes_the_same(ffn: str, kind: str, most: float, tmp_path:
             assert ours[one["id"]].item() == pytest.approx(one["logprob"], abs=most)
 
 
+def test_llama_cpp_continues_with_the_same_text(tmp_path: Path) -> None:
+    from planearly.evaluate.generate import generate
+
+    folder = folder_of(small_model(context=256), tmp_path)
+    server = llama_cpp(gguf.write(folder, tmp_path / "m.gguf", "f32"))
+    for text in TEXTS[:4]:
+        answer = server.handle_completions({
+            "prompt": text, "n_predict": 8, "temperature": 0.0, "cache_prompt": False})
+        assert text + answer["choices"][0]["text"] == generate(folder, text, 8, temperature=0)
+
+
 def test_tensors_are_those_of_the_folder(tmp_path: Path) -> None:
     from gguf import GGUFReader
 

@@ -268,7 +268,8 @@ def test_an_open_model_from_documents_to_an_exported_folder(made, family, tmp_pa
 
     model = outside_folder(tmp_path / "model", family)
     (model / "chat_template.jinja").write_text("{{ messages }}")
-    asked = settings(made, model, methods=["slm", "slm-is"], pretrain_tokens=48 * 8 * 4,
+    methods = ["slm", "slm-is"] if family == "qwen3" else ["slm"]
+    asked = settings(made, model, methods=methods, pretrain_tokens=48 * 8 * 4,
                      finetune={"batch_tokens": 512, "max_steps": 3, "compile": "no"})
     results = pipeline.run(asked, tmp_path / "run")
     (begun,) = (tmp_path / "run").glob("pretrain/start-*")
