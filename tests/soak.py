@@ -107,6 +107,9 @@ class Disk:
     def __init__(self, folder: Path, megabytes: int = 512) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        while folder.is_mount() and not subprocess.run(["umount", "-l", str(folder)],
+                                                       check=False).returncode:
+            pass  # of a soak that was itself killed
         self.mounted = _mount("-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder))
 
     def close(self) -> None:
