@@ -69,7 +69,7 @@ def cells(recipe: Recipe, domains: list[str]) -> list[Cell]:
     for number, block in blocks:
         place = f"recipe key 'study.grid' (block {number + 1})"
         if not block.methods:
-            raise UserError(f"{place} names no methods")
+            raise UserError(f"{place} names no methods: list some, as in 'methods: [slm, slm-is]'")
         for domain in block.domains:
             if domain not in domains:
                 near = difflib.get_close_matches(domain, domains, 1, 0.3)
