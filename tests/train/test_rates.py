@@ -121,6 +121,6 @@ def test_a_checkpoint_continued_by_default_keeps_what_it_knew(tmp_path: Path, pr
 
         rate = replace(optim.resolve(train.optimizer, 100, 64, continued), schedule="constant")
         loop.train(loop.Dense(model), Later(text), 100, train, tmp_path / str(continued),
-                   name="on", optimizer=rate, validate=watch, validate_steps=25)
+                   name="on", optimizer=rate, validate=watch, validate_steps=50)
         rises[continued] = max(math.exp(value - before) - 1 for value in seen)
     assert rises[True] < 0.02 < rises[False]
