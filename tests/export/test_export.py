@@ -172,6 +172,7 @@ def test_batches_of_prompts_and_of_training_texts(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "m")
     batch = tokenizer(TEXT[:3], padding=True, return_tensors="pt")
     assert batch.attention_mask.sum(1).tolist() == [len(tokenizer(t).input_ids) for t in TEXT[:3]]
+    assert batch.attention_mask[:, -1].all()  # padded before the text
     labels = DataCollatorForLanguageModeling(tokenizer, mlm=False)(
         [tokenizer(text) for text in TEXT[:3]])["labels"]
     assert labels.shape == batch.input_ids.shape
