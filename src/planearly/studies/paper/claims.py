@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from planearly.studies.paper.tables import crossing_of, single_rule
+from planearly.studies.paper.rows import crossing_of, single_rule
 from planearly.study.compare import BUDGET, Arm, Cells, shared
 from planearly.study.seeds import difference, estimate
 from planearly.study.spec import shown
