@@ -10,9 +10,8 @@ import planearly
 
 ROOT = Path(planearly.__file__).parent
 LAYERS = ["errors", "units", "files progress yamltext", "parallel tensors", "keys", "checks",
-          "config", "methods", "data", "cluster", "model", "train", "evaluate", "cost", "report",
-          "export", "plan", "stages", "engine", "study", "studies", "usage",
-          "api", "cli"]
+          "config", "methods", "data", "cluster", "model", "train", "evaluate", "generate", "cost",
+          "report", "export", "plan", "stages", "engine", "study", "studies", "usage", "api", "cli"]
 """From the ground up; modules of one line do not import each other."""
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 

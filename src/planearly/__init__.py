@@ -22,8 +22,8 @@ __version__ = "0.1.0"
 
 
 class _Called(types.ModuleType):
-    """A package that is a function of the API too: ``planearly.plan`` and ``planearly.evaluate``
-    hold modules, and are called as what they are named for."""
+    """A module that is a function of the API too: ``planearly.plan``, ``planearly.evaluate`` and
+    ``planearly.generate`` are called as what they are named for."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         from planearly import api
@@ -39,5 +39,5 @@ def __getattr__(name: str) -> Any:
     return getattr(api, name)
 
 
-for _name in ("evaluate", "plan"):
+for _name in ("evaluate", "generate", "plan"):
     importlib.import_module(f"planearly.{_name}").__class__ = _Called

@@ -124,7 +124,7 @@ def generate(model: PathLike, prompt: str, *, tokens: int = 80, temperature: flo
         top_p: draws from the smallest set of tokens with this probability.
         seed: of the draws.
     """
-    from planearly.evaluate.generate import generate as continued
+    from planearly.generate import generate as continued
 
     return continued(Path(model), prompt, tokens, temperature, top_p, seed)
 

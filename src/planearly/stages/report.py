@@ -17,8 +17,8 @@ from planearly.cost import devices, ledger
 from planearly.data.dataset import TokenDataset
 from planearly.data.pack import Rows
 from planearly.errors import UserError
-from planearly.evaluate.generate import generate
 from planearly.files import read_array, read_json
+from planearly.generate import generate
 from planearly.model import flops
 from planearly.plan import options, recommend
 from planearly.plan import page as plan_page

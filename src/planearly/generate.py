@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from planearly.errors import UserError
-from planearly.evaluate.files import check_ids
-from planearly.model import hf
 
 
 def generate(model_folder: Path, prompt: str, max_new_tokens: int = 80, temperature: float = 0.8,
@@ -41,6 +37,11 @@ def generate(model_folder: Path, prompt: str, max_new_tokens: int = 80, temperat
     except UnicodeEncodeError:
         raise UserError("the prompt is not valid UTF-8 text: it holds a byte that belongs to no "
                         "character") from None
+    import torch  # the package itself is imported without waiting for it
+
+    from planearly.evaluate.files import check_ids
+    from planearly.model import hf
+
     model, tokenizer = hf.load(model_folder)
     ids = tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True)
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id

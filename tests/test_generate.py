@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from planearly.errors import UserError
-from planearly.evaluate.generate import generate
+from planearly.generate import generate
 from planearly.model import hf
 from small_models import EOT, model_folder
 
