@@ -1,1 +1,1 @@
-"""Likelihood of held-out text, and continuations. Imports model and data."""
+"""Likelihood of held-out text. Imports model and data."""
