@@ -21,6 +21,8 @@ SETTINGS = [
     "model.layers=1", "model.d_model=32", "model.heads=2", "model.d_ff=48",
     "pretrain.batch_tokens=256", "finetune.batch_tokens=128", "finetune.max_epochs=2",
     "pretrain.log_steps=5", "pretrain.checkpoint_seconds=0", "finetune.checkpoint_seconds=0",
+    # else it is decided by how long a step takes on this machine just now
+    "pretrain.compile=no", "finetune.compile=no",
 ]
 
 
