@@ -235,6 +235,8 @@ def main() -> None:
     for turn in range(asked.rounds):
         for name in VARIANTS if turn % 2 == 0 else reversed(VARIANTS):
             found.setdefault(name, []).append(measured(*VARIANTS[name]))
+            print(f"round {turn + 1}, {name}: {found[name][-1]:,.0f} tokens/s", file=sys.stderr,
+                  flush=True)
     found["the limit: all products at the measured matrix rate"] = [measured("limit", "auto")]
     medians = {name: statistics.median(values) for name, values in found.items()}
     print("| tokens/s | median | all rounds |\n|---|---|---|")

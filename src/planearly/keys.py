@@ -124,7 +124,8 @@ class Train:
     compile: Literal["auto", "yes", "no"] = key("torch.compile (auto: where it pays)", "auto")
     log_steps: int = key("steps between two lines of metrics", 20)
     validate_steps: int | None = key("steps between validations (null: 10 in the run)", None)
-    checkpoint_seconds: float = key("seconds between two checkpoints", 60.0)
+    checkpoint_seconds: float = key(
+        "least seconds between two checkpoints (0: after every step)", 60.0)
     optimizer: Optimizer = section("the optimiser", Optimizer)
 
 

@@ -70,7 +70,7 @@ def share(start: int, stop: int) -> tuple[int, int]:
 
 
 def deal(n: int, first: int) -> slice:
-    """This process's part of n things, dealt one by one from process ``first`` (modulo) on."""
+    """This process's part of n things, assigned round-robin from process ``first`` (modulo) on."""
     return slice((rank() - first) % world(), n, world())
 
 

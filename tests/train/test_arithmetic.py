@@ -9,6 +9,7 @@ import torch
 from planearly import keys, parallel, tensors
 from planearly.errors import UserError
 from planearly.model import memory
+from planearly.model.projected import Projected
 from planearly.model.transformer import Transformer
 from planearly.train import arithmetic, loop
 from planearly.train.arithmetic import Arithmetic, Compiler
@@ -79,7 +80,7 @@ def test_it_compiles_where_it_saves_more_than_it_costs(tmp_path, quick_compiler,
 
 def test_what_compiling_came_to_is_known_next_time(tmp_path, quick_compiler):
     made = Compiler(Transformer(SHAPE), Arithmetic(False, 8), tmp_path, "t", 9999, CPU, "test")
-    assert made.expected() == (arithmetic._COLD["cpu"], arithmetic._GAIN["cpu"])
+    assert made.expected() == (arithmetic._COLD["cpu"], arithmetic._GAIN["cpu"][0])
     for done, seconds in enumerate((9.0, 3.0, 12.0, 2.0, 2.1), 1):
         made.before(done - 1)
         if made.due(done):
@@ -245,3 +246,11 @@ def test_the_microbatch_on_a_gpu_is_what_its_free_memory_holds(monkeypatch):
         rows.append(arithmetic.microbatch_rows(settings(precision="auto"), 16, cuda, job))
     assert rows == [1, 4, 8]  # of the 8 rows of a step
     assert arithmetic.microbatch_rows(settings(microbatch_tokens=32), 16, cuda, job) == 2
+
+
+def test_a_projected_networks_groups_share_graphs(tmp_path, quick_compiler):
+    """Microbatches of ever other rows and numbers of clusters."""
+    network = Projected(SHAPE, keys.Projected(experts=3, rank=4, embedding=4))
+    loop.train(network, Words(), 6, settings(compile="yes", microbatch_tokens=3 * 16), tmp_path,
+               name="t")
+    assert 2 <= len(quick_compiler) <= 8

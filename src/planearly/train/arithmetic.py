@@ -35,11 +35,12 @@ F = TypeVar("F")
 KEPT = "arithmetic.json"
 EAGER_STEPS = 2
 """Steps before it is decided whether to compile; the last of them is the measured one."""
-_COLD = {"cpu": 25.0, "cuda": 60.0}
+_COLD = {"cpu": 20.0, "cuda": 60.0}
 """Seconds that compiling takes where nothing is known yet: on the two cores of
 docs/benchmarks.md; on a GPU not measured."""
-_GAIN = {"cpu": 1.2, "cuda": 1.5}
-"""Uncompiled over compiled time of a step, where nothing is known yet."""
+_GAIN = {"cpu": (1.2, 1.3), "cuda": (1.3, 1.5)}
+"""Uncompiled over compiled time of a step in float32 and in bfloat16, where nothing is known yet;
+with the same remark."""
 _MARGIN = 1.2
 """What compiling saves must be more than it costs by this factor."""
 
@@ -284,7 +285,7 @@ class Compiler:
         with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
             note = read_json(self._note)
             return float(note["seconds"]), float(note["gain"])
-        return _COLD[self.device.type], _GAIN[self.device.type]
+        return _COLD[self.device.type], _GAIN[self.device.type][self.arithmetic.bf16]
 
     def _learn(self) -> None:
         first, *later = self._compiled

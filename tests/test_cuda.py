@@ -1,0 +1,98 @@
+"""What only a GPU can show; elsewhere skipped. ``bash benchmarks/gpu.sh 1`` runs them."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from planearly import keys, parallel, tensors
+from planearly.model import grouped
+from planearly.model.projected import Projected
+from planearly.model.transformer import Transformer
+from planearly.train import arithmetic, loop
+from small_trainings import SHAPE, Killed, Words, run, same, settings
+
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU: benchmarks/gpu.sh runs these on one")]
+
+
+def gradients(model: Transformer, device: str, bf16: bool) -> tuple[float, torch.Tensor]:
+    model = copy.deepcopy(model).to(device)
+    batch = Words().batch(0, 8)
+    with torch.autocast(device, torch.bfloat16, enabled=bf16):
+        value = model.loss(batch.inputs.to(device), batch.targets.to(device))
+    value.backward()
+    return value.item(), torch.cat([p.grad.flatten().cpu() for p in model.parameters()])
+
+
+@pytest.mark.parametrize(("bf16", "tolerance"), [(False, 1e-3), (True, 3e-2)])
+def test_loss_and_gradients_are_the_cpus(bf16, tolerance):
+    model = Transformer(SHAPE, seed=1)
+    here, there = gradients(model, "cpu", False), gradients(model, "cuda", bf16)
+    assert there[0] == pytest.approx(here[0], rel=tolerance)
+    assert (here[1] - there[1]).norm() < tolerance * here[1].norm()
+
+
+def test_grouped_products_are_those_of_each_row():
+    x = torch.randn(6, 5, 8, device="cuda", requires_grad=True)
+    weight = torch.randn(3, 7, 8, device="cuda", requires_grad=True)
+    groups = torch.tensor([0, 0, 1, 1, 1, 2])
+    found = grouped.by_group(x, weight, groups)
+    expected = torch.einsum("rti,roi->rto", x, weight[groups.cuda()])
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    slopes = [torch.autograd.grad(value.square().sum(), (x, weight)) for value in (found, expected)]
+    for own, other in zip(*slopes, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-2, atol=1e-2)
+
+
+def test_an_expert_is_the_networks():
+    network = Projected(SHAPE, keys.Projected(experts=3, rank=4, embedding=4), seed=1).to("cuda")
+    inputs = Words().batch(0, 6).inputs.cuda()
+    network.begin(np.repeat([0, 1, 2], 2))
+    network.select(np.repeat([0, 1, 2], 2))
+    with torch.no_grad():
+        together = network.body(inputs)
+    for expert in range(3):
+        dense = Transformer(SHAPE).to("cuda")
+        tensors.set_weights(dense, network.materialise(expert), "expert")
+        part = slice(2 * expert, 2 * expert + 2)
+        with torch.no_grad():
+            torch.testing.assert_close(dense(inputs[part]), together[part], rtol=1e-3, atol=1e-3)
+
+
+def test_resumed_equals_uninterrupted(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLANEARLY_CHECKPOINT_EVERY_STEP", "1")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        train = settings(precision="bf16")
+        expected = run(tmp_path / "whole", train=train)[1]
+        accumulate, done = loop.accumulate, []
+
+        def interrupted(*args):
+            if len(done) == 5:
+                raise Killed
+            done.append(0)
+            return accumulate(*args)
+
+        monkeypatch.setattr(loop, "accumulate", interrupted)
+        with pytest.raises(Killed):
+            run(tmp_path / "cut", train=train)
+        monkeypatch.setattr(loop, "accumulate", accumulate)
+        assert same(expected, run(tmp_path / "cut", train=train)[1])
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_step_waits_for_the_device_only_where_it_logs(tmp_path, monkeypatch):
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model = loop.Dense(Transformer(SHAPE).cuda())
+        batch = Words().batch(0, 8)
+        how = arithmetic.Arithmetic(True, 4)
+        rate = loop.optim.resolve(settings().optimizer, 100)
+        optimizers = loop.optim.build(model.module, rate)
+        _, counted = loop.fitting(model, batch, how, loop.NextToken(), parallel.device(), "t")
+        loop.apply(model.module, optimizers, counted, rate.clip)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
