@@ -65,7 +65,7 @@ def results(out: Path) -> dict:
     """results.json without what a clock says."""
     def timeless(value):
         if isinstance(value, dict):
-            return {k: timeless(v) for k, v in value.items() if k != "device_hours"}
+            return {k: timeless(v) for k, v in value.items() if not k.endswith("_hours")}
         return [timeless(v) for v in value] if isinstance(value, list) else value
 
     return timeless(json.loads((out / "results.json").read_text()))
