@@ -28,12 +28,12 @@ def forecast(recipe: Recipe, device: str = "here") -> dict[str, Any]:
         ``cells`` (their number), ``impossible`` (list of ``cell`` and ``reason``), ``stages``
         (number of trainings), ``params`` (sizes of each kind of model, ascending), and
         ``methods``: name to ``cells``, ``tokens``, ``flops``, ``device_hours`` and ``money``;
-        ``total``, their sum.
+        ``total``, their sum; ``device``, and a ``note`` on its hours ("": none).
 
     Raises:
-        UserError: an unknown or uncalibrated device, no grid, or unknown sizes of the domains.
+        UserError: no grid, or unknown sizes of the domains.
     """
-    known = devices.find(device)
+    known, note = devices.find_or_nearest(device), ""
     cells = grid.cells(recipe, predict.domain_names(recipe))
     impossible: list[dict[str, str]] = []
     stages: dict[str, tuple[grid.Cell, dict[str, Any]]] = {}
@@ -53,6 +53,7 @@ def forecast(recipe: Recipe, device: str = "here") -> dict[str, Any]:
         possible.append(cell)
         counts[cell.method] = counts.get(cell.method, 0) + 1
         found = predict.predict(made, known)
+        note = found["note"]
         for name, size in found["params"].items():
             params.setdefault(name, set()).add(size)
         for work in found["stages"]:
@@ -67,7 +68,7 @@ def forecast(recipe: Recipe, device: str = "here") -> dict[str, Any]:
             for key in ("tokens", "flops", "device_hours", "money"):
                 if work[key] is not None:
                     sums[key] = (sums[key] or 0.0) + own * work[key]
-    return {"name": recipe.name, "device": known.name, "cells": len(cells),
+    return {"name": recipe.name, "device": known.label, "note": note, "cells": len(cells),
             "impossible": impossible, "stages": len(stages),
             "params": {name: sorted(sizes) for name, sizes in params.items()},
             "methods": methods, "total": total}
@@ -86,5 +87,7 @@ def show(found: dict[str, Any]) -> None:
     sizes = ", ".join(f"{name} {' to '.join(short(n) for n in (*each[:1], *each[1:][-1:]))}"
                       for name, each in found["params"].items())
     say(f"{found['cells']} cells, {found['stages']} trainings; parameters: {sizes}")
+    if found["note"]:
+        say(found["note"])
     for one in found["impossible"]:
         say(f"impossible: {one['cell']}: {one['reason']}")
