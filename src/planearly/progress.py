@@ -84,4 +84,5 @@ def progress(name: str, total: float | None, unit: str, done: float = 0) -> Iter
 
 def say(text: str) -> None:
     """One line for the person at the terminal (standard error; results go to standard output)."""
-    console.print(text, markup=False)
+    # half a surrogate pair, of a file name that is not UTF-8, is no reason to stop
+    console.print(text.encode("utf-8", "backslashreplace").decode(), markup=False)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planearly import keys
+from planearly import keys, progress
 from planearly.data.documents import Problems, Section
 from planearly.data.domains import domain_names, domain_splits
 from planearly.data.readers import read_documents
@@ -77,6 +77,17 @@ def test_what_belongs_to_no_split_is_told(tmp_path, capsys):
     (tmp_path / "images").mkdir()
     assert split_texts(None, tmp_path)["train"] == ["train.jsonl"]
     assert "more.jsonl, notes.md belongs to no split and is left out" in capsys.readouterr().err
+
+
+def test_names_that_are_not_unicode_are_told(tmp_path, capsys):
+    for name in ("train.jsonl", "caf\udce9.jsonl"):
+        (tmp_path / name).write_bytes(lines(*({"text": f"{name!a} {i}"} for i in range(5))))
+    (tmp_path / "b\udce9").mkdir()
+    (tmp_path / "b\udce9" / "gone.txt").symlink_to("nowhere")
+    assert sum(map(len, split_texts(None, tmp_path).values())) == 10
+    assert "caf\\udce9.jsonl lies beside" in capsys.readouterr().err
+    progress.say("caf\udce9")
+    assert capsys.readouterr().err == "caf\\udce9\n"
 
 
 def test_a_page_called_test_is_not_a_split(tmp_path):

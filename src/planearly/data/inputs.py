@@ -42,7 +42,10 @@ def resolve(paths: list[str], pinned: dict[str, Any] | None = None) -> list[Unit
             raise UserError(f"'{entry}': {scheme[0]} is not supported; copy the documents to a "
                             "folder of this machine, or give hf://NAME")
         for path in _files(entry):
-            units.setdefault(os.path.realpath(path), file_unit(path))
+            real = os.path.realpath(path)
+            # a file's own name says its format better than a link's
+            if real not in units or (os.path.islink(units[real].path) and not path.is_symlink()):
+                units[real] = file_unit(path)
     return list(units.values())
 
 
