@@ -120,3 +120,17 @@ def test_what_cannot_be_is_one_sentence(made):
             pretrain={**pretrain, "optimizer": {"schedule": "cosine"}})
     refused("'adapt.share' is null.* give a share",
             pretrain={**pretrain, "optimizer": {"schedule": "inverse-sqrt"}})
+
+
+def test_weights_are_made_for_the_rows_that_adaptation_draws(made, tmp_path):
+    """A corpus that is too small to be drawn from for all of pretraining may do for its last part.
+    """
+    importance = {"max_epochs": 1.0}
+    out = tmp_path / "run"
+    with pytest.raises(UserError, match="the generic corpus can supply"):
+        pipeline.run(recipe(made, ["slm-is"], importance=importance,
+                            pretrain_tokens=16 * 8 * 400), tmp_path / "is", until="weigh")
+    pipeline.run(recipe(made, ["slm-adapt"], importance=importance,
+                        pretrain_tokens=16 * 8 * 400), out, until="weigh")
+    (stage,) = out.glob("weights/law-*")
+    assert facts(stage)["weights"]["draws"] == 120 * 8

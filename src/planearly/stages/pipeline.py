@@ -52,9 +52,10 @@ def run(recipe: Recipe, out: Path, until: str = "report") -> dict[str, Any] | No
         if reach >= VERBS.index("cluster") and recipe.pretrain_tokens:
             for name in names:
                 clusters.domain_clusters(this, name)
-        if reach >= VERBS.index("weigh") and any(row.weighs for row in rows):
+        if reach >= VERBS.index("weigh"):
             for name in names:
-                clusters.importance_weights(this, name)
+                for row in rows:
+                    trained.weigh(this, row, name)
         if reach >= VERBS.index("pretrain"):
             checkpoint.tell_beginning(this, next(iter(names), ""))
             for name in names or [""]:  # none: what is the same for every one

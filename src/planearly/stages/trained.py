@@ -213,6 +213,14 @@ def pretrained(run: Run, method: str, domain: str = "") -> Path | None:
         begins=None if row.per_domain else _shared_with(run, row, drawn))
 
 
+def weigh(run: Run, row: Method, domain: str) -> None:
+    """Make the cluster weights that a method draws by, if it does, and say what they mean."""
+    if row.weighs and not row.adapts:
+        clusters.importance_weights(run, domain)
+    elif row.weighs and (rows := adapt.rows_drawn(run.recipe)):
+        clusters.importance_weights(run, domain, drawn=rows)
+
+
 def _adapted(run: Run, row: Method, domain: str, drawn: Drawn) -> Path | None:
     """The adapted model; without a domain, or steps to adapt in, what it begins from."""
     assert row.adapts is not None

@@ -33,6 +33,7 @@ from planearly.train import arithmetic, optim, state
 from planearly.train.arithmetic import Arithmetic, Compiler
 from planearly.train.metrics import Metrics
 from planearly.train.objective import NextToken, Objective
+from planearly.train.steps import rows_per_step
 from planearly.units import short
 
 CHECKPOINT, BEST, FINAL, OUTCOME = (
@@ -178,7 +179,7 @@ def train(
         _check_start(model.module, name)
     parallel.barrier()
 
-    rows = max(settings.batch_tokens // stream.context, 1)
+    rows = rows_per_step(settings.batch_tokens, stream.context)
     parallel.check_rows(rows)
     goal = objective or NextToken()
     job = arithmetic.job_of(model.module, model.body, rate.preset, goal.flops_per_token > 0, device)
