@@ -29,6 +29,8 @@ class Data:
     max_tokens: int | None = key("use a fair sample of so many tokens of the generic corpus (null: "
                                  "all)", None)
     held_out: float = key("share of a domain's documents for valid, and for test, if unsplit", 0.1)
+    held_out_documents: int | None = key("most documents of valid, and of test, if unsplit (null: "
+                                         "as many as the share comes to)", None)
     eval_tokens: int | None = key("use at most this many tokens of test (null: all)", None)
     valid_tokens: int | None = key("the same of valid, which is scored ten times while fine-tuning",
                                    200_000)

@@ -166,6 +166,6 @@ def test_a_selection_packs_like_any_grouping():
     (400, 20, 20),  # all there is
 ])
 def test_how_much_is_selected(monkeypatch, planned, available, rows):
-    monkeypatch.setattr(selection, "planned_rows", lambda recipe: planned)
+    monkeypatch.setattr(selection, "generic_rows", lambda recipe: planned)
     run = SimpleNamespace(recipe=keys.Recipe())
     assert selection.needed(run, available) == rows

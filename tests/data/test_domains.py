@@ -1,5 +1,6 @@
 """Taking domains as split, and splitting them."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,14 @@ def test_real_domains():
     counts = {split: sum(1 for unit in units for _ in read_documents(unit, DATA, problems))
               for split, units in splits.items()}
     assert counts == {"train": 450, "valid": 65, "test": 52} and problems.bad == 0
+
+
+def test_no_more_documents_are_held_out_than_asked_for(tmp_path):
+    texts = [f"document {i} of a domain that comes in one piece" for i in range(60)]
+    (tmp_path / "d.jsonl").write_bytes(lines(*({"text": text} for text in texts)))
+    few = dataclasses.replace(DATA, held_out=0.2, held_out_documents=3)
+    parts = split_texts(None, tmp_path / "d.jsonl", data=few)
+    assert [len(parts[split]) for split in ("train", "valid", "test")] == [54, 3, 3]
+    share = split_texts(None, tmp_path / "d.jsonl", data=dataclasses.replace(few,
+                                                                           held_out_documents=None))
+    assert [len(share[split]) for split in ("train", "valid", "test")] == [36, 12, 12]

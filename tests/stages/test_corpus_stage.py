@@ -183,3 +183,27 @@ def test_how_steps_are_computed_does_not_make_a_training_again(made, tmp_path, m
                  {"pretrain.precision": arithmetic, "finetune.precision": arithmetic}):
         assert trainings(**over) == (first, []), over
     assert trainings(**{"finetune.validate_steps": 3})[0] != first
+
+
+def test_only_the_specialization_set_is_embedded_and_clustered(made, tmp_path):
+    whole = opened(made, tmp_path / "run")
+    with whole.opened():
+        every = clusters.domain_clusters(whole, "law")
+        everything = read_array(every / "assignment-3.npy")
+    part = opened(made, tmp_path / "part", spec_tokens=400)
+    with part.opened():
+        stage = clusters.domain_clusters(part, "law")
+        dataset, used = corpus.specialization_windows(part, "law")
+        found = read_array(stage / "assignment-3.npy")
+        points = clusters.domain_embeddings(part, "law")
+    assert 0 < len(used) < len(dataset) and len(points) == len(used)
+    assert np.array_equal(found[used], everything[used])
+    assert (np.delete(found, used) == -1).all() and (everything >= 0).all()
+
+
+def test_the_cap_counts_what_is_drawn_of_the_generic_corpus(made, tmp_path):
+    run = Run(tmp_path / "run", config.variant(
+        recipe(made, methods=["slm-is"]), {"pretrain.specialization_share": 0.5}))
+    with run.opened():
+        weighed = facts(clusters.importance_weights(run, "law"))["weights"]
+    assert weighed["draws"] == 24 * 8 // 2

@@ -114,9 +114,13 @@ def load_embedder(name: str, cache: Path | None = None) -> Embedder:
 
 
 def embed_dataset(
-    dataset: TokenDataset, tokenizer: Tokenizer, embedder: Embedder, out: Path
+    dataset: TokenDataset, tokenizer: Tokenizer, embedder: Embedder, out: Path,
+    windows: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Embed every window of a dataset: a float16 memmap ``[n, dim]`` in the folder ``out``.
+    """Embed windows of a dataset: a float16 memmap ``[n, dim]`` in the folder ``out``.
+
+    Args:
+        windows: numbers of those wanted, ascending; None: all.
 
     Works in blocks, each an atomic file until all are joined: started again after a kill, it goes
     on where it was.
@@ -124,7 +128,8 @@ def embed_dataset(
     Raises:
         UserError: ``out`` holds embeddings of another embedder or dataset.
     """
-    n = len(dataset)
+    wanted = np.arange(len(dataset)) if windows is None else windows
+    n = len(wanted)
     identity = {"embedder": embedder.name, "digest": embedder.digest, "windows": n}
     note = out / "embeddings.json"
     if not note.exists():
@@ -139,26 +144,27 @@ def embed_dataset(
             for i, block in enumerate(blocks):
                 if block.exists():
                     continue
-                windows = np.arange(i * _BLOCK, min((i + 1) * _BLOCK, n))
-                vectors = embedder.embed(dataset.texts(windows, tokenizer))
+                part = wanted[i * _BLOCK:(i + 1) * _BLOCK]
+                vectors = embedder.embed(dataset.texts(part, tokenizer))
                 write_array(block, vectors.astype(np.float16))
-                meter.advance(len(windows))
+                meter.advance(len(part))
         _join(blocks, (n, embedder.dim), joined)
     for block in out.glob("embeddings-*.npy"):
         block.unlink()
     points = open_embeddings(out)
-    _tell_what_is_not_seen(dataset, tokenizer, embedder, points)
+    _tell_what_is_not_seen(dataset, tokenizer, embedder, points, wanted)
     return points
 
 
 def _tell_what_is_not_seen(
-    dataset: TokenDataset, tokenizer: Tokenizer, embedder: Embedder, points: np.ndarray
+    dataset: TokenDataset, tokenizer: Tokenizer, embedder: Embedder, points: np.ndarray,
+    windows: np.ndarray,
 ) -> None:
     """Warn where an embedder cannot tell the windows apart, as of a script it does not know."""
     if len(points) < 2:
         return
     few = np.linspace(0, len(points) - 1, min(len(points), _LOOKED_AT)).astype(np.int64)
-    unknown = embedder.unknown(dataset.texts(few, tokenizer))
+    unknown = embedder.unknown(dataset.texts(windows[few], tokenizer))
     many = np.linspace(0, len(points) - 1, min(len(points), 50 * _LOOKED_AT)).astype(np.int64)
     rows = np.ascontiguousarray(points[many]).view(np.dtype((np.void, points[0].nbytes)))
     equal = np.unique(rows, return_counts=True)[1].max() / len(many)

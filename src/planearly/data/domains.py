@@ -166,7 +166,8 @@ def hold_out(units: list[Unit], missing: list[str], entry: str, settings: keys.D
         parts = ("train", *missing)
         return {split: [dataclasses.replace(unit, keep=Section(split, parts, settings.held_out))
                         for unit in units] for split in parts}
-    held = min(max(1, round(settings.held_out * n)), (n - 1) // len(missing))
+    held = min(max(1, round(settings.held_out * n)), (n - 1) // len(missing),
+               settings.held_out_documents or n)
     borders = [0, *(int(order[held * (i + 1)]) for i in range(len(missing))), 1 << 64]
     return {split: [dataclasses.replace(unit, keep=HashRange(seed, low, high)) for unit in units]
             for split, low, high in zip([*missing, "train"], borders, borders[1:], strict=False)}

@@ -18,7 +18,7 @@ from planearly.files import read_array, write_array, write_json
 from planearly.progress import say
 from planearly.stages import corpus
 from planearly.stages.folder import Run, facts, once
-from planearly.train.steps import planned_rows
+from planearly.train.steps import generic_rows
 
 
 def finest(run: Run) -> int:
@@ -133,28 +133,41 @@ def lineage(run: Run, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 @once
 def domain_clusters(run: Run, name: str) -> Path:
-    """Clusters of a domain's training windows: ``assignment-K.npy`` int32 [n_windows].
+    """Clusters of a domain's specialization windows: ``assignment-K.npy`` int32 [n_windows].
 
+    Of windows beyond ``spec_tokens`` it is -1: they are not embedded, however large the domain.
     The embedder is that of the clusters, which the stage reads, whatever it is called here.
     """
     source, clustered = corpus.domain(run, name), clusters(run)
     by = embedder(run)
+    dataset, used = corpus.specialization_windows(run, name)
+    allowed = len(corpus.training_windows(run, name)[1])
 
     def build(folder: Path) -> None:
-        dataset = TokenDataset(source / "train")
         points = embed.embed_dataset(dataset, corpus.tokenizer_of(run).tokenizer, by,
-                                     folder / "blocks")
+                                     folder / "blocks", used)
         finer, assignment = 0, np.empty(0, np.int32)
         for k in sorted(set(run.recipe.cluster.k), reverse=True):
             if finer and run.recipe.cluster.nested:
                 assignment = read_array(clustered / f"parent-{finer}.npy")[assignment]
             else:
                 assignment = kmeans.assign(points, read_array(clustered / f"centroids-{k}.npy"))
-            write_array(folder / f"assignment-{k}.npy", assignment.astype(np.int32))
+            everywhere = np.full(len(dataset), -1, np.int32)
+            everywhere[used] = assignment
+            write_array(folder / f"assignment-{k}.npy", everywhere)
             finer = k
 
-    return run.stage(f"domain-clusters/{name}", {}, {"domain": source, "clusters": clustered},
-                     build)
+    settings = {} if len(used) == allowed else {
+        "spec_tokens": run.recipe.spec_tokens, "seed": run.recipe.seed}
+    return run.stage(f"domain-clusters/{name}", settings,
+                     {"domain": source, "clusters": clustered}, build, same=[{}])
+
+
+def domain_embeddings(run: Run, name: str) -> np.ndarray:
+    """Embeddings of a domain's specialization windows, float16 [n, dim], in their order."""
+    dataset, used = corpus.specialization_windows(run, name)
+    points = embed.open_embeddings(domain_clusters(run, name) / "blocks")
+    return points if len(points) < len(dataset) else points[used]
 
 
 @once
@@ -204,7 +217,7 @@ def importance_weights(run: Run, name: str, k: int | None = None,
     wanted = k or recipe.importance.k
     candidates = [wanted] if wanted else sorted(set(recipe.cluster.k))
     packed = {k: rows(run, k) for k in candidates}
-    draws = drawn or planned_rows(recipe)
+    draws = drawn or generic_rows(recipe)
     settings = {**asdict(recipe.importance), "k": candidates, "spec_tokens": recipe.spec_tokens,
                 "rows": draws, "seed": recipe.seed}
 

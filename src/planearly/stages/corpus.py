@@ -193,6 +193,8 @@ def split(run: Run, name: str) -> dict[str, list[Unit]]:
     units = given["train"]
     settings = {"files": run.unit_digests(units), "held_out": recipe.data.held_out,
                 "missing": absent, "seed": recipe.seed, **_reading(run)}
+    if recipe.data.held_out_documents:
+        settings["held_out_documents"] = recipe.data.held_out_documents
 
     def build(folder: Path) -> dict[str, Any]:
         made = domains.hold_out(units, absent, entry, recipe.data, recipe.seed)
@@ -324,6 +326,15 @@ def documents_up_to(
     order = usable[np.argsort(rank[document[usable]], kind="stable")]
     tokens = np.cumsum(dataset.windows["length"][order].astype(np.int64))
     return np.sort(order[: int(np.searchsorted(tokens, limit)) + 1])
+
+
+@once
+def training_windows(run: Run, name: str) -> tuple[TokenDataset, np.ndarray]:
+    """The domain's training text and all of its windows that are free of held-out text."""
+    path = domain(run, name)
+    dataset = TokenDataset(path / "train")
+    allowed = ~read_array(path / "train-excluded.npy")
+    return dataset, np.flatnonzero(allowed[dataset.windows["document"].astype(np.int64)])
 
 
 @once

@@ -18,7 +18,7 @@ from planearly.files import read_array, write_array
 from planearly.progress import progress, say
 from planearly.stages import clusters, corpus
 from planearly.stages.folder import Run, facts, once
-from planearly.train.steps import planned_rows
+from planearly.train.steps import generic_rows
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def needed(run: Run, available: float) -> float:
     As many as pretraining passes over ``selection.epochs`` times; at most ``selection.share`` of
     the corpus, unless that meant more than ``importance.max_epochs`` passes.
     """
-    recipe, planned = run.recipe, planned_rows(run.recipe)
+    recipe, planned = run.recipe, generic_rows(run.recipe)
     wish = min(planned / recipe.selection.epochs, recipe.selection.share * available)
     return min(max(wish, planned / recipe.importance.max_epochs, 1.0), available)
 
@@ -85,7 +85,7 @@ def nearest(run: Run, name: str) -> tuple[dict[str, Path], Callable[[], Selectio
         has = index(run, name)
         windows, rank = select.neighbours(
             embed.open_embeddings(embedded / "blocks"), has.candidates,
-            embed.open_embeddings(mine / "blocks")[has.own], has.size, has.need)
+            clusters.domain_embeddings(run, name), has.size, has.need)
         return select.chosen(len(has.generic), windows, ranks=rank)
 
     return {"embeddings": embedded, "domain-clusters": mine}, choose
@@ -122,7 +122,7 @@ def selection(run: Run, draws: str, name: str) -> Path:
     everything, kept = corpus.generic(run), corpus.kept(run)
     settings: dict[str, Any] = {
         "selection": asdict(recipe.selection), "max_epochs": recipe.importance.max_epochs,
-        "rows": planned_rows(recipe), "spec_tokens": recipe.spec_tokens,
+        "rows": generic_rows(recipe), "spec_tokens": recipe.spec_tokens,
         "seed": recipe.seed, "excluded": corpus.kept_digest(run),
     }
 
@@ -149,7 +149,7 @@ def _explain(run: Run, draws: str, name: str, rows: Rows) -> float:
         raise UserError(
             f"the selector '{draws}' finds no generic text for domain '{name}': give more generic "
             "text, fewer clusters, or leave its methods out")
-    epochs = planned_rows(run.recipe) / len(rows)
+    epochs = generic_rows(run.recipe) / len(rows)
     say(f"  {len(rows)} rows are selected; pretraining passes over them {epochs:.1f} times")
     if epochs > run.recipe.importance.warn_epochs:
         beyond = " (its cap on repetition cannot be held here)" if (

@@ -39,6 +39,12 @@ def planned_rows(recipe: keys.Recipe, tokens: int | None = None) -> int:
     return planned_steps(recipe, tokens=tokens) * per_step
 
 
+def generic_rows(recipe: keys.Recipe) -> int:
+    """Rows that a pretraining for one domain draws of the generic corpus: all but those of the
+    domain's own text."""
+    return round(planned_rows(recipe) * (1 - recipe.pretrain.specialization_share))
+
+
 def adapted_steps(recipe: keys.Recipe) -> tuple[int, int]:
     """Steps of pretraining before a method adapts to a domain, and those in which it does."""
     steps = planned_steps(recipe)
