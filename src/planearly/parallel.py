@@ -11,6 +11,7 @@ without waiting for their devices.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import math
 import os
@@ -41,6 +42,8 @@ def start() -> None:
         dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_PATIENCE)
     else:
         dist.init_process_group("gloo", timeout=_PATIENCE)
+    # its threads, left to the interpreter's end, now and then abort a process that is done
+    atexit.register(dist.destroy_process_group)
 
 
 def rank() -> int:

@@ -60,7 +60,7 @@ def test_llama_cpp_computes_the_same(ffn: str, kind: str, most: float, tmp_path:
 
 
 def test_llama_cpp_continues_with_the_same_text(tmp_path: Path) -> None:
-    from planearly.evaluate.generate import generate
+    from planearly.generate import generate
 
     folder = folder_of(small_model(context=256), tmp_path)
     server = llama_cpp(gguf.write(folder, tmp_path / "m.gguf", "f32"))
