@@ -134,3 +134,14 @@ def test_weights_are_made_for_the_rows_that_adaptation_draws(made, tmp_path):
                         pretrain_tokens=16 * 8 * 400), out, until="weigh")
     (stage,) = out.glob("weights/law-*")
     assert facts(stage)["weights"]["draws"] == 120 * 8
+
+
+def test_the_plateau_s_checkpoints_are_paid_once(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("PLANEARLY_CHECKPOINT_EVERY_STEP", "1")
+    pretrained(made, tmp_path, ["slm-adapt"], "slm-adapt")
+    costs = {path.name.rpartition("-")[0]: facts(path)["cost"]
+             for path in tmp_path.glob("pretrain/*")}
+    whole = read_json(next(tmp_path.glob("pretrain/slm-adapt.law-*")) / loop.OUTCOME)
+    assert costs["slm-plateau"]["saving_hours"] > 0
+    assert costs["slm-plateau"]["saving_hours"] + costs["slm-adapt.law"]["saving_hours"] == (
+        pytest.approx(whole["saving_seconds"] / 3600, rel=0.2))

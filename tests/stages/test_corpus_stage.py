@@ -198,6 +198,10 @@ def test_only_the_specialization_set_is_embedded_and_clustered(made, tmp_path):
         points = clusters.domain_embeddings(part, "law")
     assert 0 < len(used) < len(dataset) and len(points) == len(used)
     assert np.array_equal(found[used], everything[used])
+    beside = opened(made, tmp_path / "run", spec_tokens=400)  # the whole set lies there already
+    with beside.opened():
+        assert clusters.domain_clusters(beside, "law") == every
+        assert np.array_equal(clusters.domain_embeddings(beside, "law"), points)
     assert (np.delete(found, used) == -1).all() and (everything >= 0).all()
 
 

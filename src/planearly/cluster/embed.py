@@ -131,6 +131,8 @@ def embed_dataset(
     wanted = np.arange(len(dataset)) if windows is None else windows
     n = len(wanted)
     identity = {"embedder": embedder.name, "digest": embedder.digest, "windows": n}
+    if n < len(dataset):
+        identity["which"] = digest(wanted)
     note = out / "embeddings.json"
     if not note.exists():
         write_json(note, identity)

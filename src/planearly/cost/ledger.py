@@ -142,9 +142,12 @@ def _once(whole: dict[str, Any], stages: Iterable[Mapping[str, Any]]) -> dict[st
             share = begun["tokens"] / booked["tokens"]
             whole["tokens"] -= begun["tokens"]
             whole["flops"] -= share * booked["flops"]
-            whole["device_hours"] -= begun["device_hours"]
+            shared, saved = begun["device_hours"], begun.get("saving_hours", 0.0)
+            whole["device_hours"] -= shared
+            whole["saving_hours"] -= saved
             if "money" in booked:
-                whole["money"] -= booked["money"] * begun["device_hours"] / booked["device_hours"]
+                whole["money"] -= booked["money"] * (shared + saved) / (
+                    booked["device_hours"] + booked.get("saving_hours", 0.0))
     return whole
 
 

@@ -152,7 +152,8 @@ def adapt(run: Run, row: Method, domain: str, base: Path | None,
     def build(folder: Path) -> dict[str, Any]:
         if base:
             begin_at(base, before, folder)
-        begun = read_json(folder / BEGUN) if base else {"tokens": 0, "device_hours": 0.0}
+        begun = read_json(folder / BEGUN) if base else dict.fromkeys(
+            ("tokens", "device_hours", "saving_hours"), 0)
         own = training.generic_stream(run, drawn.rows, drawn.weights)
         streams: list[Stream] = [own]
         if shares[1]:
@@ -167,7 +168,9 @@ def adapt(run: Run, row: Method, domain: str, base: Path | None,
                              name=stage, optimizer=training.rates(recipe, steps, shape, origin))
         paid = replace(
             outcome, tokens=outcome.tokens - int(begun["tokens"]),
-            seconds=outcome.seconds - begun["device_hours"] * 3600 / parallel.world())
+            seconds=outcome.seconds - begun["device_hours"] * 3600 / parallel.world(),
+            saving_seconds=outcome.saving_seconds
+            - begun["saving_hours"] * 3600 / parallel.world())
         counts = own.sampler.counts(own_rows)
         return {"method": row.name, "domain": domain, "shape": shape.to_dict(), "large": row.large,
                 "cost": training.book(run, stage, paid, flops.training(shape)),

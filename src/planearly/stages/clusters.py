@@ -160,14 +160,20 @@ def domain_clusters(run: Run, name: str) -> Path:
     settings = {} if len(used) == allowed else {
         "spec_tokens": run.recipe.spec_tokens, "seed": run.recipe.seed}
     return run.stage(f"domain-clusters/{name}", settings,
-                     {"domain": source, "clusters": clustered}, build, same=[{}])
+                     {"domain": source, "clusters": clustered}, build,
+                     wider=[{}] if settings else [])
 
 
 def domain_embeddings(run: Run, name: str) -> np.ndarray:
     """Embeddings of a domain's specialization windows, float16 [n, dim], in their order."""
     dataset, used = corpus.specialization_windows(run, name)
-    points = embed.open_embeddings(domain_clusters(run, name) / "blocks")
-    return points if len(points) < len(dataset) else points[used]
+    stage = domain_clusters(run, name)
+    points = embed.open_embeddings(stage / "blocks")
+    if len(points) == len(dataset):  # as all stages of the older layout have them
+        return points[used]
+    (file, *_) = sorted(stage.glob("assignment-*.npy"))
+    embedded = np.flatnonzero(read_array(file) >= 0)
+    return points[np.searchsorted(embedded, used)]
 
 
 @once

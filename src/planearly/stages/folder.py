@@ -125,6 +125,7 @@ class Run:
         every_rank: bool = False,
         version: int = 1,
         same: Sequence[Mapping[str, Any]] = (),
+        wider: Sequence[Mapping[str, Any]] = (),
     ) -> Path:
         """The folder of a finished stage; built now unless it is there already.
 
@@ -139,6 +140,7 @@ class Run:
                 stages of an earlier version are made again.
             same: other settings of the same result, such as those that an older layout had; a stage
                 that is finished under them is taken, one that was interrupted is gone on with.
+            wider: settings of stages that hold this one's result and more; taken if finished.
 
         Raises:
             Missing: it is not finished, and this run builds nothing.
@@ -149,9 +151,9 @@ class Run:
         folder = self._place(name, identity)
         versions_taken = range(version, 0 if self.earlier else version - 1, -1)
         places = [self.folder(name, each, inputs, number)
-                  for number in versions_taken for each in (settings, *same)]
+                  for number in versions_taken for each in (settings, *same, *wider)]
         if (number := self._first_finished(places)) is not None:
-            if number > len(same) and places[number] not in self.reused:
+            if number > len(same) + len(wider) and places[number] not in self.reused:
                 say(f"{places[number].name} was made by an earlier version of the code, and is "
                     "shown as it is")
             return self._there(places[number])

@@ -123,7 +123,9 @@ def begin_at(other: Path, step: int, folder: Path) -> None:
         before = tensors.load_tensors(kept)[1]["outcome"]
         write_json(folder / BEGUN, {"at_step": step, "from": other.name,
                                     "tokens": before["tokens"],
-                                    "device_hours": before["seconds"] * parallel.world() / 3600})
+                                    "device_hours": before["seconds"] * parallel.world() / 3600,
+                                    "saving_hours": before.get("saving_seconds", 0.0)
+                                    * parallel.world() / 3600})
         for source, target in ((other / "metrics.jsonl", folder / "metrics.jsonl"),
                                (kept, folder / loop.CHECKPOINT)):
             with atomic_write(target) as handle:
