@@ -1,5 +1,6 @@
 """Every wrong use of the command is one sentence and status 2; no terminal breaks its output."""
 
+import dataclasses
 import errno
 import os
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from planearly import __version__, cli, files
+from planearly import __version__, cli, files, methods
 from planearly.errors import UserError
 
 VERBS = typer.main.get_command(cli.app).commands
@@ -198,3 +199,12 @@ def test_a_document_with_an_equals_sign_is_no_setting(tmp_path, monkeypatch):
     assert names_documents("a=*.jsonl") and names_documents("./spec_tokens=5k") and names_documents("hf://x/y?z=1")
     assert not names_documents("spec_tokens=5k")  # a recipe key stays one
     assert not names_documents("finetune.max_epochs=2") and not names_documents("contxt=3")
+
+
+def test_an_expert_alone_is_of_the_tables_mixture(monkeypatch):
+    row = methods.TABLE["slm-mix"]
+    monkeypatch.setattr(methods, "TABLE", {"other": dataclasses.replace(row, name="other")})
+    asked = []
+    monkeypatch.setattr(cli, "_run", lambda recipe, settings, *rest: asked.extend(settings))
+    cli.main(["pretrain", "nano", "--expert", "1"])
+    assert asked == ["mixture.expert=1", "methods=[other]"]

@@ -62,9 +62,11 @@ def test_makefile_targets_of_the_readme_exist():
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_the_readme_tells_every_method():
-    text = (ROOT / "README.md").read_text("utf-8")
-    table = text[text.index("| in `methods=[...]` |"):].partition("\n\n")[0]
+@pytest.mark.parametrize("page, head", [("README.md", "| in `methods=[...]` |"),
+                                        ("docs/method.md", "| method | before")])
+def test_every_method_has_its_row(page, head):
+    text = (ROOT / page).read_text("utf-8")
+    table = text[text.index(head):].partition("\n\n")[0]
     named = [name for row in table.splitlines()[2:]
              for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
     assert sorted(named) == sorted(methods.TABLE)

@@ -110,10 +110,13 @@ def weigh(recipe: RecipeArg, settings: Settings = None, out: Out = None) -> None
 @app.command()
 def pretrain(
     recipe: RecipeArg, settings: Settings = None, out: Out = None,
-    expert: Annotated[int | None, typer.Option(help="train this expert of slm-mix only")] = None,
+    expert: Annotated[int | None, typer.Option(help="train only this expert of a mixture")] = None,
 ) -> None:
     """Pretrain what the recipe's methods need; without domains, for those to come."""
-    alone = [] if expert is None else [f"mixture.expert={expert}", "methods=[slm-mix]"]
+    from planearly import methods as table
+
+    mixtures = ",".join(row.name for row in table.TABLE.values() if row.bank == "mixture")
+    alone = [] if expert is None else [f"mixture.expert={expert}", f"methods=[{mixtures}]"]
     _run(recipe, [*(settings or []), *alone], out, "pretrain")
 
 

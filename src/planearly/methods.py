@@ -19,6 +19,15 @@ GENERIC = "generic"
 """``draws``: the generic corpus as it is."""
 
 
+TUNED = {
+    "full": "fine-tuned on the domain's documents",
+    "lora": "adapted to the domain's documents by low-rank matrices (LoRA), merged into its "
+            "weights",
+    "distill": "fine-tuned on a mix of the domain's documents and the predictions of a larger "
+               "model fine-tuned on them (distillation)"}
+"""What each ``tune`` does, in the words of a sentence."""
+
+
 @dataclass(frozen=True)
 class Method:
     """A row of the table.
@@ -87,6 +96,11 @@ class Method:
     def taught(self) -> bool:
         """Whether it needs a teacher."""
         return self.tune == "distill"
+
+    @property
+    def tuning(self) -> str:
+        """What is left of its sentence where nothing is pretrained."""
+        return TUNED.get(self.tune, f"tuned on the domain's documents ({self.tune})")
 
     @property
     def key(self) -> Literal["model", "large"]:

@@ -196,6 +196,17 @@ def test_a_checkpoint_keeps_its_tokenizer_and_chat_template(tmp_path: Path) -> N
     assert "first = tokenizer.bos_token" in (tmp_path / "m/README.md").read_text()
 
 
+def test_the_card_tells_every_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(methods.TABLE, "slm-new", methods.Method(
+        "slm-new", "SLM-new", "a new one", tune="prefix"))  # type: ignore[arg-type]
+    for method, row in methods.TABLE.items():
+        assert row.sentence in model_card(small_model().shape, {"method": method}, "")
+        bare = model_card(small_model().shape, {
+            "method": method, "data": {"pretrain_tokens": 0}}, "")
+        assert (row.tuning if row.pretrains else row.sentence) in bare
+        assert row.tune != "prefix" or "(prefix)" in bare
+
+
 def test_the_card_claims_nothing_that_did_not_happen() -> None:
     shape = small_model().shape
     for method, words in (("slm", "fine-tuned on the domain's documents"),

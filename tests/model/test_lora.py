@@ -101,16 +101,16 @@ def test_adapters_use_adam_not_muon():
 
 
 def test_a_rank_larger_than_a_matrix_is_one_sentence():
-    lora.check(keys.Lora(rank=32), SHAPE)
-    with pytest.raises(UserError, match=r"lora\.rank' is 33.*32 x 32.*at most 32"):
-        lora.check(keys.Lora(rank=33), SHAPE)
+    lora.check(keys.Lora(rank=32), SHAPE, "slm-lora")
+    with pytest.raises(UserError, match=r"lora\.rank' is 33.*of slm-lora.*32 x 32.*at most 32"):
+        lora.check(keys.Lora(rank=33), SHAPE, "slm-lora")
     with pytest.raises(UserError, match=r"32 x 16.*at most 16"):
-        lora.check(keys.Lora(rank=17), replace(SHAPE, d_ff=16))
+        lora.check(keys.Lora(rank=17), replace(SHAPE, d_ff=16), "slm-lora")
     with pytest.raises(UserError, match="at least 1"):
-        lora.check(keys.Lora(rank=0), SHAPE)
+        lora.check(keys.Lora(rank=0), SHAPE, "slm-lora")
 
 
 def test_without_peft_one_sentence(monkeypatch):
     monkeypatch.setattr(lora.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="needs the package peft"):
-        lora.check(keys.Lora(rank=4), SHAPE)
+    with pytest.raises(UserError, match="the method slm-lora needs the package peft"):
+        lora.check(keys.Lora(rank=4), SHAPE, "slm-lora")

@@ -90,8 +90,6 @@ def test_without_hours_the_curves_cross_at_equal_quality() -> None:
     even = next(e for e in made.break_evens if set(e["methods"]) == {"slm-is", "slm-pn"})
     assert 3 < even["domains"] < 3.5 and "equal quality" in even["at"] and "paper" in even["at"]
     assert "equal quality" in made.reason and any("33% of the tokens" in n for n in made.notes)
-    assert "equal quality" not in next(e for e in made.break_evens if set(
-        e["methods"]) == {"slm-knn", "slm-pn"})["at"]  # nobody measured it
 
 
 def test_equal_quality_is_what_ones_own_laws_predict() -> None:
@@ -154,6 +152,33 @@ def test_a_method_of_the_table_is_in_the_plan(monkeypatch: pytest.MonkeyPatch) -
     recipe = config.load("slm-126m", ["spec_tokens=1M", "domains=[a]", "methods=[slm-new]"])
     stages = [entry["stage"] for entry in predict(recipe, devices.find("a100"))["stages"]]
     assert stages == ["pretrain/slm-new.a", "specialize/slm-new.a"]
+
+
+@pytest.mark.parametrize("row", [
+    methods.Method("slm-new", "SLM-new", "small model of a new bank", bank="new"),  # type: ignore
+    methods.Method("slm-new", "SLM-new", "small model drawn anew", draws="new"),
+    methods.Method("slm-new", "SLM-new", "small model tuned anew", tune="new")])  # type: ignore
+def test_a_value_that_no_rule_knows_is_planned_too(
+        row: methods.Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(methods.TABLE, "slm-new", row)
+    for hours in (None, 130):
+        made = planned(specialization_hours=hours)
+        assert made.row("slm-new").why and "slm-new" in str(page.section(made))
+        new = [e for e in made.break_evens if "slm-new" in e["methods"]]
+        assert not any("equal quality" in e["at"] for e in new)
+
+
+def test_methods_of_others_are_not_recommended() -> None:
+    made = planned(generic_tokens=20 * B, generic_hours=2, domains=1)
+    assert made.row("slm-adapt").feasible and not made.row("slm").feasible
+    assert made.recommended == CHECKPOINT and "nothing can be pretrained here" in made.reason
+
+
+def test_curves_are_not_crossed_at_tokens_that_are_there_by_arithmetic() -> None:
+    made = planned(specialization_hours=None)
+    crossed = [set(e["methods"]) for e in made.break_evens]
+    assert {"slm", "slm-is"} in crossed and made.row("slm-knn").feasible
+    assert {"slm", "slm-knn"} not in crossed and {"slm-pn", "slm-dsir"} not in crossed
 
 
 @pytest.mark.parametrize("asked", ["a1000", "abacus", None])

@@ -25,7 +25,7 @@ from planearly import files
 from planearly.errors import UserError
 
 PAPER_A, PAPER_B = 1.2465, 1545.2
-"""Fit to the paper's Table 2 with our FLOP counts (tests/test_cost.py repeats it)."""
+"""Fit to the paper's Table 2 with our FLOP counts (tests/cost/test_cost_model.py repeats it)."""
 
 _A100_BALANCE = 312e12 / 2.039e12
 

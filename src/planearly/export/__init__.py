@@ -1,2 +1,2 @@
-"""Models as others load them: Hugging Face folders, GGUF files, bundles. Imports model and
-cluster."""
+"""Models as others load them: Hugging Face folders, GGUF files, bundles. Imports model, cluster,
+data and what lies below; nothing of training."""

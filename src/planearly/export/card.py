@@ -20,13 +20,6 @@ from planearly.model.outside import AnyShape
 from planearly.model.transformer import Shape
 from planearly.units import short
 
-_TUNED = {"full": "fine-tuned on the domain's documents",
-          "lora": "adapted to the domain's documents by low-rank matrices (LoRA), merged into its "
-                  "weights",
-          "distill": "fine-tuned on a mix of the domain's documents and the predictions of a "
-                     "larger model fine-tuned on them (distillation)"}
-"""What is left of a method where nothing was pretrained."""
-
 
 def model_card(shape: AnyShape, card: dict[str, Any], as_gguf: str, begins: bool = True) -> str:
     """The model card, Markdown with front matter.
@@ -87,7 +80,7 @@ def _method(method: str, card: dict[str, Any]) -> str:
     told = ""
     if row:
         nothing = (card.get("data") or {}).get("pretrain_tokens") == 0 and row.pretrains
-        told = f": {_TUNED[row.tune] if nothing else row.sentence}"
+        told = f": {row.tuning if nothing else row.sentence}"
     lines = [f"## Method\n\n`{_code(method)}`{told}."]
     if card.get("start"):
         lines.append(f"Its weights began as those of `{_code(_name(card['start']))}`, not fresh.")

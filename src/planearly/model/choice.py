@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from planearly import keys, parallel, tensors
-from planearly.cluster import histogram
 from planearly.errors import UserError
 from planearly.model.mixture import Mixture
 from planearly.model.projected import Projected
@@ -78,10 +77,11 @@ def choose(model: Experts, rule: str, counts: np.ndarray, *, loss: Loss | None =
         return Choice(rule, best, best, float(share[best]), None,
                       f"cluster {best} holds {share[best]:.0%} of the domain, more than any other")
     if rule == "blend":
-        used = histogram.summary(counts)
+        some = share[share > 0]
+        effective = float(np.exp(-(some * np.log(some)).sum()))
         return Choice(
             rule, None, model.blend(torch.from_numpy(share).float()), 1.0, None,
-            f"the experts weighted by the domain's histogram, {used['effective']:.1f} effective "
+            f"the experts weighted by the domain's histogram, {effective:.1f} effective "
             f"of {model.count} clusters, {share.max():.0%} in the largest",
         )
     if rule == "lowest-loss" and loss is not None:

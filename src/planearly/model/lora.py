@@ -41,8 +41,11 @@ class Separate(nn.Module):
         return torch.cat([self.get_submodule(name)(x) for name in _QKV], -1)
 
 
-def check(settings: keys.Lora, shape: AnyShape) -> None:
+def check(settings: keys.Lora, shape: AnyShape, method: str) -> None:
     """Refuse what cannot work, before anything runs.
+
+    Args:
+        method: the one that is to tune a model of this shape.
 
     Raises:
         UserError: the rank exceeds a side of an adapted matrix, or `peft` is not installed.
@@ -57,12 +60,13 @@ def check(settings: keys.Lora, shape: AnyShape) -> None:
                  "feed-forward": (shape.d_model, shape.d_ff)}
     what, (rows, columns) = min(sides.items(), key=lambda side: min(side[1]))
     if settings.rank > min(rows, columns):
-        raise UserError(f"recipe key 'lora.rank' is {settings.rank}, more than the large model's "
-                        f"{what} matrices are {rows} x {columns}: choose at most "
+        raise UserError(f"recipe key 'lora.rank' is {settings.rank}, more than the "
+                        f"{what} matrices of {method} allow, which are {rows} x {columns}: "
+                        f"choose at most "
                         f"{min(rows, columns)}")
     if importlib.util.find_spec("peft") is None:
-        raise UserError("the method llm-lora needs the package peft: pip install peft, or leave "
-                        "the method out")
+        raise UserError(f"the method {method} needs the package peft: pip install peft, or "
+                        "leave the method out")
 
 
 def add_adapters(model: Transformer | Outside, settings: keys.Lora, seed: int) -> list[str]:

@@ -114,16 +114,16 @@ def passes_bytes(job: Job, tokens: int) -> float:
                        else _shared(job))
     weights = flops.parameters(shape)
     copies = 2.0 * weights if job.bf16 else 0.0  # of matrices, for the products
-    lent = by_row = 0.0
+    slices = by_row = 0.0
     if job.projected:
         experts = job.projected.experts
         here = min(experts, max(tokens // shape.context, 1))
         weights_of_one = flops.projected_weights(shape, job.projected)
-        lent = 8.0 * weights_of_one * experts
+        slices = 8.0 * weights_of_one * experts
         if job.device == "cpu":  # one matrix's copies and gradients, for every row of a microbatch
             by_row = 8.0 * d * shape.d_ff * max(tokens // shape.context, 1)
         else:
-            lent += (2.0 if job.bf16 else 0.0) * weights_of_one * here
+            slices += (2.0 if job.bf16 else 0.0) * weights_of_one * here
             by_row = 6.0 * d * shape.d_ff * here
     chunk = job.logit_tokens or loss.chunk_tokens(shape.vocab_size, job.device)
     at_once = min(tokens, chunk)
@@ -135,7 +135,7 @@ def passes_bytes(job: Job, tokens: int) -> float:
     # one block's gradients on the way back; the head's waits for the embedding's
     block = tokens * size * (12.0 * d + 3 * len(FFN_MATRICES[shape.ffn]) * shape.d_ff) + by_row
     head = 4.0 * table
-    return (state_bytes(job) + gradients + copies + lent + activation_bytes(job, tokens) + head
+    return (state_bytes(job) + gradients + copies + slices + activation_bytes(job, tokens) + head
             + max(logits, block))
 
 

@@ -1,2 +1,2 @@
-"""What to train and what it will cost, before anything runs. Imports cost, model and train;
-nothing of stages."""
+"""What to train and what it will cost, before anything runs. Imports report, cost, train, model,
+data and what lies below; nothing of stages."""

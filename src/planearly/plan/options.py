@@ -265,11 +265,14 @@ def matching(given: PlanInput, setting: Setting, method: Method,
              reference: Row) -> tuple[float, dict[str, Any]]:
     """Tokens after which a pretraining on text drawn by the domain is as good as the reference's,
     and why: by laws fitted to the user's own runs where they speak, else by the paper."""
-    share = EQUAL_QUALITY[methods.find(reference.method).bank]
+    other_row = methods.find(reference.method)
+    share = EQUAL_QUALITY.get(other_row.bank, EQUAL_QUALITY[None])
     ground = (f"in the paper that share of {reference.method}'s tokens or less was enough to be at "
               "least as good")
-    if method.draws != "importance":
-        ground = "as importance sampling takes; nothing is known of its quality there"
+    known = method.draws == "importance" and not other_row.source and (
+        other_row.bank in EQUAL_QUALITY and other_row.tune == "full")
+    if not known:
+        ground = "as importance sampling takes; nothing is known of the quality there"
     found = None
     own, other = given.laws.get(method.name), given.laws.get(reference.method)
     if own is not None and other is not None:
@@ -284,7 +287,7 @@ def matching(given: PlanInput, setting: Setting, method: Method,
             ground = "the laws fitted to your own runs predict the same loss there"
     return share * reference.pretrain_tokens, {
         "with": reference.method, "share": share, "ground": ground,
-        "known": method.draws == "importance" or found is not None}
+        "known": known or found is not None}
 
 
 def _same_loss(law: Law, params: int, spec_tokens: int, nll: float) -> float | None:

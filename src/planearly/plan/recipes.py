@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from planearly import config, keys
+from planearly import config, keys, methods
 from planearly.cost import model
 from planearly.files import atomic_write
+from planearly.methods import GENERIC
 from planearly.model.transformer import Shape
-from planearly.plan.options import CHECKPOINT, Row, method_of
+from planearly.plan.options import ADAPTED, CHECKPOINT, Row, method_of
 from planearly.plan.recommend import Plan
 
 _PLACES = {"generic": ["PATH/TO/GENERIC"], "domains": ["PATH/TO/YOUR/DOCUMENTS"]}
@@ -88,7 +89,7 @@ def _begin(values: dict[str, Any], plan: Plan, row: Row) -> None:
     for key in ("model", "large", "tokenizer", "projected", "mixture", "expert"):
         del values[key]
     continued = row.pretrain_tokens >= 1
-    values |= {"start": given.name, "methods": ["slm-is" if continued else "slm"],
+    values |= {"start": given.name, "methods": [_as(ADAPTED.draws if continued else GENERIC)],
                "pretrain_tokens": round(row.pretrain_tokens),
                "context": min(values["context"], given.context or values["context"])}
     if continued:
@@ -98,6 +99,13 @@ def _begin(values: dict[str, Any], plan: Plan, row: Row) -> None:
         del values[key]
     if plan.given.generic_tokens == 0:
         values["generic"] = []
+
+
+def _as(draws: str | None) -> str:
+    """The method that trains a plain small model so."""
+    return next(name for name in methods.paper() if replace(
+        methods.TABLE[name], name="", label="", sentence="") == methods.Method(
+            "", "", "", draws=draws))
 
 
 def _model(shape: Shape) -> dict[str, Any]:

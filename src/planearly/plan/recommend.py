@@ -82,7 +82,10 @@ def recommend(given: PlanInput) -> Plan:
     evens = []
     for i, a in enumerate(feasible):
         for b in feasible[i + 1:]:
-            (one, other), at = compared(given, setting, a, b)
+            pair = compared(given, setting, a, b)
+            if pair is None:
+                continue
+            (one, other), at = pair
             meeting = model.break_even(one, other)
             if meeting is not None:
                 first = one if one.generic.device_hours < other.generic.device_hours else other
@@ -95,12 +98,13 @@ def recommend(given: PlanInput) -> Plan:
 
 
 def compared(given: PlanInput, setting: Setting, a: Row,
-             b: Row) -> tuple[tuple[MethodCost, MethodCost], str]:
+             b: Row) -> tuple[tuple[MethodCost, MethodCost], str] | None:
     """What two methods cost when they are as good as each other, as far as that is known.
 
     One that pretrains per domain against one for all domains: at equal quality, by
-    :func:`planearly.plan.options.matching`, unless its budget stops it before. All others, whose
-    qualities no rule compares: at the tokens that are planned for them.
+    :func:`planearly.plan.options.matching`, unless its budget stops it before; None where its
+    tokens of equal quality are not known. All others, whose qualities no rule compares: at the
+    tokens that are planned for them.
     """
     of, other = method_of(a.method), method_of(b.method)
     if of.per_domain == other.per_domain or CHECKPOINT in (a.method, b.method):
@@ -111,7 +115,7 @@ def compared(given: PlanInput, setting: Setting, a: Row,
         return (a.cost, b.cost), "the tokens planned"
     tokens, equal = options.matching(given, setting, row, shared)
     if not equal["known"]:
-        return (a.cost, b.cost), "the tokens planned"
+        return None
     most = MOST_PASSES * given.generic_tokens if given.specialization_hours is None \
         else own.pretrain_tokens
     if tokens > most:
@@ -152,12 +156,12 @@ def _choose(given: PlanInput, setting: Setting, rows: dict[str, Row],
     network = _first(rows, lambda m: m.bank == "projected")
     mixture = _first(rows, lambda m: m.bank == "mixture")
     taught = _first(rows, lambda m: m.taught)
-    plain = _first(rows, lambda m: m.pretrains and not (m.large or m.per_domain or m.bank
+    plain = _first(rows, lambda m: m.pretrains and not (m.large or m.needs_domain or m.bank
                                                         or m.taught))
     shared = network if _can(network) else mixture
     if importance is not None and importance.feasible:
-        (own, other), at = compared(given, setting, importance, shared) if _can(shared) else (
-            (importance.cost, importance.cost), "")
+        against = compared(given, setting, importance, shared) if _can(shared) else None
+        (own, other), at = against or ((importance.cost, importance.cost), "")
         n = given.total_domains
         meeting = model.break_even(own, other) if at else None
         cheaper = not at or own.total(n).device_hours <= other.total(n).device_hours
@@ -210,8 +214,9 @@ def _choose(given: PlanInput, setting: Setting, rows: dict[str, Row],
 
 
 def _first(rows: dict[str, Row], kind: Callable[[Method], bool]) -> Row | None:
-    """The first method of a kind in the table that is feasible, else the first."""
-    found = [rows[name] for name, method in methods.TABLE.items() if kind(method)]
+    """The first of the paper's methods of a kind that is feasible, else the first; others are
+    costed, but nothing is known by which to recommend them."""
+    found = [rows[name] for name in methods.paper() if kind(methods.TABLE[name])]
     return next((row for row in found if row.feasible), found[0] if found else None)
 
 

@@ -318,7 +318,7 @@ def check(recipe: Recipe) -> None:
             experts.check(recipe, row.name)
         if row.tune == "lora":
             fresh = Shape.of(getattr(recipe, row.key), recipe.tokenizer.vocab_size, recipe.context)
-            lora.check(recipe.lora, starts.shape(recipe, row.large) or fresh)
+            lora.check(recipe.lora, starts.shape(recipe, row.large) or fresh, row.name)
         if row.taught:
             distill.check(recipe)
 

@@ -1,1 +1,2 @@
-"""What a study is asked: the claims and tables of one paper each. Imports study; cli names them."""
+"""What a study is asked: the claims and tables of one paper each. Imports study, stages and what
+lies below; cli names them."""
