@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from planearly import __version__, api, config, files, usage
 from planearly.errors import UserError
+from planearly.files import line_of_json
 from planearly.progress import say
 
 app = typer.Typer(
@@ -171,7 +171,7 @@ def doctor(
         models = studies.models(recipe, folder)
     found = doctors.examine(folder, models, deep=not fast)
     if as_json:
-        print(json.dumps(found.to_dict()))
+        print(line_of_json(found.to_dict()))
     else:
         doctors.show(found)
     if found.damaged:
@@ -231,7 +231,7 @@ def evaluate(
     result = api.evaluate(model, files, context=context, text_field=text_field)
     from planearly.evaluate.show import show
 
-    return print(json.dumps(result)) if as_json else show(result)
+    return print(line_of_json(result)) if as_json else show(result)
 
 
 @app.command()
@@ -323,7 +323,7 @@ def plan(
     if recipe is not None:
         loaded = config.load(recipe, settings or [])
         stages = api.predict(loaded, device)
-        return print(json.dumps(stages)) if as_json else show.predicted(stages, Console())
+        return print(line_of_json(stages)) if as_json else show.predicted(stages, Console())
     made, content = api.planned(
         out, device=device, inference_params=inference_params, inference_bytes=inference_bytes,
         inference_speed=inference_speed, inference_device=inference_device,
@@ -334,7 +334,7 @@ def plan(
         currency=currency, checkpoint=checkpoint, teacher=teacher, entropy=entropy,
         clusters=clusters, windows=windows, results=results or ())
     if as_json:
-        return print(json.dumps(content))
+        return print(line_of_json(content))
     show.text(made, Console())
     if out is not None:
         start = out / f"{made.recommended}.yaml"
@@ -356,7 +356,7 @@ def cost(
 
     found = ledger.add_up(folders)
     if as_json:
-        print(json.dumps(found))
+        print(line_of_json(found))
         return
     show.ledger(found, Console())
 

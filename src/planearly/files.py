@@ -166,18 +166,24 @@ def write_json(path: Path, value: Any) -> None:
     try:
         text = json.dumps(value, indent=1, ensure_ascii=False, default=_plain, allow_nan=False)
     except ValueError:
-        value = _finite(json.loads(json.dumps(value, default=_plain)))
+        value = finite(json.loads(json.dumps(value, default=_plain)))
         text = json.dumps(value, indent=1, ensure_ascii=False)
     with atomic_write(path, "w") as handle:
         handle.write(text + "\n")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A value for JSON with null in place of numbers that are none, which JSON cannot say."""
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_finite(one) for one in value]
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def line_of_json(value: Any) -> str:
+    """``value`` as JSON on one line; numbers that are none become null."""
+    return json.dumps(finite(value), allow_nan=False)
 
 
 def read_json(path: Path) -> Any:

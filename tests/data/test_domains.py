@@ -189,3 +189,26 @@ def test_no_more_documents_are_held_out_than_asked_for(tmp_path):
     share = split_texts(None, tmp_path / "d.jsonl", data=dataclasses.replace(few,
                                                                            held_out_documents=None))
     assert [len(share[split]) for split in ("train", "valid", "test")] == [36, 12, 12]
+
+
+def documents_in(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(lines(*({"text": f"{name} {i}"} for i in range(9)))
+                                    if "json" in name else name.encode() * 9)
+
+
+def test_splits_in_a_sole_subfolder_are_taken(tmp_path):
+    documents_in(tmp_path, "data/train-00000-of-00001.jsonl", "data/test-00000-of-00001.jsonl",
+                 "README.md")
+    found = split_texts(None, tmp_path)
+    assert len(found["test"]) == 9 and all("test-" in text for text in found["test"])
+    assert all("train-" in text for text in found["train"] + found["valid"])
+
+
+@pytest.mark.parametrize("names", [
+    ("train.txt", "test.txt", "valid.txt", "LICENSE.txt"), ("law_train.jsonl", "law_test.jsonl")])
+def test_names_that_look_like_splits_and_are_not_taken_are_said(tmp_path, capsys, names):
+    documents_in(tmp_path, *names)
+    split_texts(None, tmp_path)
+    assert "not taken for splits" in capsys.readouterr().err

@@ -286,6 +286,19 @@ def test_parquet_columns_that_hold_text(tmp_path, column, told):
     assert [e["why"] for e in problems.examples][:1] == ([told] if told else [])
 
 
+def test_bytes_are_decoded_as_files_are_and_binary_text_is_set_aside(tmp_path):
+    text = "A letter to the editor of the paper"
+    rows = [text.encode(), text.encode("utf-16"), text.encode("utf-16-le"), bytes(range(30)) * 9]
+    pq.write_table(pa.table({"text": rows}), tmp_path / "a.parquet")
+    documents, problems = read(tmp_path / "a.parquet")
+    assert [d.text for d in documents] == [text] * 3
+    assert problems.bad == 1 and "control characters" in problems.first()
+    assert list(problems.guessed.values()) == ["utf-16-le"]
+    (tmp_path / "b.jsonl").write_bytes(lines({"text": "\0".join(text)}, {"text": "a\x0b" + text}))
+    documents, problems = read(tmp_path / "b.jsonl")
+    assert [d.line for d in documents] == [2] and "control characters" in problems.first()
+
+
 def test_parquet_columns_that_do_not(tmp_path):
     for column in (pa.array([1]), pa.array([["a"]]), pa.array([{"x": "a"}]), pa.array([True])):
         pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")

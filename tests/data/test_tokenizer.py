@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from planearly import keys
 from planearly.data import tokenizer as tk
@@ -232,7 +232,8 @@ def test_not_a_tokenizer(tmp_path):
 
 
 def test_long_runs_cost_no_time(monkeypatch):
-    texts = [*corpus(), *(f"total{sign * (30_000 + i)}{i}" for i in range(4) for sign in " =x\t")]
+    texts = [*corpus(), *(f"total{sign * (30_000 + i)}{i}" for i in range(4)
+                          for sign in (" ", "=", "x", "\t", "_", "-_"))]
     began = time.process_time()
     made = tk.train(texts, keys.Tokenizer(vocab_size=400))
     assert time.process_time() - began < 5  # a minute and more, if each is taken as one word
@@ -283,9 +284,13 @@ def test_bytes_without_a_token_are_counted():
     byte_level.train_from_iterator(["ab ab é"], trainers.BpeTrainer(show_progress=False))
     characters = Tokenizer(models.BPE())
     characters.train_from_iterator(["abc"], trainers.BpeTrainer(show_progress=False))
+    cleaned = Tokenizer(characters.model)
+    cleaned.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), normalizers.Replace(Regex("[^a-z ]"), "")])
     unigram = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -1.0)], unk_id=0))
     for made, text, unknown in ((words(), "one лодка two", 10), (words(), "one", 0),
                                 (byte_level, "ab éc中", 4), (characters, "abcdé  a", 3),
+                                (cleaned, "Aé bd", 3),
                                 (unigram, "aбвb", 4), (TOKENIZERS["bpe"], "中é\x00", 0)):
         encoder = Encoder(made)
         encoder.encode([text, text])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planearly import files
 from planearly.data.dataset import IGNORE
 from planearly.evaluate import perplexity
+from planearly.evaluate.show import show
 from planearly.model.transformer import Shape, Transformer
 
 CONTEXT, VOCABULARY = 16, 61
@@ -174,3 +177,12 @@ def test_logits_of_a_large_vocabulary_take_turns(
     parts = perplexity.evaluate(perplexity.forward_of(model), data)
     assert max(seen) == 7
     np.testing.assert_allclose(parts.nll, whole.nll, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_perplexity_that_no_float_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    found = perplexity.summary(np.array([9e3, 9e3]), np.array([10, 10]), 60)
+    assert found["perplexity"] == np.inf
+    assert json.loads(files.line_of_json(found))["perplexity"] is None
+    show({**found, "files": {}})
+    assert "above 1e300" in " ".join(capsys.readouterr().out.split())

@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 
 from planearly import methods
 from planearly.errors import UserError
+from planearly.export import tokens
 from planearly.export.card import conversion, model_card
 from planearly.export.folder import export
 from planearly.model import hf
 from small_models import EOT, TEXT, small_model, tokenizer_folder
+from small_outside import outside_folder
 
 SUMMARY = {"perplexity": 12.345, "ci95": [11.0, 14.0], "bits_per_byte": 1.2345, "tokens": 98_765}
 
@@ -180,6 +182,21 @@ def test_batches_of_prompts_and_of_training_texts(tmp_path: Path) -> None:
     together = write(TEXT[:3], batch_size=3, max_new_tokens=4, do_sample=False)
     alone = [write([text], max_new_tokens=4, do_sample=False)[0] for text in TEXT[:3]]
     assert together == alone
+
+
+def test_batches_are_padded_before_the_text_by_a_padding_token_of_its_own(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, pipeline
+
+    folder = outside_folder(tmp_path / "m", "qwen3")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    own = {**config, "pad_token": "a", "padding_side": "right"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(own))
+    tokens.complete(folder, 64)
+    assert AutoTokenizer.from_pretrained(folder).padding_side == "left"
+    write = pipeline("text-generation", str(folder))
+    assert write.tokenizer.pad_token == "a"
+    together = write(TEXT[:3], batch_size=3, max_new_tokens=4, do_sample=False)
+    assert together == [write([t], max_new_tokens=4, do_sample=False)[0] for t in TEXT[:3]]
 
 
 def test_a_checkpoint_keeps_its_tokenizer_and_chat_template(tmp_path: Path) -> None:

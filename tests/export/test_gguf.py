@@ -46,11 +46,13 @@ def test_llama_cpp_computes_the_same(ffn: str, kind: str, most: float, tmp_path:
     _, tokenizer = hf.load(folder)
     for text in TEXTS:
         ids = tokenizer(text)["input_ids"]
-        answer = server.handle_completions({
-            "prompt": text, "n_predict": 1, "n_probs": 10, "temperature": 0.0,
+        answer, of_ids = (server.handle_completions({
+            "prompt": prompt, "n_predict": 1, "n_probs": 10, "temperature": 0.0,
             "cache_prompt": False,
             "logit_bias": [[tokenizer.encode("a")[-1], 1e3]]})  # of what is drawn, not of the odds
+            for prompt in (text, ids))
         assert answer["usage"]["prompt_tokens"] == len(ids)
+        assert answer["choices"][0]["logprobs"] == of_ids["choices"][0]["logprobs"]  # the same ids
         with torch.no_grad():
             ours = model(torch.tensor([ids]))[0, -1].log_softmax(-1)
         theirs = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
@@ -131,6 +133,7 @@ def test_other_kinds_point_to_llama_quantize(kind: str, tmp_path: Path) -> None:
 
 
 def test_models_of_others_point_to_llama_cpps_converter(tmp_path: Path) -> None:
-    folder = outside_folder(tmp_path / "m", "qwen3")
-    with pytest.raises(UserError, match=r"architecture 'qwen3'.*convert_hf_to_gguf\.py"):
+    folder = outside_folder(tmp_path / "my m", "qwen3")
+    with pytest.raises(UserError,
+                       match=r"architecture 'qwen3'.*convert_hf_to_gguf\.py '.*/my m' --out"):
         gguf.write(folder, tmp_path / "m.gguf")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from planearly.errors import UserError
 from planearly.export import gguf
-from planearly.model import hf
+from planearly.model import hf, outside
 from small_models import model_folder, tokenizer_folder
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -114,6 +115,31 @@ def test_an_index_that_says_nothing(read, folder):
     (folder / "model.safetensors.index.json").write_text('{"weight_map": 3}')
     with pytest.raises(UserError, match="weight_map"):
         read(folder)
+
+
+@pytest.mark.parametrize("key", ["n_layer", "num_layers", "n_layers", "num_hidden_layers"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_more_layers_than_any_model_has_are_not_built(folder, key, inside):
+    changed = {"text_config": {key: 10**9}} if inside else {"model_type": "gpt2", key: 10**9}
+    with pytest.raises(UserError, match=f"'{key}' is 1000000000"):
+        hf.load(configure(folder, **changed))
+
+
+def test_two_sets_of_weights_are_refused(read, folder):
+    index = folder / "model.safetensors.index.json"
+    shard = folder / "model-00001-of-00001.safetensors"
+    shutil.copyfile(folder / "model.safetensors", shard)
+    with pytest.raises(UserError, match="two sets of weights"):
+        read(folder)
+    index.write_text(json.dumps({"weight_map": {"a": shard.name}}))
+    with pytest.raises(UserError, match=r"two sets of weights.*does not name model\.safetensors"):
+        read(folder)
+
+
+def test_code_of_its_own_is_not_run_and_said(folder):
+    configure(folder, model_type="strange", auto_map={"AutoConfig": "configuration.Strange"})
+    with pytest.raises(UserError, match="needs code of its own"):
+        outside.configured(folder, 8)
 
 
 KEYS = ["num_attention_heads", "hidden_size", "num_hidden_layers", "vocab_size", "rms_norm_eps",

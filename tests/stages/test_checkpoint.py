@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -340,6 +341,30 @@ def hub(tmp_path, monkeypatch):
     (kept / "refs" / "main").write_text(commit)
     starts._fetched.cache_clear()
     return kept / "snapshots" / commit
+
+
+@pytest.mark.parametrize("lost", ["model-00002-of-00002.safetensors", "tokenizer.json"])
+def test_a_fetch_that_was_interrupted_goes_on(hub, monkeypatch, lost):
+    import huggingface_hub
+
+    shard = hub / "model-00001-of-00002.safetensors"
+    (hub / "model.safetensors").rename(shard)
+    (hub / "model-00002-of-00002.safetensors").write_bytes(shard.read_bytes())
+    (hub / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {
+        "a": shard.name, "b": "model-00002-of-00002.safetensors"}}))
+    asked = []
+
+    def download(*, local_files_only=False, **_):
+        asked.append(local_files_only)
+        return str(hub)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    starts._fetched("someone/Base-1B")
+    assert asked == [True]
+    starts._fetched.cache_clear()
+    (hub / lost).unlink()
+    starts._fetched("someone/Base-1B")
+    assert asked == [True, True, False]
 
 
 def test_a_name_of_the_hub_is_the_commit_that_was_fetched(made, hub, tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ from planearly.progress import say
 SPLITS = ("train", "valid", "test")
 _NAMES = {"train": "train", "training": "train", "valid": "valid", "validation": "valid",
           "val": "valid", "dev": "valid", "test": "test"}
+_SPLIT_END = re.compile(rf".*[-_. ]({'|'.join(_NAMES)})")  # law_train: said, not taken
 _SPLIT_NAME = re.compile(  # train, test_set, valid.v2, train-00000-of-00001, train_part_3
     rf"({'|'.join(_NAMES)})([-_. ]?(set|data|split))?"
     r"([-_. ]?(part|shard|v)?[-_. ]?\d+([-_. ]of[-_. ]\d+)?)?")
@@ -100,7 +101,8 @@ def _as_split(folder: Path) -> dict[str, list[Unit]]:
 
     Names mean splits where there is a ``train`` and another one, or nothing else but a README. Text
     files called train.txt, test.md and so on do so only where nothing else lies beside them: in a
-    folder of documentation test.md is a page like any other.
+    folder of documentation test.md is a page like any other. Where all lies in one subfolder, as
+    in ``data/`` of a dataset of the hub, its names are asked.
 
     Raises:
         UserError: there is a split but none for training, and nothing else.
@@ -120,7 +122,18 @@ def _as_split(folder: Path) -> dict[str, list[Unit]]:
             given.setdefault(_NAMES[name[1]], []).extend(paths)
     texts_only = all(path.parent == folder and kind_of(path) == "text"
                      for paths in given.values() for path in paths)
+    if not given and len(others) == 1 and (folder / others[0]).is_dir():
+        return {} if (folder / others[0]).is_symlink() else _as_split(folder / others[0])
     if not given or (texts_only and (others or list(given) == ["train"])):
+        ends = {_NAMES[found[1]]: name for name in others
+                if (found := _SPLIT_END.fullmatch(bare_name(name).lower()))}
+        some = [path.name for paths in (given.values() if others else ()) for path in paths[:1]]
+        if "train" in given and len(given) > 1 and others:
+            say(f"{folder}: {_some(some)} are not taken for splits, as {_some(others)} lies beside "
+                "these texts: all is used and split anew")
+        elif "train" in ends and len(ends) > 1:
+            say(f"{folder}: {_some(list(ends.values()))} are not taken for splits, whose names "
+                "begin with 'train', 'valid' or 'test': all is used and split anew")
         return {}
     if others and not ("train" in given and len(given) > 1):
         say(f"{folder}: {', '.join(path.name for paths in given.values() for path in paths[:1])} "

@@ -10,6 +10,7 @@ tokenizer is called directly.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -155,10 +156,17 @@ def _counter_of_unknown(tokenizer: Tokenizer) -> Callable[[str, np.ndarray], int
         return lambda text, ids: len(text.encode().translate(None, known))
     known_signs = dict.fromkeys(map(ord, {sign for token in vocabulary for sign in token}))
 
+    @functools.cache
+    def normal(sign: str) -> str:
+        return str(tokenizer.normalizer.normalize_str(sign))
+
     def by_sign(text: str, ids: np.ndarray) -> int:
+        deleted = 0
         if tokenizer.normalizer is not None:
+            gone = {sign for sign in set(text) if not (sign.isspace() or normal(sign))}
+            deleted = sum(text.count(sign) * len(sign.encode()) for sign in gone)
             text = tokenizer.normalizer.normalize_str(text)
-        return len("".join(text.translate(known_signs).split()).encode())
+        return deleted + len("".join(text.translate(known_signs).split()).encode())
 
     return by_sign
 

@@ -68,12 +68,18 @@ def read_documents(unit: Unit, settings: keys.Data, problems: Problems) -> Itera
         n_bytes = 0
         if not why:
             try:
-                text = text.decode() if isinstance(text, bytes) else text
-                n_bytes = len(text) if text.isascii() else len(text.encode())
-            except UnicodeDecodeError:
-                why = "not valid UTF-8"
+                if isinstance(text, bytes):
+                    text, guessed = _decoded(text)
+                    if guessed:
+                        problems.guess(file, guessed)
+                data = text.encode()
+                n_bytes = len(data)
+                if n_bytes - len(data.translate(None, _CONTROLS)) > _MOST_CONTROLS * len(text):
+                    why = "the text holds control characters, as binary data does"
             except UnicodeEncodeError:
                 why = "the text holds half of a surrogate pair, which is not valid Unicode"
+            except UnicodeError as error:
+                why = error.args[-1] if type(error) is UnicodeError else "not valid UTF-8"
         if why:
             problems.set_aside(file, line, why)
             continue

@@ -41,7 +41,7 @@ _READ_AHEAD = 20  # times sample_bytes: how much of a big corpus is read to draw
 
 
 _LONG = 1_000
-_LONG_RUN = re.compile(rf"\s{{{_LONG}}}|[^\W\d_]{{{_LONG}}}|[^\w\s]{{{_LONG}}}")
+_LONG_RUN = re.compile(rf"\s{{{_LONG}}}|[^\W\d_]{{{_LONG}}}|(?:[^\w\s]|_){{{_LONG}}}")
 _LONG_SPACES = re.compile(rf"\s{{{_LONG}}}")
 
 

@@ -177,13 +177,19 @@ def summary(nll: np.ndarray, tokens: np.ndarray, n_bytes: int) -> dict[str, Any]
     """
     mean, error, freedom = ratio(nll, tokens)
     return {
-        "perplexity": float(np.exp(mean)),
+        "perplexity": _exp(mean),
         "bits_per_byte": float(nll.sum() / np.log(2) / n_bytes),
         "nll_per_token": mean,
         "tokens": int(tokens.sum()),
-        "ci95": [float(np.exp(bound)) for bound in interval(mean, error, freedom)],
+        "ci95": [_exp(bound) for bound in interval(mean, error, freedom)],
         "units": len(tokens),
     }
+
+
+def _exp(nats: float) -> float:
+    """A perplexity; infinite above about 709 nats, where no float holds it."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(nats))
 
 
 def paired(nll_a: np.ndarray, nll_b: np.ndarray, tokens: np.ndarray) -> dict[str, Any]:
@@ -213,9 +219,9 @@ def macro(domains: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
     # Welch-Satterthwaite: degrees of freedom of a sum of independent estimates.
     freedom = total**2 / float((variances**2 / freedoms).sum()) if total > 0 else 1.0
     return {
-        "perplexity": float(np.exp(mean)),
+        "perplexity": _exp(mean),
         "nll_per_token": mean,
-        "ci95": [float(np.exp(bound)) for bound in interval(mean, total**0.5, freedom)],
+        "ci95": [_exp(bound) for bound in interval(mean, total**0.5, freedom)],
         "domains": len(domains),
     }
 

@@ -47,7 +47,8 @@ def obstacle(shape: AnyShape, spec: dict[str, Any]) -> str | None:
         return ("llama.cpp computes every Arcee model with a squared ReLU, and this one has a "
                 "GELU")
     if spec["model"]["type"] != "BPE":
-        return "its tokenizer is not a byte-level BPE"
+        return ("its tokenizer is not a byte-level BPE: where it has a tokenizer.model too, use "
+                f"llama.cpp's own converter, {CONVERTER}")
     steps = (spec.get("pre_tokenizer") or {}).get("pretokenizers", [])
     digits, bytes_ = (steps[0], steps[1]) if len(steps) == 2 else ({}, {})
     if not (digits.get("type") == "Digits" and digits.get("individual_digits")
@@ -80,10 +81,10 @@ def write(folder: Path, out: Path, kind: str = "f16") -> Path:
         shape, state = hf.from_hf(folder)
     except hf.CannotHold as error:
         raise UserError(f"{error}; llama.cpp's own converter may write it as a GGUF file: "
-                        f"{CONVERTER}") from None
+                        f"{_naming(folder, CONVERTER)}") from None
     spec = files.read_json(folder / "tokenizer.json")
     if why := obstacle(shape, spec):
-        raise UserError(f"{folder} cannot become a GGUF file: {why}")
+        raise UserError(f"{folder} cannot become a GGUF file: {_naming(folder, why)}")
     ends = special_tokens(folder, shape.vocab_size)
     arch = gguf.MODEL_ARCH.LLAMA if shape.ffn == "swiglu" else gguf.MODEL_ARCH.ARCEE
     with files.atomic_write(out) as handle:
@@ -118,6 +119,11 @@ def write(folder: Path, out: Path, kind: str = "f16") -> Path:
         writer.write_tensors_to_file()
         writer.close()
     return out
+
+
+def _naming(folder: Path, told: str) -> str:
+    """A sentence with :data:`CONVERTER` in it, as a command for this folder."""
+    return told.replace("MODEL_FOLDER", shlex.quote(str(folder)))
 
 
 def modelfile(folder: Path, model: Path) -> Path:

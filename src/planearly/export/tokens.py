@@ -81,16 +81,16 @@ def complete(folder: Path, context: int | None) -> None:
         context: most tokens that the model reads; None: as the tokenizer says.
     """
     config = files.read_json(folder / "tokenizer_config.json")
+    config["padding_side"] = "left"
     if context is not None:
         config["model_max_length"] = context
-        files.write_json(folder / "tokenizer_config.json", config)
+    files.write_json(folder / "tokenizer_config.json", config)
     place = folder / "special_tokens_map.json"
     named: dict[str, Any] = files.read_json(place) if place.is_file() else {}
     if config.get("pad_token") or named.get("pad_token"):
         return
     pad = named.get("eos_token") or config.get("eos_token")
-    files.write_json(folder / "tokenizer_config.json",
-                     {**config, "pad_token": pad, "padding_side": "left"})
+    files.write_json(folder / "tokenizer_config.json", {**config, "pad_token": pad})
     if named:
         files.write_json(place, {**named, "pad_token": pad})
 

@@ -298,7 +298,9 @@ def _configuration(values: dict[str, Any]) -> Any:
 
     kind = str(values.get("model_type"))
     if kind not in CONFIG_MAPPING:
-        raise ValueError(f"it knows no models of type '{kind}'")
+        own = "; the model needs code of its own ('auto_map'), which is not run"
+        raise ValueError(f"it knows no models of type '{kind}'"
+                         f"{own if values.get('auto_map') else ''}")
     return CONFIG_MAPPING[kind].from_dict(dict(values))
 
 

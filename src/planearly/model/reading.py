@@ -27,6 +27,9 @@ _OF_QUANTIZED = re.compile(
     r"(_scale_inv|weight_scale|_scales|\.scales|\.qweight|\.qzeros|\.g_idx|\.absmax|\.SCB"
     r"|\.quant_state\.\w+|_packed|_blocks)$")
 _MOST_LAYERS = 10_000
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+"""What families of models call their number of layers."""
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _QUANTIZED = ("its numbers are no weights without their scales, which planearly does not read; "
               "give the model as it was before it was quantized")
 
@@ -44,15 +47,17 @@ def config(folder: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{folder / 'config.json'} holds no JSON object: it is not the "
                         "configuration of a model")
-    for part in (values, values.get("text_config") or {}):
+    text = values.get("text_config")
+    for part in (values, text if isinstance(text, dict) else {}):
         for key in ("quantization_config", "compression_config"):
-            if found := (part.get(key) if isinstance(part, dict) else None):
+            if found := part.get(key):
                 how = found.get("quant_method") if isinstance(found, dict) else found
                 raise UserError(f"the model in {folder} is quantized ({how or key}): {_QUANTIZED}")
-    layers = values.get("num_hidden_layers")
-    if isinstance(layers, int) and layers > _MOST_LAYERS:  # building them would never end
-        raise UserError(f"{folder / 'config.json'}: 'num_hidden_layers' is {layers}; no model has "
-                        f"more than {_MOST_LAYERS}")
+        for key in _LAYERS:
+            layers = part.get(key)
+            if isinstance(layers, int | float) and layers > _MOST_LAYERS:  # building never ends
+                raise UserError(f"{folder / 'config.json'}: '{key}' is {layers}; no model has more "
+                                f"than {_MOST_LAYERS}")
     return values
 
 
@@ -80,7 +85,8 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that hold the weights.
 
     Raises:
-        UserError: there are none, or one that the index names is missing.
+        UserError: there are none, or one that the index names is missing; or others lie beside
+            them, so that it is open which are the model's.
     """
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
@@ -95,6 +101,13 @@ def weight_files(folder: Path) -> list[Path]:
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}: a model folder keeps its weights "
                             "there, and no other kind is opened")
+    others = sorted(path.name for path in folder.glob("model*.safetensors")
+                    if _WEIGHTS.fullmatch(path.name) and path.name not in names)
+    if others:
+        raise UserError(f"{folder} holds two sets of weights, {names[0]} and {others[0]}, of which "
+                        "one is not the model's"
+                        + (f" ({index.name} does not name {others[0]})" if index.exists() else "")
+                        + ": remove the one that is not")
     return [folder / name for name in names]
 
 

@@ -69,9 +69,10 @@ def _fetched(name: str) -> Path:
                               "allow_patterns": _WANTED}
     try:
         found = Path(snapshot_download(**wanted, local_files_only=True))
-        if any(found.glob("*.safetensors")):
+        reading.weight_files(found)  # raises where a fetch was interrupted
+        if all((found / name).is_file() for name in ("config.json", "tokenizer.json")):
             return found
-    except Exception:  # not here yet: the hub is asked
+    except Exception:  # not here yet, or not whole: the hub is asked
         pass
     try:
         say(f"fetching the model '{repository}' from the hub")
