@@ -5,6 +5,7 @@ import json
 import pyarrow as pa
 
 from planearly import keys
+from planearly.data import domains
 from planearly.data.documents import Problems
 from planearly.data.inputs import resolve
 from planearly.data.readers import read_documents
@@ -18,6 +19,14 @@ def read(*paths, data: keys.Data = DATA):
                  for d in read_documents(unit, data, problems)]
     problems.check()
     return documents, problems
+
+
+def domain_splits(root: str | None, entry: str, settings: keys.Data, seed: int):
+    """The input files of a domain's train, valid and test documents, as a run finds them."""
+    given = domains.given_splits(root, entry)
+    if absent := domains.missing(given):
+        given |= domains.hold_out(given["train"], absent, entry, settings, seed)
+    return {split: given[split] for split in domains.SPLITS}
 
 
 def texts(*paths, data: keys.Data = DATA) -> list[str]:

@@ -224,7 +224,8 @@ def _read(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     place = path.parent / base
     if not place.is_file():
         if base.removesuffix(".yaml") not in names():
-            raise UserError(f"{origin} extends '{base}', and there is no {place}")
+            raise UserError(f"{origin} extends '{base}', and there is no {place}: name "
+                            "a recipe beside it, or one of the package")
         place = find(base)
     chain = (*below, path.resolve())
     if place.resolve() in chain:

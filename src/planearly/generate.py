@@ -47,7 +47,8 @@ def generate(model_folder: Path, prompt: str, max_new_tokens: int = 80, temperat
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     given = ([] if start is None else [start]) + list(ids)
     if not given:
-        raise UserError("the prompt is empty, and the model has no token that begins a document")
+        raise UserError("the prompt is empty, and the model has no token that begins a document: "
+                        "give a prompt")
     check_ids(given, len(model.get_input_embeddings().weight), model_folder)
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     room = max_new_tokens if most is None else min(max_new_tokens, most - len(given))

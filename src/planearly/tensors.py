@@ -55,9 +55,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             note = json.loads((handle.metadata() or {}).get("note", "{}"))
         return load_file(path), note
     except FileNotFoundError as error:
-        raise UserError(f"the checkpoint {path} does not exist") from error
+        raise UserError(f"the checkpoint {path} does not exist: run the same command again to "
+                        "make what is missing") from error
     except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is not a readable checkpoint ({error})") from error
+        raise UserError(f"{path} is not a readable checkpoint ({error}): delete its folder and run "
+                        "the same command again") from error
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:

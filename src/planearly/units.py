@@ -17,10 +17,10 @@ _WHOLE = r"(?:\d{1,3}(?:,\d{3})+|\d[\d_]*)"
 _QUANTITY = re.compile(rf"\s*([+-]?(?:{_WHOLE}\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([a-zA-Z]*)\s*")
 
 
-def _split(text: object, what: str) -> tuple[float, str]:
+def _split(text: object, what: str, example: str) -> tuple[float, str]:
     match = _QUANTITY.fullmatch(str(text))
     if not match:
-        raise UserError(f"{what}: '{text}' is not a number with a unit")
+        raise UserError(f"{what}: '{text}' is not a number with a unit: give one such as {example}")
     digits = match[1].replace("_", "").replace(",", "")
     value = int(digits) if digits.isdecimal() and len(digits) < 40 else float(digits)
     if value < 0 or value != value or value == float("inf"):
@@ -35,7 +35,7 @@ def count(text: object, what: str = "count") -> int:
         UserError: not a number, negative, a part of one, or a unit of something else (``50GB``,
             ``2h``).
     """
-    value, unit = _split(text, what)
+    value, unit = _split(text, what, "8k, 126M or 1.5B")
     if unit not in _SCALE:
         raise UserError(f"{what}: '{text}' should be a count such as 8k, 126M or 1.5B")
     if value * _SCALE[unit] % 1 and not unit:
@@ -45,7 +45,7 @@ def count(text: object, what: str = "count") -> int:
 
 def size(text: object, what: str = "size") -> int:
     """``50GB``, ``512MiB`` or a plain number of bytes."""
-    value, unit = _split(text, what)
+    value, unit = _split(text, what, "50GB or 512MiB")
     unit = unit or "b"
     if unit not in _BYTES:
         raise UserError(f"{what}: '{text}' should be a number of bytes such as 50GB or 512MiB")
@@ -54,7 +54,7 @@ def size(text: object, what: str = "size") -> int:
 
 def hours(text: object, what: str = "hours") -> float:
     """``2h``, ``90min``, ``3d`` or a plain number of hours, in hours."""
-    value, unit = _split(text, what)
+    value, unit = _split(text, what, "2h, 90min or 3d")
     if unit == "":
         return value
     if unit not in _SECONDS or str(text).strip().endswith("M"):  # 126M is a count, 126m minutes
@@ -64,7 +64,7 @@ def hours(text: object, what: str = "hours") -> float:
 
 def money(text: object, what: str = "money") -> float:
     """``$300``, ``300 USD``, ``2.5k`` or a plain number, as a number of units of currency."""
-    value, unit = _split(str(text).strip().lstrip("$€£"), what)
+    value, unit = _split(str(text).strip().lstrip("$€£"), what, "$300 or 300 USD")
     if unit in _SCALE:
         return value * _SCALE[unit]
     if unit in _BYTES or unit in _SECONDS or len(unit) != 3:

@@ -96,7 +96,8 @@ def read(path: Path) -> dict[str, Any]:
         with open(path, "rb") as handle:
             raw = handle.read(_MOST_BYTES + 1)
     except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror or error})") from error
+        raise UserError(f"cannot read {path} ({error.strerror or error}): check the path and its "
+                        "rights") from error
     if len(raw) > _MOST_BYTES:
         raise UserError(f"{path} is larger than {_MOST_BYTES >> 20} MB: that is no recipe")
     values = _structure(_Loader, _decode(raw, path), str(path))
@@ -189,7 +190,8 @@ def _structure(loader: type[_Loader], text: str, where: str) -> Any:
         raise UserError(f"{where}{line} is not valid YAML: {reason}; text with special characters "
                         "goes in quotes") from error
     except RecursionError as error:
-        raise UserError(f"{where} is nested deeper than any recipe needs") from error
+        raise UserError(f"{where} is nested deeper than any recipe needs: write it "
+                        "flatter") from error
 
 
 class _Builder:

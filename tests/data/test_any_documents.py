@@ -23,11 +23,10 @@ from planearly.data import tokenizer as tk
 from planearly.data.build import tokenize_corpus
 from planearly.data.dataset import TokenDataset
 from planearly.data.documents import Problems
-from planearly.data.domains import domain_splits
 from planearly.data.inputs import resolve
 from planearly.data.readers import kind_of, read_documents
 from planearly.errors import UserError
-from small_documents import zstd
+from small_documents import domain_splits, zstd
 
 DATA = keys.Data(max_bad_share=1.0)
 HOW_MANY = pytest.mark.parametrize(
@@ -89,7 +88,7 @@ def files(draw) -> tuple[str, bytes, int]:
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    tk.save(tk.train(["the rose by the sea"] * 3, keys.Tokenizer(vocab_size=300)), folder, 16)
+    tk.save(tk.train(["the rose by the sea"] * 3, keys.Tokenizer(vocab_size=300)), folder)
     return folder
 
 

@@ -40,7 +40,7 @@ def prose(seed: int, n: int = 40) -> str:
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
-    tk.save(tk.train([prose(i) for i in range(50)], keys.Tokenizer(vocab_size=320)), folder, 16)
+    tk.save(tk.train([prose(i) for i in range(50)], keys.Tokenizer(vocab_size=320)), folder)
     return folder
 
 
@@ -348,7 +348,7 @@ def test_wide_vocabulary_takes_four_bytes(tmp_path, tokenizer):
     narrow = make(write(tmp_path / "a.jsonl", [prose(1)]), tokenizer, tmp_path / "narrow")
     wider = tk.load(tokenizer)
     wider.add_tokens([f"extra{i}" for i in range(70_000)])
-    tk.save(wider, tmp_path / "wider", 64)
+    tk.save(wider, tmp_path / "wider")
     wide = make(tmp_path / "a.jsonl", tmp_path / "wider", tmp_path / "wide")
     assert (narrow.meta["dtype"], wide.meta["dtype"]) == ("<u2", "<u4")
     assert (narrow.rows([[0]])[1] == wide.rows([[0]])[1]).all()
@@ -365,7 +365,7 @@ def test_empty_corpus_is_one_sentence(tmp_path, tokenizer):
 def test_text_that_the_tokenizer_does_not_know_is_refused(tmp_path):
     known = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "sea": 2}, unk_token="<unk>"))
     known.pre_tokenizer = pre_tokenizers.Whitespace()
-    tk.save(known, tmp_path / "tok", 16, "</s>")
+    tk.save(known, tmp_path / "tok", "</s>")
     write(tmp_path / "a.jsonl", ["sea " * 99 + "bo", "sea"])
     assert make(tmp_path / "a.jsonl", tmp_path / "tok", tmp_path / "out").meta["unknown_bytes"] == 2
     write(tmp_path / "b.jsonl", ["sea sea", "море"])
@@ -415,7 +415,7 @@ def test_full_disk_is_one_sentence(tmp_path, tokenizer):
 def test_real_text_comes_back(tmp_path):
     units = resolve([str(SHARED / "domains" / "europarl" / "valid.jsonl.zst")])
     meta = tk.build(keys.Tokenizer(vocab_size=2_000, sample_bytes=500_000), keys.Data(), units,
-                    256, tmp_path / "tok")
+                    tmp_path / "tok")
     assert meta["vocab_size"] == 2_000
     tokenize_corpus(units, tmp_path / "tok", 256, keys.Data(), tmp_path / "out")
     dataset, loaded = TokenDataset(tmp_path / "out"), tk.load(tmp_path / "tok")
@@ -436,7 +436,7 @@ def test_real_text_comes_back(tmp_path):
 
 def test_documents_begin_with_the_tokenizers_begin_token(tmp_path, tokenizer):
     folder = tmp_path / "tok"
-    tk.save(tk.load(tokenizer), folder, 8, tk.EOT, begin="e")
+    tk.save(tk.load(tokenizer), folder, tk.EOT, begin="e")
     begin = tk.load(folder).token_to_id("e")
     file = write(tmp_path / "a.jsonl", ["a first text of some length", "another"])
     dataset, plain = (make(file, which, tmp_path / which.name, 6) for which in (folder, tokenizer))

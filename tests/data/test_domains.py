@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from planearly import keys, progress
 from planearly.data.documents import Problems, Section
-from planearly.data.domains import domain_names, domain_splits
+from planearly.data.domains import domain_names
 from planearly.data.readers import read_documents
 from planearly.errors import UserError
-from small_documents import DATA, lines
+from small_documents import DATA, domain_splits, lines
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 

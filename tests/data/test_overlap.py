@@ -25,7 +25,7 @@ def paragraph(seed: int, characters: int = 300) -> str:
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     made = tk.train([paragraph(i) for i in range(20)], keys.Tokenizer(vocab_size=300))
-    tk.save(made, folder, 16)
+    tk.save(made, folder)
     return folder
 
 

@@ -176,7 +176,7 @@ def test_tokenizer_of_another_model(folder: Path, tmp_path: Path) -> None:
 def test_an_end_token_that_the_model_has_no_row_for(tmp_path: Path) -> None:
     folder = broken(tmp_path, {"eos_token": "<end>"}, "tokenizer_config.json")
     (folder / "special_tokens_map.json").unlink()
-    with pytest.raises(UserError, match="gives token 300, the model has 300: they do not belong"):
+    with pytest.raises(UserError, match="has 300: they do not belong together, put"):
         evaluate_files(folder, [lines(tmp_path / "a.jsonl", TEXT)])
 
 

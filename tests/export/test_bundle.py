@@ -47,7 +47,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 def words(tmp_path: Path) -> Path:
     folder = tmp_path / "tokenizer"
     vocabulary = {"<|endoftext|>": 0, **{c: i + 1 for i, c in enumerate("abcdefgh")}}
-    tokenizer.save(Tokenizer(models.BPE(vocabulary, [])), folder, 8)
+    tokenizer.save(Tokenizer(models.BPE(vocabulary, [])), folder)
     return folder
 
 
@@ -142,7 +142,7 @@ def test_parts_that_do_not_fit(tmp_path: Path, words: Path, here: None) -> None:
         bundle.load_bundle(folder)
     write_json(folder / "bundle.json", info)
     other = Tokenizer(models.BPE({"<|endoftext|>": 0, "z": 1}, []))
-    tokenizer.save(other, folder / "tokenizer", 8)
+    tokenizer.save(other, folder / "tokenizer")
     with pytest.raises(UserError, match=r"tokenizer .* is not the one"):
         bundle.load_bundle(folder)
     with pytest.raises(UserError, match="is not a bundle"):

@@ -99,7 +99,7 @@ def test_tokenizers_that_do_not_fit(tmp_path: Path) -> None:
     def attempt(folder: Path) -> None:
         export(model.state_dict(), model.shape, folder, tmp_path / "m", {})
 
-    with pytest.raises(UserError, match="they do not belong together"):
+    with pytest.raises(UserError, match="they do not belong together, take the model's"):
         attempt(tokenizer_folder(tmp_path / "large", entries=310))
     with pytest.raises(UserError, match=r"tokenizer_config\.json does not exist"):
         attempt(tmp_path / "nowhere")

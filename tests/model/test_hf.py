@@ -126,7 +126,7 @@ def test_broken_folders(tmp_path: Path) -> None:
         from_hf(tmp_path)
     weights = save(tmp_path, Transformer(SHAPES[0])) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
-    with pytest.raises(UserError, match="not a whole safetensors file"):
+    with pytest.raises(UserError, match=r"not a whole safetensors file.*: copy or"):
         from_hf(tmp_path)
     weights.unlink()
     with pytest.raises(UserError, match=r"has no model\.safetensors"):

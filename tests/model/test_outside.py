@@ -147,7 +147,7 @@ def test_numbers_that_training_would_lose_are_refused(tmp_path, monkeypatch):
 
 
 def test_what_is_no_causal_model_or_reads_less_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="reads 64 tokens, fewer than 65"):
+    with pytest.raises(UserError, match="reads 64 tokens, fewer than 65: set 'context=64'"):
         outside.configured(outside_folder(tmp_path, "gpt2"), 65)
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(UserError, match="does not know as a causal language model"):

@@ -22,7 +22,7 @@ from planearly.model.transformer import Transformer
 from planearly.plan import recipes
 from planearly.plan.options import CHECKPOINT, OpenModel, PlanInput
 from planearly.plan.recommend import recommend
-from planearly.stages import checkpoint, pipeline, training
+from planearly.stages import checkpoint, corpus, pipeline, training
 from planearly.stages.folder import Run
 from planearly.train import loop
 from small_models import tokenizer_folder
@@ -379,3 +379,19 @@ def test_a_name_of_the_hub_is_the_commit_that_was_fetched(made, hub, tmp_path, m
     (tmp_path / "someone" / "other").mkdir(parents=True)  # a folder goes before a name
     with pytest.raises(UserError, match=r"someone/other has no config\.json"):
         starts.check(settings(made, "someone/other"))
+
+
+def test_one_checkpoint_at_two_contexts_has_one_tokenizer(tmp_path: Path, llama: Path) -> None:
+    made = tmp_path / "out"
+    for context in (48, 32):
+        run = Run(made, settings(tmp_path, llama, context=context))
+        with run.opened():
+            folder = corpus.tokenizer_folder(run)
+    assert list(made.glob("tokenizer-*")) == [folder]
+    manifest = read_json(folder / "manifest.json")
+    older = {**manifest["settings"], "context": 32}
+    there = run.folder("tokenizer", older, {}, 1)
+    folder.rename(there)
+    again = Run(made, settings(tmp_path, llama, context=32))
+    with again.opened():
+        assert corpus.tokenizer_folder(again) == there

@@ -15,6 +15,7 @@ from planearly.files import read_array, read_json
 from planearly.stages import clusters, corpus, pipeline, trained, training
 from planearly.stages.folder import Run, facts
 from planearly.train.steps import planned_rows
+from small_documents import domain_splits
 from small_runs import recipe
 
 
@@ -143,7 +144,7 @@ def test_a_split_that_is_made_here_reads_its_documents_once(made, tmp_path, monk
     one = opened(made, tmp_path / "run", domains=[str(mine)])
     with one.opened():
         parts = corpus.split(one, "mine")
-        whole = domains.domain_splits(None, str(mine), one.recipe.data, one.recipe.seed)
+        whole = domain_splits(None, str(mine), one.recipe.data, one.recipe.seed)
         assert {name: parts[name] for name in whole} == whole
         finished = corpus.domain(one, "mine")
     monkeypatch.setattr(domains, "read_documents", lambda *args: pytest.fail("read again"))

@@ -251,7 +251,8 @@ def _contextual(name: str, folder: Path) -> Embed:
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"'{name}' cannot be loaded as a sentence-transformers model ({error})"
+            f"'{name}' cannot be loaded as a sentence-transformers model ({error}): name "
+            "another in 'cluster.embedder', or leave it at its default"
         ) from error
     batch = 256 if device.type == "cuda" else 16
     longest = model.max_seq_length

@@ -49,30 +49,17 @@ def domain_names(root: str) -> list[str]:
     return names
 
 
-def domain_splits(root: str | None, entry: str, settings: keys.Data,
-                  seed: int) -> dict[str, list[Unit]]:
-    """The input files of a domain's train, valid and test documents.
-
-    Args:
-        root: folder of domains by name, or None.
-        entry: a name under ``root``; or a file, folder, glob or ``hf://`` name.
-        settings: ``held_out`` is the share of the documents for valid, and for test.
-        seed: of the split.
-
-    Raises:
-        UserError: nothing there; no train split; too little text to hold any out.
-    """
-    given = given_splits(root, entry)
-    if absent := missing(given):
-        given |= hold_out(given["train"], absent, entry, settings, seed)
-    return {split: given[split] for split in SPLITS}
-
-
 def given_splits(root: str | None, entry: str,
                  pinned: dict[str, Any] | None = None) -> dict[str, list[Unit]]:
     """The input files of the splits that a domain comes with, ``train`` at least; reads none.
 
-    Arguments and errors as of :func:`domain_splits` and :func:`planearly.data.inputs.resolve`.
+    Args:
+        root: folder of domains by name, or None.
+        entry: a name under ``root``; or a file, folder, glob or ``hf://`` name.
+        pinned: as of :func:`planearly.data.inputs.resolve`.
+
+    Raises:
+        UserError: nothing there, or no train split.
     """
     named = Path(root).expanduser() / entry if root else None
     where = str(named) if named is not None and named.exists() else entry
@@ -81,8 +68,8 @@ def given_splits(root: str | None, entry: str,
             units = resolve([entry], pinned)
         except UserError as error:
             place = f"under domains_root ({root}) or as a path" if root else "as a path"
-            raise UserError(f"the domain '{entry}' exists neither {place}"
-                            if root else f"the domain '{entry}' does not exist {place}") from error
+            told = f"exists neither {place}" if root else f"does not exist {place}"
+            raise UserError(f"the domain '{entry}' {told}: check its name") from error
         given: dict[str, list[Unit]] = {"train": units}
     elif Path(where).expanduser().is_dir():
         given = _as_split(Path(where).expanduser()) or {"train": resolve([where], pinned)}
@@ -165,7 +152,8 @@ def hold_out(units: list[Unit], missing: list[str], entry: str, settings: keys.D
                 cuttable = cuttable or len(sections(document.text, len(missing) + 1)) > len(missing)
     problems.check()
     if not hashes:
-        raise UserError(f"the domain '{entry}' holds no documents; {problems.first()}".rstrip("; "))
+        raise UserError(f"the domain '{entry}' holds no documents; {problems.first()}".rstrip("; ")
+                        + ": name files that hold text")
     order = np.unique(np.array(hashes, np.uint64))
     n = len(order)
     if n <= len(missing):

@@ -87,7 +87,7 @@ def _files(entry: str) -> list[Path]:
         found += known_files([match for match in matches if not match.is_dir()], entry)
         found.sort()
     else:
-        raise UserError(f"{entry} does not exist")
+        raise UserError(f"{entry} does not exist: check the path")
     if not found:
         raise UserError(f"{entry} holds no documents: no file there is {KNOWN}")
     return found

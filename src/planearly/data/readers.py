@@ -33,6 +33,7 @@ KNOWN = ".jsonl, .json, .parquet, .txt or .md (all but Parquet also as .gz or .z
 _BUFFER = 1 << 17  # bytes
 _MOST_WHOLE = 1 << 27  # bytes of a file that is read as one JSON value
 _MOST_NAME = 200  # characters of a source's name
+_MEND = "copy or download it again, or leave the file out"
 _DAMAGE = (OSError, EOFError, zlib.error, UnicodeError)  # what a damaged file raises
 _CONTROLS = bytes(b for b in range(32) if chr(b) not in "\t\n\v\f\r\x1b")
 _MOST_CONTROLS = 0.05  # share of control characters in a text
@@ -168,7 +169,7 @@ def _text(unit: Unit, settings: keys.Data, problems: Problems) -> Iterator[tuple
         try:
             data = handle.read()
         except _DAMAGE as error:
-            raise UserError(f"{unit.path} is damaged ({error})") from error
+            raise UserError(f"{unit.path} is damaged ({error}): {_MEND}") from error
     try:
         text, guessed = _decoded(data)
     except UnicodeError as error:
@@ -257,7 +258,8 @@ def _byte_lines(unit: Unit, problems: Problems) -> Iterator[tuple[int, bytes]]:
             for number, text in enumerate(io.TextIOWrapper(handle, encoding, errors), 1):
                 yield number, text.encode("utf-8", "surrogateescape")
         except _DAMAGE as error:
-            raise UserError(f"{unit.path} is damaged after line {number} ({error})") from error
+            raise UserError(f"{unit.path} is damaged after line {number} ({error}): "
+                            f"{_MEND}") from error
 
 
 def _twice(line: bytes, field: str) -> bool:
@@ -284,7 +286,7 @@ def _whole(unit: Unit) -> list[tuple[int, Any]] | None:
         try:
             data = handle.read(_MOST_WHOLE + 1)
         except _DAMAGE as error:
-            raise UserError(f"{unit.path} is damaged ({error})") from error
+            raise UserError(f"{unit.path} is damaged ({error}): {_MEND}") from error
     if len(data) > _MOST_WHOLE:
         if data.lstrip()[:1] == b"[":
             raise UserError(f"{unit.path} is one JSON list of more than {_MOST_WHOLE >> 20} MB; "
@@ -345,7 +347,7 @@ def _parquet(unit: Unit, settings: keys.Data, problems: Problems) -> Iterator[tu
                     yield row, record
     except (pa.ArrowException, *_DAMAGE) as error:
         brief = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{unit.path} is damaged after row {row} ({brief})") from error
+        raise UserError(f"{unit.path} is damaged after row {row} ({brief}): {_MEND}") from error
 
 
 def _columns(unit: Unit, schema: Any, settings: keys.Data) -> list[str]:

@@ -130,7 +130,7 @@ def sample(units: list[Unit], settings: keys.Data, n_bytes: int,
     return [piece for _, _, piece in sorted(kept, key=lambda item: (-item[0], item[1]))]
 
 
-def build(settings: keys.Tokenizer, data: keys.Data, units: list[Unit], context: int,
+def build(settings: keys.Tokenizer, data: keys.Data, units: list[Unit],
           folder: Path) -> dict[str, Any]:
     """Train a tokenizer on a sample of the units' text, or take ``settings.path``; save it.
 
@@ -156,12 +156,12 @@ def build(settings: keys.Tokenizer, data: keys.Data, units: list[Unit], context:
         if tokenizer.get_vocab_size() < settings.vocab_size:
             say(f"the text is too little for {settings.vocab_size} entries: the tokenizer has "
                 f"{tokenizer.get_vocab_size()}")
-    save(tokenizer, folder, context, eot, begin)
+    save(tokenizer, folder, eot, begin)
     return {"kind": kind, "vocab_size": vocab_size(tokenizer), "eot": eot,
             "eot_id": tokenizer.token_to_id(eot), "digest": digest(folder), "sample_bytes": used}
 
 
-def save(tokenizer: Tokenizer, folder: Path, context: int, eot: str = EOT,
+def save(tokenizer: Tokenizer, folder: Path, eot: str = EOT,
          begin: str | None = None) -> None:
     """Write a folder that ``transformers.AutoTokenizer`` loads.
 
@@ -177,7 +177,7 @@ def save(tokenizer: Tokenizer, folder: Path, context: int, eot: str = EOT,
     files.write_json(folder / "special_tokens_map.json", ends)
     files.write_json(folder / "tokenizer_config.json", {
         "tokenizer_class": "PreTrainedTokenizerFast", **ends,
-        "model_max_length": context, "clean_up_tokenization_spaces": False,
+        "clean_up_tokenization_spaces": False,
     })
 
 
@@ -219,7 +219,8 @@ def opened(folder: Path) -> Opened:
     """
     names = ("tokenizer.json", "tokenizer_config.json")
     if not (folder / names[0]).is_file():
-        raise UserError(f"there is no tokenizer at {folder / names[0]}")
+        raise UserError(f"there is no tokenizer at {folder / names[0]}: name a folder "
+                        "that holds one")
     found = [(folder / name).stat() for name in names if (folder / name).is_file()]
     return _opened(folder.resolve(), *((each.st_mtime_ns, each.st_size) for each in found))
 
@@ -239,11 +240,12 @@ def id_type(entries: int) -> np.dtype[Any]:
 
 def _read(path: Path) -> Tokenizer:
     if not path.is_file():
-        raise UserError(f"there is no tokenizer at {path}")
+        raise UserError(f"there is no tokenizer at {path}: name a folder that holds one")
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust side raises a bare Exception for anything it cannot read
-        raise UserError(f"{path} is not a tokenizer of the package tokenizers ({error})") from error
+        raise UserError(f"{path} is not a tokenizer of the package tokenizers ({error}): save it "
+                        "again, or take another") from error
 
 
 def eot_id(folder: Path) -> int:
@@ -251,16 +253,12 @@ def eot_id(folder: Path) -> int:
     return _id(Path(folder), "eos_token", load(folder))
 
 
-def begin_id(folder: Path) -> int:
-    """The id that begins documents."""
-    return _id(Path(folder), "bos_token", load(folder))
-
-
 def _id(folder: Path, key: str, loaded: Tokenizer) -> int:
     token = files.read_json(folder / "tokenizer_config.json")[key]
     found = loaded.token_to_id(token)
     if found is None:
-        raise UserError(f"{folder}: its {key} '{token}' is not in its vocabulary")
+        raise UserError(f"{folder}: its {key} '{token}' is not in its vocabulary: name "
+                        "one that is")
     return found
 
 
@@ -340,7 +338,8 @@ def take(name: str) -> Taken:
             raise UserError(f"no tokenizer could be taken from '{name}' ({brief}); give a "
                             "tokenizer.json, a model folder or a hub name") from error
         if not isinstance(getattr(loaded, "backend_tokenizer", None), tokenizers.Tokenizer):
-            raise UserError(f"the tokenizer of '{name}' has no tokenizer.json form")
+            raise UserError(f"the tokenizer of '{name}' has no tokenizer.json form: take a model "
+                            "that has a fast tokenizer")
         tokenizer, end, begin = loaded.backend_tokenizer, loaded.eos_token, loaded.bos_token
     for token in (end, begin, *_KNOWN_EOT):
         if token and tokenizer.token_to_id(token) is not None:
@@ -359,7 +358,7 @@ def _stated_ends(tokenizer: Tokenizer, folder: Path) -> tuple[str | None, str | 
     def read(name: str) -> dict[str, Any]:
         values = files.read_json(folder / name) if (folder / name).is_file() else {}
         if not isinstance(values, dict):
-            raise UserError(f"{folder / name} is not a JSON object")
+            raise UserError(f"{folder / name} is not a JSON object: copy the tokenizer again")
         return values
 
     def content(token: Any) -> str | None:

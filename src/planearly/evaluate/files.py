@@ -139,7 +139,8 @@ def check_ids(ids: Sequence[int] | np.ndarray, entries: int, folder: Path) -> No
     """Refuse tokens that a model of so many entries does not have."""
     if (largest := int(np.max(ids))) >= entries:
         raise UserError(f"the tokenizer in {folder} gives token {largest}, the model has "
-                        f"{entries}: they do not belong together")
+                        f"{entries}: they do not belong together, put the model's own "
+                        "tokenizer there")
 
 
 def _encoder(tokenizer: Any, start: int, end: int) -> tuple[Encode, Callable[[], int]]:

@@ -184,7 +184,8 @@ def read_info(folder: Path) -> dict[str, Any]:
         info = {}
     if info.get("format") != _FORMAT or info.get("kind") not in _kinds():
         raise UserError(f"{folder} is a bundle of format {info.get('format')} and kind "
-                        f"{info.get('kind')}, which this version of planearly does not read")
+                        f"{info.get('kind')}, which this version of planearly does not "
+                        "read: make it again by 'planearly pretrain'")
     with _whole(folder / _INFO):
         shape = Shape(**info["shape"])
         for key in ("experts", "finest", "projected", "tokenizer"):

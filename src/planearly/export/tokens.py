@@ -36,7 +36,8 @@ def special_tokens(folder: Path, entries: int) -> tuple[int, int]:
     largest = max(loaded.get_vocab(with_added_tokens=True).values())
     if largest >= entries:
         raise UserError(f"the tokenizer in {folder} has an entry {largest}, the model has "
-                        f"{entries} entries: they do not belong together")
+                        f"{entries} entries: they do not belong together, take the model's own "
+                        "tokenizer")
 
     def number(key: str) -> int | None:
         token = config.get(key) if isinstance(config, dict) else None
@@ -45,7 +46,8 @@ def special_tokens(folder: Path, entries: int) -> tuple[int, int]:
 
     eos = number("eos_token")
     if eos is None:
-        raise UserError(f"the tokenizer in {folder} has no eos_token in tokenizer_config.json")
+        raise UserError(f"the tokenizer in {folder} has no eos_token in tokenizer_config.json: "
+                        "name one there")
     bos = number("bos_token")
     return eos if bos is None else bos, eos
 

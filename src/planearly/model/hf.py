@@ -107,7 +107,8 @@ def from_hf(folder: Path) -> tuple[Shape, dict[str, Tensor]]:
             if theirs[part].shape != size:
                 raise UserError(
                     f"{folder}: the tensor '{part}' has shape {list(theirs[part].shape)} and its "
-                    f"config.json asks for {list(size)}: the files do not belong together")
+                    f"config.json asks for {list(size)}: the files do not belong together, "
+                    "copy the folder again, whole")
         state[name] = torch.cat([theirs[part].float() for part in parts])
     known = {part for _, parts in _names(shape) for part in parts}
     if shape.tie_embeddings:
@@ -185,13 +186,13 @@ def _adapted(folder: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
     named = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
     if not isinstance(named, str) or not named:
         raise UserError(f"{folder / 'adapter_config.json'} names no model that its adapters adapt "
-                        "('base_model_name_or_path')")
+                        "('base_model_name_or_path'): write the model's folder there")
     places = [Path(named).expanduser(), folder / named]
     base = next((place for place in places if (place / "config.json").is_file()), None)
     if base is None:
         raise UserError(f"the adapters in {folder} adapt the model '{named}', and no folder of "
                         "that name is here: say in adapter_config.json where it is "
-                        "('base_model_name_or_path')")
+                        "('base_model_name_or_path'): write the model's folder there")
     if importlib.util.find_spec("peft") is None:
         raise UserError(f"{folder} holds adapters, which the package peft reads: pip install peft")
     weights = folder / "adapter_model.safetensors"

@@ -140,10 +140,12 @@ def configured(folder: Path, context: int) -> Configured:
         config = _configuration(values)
         if type(config) not in AutoModelForCausalLM._model_mapping:
             raise UserError(f"the model in {folder} is a '{config.model_type}', which transformers "
-                            "does not know as a causal language model")
+                            "does not know as a causal language model: take one that "
+                            "continues text")
         most = getattr(config.get_text_config(), "max_position_embeddings", None)
         if most and context > most:
-            raise UserError(f"the model in {folder} reads {most} tokens, fewer than {context}")
+            raise UserError(f"the model in {folder} reads {most} tokens, fewer than {context}: set "
+                            f"'context={most}' or less")
         return _shape(values, config.get_text_config().vocab_size, context)
 
 
@@ -162,7 +164,7 @@ def read(folder: Path, context: int) -> Outside:
     kept = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     if other := sorted(model.theirs.state_dict().keys() - kept):
         raise UserError(f"the model in {folder} keeps '{other[0]}', which is no parameter and "
-                        "would be lost in training")
+                        "would be lost in training: take another model")
     return model
 
 

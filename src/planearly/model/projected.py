@@ -42,12 +42,13 @@ def projected_names(shape: Shape, settings: keys.Projected) -> list[str]:
     for layer in layers:
         if not 0 <= layer < shape.layers:
             raise UserError(f"recipe key 'projected.layers' holds {layer}; "
-                            f"the model's layers are 0 to {shape.layers - 1}")
+                            f"the model's layers are 0 to {shape.layers - 1}: name some of these")
     names = [f"blocks.{layer}.ffn.{matrix}.weight" for layer in sorted(set(layers))
              for matrix in FFN_MATRICES[shape.ffn] if matrix in settings.matrices]
     if not names:
         raise UserError("recipe keys 'projected.matrices' and 'projected.layers' leave nothing to "
-                        f"project in a model with a {shape.ffn} feed-forward")
+                        f"project in a model with a {shape.ffn} feed-forward: name at least one "
+                        f"of its layers and of {', '.join(FFN_MATRICES[shape.ffn])}")
     return names
 
 

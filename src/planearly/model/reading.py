@@ -174,4 +174,5 @@ def _damage_told(path: Path) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error})") from error
+        raise UserError(f"{path} is not a whole safetensors file ({error}): copy or download it "
+                        "again") from error

@@ -91,14 +91,16 @@ def tokens(given: object, flag: str) -> int:
             return units.count(text, flag)
         except UserError:
             if "/" in text or path.suffix:
-                raise UserError(f"{flag}: {text} does not exist") from None
+                raise UserError(f"{flag}: {text} does not exist: check the path, or give "
+                                "a number of tokens") from None
             raise
     if (path / "dataset.json").is_file():
         return int(read_json(path / "dataset.json")["n_tokens"])
     files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
     size = sum(p.stat().st_size * _PACKED.get(p.suffix, 1.0) for p in files)
     if size == 0:
-        raise UserError(f"{flag}: {text} holds no text")
+        raise UserError(f"{flag}: {text} holds no text: name files that do, or give a number of "
+                        "tokens")
     return max(round(size / _BYTES_PER_TOKEN), 1)
 
 

@@ -128,7 +128,7 @@ def tokenizer_folder(run: Run) -> Path:
         settings |= {"generic": run.unit_digests(units), **_reading(run)}
 
     def build(folder: Path) -> dict[str, Any]:
-        return tokenizer.build(recipe.tokenizer, recipe.data, units, recipe.context, folder)
+        return tokenizer.build(recipe.tokenizer, recipe.data, units, folder)
 
     return run.stage("tokenizer", settings, {}, build)
 
@@ -150,11 +150,11 @@ def _tokenizer_of_checkpoint(run: Run, model: Path) -> Path:
     files = [model / name for name in starts.TOKENIZER_FILES if (model / name).is_file()]
 
     def build(folder: Path) -> dict[str, Any]:
-        return tokenizer.build(keys.Tokenizer(path=str(model)), run.recipe.data, [],
-                               run.recipe.context, folder)
+        return tokenizer.build(keys.Tokenizer(path=str(model)), run.recipe.data, [], folder)
 
-    settings = {"files": run.file_digests(files), "context": run.recipe.context}
-    return run.stage("tokenizer", settings, {}, build)
+    settings = {"files": run.file_digests(files)}
+    return run.stage("tokenizer", settings, {}, build,
+                     same=[{**settings, "context": run.recipe.context}])  # as it once was
 
 
 @once
