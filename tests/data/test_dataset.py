@@ -67,7 +67,8 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @settings(max_examples=40, deadline=None)
-@given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=120)
+@given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"])
+                              | st.sampled_from("\n\t\r\v\x1b\x7f\x85"), min_size=1, max_size=120)
                       .filter(lambda t: not t.isspace()), min_size=1, max_size=6),
        context=st.integers(8, 20))
 def test_every_token_is_predicted_once_in_order(tmp_path_factory, tokenizer, texts, context):

@@ -294,7 +294,7 @@ def test_bytes_are_decoded_as_files_are_and_binary_text_is_set_aside(tmp_path):
     assert [d.text for d in documents] == [text] * 3
     assert problems.bad == 1 and "control characters" in problems.first()
     assert list(problems.guessed.values()) == ["utf-16-le"]
-    (tmp_path / "b.jsonl").write_bytes(lines({"text": "\0".join(text)}, {"text": "a\x0b" + text}))
+    (tmp_path / "b.jsonl").write_bytes(lines({"text": "\0".join(text)}, {"text": "a\x0bb\x01\0"}))
     documents, problems = read(tmp_path / "b.jsonl")
     assert [d.line for d in documents] == [2] and "control characters" in problems.first()
 

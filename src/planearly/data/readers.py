@@ -37,6 +37,7 @@ _MEND = "copy or download it again, or leave the file out"
 _DAMAGE = (OSError, EOFError, zlib.error, UnicodeError)  # what a damaged file raises
 _CONTROLS = bytes(b for b in range(32) if chr(b) not in "\t\n\v\f\r\x1b")
 _MOST_CONTROLS = 0.05  # share of control characters in a text
+_STRAY_CONTROLS = 3  # of a record, however short, are no sign of binary data
 
 
 def kind_of(path: Path) -> Kind | None:
@@ -75,7 +76,8 @@ def read_documents(unit: Unit, settings: keys.Data, problems: Problems) -> Itera
                         problems.guess(file, guessed)
                 data = text.encode()
                 n_bytes = len(data)
-                if n_bytes - len(data.translate(None, _CONTROLS)) > _MOST_CONTROLS * len(text):
+                controls = n_bytes - len(data.translate(None, _CONTROLS))
+                if controls > max(_STRAY_CONTROLS, _MOST_CONTROLS * len(text)):
                     why = "the text holds control characters, as binary data does"
             except UnicodeEncodeError:
                 why = "the text holds half of a surrogate pair, which is not valid Unicode"
