@@ -100,3 +100,12 @@ def test_the_site_has_every_page():
     text = (ROOT / "mkdocs.yml").read_text("utf-8")
     for page in (ROOT / "docs").glob("*.md"):
         assert f" {page.name}\n" in text, page.name
+
+
+def test_comments_name_paragraphs_of_the_decisions_that_exist():
+    titles = re.findall(r"^\*\*(.+?)\*\*", (ROOT / "docs" / "decisions.md").read_text("utf-8"),
+                        re.MULTILINE | re.DOTALL)
+    named = [" ".join(found.split()) for path in PACKAGE.rglob("*.py") for found in
+             re.findall(r'docs/decisions\.md,\s+"([^"]+)"', path.read_text("utf-8"))]
+    assert len(named) >= 8
+    assert [one for one in named if not any(title.startswith(one) for title in titles)] == []

@@ -153,8 +153,9 @@ class Finetune(Train):
     max_epochs: float = key("most passes over the specialization set", 30.0)
     scratch_epochs: float = key("the same where nothing was pretrained (slm-nopt)", 30.0)
     patience: int = key("validations without improvement before stopping", 3)
-    lr_scale: float | None = key("learning rate as a share of pretraining's (null: by set size)",
-                                 None)
+    lr_scale: float | None = key(
+        "learning rate as a share of pretraining's; of this section's own where its optimizer sets "
+        "a rate or has another preset than pretraining's (null: by set size)", None)
     replay_share: float = key("share of tokens replayed from the generic corpus", 0.0)
 
 

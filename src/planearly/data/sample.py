@@ -10,6 +10,8 @@ holds x(s) is drawn. Any 2^q aligned consecutive points form a regular grid, so 
 * realised frequencies differ from the weights by O(log s / s) instead of the O(1 / sqrt(s)) of
   independent draws: every batch is a stratified sample.
 
+Why: docs/decisions.md, "The sampler is a low-discrepancy sequence".
+
 Inside a group, rows come in a pseudo-random order that is a Feistel permutation keyed by (seed,
 group, epoch): each row once per epoch, another order in every epoch, any position in O(1) memory.
 

@@ -4,7 +4,8 @@ Between the paper's two ends, all pretraining before the domain is known (SLM) a
 (SLM-is), lies this: one plain pretraining at a constant rate, and from its whole state one decay
 per domain. The first part is paid once, C(N) = (1 - a) P + N a P with ``adapt.share`` a. Branching
 off the stable phase is what warm-up-stable-decay is made for (Hu et al. 2024); the rows after the
-branch are those of cluster importance sampling (paper, section 3) or of a selector.
+branch are those of cluster importance sampling (paper, section 3) or of a selector. Why with its
+whole state: docs/decisions.md, "Adaptation branches off the plateau".
 """
 
 from __future__ import annotations

@@ -139,7 +139,8 @@ class Run:
             version: of the code in ``build``: whoever changes its result raises it by hand, and
                 stages of an earlier version are made again.
             same: other settings of the same result, such as those that an older layout had; a stage
-                that is finished under them is taken, one that was interrupted is gone on with.
+                that is finished under them is taken, one that was interrupted is gone on with
+                (docs/decisions.md, "What makes a stage another stage").
             wider: settings of stages that hold this one's result and more; taken if finished.
 
         Raises:

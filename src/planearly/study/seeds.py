@@ -18,7 +18,7 @@ too large than too small. Few pairs know little of a variance, and by chance may
 s^2 is moderated (Smyth 2004): the prior spread counts for two further pairs. Without that, an
 interval of two seeds would hold the truth in 88 of 100 cases instead of 95. Where the pair of
 methods has no second seed, that of all pairs stands in, and where the study has none, the prior
-alone.
+alone. Why: docs/decisions.md, "A verdict needs two seeds".
 """
 
 from __future__ import annotations

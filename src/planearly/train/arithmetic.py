@@ -98,7 +98,8 @@ def keep(arithmetic: Arithmetic, folder: Path) -> None:
 # Precision, rows --------------------------------------------------------------------------------
 
 def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether a recipe's ``precision`` means bfloat16 on this device."""
+    """Whether a recipe's ``precision`` means bfloat16 on this device (docs/decisions.md, "bfloat16
+    where it is fast")."""
     return precision == "bf16" or (precision == "auto" and bf16_is_fast(device))
 
 

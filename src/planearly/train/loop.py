@@ -428,7 +428,8 @@ def _time_to_save(last: float, seconds: float, saving: float) -> bool:
     """Whether a checkpoint is due; the first process decides for all.
 
     Every so many seconds, but so rarely that writing, which takes ``saving`` seconds, stays under
-    a fiftieth of the time; with 0 seconds after every step.
+    a fiftieth of the time (docs/decisions.md, "Saving under a fiftieth of the time"); with 0
+    seconds after every step.
     """
     interval = max(seconds, 50 * saving) if seconds else 0.0
     due = time.monotonic() - last >= interval

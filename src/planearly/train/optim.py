@@ -84,7 +84,7 @@ RULES = {
 }
 """A thirtieth brings hidden matrices of width 1,024 and 2,048 to 2.5e-5 and 1.3e-5 under AdamW, and
 to 1.7e-4 and 1.2e-4 under Muon, where continued pretraining is customarily done; what it loses is
-in docs/experiments.md."""
+in docs/experiments.md. Why: docs/decisions.md, "A checkpoint is continued at a thirtieth"."""
 
 
 SMALL_SET_FACTOR = {"paper": 1 / 3, "adamw": 0.15, "modern": 0.15}
