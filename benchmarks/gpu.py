@@ -66,7 +66,7 @@ class Side:
         model.module.to(device)
         self.rate = optim.resolve(settings.optimizer, 1000)
         self.optimizers = optim.build(model.module, self.rate)
-        job = arithmetic.job_of(model.module, model.body, preset, False, device)
+        job = arithmetic.job_of(model.module, model.body, preset, None, device)
         self.how = arithmetic.Arithmetic(
             arithmetic.use_bf16("auto", device),
             arithmetic.microbatch_rows(settings, shape.context, device, job))

@@ -192,6 +192,17 @@ def test_devices_are_found_by_key_and_by_the_drivers_name(name: str, found: str)
     assert devices.find(name).name == found
 
 
+def test_a_name_that_begins_alike_is_another_device() -> None:
+    assert devices.find_sheet("NVIDIA RTX A1000 Laptop GPU") is None
+
+
+def test_shared_keys_and_values_are_cached_once() -> None:
+    own, shared = replace(SMALL, kv_heads=None), replace(SMALL, kv_heads=SMALL.heads // 4)
+    cache = [model.inference_memory(shape, rows=2) - model.inference_memory(shape)
+             for shape in (own, shared)]
+    assert cache[0] == 4 * cache[1] > 0
+
+
 def test_an_unknown_device_asks_for_a_calibration() -> None:
     with pytest.raises(UserError, match="planearly calibrate"):
         devices.find("abacus")

@@ -104,7 +104,7 @@ def peaks(job: Job, rows: int, batch_rows: int = 32) -> tuple[int, int]:
 def test_a_step_takes_what_the_formula_says(job: Job, rows: int,
                                             monkeypatch: pytest.MonkeyPatch) -> None:
     # as where bfloat16 is fast, whatever this processor is
-    monkeypatch.setattr(muon, "_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(muon.parallel, "bf16_is_fast", lambda device: True)
     job = replace(job, device="cpu")
     passes, update = peaks(job, rows)
     assert memory.passes_bytes(job, rows * 64) == pytest.approx(passes, rel=0.15)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -326,6 +327,15 @@ def test_where_a_checkpoint_begins_is_told_before_it_is_trained(
     begins = "3.000" if knows else "5.717"  # ln 304
     assert f"'start' begins at {begins} nats per token of law (chance: 5.717)" in told
     assert ("no more of this text than chance" in told) != knows
+
+
+def test_copying_what_lies_beside_a_checkpoint_may_be_killed(made, llama, tmp_path, monkeypatch):
+    run = Run(tmp_path / "run", settings(made, llama))
+    with run.opened():
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(checkpoint.shutil, "copyfile", mock.Mock(side_effect=KeyboardInterrupt))
+            checkpoint.companions(run)
+        assert (checkpoint.companions(run) / "files" / "tokenizer.json").exists()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Run folders: done once, redone when an input changes, continued, never half-written."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -12,7 +13,9 @@ import pytest
 
 from planearly import files, keys, parallel
 from planearly.errors import UserError
-from planearly.stages.folder import Missing, Run, facts
+from planearly.stages import folder as folder_module
+from planearly.stages import training
+from planearly.stages.folder import Busy, Missing, Run, facts
 
 
 @pytest.fixture
@@ -256,3 +259,43 @@ def test_a_run_that_only_shows_takes_stages_of_earlier_code(run, capsys):
     assert capsys.readouterr().err.count("an earlier version of the code") == 1
     shutil.rmtree(old)
     assert shown.stage("a", {"x": 1}, {}, lambda folder: None, version=3, same=same) == older
+
+
+def test_several_processes_hold_a_stage_against_other_runs(run, monkeypatch):
+    """As experts of a mixture are trained side by side in one folder."""
+    lock = run.out / "a"
+    with run.claimed(lock):
+        monkeypatch.setattr(parallel, "world", lambda: 2)
+        with pytest.raises(Busy), Run(run.out, run.recipe).claimed(lock, wait=False):
+            pass
+        monkeypatch.setattr(parallel, "rank", lambda: 1)
+        with Run(run.out, run.recipe).claimed(lock):  # follows the first
+            pass
+
+
+def test_a_stage_that_all_processes_fill_is_whole_when_its_files_are_listed(run, monkeypatch):
+    events = []
+    monkeypatch.setattr(parallel, "barrier", lambda: events.append("barrier"))
+    contents = folder_module.contents
+    monkeypatch.setattr(folder_module, "contents", lambda folder: (
+        events.append("listed"), contents(folder))[1])
+    run.stage("a", {}, {}, lambda folder: events.append("built"), every_rank=True)
+    assert events == ["barrier", "built", "barrier", "listed", "barrier"]
+
+
+@pytest.mark.parametrize("left", ["outcome.json", "arithmetic.json"])
+def test_auto_is_the_precision_that_it_was_where_the_stage_was_made(run, left):
+    auto, explicit = {"precision": "auto"}, {"precision": "fp32"}
+    asked = {"same": [auto], "fits": training.as_precise(keys.Pretrain(precision="fp32"))}
+
+    def build(folder):
+        note = {"bf16": True, "rows": 4}
+        files.write_json(folder / left, {"arithmetic": note} if left == "outcome.json" else note)
+        if left == "arithmetic.json":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) if left == "arithmetic.json" else \
+            contextlib.nullcontext():
+        run.stage("a", auto, {}, build)
+    made = run.stage("a", explicit, {}, lambda folder: {"new": not any(folder.iterdir())}, **asked)
+    assert made == run.folder("a", explicit, {}) and facts(made)["new"]

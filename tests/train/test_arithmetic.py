@@ -1,5 +1,6 @@
 """Precision, memory and compiling: settled once, kept, and no training in another's way."""
 
+import dataclasses
 import functools
 import json
 
@@ -11,7 +12,7 @@ from planearly.errors import UserError
 from planearly.model import memory
 from planearly.model.projected import Projected
 from planearly.model.transformer import Transformer
-from planearly.train import arithmetic, loop
+from planearly.train import arithmetic, distill, loop
 from planearly.train.arithmetic import Arithmetic, Compiler
 from small_trainings import SHAPE, Killed, Words, run, same, settings
 
@@ -159,6 +160,22 @@ def test_what_was_halved_survives_a_kill(tmp_path):
     assert arithmetic.settle(settings(), Words.context, CPU, tmp_path, None).rows == 2
 
 
+def test_fewer_rows_can_be_asked_of_a_training_that_was_killed(tmp_path):
+    arithmetic.keep(Arithmetic(False, 8), tmp_path)
+    for tokens, rows in ((4 * 16, 4), (16 * 16, 4), (2 * 16, 2)):
+        train = settings(microbatch_tokens=tokens)
+        assert arithmetic.settle(train, 16, CPU, tmp_path, None).rows == rows
+        assert arithmetic.settle(settings(), 16, CPU, tmp_path, None).rows == rows
+
+
+def test_the_memory_of_distilling_is_that_of_the_teachers_shape():
+    model, large = Transformer(SHAPE), dataclasses.replace(SHAPE, layers=9, d_model=64)
+    job = arithmetic.job_of(model, model, "adamw", large, CPU)
+    assert job.teacher == large and job.shape == SHAPE
+    live = distill.Live(model, 50, 1.0, 1.0, large)
+    assert distill.Distillation(live, keys.Distill()).teacher_shape == large
+
+
 def test_the_first_process_decides(monkeypatch):
     monkeypatch.setattr(parallel, "rank", lambda: 1)
     monkeypatch.setattr(parallel, "sum_scalars", lambda *own: [a + b for a, b in zip(own, (1, 7),
@@ -236,7 +253,7 @@ def test_saving_is_booked_apart(tmp_path, monkeypatch):
 def test_the_microbatch_on_a_gpu_is_what_its_free_memory_holds(monkeypatch):
     """The formula itself is held against torch in tests/model/test_memory.py."""
     cuda, model = torch.device("cuda"), Transformer(SHAPE)
-    job = arithmetic.job_of(model, model, "adamw", False, cuda)
+    job = arithmetic.job_of(model, model, "adamw", None, cuda)
     monkeypatch.setattr(arithmetic, "bf16_is_fast", lambda device: True)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
     rows = []

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from planearly.data.dataset import IGNORE
 from planearly.data.streams import MixedStream, prefetch
 from planearly.errors import UserError
 from planearly.model.transformer import Shape, Transformer
-from planearly.train import loop, metrics, optim, schedule, state
+from planearly.train import arithmetic, loop, metrics, muon, optim, schedule, state
 from planearly.train.loop import Dense
 from planearly.train.objective import NextToken
 from small_trainings import SHAPE, Killed, Words, run, same, settings
@@ -316,3 +317,89 @@ def test_sigkill_at_any_moment_ends_with_the_same_weights(tmp_path):
     steps = [r["step"] for r in metrics.read(tmp_path / "cut" / "metrics.jsonl")]
     assert steps == list(range(1, 401))
     assert json.loads((tmp_path / "cut" / loop.OUTCOME).read_text())["steps"] == 400
+
+
+def killed_after(monkeypatch, module, function, when):
+    whole = getattr(module, function)
+
+    def call(*args, **more):
+        made = whole(*args, **more)
+        if when(*args):
+            raise Killed
+        return made
+
+    monkeypatch.setattr(module, function, call)
+    return lambda: monkeypatch.setattr(module, function, whole)
+
+
+def test_a_resume_without_a_step_asks_alike_on_every_process(tmp_path, monkeypatch):
+    """Killed right after the checkpoint of the step whose validation exhausts patience."""
+    monkeypatch.setenv("PLANEARLY_CHECKPOINT_EVERY_STEP", "1")
+    train = settings(log_steps=1000)
+    values = iter([5.0, 6.0, 7.0])
+    patient = {"validate": lambda model: next(values), "validate_steps": 1, "patience": 2}
+    restore = killed_after(monkeypatch, loop.state, "save_training",
+                           lambda path, module, optimizers, note: note["bad"] == 2)
+    with pytest.raises(Killed):
+        run(tmp_path / "first", train=train, **patient)
+    restore()
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    told = []
+
+    def asked(*own):
+        told.append(list(own))
+        return list(own)
+
+    def answered(*own):
+        answer = told.pop(0)
+        assert len(answer) == len(own)
+        return answer
+
+    monkeypatch.setattr(loop.parallel, "sum_scalars", asked)
+    outcome, _ = run(tmp_path / "first", train=train, **patient)
+    monkeypatch.setattr(loop.parallel, "sum_scalars", answered)
+    monkeypatch.setattr(loop.parallel, "rank", lambda: 1)
+    again = loop.train(Dense(Transformer(SHAPE, seed=1)), Words(), 12, train, tmp_path / "second",
+                       name="t", **patient)
+    assert told == [] and again.loss == outcome.loss and outcome.steps == 2
+
+
+def test_killed_before_the_first_checkpoint_no_line_stands_twice(tmp_path, monkeypatch):
+    patient = {"validate": lambda model: 5.0, "validate_steps": 9, "patience": 2}
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_after(patch, loop, "accumulate", lambda *args: True)
+        run(tmp_path, 3, **patient)
+    run(tmp_path, 3, **patient)
+    assert [line["step"] for line in metrics.read(tmp_path / "metrics.jsonl")] == [0, 3, 3]
+
+
+def test_killed_when_it_is_done_nothing_is_left_for_good(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLANEARLY_CHECKPOINT_EVERY_STEP", "1")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_after(patch, loop, "write_json", lambda path, values: path.name == loop.OUTCOME)
+        run(tmp_path, 3, validate=lambda model: 5.0, patience=2)
+    assert (tmp_path / loop.CHECKPOINT).exists() and (tmp_path / loop.BEST).exists()
+    run(tmp_path, 3, validate=lambda model: 5.0, patience=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", loop.FINAL, loop.OUTCOME}
+
+
+def test_validation_and_muon_compute_as_before_the_kill(tmp_path, monkeypatch):
+    """Whatever the machine that goes on finds fast."""
+    monkeypatch.setenv("PLANEARLY_CHECKPOINT_EVERY_STEP", "1")
+    seen, products = [], []
+    orthogonalise = muon.orthogonalise
+    monkeypatch.setattr(muon, "orthogonalise", lambda matrices, bf16: (
+        products.append(bf16), orthogonalise(matrices, bf16))[1])
+
+    def validate(model):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return 5.0
+
+    for fast in (True, False):
+        monkeypatch.setattr(arithmetic, "bf16_is_fast", lambda device, fast=fast: fast)
+        with monkeypatch.context() as patch:
+            if fast:
+                killed_after(patch, loop.state, "save_training", lambda *args: True)
+            with pytest.raises(Killed) if fast else contextlib.nullcontext():
+                run(tmp_path, 3, validate=validate, validate_steps=1, patience=9)
+    assert len(seen) > 2 and all(seen) and len(products) > 2 and all(products)

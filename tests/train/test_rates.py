@@ -37,6 +37,15 @@ def test_recipes_of_small_models_keep_their_rates_and_fingerprints(name: str) ->
     assert not optim.finetuning_deviations(recipe.finetune, recipe.pretrain.optimizer, width, False)
 
 
+def test_an_embedding_rate_that_fine_tuning_inherits_is_in_its_fingerprint() -> None:
+    def found(own: float | None) -> dict[str, float | None]:
+        finetune = keys.Finetune(optimizer=keys.Optimizer(embedding_lr=own))
+        return optim.finetuning_deviations(finetune, keys.Optimizer(embedding_lr=1e-3), 256, False)
+
+    assert found(None)["embedding_lr"] == 1e-3
+    assert "embedding_lr" not in found(2e-3)  # its own is in its settings
+
+
 def test_wider_models_take_lower_rates_by_kind_of_parameter() -> None:
     recipe = config.load("slm-126m")
     small, large = (optim.resolve(recipe.pretrain.optimizer, 10_000, shape.d_model)

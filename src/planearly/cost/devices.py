@@ -89,9 +89,9 @@ class Sheet:
 
 
 SHEETS = [
-    Sheet("A100-80GB", 312, 80, 2039, "NVIDIA A100 data sheet, SXM 80 GB", r"A100.*80GB",
+    Sheet("A100-80GB", 312, 80, 2039, "NVIDIA A100 data sheet, SXM 80 GB", r"\bA100\b.*80GB",
           ("a100", "a100-80gb")),
-    Sheet("A100-40GB", 312, 40, 1555, "NVIDIA A100 data sheet, 40 GB", r"A100", ("a100-40gb",)),
+    Sheet("A100-40GB", 312, 40, 1555, "NVIDIA A100 data sheet, 40 GB", r"\bA100\b", ("a100-40gb",)),
     Sheet("H100-PCIe", 756, 80, 2000, "NVIDIA H100 data sheet, PCIe, without sparsity",
           r"H100.*PCIe", ("h100-pcie",)),
     Sheet("H100", 989, 80, 3350, "NVIDIA H100 data sheet, SXM, without sparsity", r"H100",

@@ -179,7 +179,7 @@ def step_tokens(pretrain_tokens: float, context: int) -> int:
 
 def inference_memory(shape: Shape, bits: float = 16.0, rows: int = 1) -> float:
     """Bytes of a deployed model: weights at ``bits`` each and a bfloat16 key-value cache."""
-    cache = 2 * 2 * shape.layers * shape.d_model * shape.context * rows
+    cache = 2 * 2 * shape.layers * shape.qkv_widths[1] * shape.context * rows
     return flops.parameters(shape) * bits / 8 + cache
 
 

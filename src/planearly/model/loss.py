@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 IGNORE = -100
-"""Target of a position that does not count; torch's ``ignore_index``."""
+"""Target of a position that does not count; torch's ``ignore_index``, as in data.dataset, which
+models do not import."""
 _LOGITS = {"cpu": 1 << 23, "cuda": 1 << 28}
 """Most logits of one chunk: 32 MB in float32 on a CPU, 1 GB on a GPU."""
 

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from planearly.model.loss import IGNORE
+
 LOGITS = 1 << 25
 """Most logits of one matrix: 128 MB in float32; a few such matrices are alive at once."""
-_IGNORE = -100  # torch's ignore_index
 
 Place = tuple[slice, Tensor]
 """Some rows of a microbatch, and bool [rows, time]: which of their targets are real."""
@@ -57,7 +58,7 @@ class _ByRows(torch.autograd.Function):
         rows = rows_at_once(targets.shape[1], model.shape.vocab_size)
         for start in range(0, len(targets), rows):
             place = slice(start, start + rows)
-            real = targets[place] != _IGNORE
+            real = targets[place] != IGNORE
             states = hidden[place][real].detach().requires_grad_(slopes)
             with torch.set_grad_enabled(slopes):
                 value = part(model.logits(states), targets[place][real], (place, real))

@@ -117,7 +117,8 @@ def plateau(run: Run, row: Method, drawn: Drawn) -> Path | None:
                                  stream.sampler.rows_per_group)}
 
     return run.stage(f"pretrain/{name}", values, inputs, build, every_rank=True,
-                     same=training.same_settings(values, recipe.pretrain))
+                     same=training.same_settings(values, recipe.pretrain),
+                     fits=training.as_precise(recipe.pretrain))
 
 
 def adapt(run: Run, row: Method, domain: str, base: Path | None,
@@ -178,4 +179,5 @@ def adapt(run: Run, row: Method, domain: str, base: Path | None,
                 "epochs": epochs(counts, own.sampler.rows_per_group)}
 
     return run.stage(f"pretrain/{stage}", values, inputs, build, every_rank=True,
-                     same=training.same_settings(values, recipe.pretrain))
+                     same=training.same_settings(values, recipe.pretrain),
+                     fits=training.as_precise(recipe.pretrain))

@@ -83,7 +83,7 @@ def companions(run: Run, large: bool = False) -> Path | None:
     found = [source / name for name in COMPANIONS if (source / name).is_file()]
 
     def build(out: Path) -> None:
-        (out / "files").mkdir()
+        (out / "files").mkdir(parents=True, exist_ok=True)
         for path in found:
             shutil.copyfile(path, out / "files" / path.name)
 

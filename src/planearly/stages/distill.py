@@ -79,12 +79,13 @@ def live_teacher(run: Run, stage: Path | None) -> Live:
     entries = facts(corpus.tokenizer_folder(run))["vocab_size"]
     if stage:
         ours = training.load_model(stage).to(parallel.device()).requires_grad_(False)
-        return Live(ours, entries, temperature, flops.forward(ours.shape))
+        return Live(ours, entries, temperature, flops.forward(ours.shape), ours.shape)
     folder = starts.located(str(run.recipe.distill.teacher))
     theirs, _ = hf.load(folder)
     theirs.to(parallel.device()).requires_grad_(False)
+    shape = outside.shape_in(folder, run.recipe.context)
     return Live(lambda inputs: theirs(input_ids=inputs).logits, entries, temperature,
-                flops.forward(outside.shape_in(folder, run.recipe.context)))
+                flops.forward(shape), shape)
 
 
 def specialize(run: Run, method: str, name: str, base: Path, teacher: Path | None) -> Path:

@@ -223,7 +223,8 @@ def chosen(run: Run, method: str, name: str) -> Path:
             which, outcome = finetune.finetune_vector(
                 run, name, model, model.vector(which), folder / "vector", f"{method}.{name} vector")
             spent.add(outcome.tokens, flops.training(model.shape), outcome.seconds)
-        tensors.save_tensors(folder / loop.FINAL, model.materialise(which), {})
+        if parallel.rank() == 0:  # all of them are here where it was tuned
+            tensors.save_tensors(folder / loop.FINAL, model.materialise(which), {})
         centroids = read_array(clusters.clusters(run) / f"centroids-{k}.npy")
         return {
             "method": method, "domain": name, "shape": model.shape.to_dict(),
@@ -236,7 +237,8 @@ def chosen(run: Run, method: str, name: str) -> Path:
                      {"model": base, "domain-clusters": mine}, build,
                      every_rank="finetune" in settings,
                      same=training.same_settings(settings, recipe.finetune, "finetune")
-                     if "finetune" in settings else ())
+                     if "finetune" in settings else (),
+                     fits=training.as_precise(recipe.finetune))
 
 
 def choice_windows(run: Run, name: str) -> tuple[np.ndarray, str]:

@@ -168,4 +168,5 @@ def specialize(
         }
 
     return run.stage(f"specialize/{stage}", values, folders, build, every_rank=True,
-                     same=training.same_settings(values, tune))
+                     same=training.same_settings(values, tune),
+                     fits=training.as_precise(tune))

@@ -126,6 +126,7 @@ class Run:
         version: int = 1,
         same: Sequence[Mapping[str, Any]] = (),
         wider: Sequence[Mapping[str, Any]] = (),
+        fits: Callable[[Path], bool] | None = None,
     ) -> Path:
         """The folder of a finished stage; built now unless it is there already.
 
@@ -142,6 +143,7 @@ class Run:
                 that is finished under them is taken, one that was interrupted is gone on with
                 (docs/decisions.md, "What makes a stage another stage").
             wider: settings of stages that hold this one's result and more; taken if finished.
+            fits: whether what lies in the folder of such a stage may be taken.
 
         Raises:
             Missing: it is not finished, and this run builds nothing.
@@ -153,7 +155,11 @@ class Run:
         versions_taken = range(version, 0 if self.earlier else version - 1, -1)
         places = [self.folder(name, each, inputs, number)
                   for number in versions_taken for each in (settings, *same, *wider)]
-        if (number := self._first_finished(places)) is not None:
+
+        def taken(number: int) -> bool:
+            return not number % (len(same) + len(wider) + 1) or fits is None or fits(places[number])
+
+        if (number := self._first_finished(places, taken)) is not None:
             if number > len(same) + len(wider) and places[number] not in self.reused:
                 say(f"{places[number].name} was made by an earlier version of the code, and is "
                     "shown as it is")
@@ -170,13 +176,16 @@ class Run:
                 started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
                 if parallel.rank() == 0:
                     self._announce(name, settings, inputs, version)
-                    self._take_over(places[1:len(same) + 1], folder)
+                    self._take_over(
+                        [places[i] for i in range(1, len(same) + 1) if taken(i)], folder)
                     folder.mkdir(parents=True, exist_ok=True)
                     sweep(folder)
                 if every_rank:
                     parallel.barrier()
                 with contextlib.nullcontext() if every_rank else self.by_first_alone():
                     facts = build(folder) or {}
+                if every_rank:
+                    parallel.barrier()  # all have written what they write
                 if parallel.rank() == 0:
                     seconds = round(time.monotonic() - began, 3)
                     write_json(folder / MANIFEST, {
@@ -204,10 +213,11 @@ class Run:
         mine = float(ask()) if parallel.rank() == 0 else 0.0
         return int(mine if self.alone else parallel.sum_scalars(mine)[0])
 
-    def _first_finished(self, places: list[Path]) -> int | None:
-        """Number of the first place that holds a finished stage."""
+    def _first_finished(self, places: list[Path], taken: Callable[[int], bool]) -> int | None:
+        """Number of the first place that holds a finished stage, of those that may be taken."""
         found = self._by_first(lambda: next(
-            (i for i, place in enumerate(places) if (place / MANIFEST).exists()), -1))
+            (i for i, place in enumerate(places)
+             if (place / MANIFEST).exists() and taken(i)), -1))
         return None if found < 0 else found
 
     def _announce(self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, Path],
@@ -258,7 +268,7 @@ class Run:
         Raises:
             Busy: another process holds it, and this one does not wait.
         """
-        if parallel.world() > 1:  # the whole folder is this run's
+        if parallel.rank() > 0:  # the first process takes it for all, who wait for what it says
             yield
             return
         locks = self.out / ".locks"
@@ -270,7 +280,8 @@ class Run:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if not (self.wait and wait):
+                # of several processes one cannot turn away alone
+                if not wait or not (self.wait or parallel.world() > 1):
                     raise Busy(folder.name) from None
                 say(f"another process makes {folder.name}: waiting for it")
                 fcntl.flock(lock, fcntl.LOCK_EX)

@@ -71,6 +71,9 @@ def pretrain(
             of_it = {**values, "steps": longer}
             for each in (of_it, *training.same_settings(of_it, recipe.pretrain)):
                 sibling = run.folder(f"pretrain/{stage}", each, inputs)
+                fits = each is of_it or training.as_precise(recipe.pretrain)(sibling)
+                if not parallel.first_process(fits)[0]:  # for all: branching off is together
+                    continue
                 branch_off(recipe.pretrain.optimizer, sibling, longer, folder, steps)
         if begins:
             begin_at(begins, adapted_steps(recipe)[0], folder)
@@ -96,7 +99,8 @@ def pretrain(
         }
 
     return run.stage(f"pretrain/{stage}", values, inputs, build, every_rank=True,
-                     same=training.same_settings(values, recipe.pretrain))
+                     same=training.same_settings(values, recipe.pretrain),
+                     fits=training.as_precise(recipe.pretrain))
 
 
 def branch_off(optimizer: keys.Optimizer, longer: Path, longer_steps: int, folder: Path,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from planearly.cost import ledger
 from planearly.data.dataset import TokenDataset
 from planearly.data.pack import Rows, pack_rows
 from planearly.data.streams import RowStream
+from planearly.errors import UserError
 from planearly.evaluate.perplexity import mean_nll
 from planearly.files import read_array, read_json
 from planearly.model import outside, starts
@@ -23,7 +25,7 @@ from planearly.model.transformer import Shape
 from planearly.parallel import bf16_is_fast
 from planearly.stages import clusters, corpus
 from planearly.stages.folder import Run, facts
-from planearly.train import loop, metrics, optim
+from planearly.train import arithmetic, loop, metrics, optim
 from planearly.train.objective import Objective
 
 ADAPTERS = "adapters"
@@ -76,11 +78,11 @@ def domain_stream(run: Run, name: str) -> tuple[RowStream, int]:
 
 
 def validator(run: Run, name: str) -> Validate:
-    """Mean nats per token on the domain's valid split, as validation sees it."""
+    """Mean nats per token on the domain's valid split; the loop says in which precision."""
     dataset, windows = corpus.held_out(run, name, "valid")
 
     def validate(model: AnyModel) -> float:
-        return mean_nll(model, dataset, windows, bf16=bf16_is_fast(parallel.device()))
+        return mean_nll(model, dataset, windows, bf16=None)
 
     return validate
 
@@ -111,11 +113,28 @@ def same_settings(values: dict[str, Any], train: keys.Train,
     Args:
         values: with what :func:`train_settings` gives at ``place``.
     """
-    arithmetic = "bf16" if bf16_is_fast(parallel.device()) else "fp32"
-    alike = {"auto", arithmetic}
+    here = "bf16" if bf16_is_fast(parallel.device()) else "fp32"
+    alike = {"auto", here}
     others = sorted(alike - {train.precision}) if train.precision in alike else []
     return [*({**values, place: {**values[place], "precision": other}} for other in others),
             {**values, place: _without(train, _OLDER)}]
+
+
+def as_precise(train: keys.Train) -> Callable[[Path], bool]:
+    """Whether a stage was computed in the precision that ``train`` names, as far as that is known.
+
+    "auto" meant what was fast where the stage was made, which may have been elsewhere.
+    """
+    def fits(stage: Path) -> bool:
+        wanted = train.precision == "bf16"
+        for file in (*stage.rglob(loop.OUTCOME), *stage.rglob(arithmetic.KEPT)):
+            with contextlib.suppress(UserError):  # removed by who is at it, or broken
+                note = read_json(file)
+                if note.get("arithmetic", note).get("bf16", wanted) != wanted:
+                    return train.precision == "auto"
+        return True
+
+    return fits
 
 
 def _without(train: keys.Train, left_out: tuple[str, ...]) -> dict[str, Any]:

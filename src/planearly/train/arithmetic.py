@@ -23,8 +23,8 @@ from torch import nn
 from planearly import keys, parallel
 from planearly.errors import UserError
 from planearly.files import cache_folder, digest, read_json, write_json
-from planearly.model import loss, memory
-from planearly.model.outside import AnyModel, alike
+from planearly.model import loss, memory, parts
+from planearly.model.outside import AnyModel, AnyShape, alike
 from planearly.model.projected import Projected
 from planearly.model.transformer import Block, Kernels, Transformer
 from planearly.parallel import bf16_is_fast
@@ -57,9 +57,15 @@ class Arithmetic:
     """Whether it is settled if it is compiled."""
     compiled_from: int | None = None
     """Step from which it runs compiled; None: it never does."""
+    fast_bf16: bool | None = None
+    """Matrix products of the optimiser and of validation in bfloat16; None: not decided yet."""
 
     def autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
+
+    def validating(self, device: torch.device) -> torch.autocast:
+        """The same for validation."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=bool(self.fast_bf16))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -78,14 +84,19 @@ def settle(settings: keys.Train, context: int, device: torch.device, folder: Pat
         kept = read_json(file)
     made = Arithmetic(**kept) if kept else Arithmetic(
         use_bf16(settings.precision, device), microbatch_rows(settings, context, device, job))
+    if kept and settings.microbatch_tokens is not None:
+        # lowered after it was killed for want of memory
+        made.rows = min(made.rows, microbatch_rows(settings, context, device))
     if kept is None and settings.compile != "auto":
         made.decided = True
         made.compiled_from = 0 if settings.compile == "yes" and can_compile() else None
-    bf16, rows, decided, compiled_from = parallel.first_process(
+    if made.fast_bf16 is None:
+        made.fast_bf16 = bf16_is_fast(device)
+    bf16, rows, decided, compiled_from, fast = parallel.first_process(
         made.bf16, made.rows, made.decided,
-        -1 if made.compiled_from is None else made.compiled_from)
+        -1 if made.compiled_from is None else made.compiled_from, made.fast_bf16)
     made = Arithmetic(bool(bf16), int(rows), bool(decided),
-                      None if compiled_from < 0 else int(compiled_from))
+                      None if compiled_from < 0 else int(compiled_from), bool(fast))
     keep(made, folder)
     return made
 
@@ -122,20 +133,23 @@ def microbatch_rows(settings: keys.Train, context: int, device: torch.device,
     return max(tokens // context, 1)
 
 
-def job_of(model: nn.Module, body: AnyModel, preset: str, taught: bool,
+def job_of(model: nn.Module, body: AnyModel, preset: str, teacher: AnyShape | None,
            device: torch.device) -> memory.Job:
     """What the memory formula asks of a training.
 
     Args:
         model: holds the trained parameters; body: the dense model that runs.
-        taught: whether it is distilled.
+        teacher: the shape of the model that answers beside it; None: it has none.
     """
     adapters = [p for name, p in body.named_parameters() if "lora_A" in name]
     shape = alike(body.shape)
     return memory.Job(
         shape, preset, projected=model.settings if isinstance(model, Projected) else None,
         adapter_rank=len(adapters[0]) if adapters else None,
-        teacher=shape if taught else None,
+        teacher=alike(teacher) if teacher else None,
+        # the others' logits are made by whole rows
+        logit_tokens=None if isinstance(body, Transformer)
+        else max(parts.LOGITS // shape.vocab_size, shape.context),
         device="cuda" if device.type == "cuda" else "cpu", processes=parallel.world())
 
 

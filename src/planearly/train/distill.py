@@ -33,7 +33,7 @@ from planearly import keys
 from planearly.data.streams import RowStream
 from planearly.files import atomic_write, read_array, read_json, write_json
 from planearly.model import parts
-from planearly.model.outside import AnyModel
+from planearly.model.outside import AnyModel, AnyShape
 from planearly.progress import progress
 
 
@@ -61,6 +61,8 @@ class Teacher(Protocol):
     flops_before: float
     """Spent once, before training."""
     seconds_before: float
+    shape: AnyShape | None
+    """Of a model that is run beside the student, if it is known."""
 
     def __call__(self, inputs: Tensor) -> Taught: ...
 
@@ -71,14 +73,14 @@ class Live:
     flops_before = seconds_before = 0.0
 
     def __init__(self, forward: Callable[[Tensor], Tensor], vocab_size: int, temperature: float,
-                 flops_per_token: float) -> None:
+                 flops_per_token: float, shape: AnyShape | None = None) -> None:
         """
         Args:
             forward: token ids -> logits ``[rows, time, at least vocab_size]``; rows of padding that
                 some models add at the end of their output matrix are left out.
         """
         self.forward, self.vocab_size, self.temperature = forward, vocab_size, temperature
-        self.flops_per_token = flops_per_token
+        self.flops_per_token, self.shape = flops_per_token, shape
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Taught:
@@ -94,6 +96,7 @@ class Stored:
     """
 
     flops_per_token = 0.0
+    shape: AnyShape | None = None
 
     def __init__(self, folder: Path) -> None:
         note = read_json(folder / "stored.json")
@@ -214,6 +217,7 @@ class Distillation:
         self.flops_per_token = teacher.flops_per_token
         self.flops_before = teacher.flops_before
         self.seconds_before = teacher.seconds_before
+        self.teacher_shape = teacher.shape
 
     def __call__(self, model: AnyModel, inputs: Tensor, targets: Tensor) -> Tensor:
         def part(logits: Tensor, wanted: Tensor, place: parts.Place) -> Tensor:

@@ -159,8 +159,12 @@ def train(
     final, outcome_path = folder / FINAL, folder / OUTCOME
     device = parallel.device()
     model.module.to(device)
+    saved = folder / CHECKPOINT
+    lefts = (saved, folder / BEST, folder / arithmetic.KEPT)
     if parallel.first_process(outcome_path.exists())[0]:
         tensors.set_weights(model.module, tensors.load_tensors(final)[0], final)
+        if parallel.rank() == 0:
+            _remove(lefts)  # by a run that was killed when it was done
         return Outcome(**read_json(outcome_path))
     if device.type == "cpu":
         arithmetic.tune_allocator()
@@ -168,12 +172,14 @@ def train(
     optimizers = optim.build(model.module, rate)
     outcome, since = Outcome(optimizer=asdict(rate)), Since()
     bad = 0
-    saved = folder / CHECKPOINT
     kept = None
-    if parallel.first_process(saved.exists())[0]:
+    resumed = bool(parallel.first_process(saved.exists())[0])
+    if resumed:
         note = state.load_training(saved, model.module, optimizers)
         outcome, bad, kept = Outcome(**note["outcome"]), note["bad"], note.get("arithmetic")
-        since = Since(**note["since"]) if parallel.rank() == 0 else since
+        since = Since(**note["since"])  # tokens are all processes', so is the loss that was kept
+        if parallel.rank() > 0:
+            since.loss = 0.0
         say(f"{name}: continues after step {outcome.steps} of {steps}")
     else:
         _check_start(model.module, name)
@@ -182,12 +188,16 @@ def train(
     rows = rows_per_step(settings.batch_tokens, stream.context)
     parallel.check_rows(rows)
     goal = objective or NextToken()
-    job = arithmetic.job_of(model.module, model.body, rate.preset, goal.flops_per_token > 0, device)
+    teacher = (goal.teacher_shape or model.body.shape) if goal.flops_per_token else None
+    job = arithmetic.job_of(model.module, model.body, rate.preset, teacher, device)
     how = arithmetic.settle(settings, stream.context, device, folder, kept, job)
+    optim.compute(optimizers, bool(how.fast_bf16))
     compiler = Compiler(model.body, how, folder, name, steps, device,
                         f"{type(model).__name__} {type(goal).__name__}")
     every = validate_steps or settings.validate_steps or max(steps // 10, 1)
-    metrics = Metrics(folder / "metrics.jsonl", outcome.steps) if parallel.rank() == 0 else None
+    metrics = None
+    if parallel.rank() == 0:  # of a run that kept no checkpoint no line counts
+        metrics = Metrics(folder / "metrics.jsonl", outcome.steps if resumed else -1)
 
     def ranges() -> Iterator[tuple[int, int]]:
         for step in range(outcome.steps, steps):
@@ -217,7 +227,7 @@ def train(
         """Validate; True when patience is at its end."""
         nonlocal bad
         assert validate is not None
-        with arithmetic.uncompiled(model.body):
+        with arithmetic.uncompiled(model.body), how.validating(device):
             own = validate(model.body)
         # one value for all processes: they must agree on when to stop
         value = finite(parallel.sum_scalars(own)[0] / parallel.world())
@@ -313,13 +323,17 @@ def train(
         metrics.close()
         tensors.save_tensors(final, tensors.weights(model.module), {})
         write_json(outcome_path, asdict(outcome))
-        for left in (saved, folder / BEST, folder / arithmetic.KEPT):
-            left.unlink(missing_ok=True)
+        _remove(lefts)
     parallel.barrier()
     say(f"{name}: {short(outcome.tokens)} tokens, loss {outcome.loss or 0:.4f}"
         + (f", best validation {outcome.best_validation:.4f} at step {outcome.best_step}"
            if outcome.best_validation is not None else ""))
     return outcome
+
+
+def _remove(files: Collection[Path]) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
 def fitting(model: Trainable, batch: Batch, how: Arithmetic, goal: Objective,

@@ -21,14 +21,19 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 
 
-def orthogonalise(matrices: Tensor) -> Tensor:
+def orthogonalise(matrices: Tensor, bf16: bool | None = None) -> Tensor:
     """About the nearest semi-orthogonal matrix of each of ``matrices`` [n, rows, columns].
 
     Newton-Schulz iterations of a quintic, which bring singular values to between 0.7 and 1.2
-    (Jordan et al. 2024), in bfloat16 where that is the faster.
+    (Jordan et al. 2024).
+
+    Args:
+        bf16: in bfloat16, else in float32; None: in the faster one.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.to(_dtype(matrices.device))
+    if bf16 is None:
+        bf16 = parallel.bf16_is_fast(matrices.device)
+    x = matrices.to(torch.bfloat16 if bf16 else torch.float32)
     x = x.mT if tall else x
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     a, b, c = _QUINTIC
@@ -38,16 +43,15 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     return (x.mT if tall else x).bfloat16()
 
 
-def _dtype(device: torch.device) -> torch.dtype:
-    return torch.bfloat16 if parallel.bf16_is_fast(device) else torch.float32
-
-
 class Muon(Optimizer):
     """Nesterov momentum, orthogonalised, with decoupled weight decay.
 
     The update's root mean square is 0.2, as AdamW's commonly is, so that rates compare (Liu et al.
     2025).
     """
+
+    bf16: bool | None = None
+    """Of :func:`orthogonalise`."""
 
     def __init__(self, params: Iterable[Any], lr: float, weight_decay: float = 0.1,
                  momentum: float = 0.95) -> None:
@@ -82,7 +86,8 @@ class Muon(Optimizer):
                     own.append(ahead.bfloat16())
                     counts.append(len(matrices))
                     assigned += len(matrices)
-                updates = parallel.gather(orthogonalise(torch.cat(own)), assigned - first, first)
+                updates = parallel.gather(orthogonalise(torch.cat(own), self.bf16),
+                                          assigned - first, first)
                 rate = group["lr"] * 0.2 * math.sqrt(max(size))
                 for (parameter, _), update in zip(
                     sizes[size], updates.split(counts), strict=True

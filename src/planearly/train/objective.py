@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from planearly.model.outside import AnyModel
+from planearly.model.outside import AnyModel, AnyShape
 
 
 class Objective(Protocol):
@@ -24,6 +24,8 @@ class Objective(Protocol):
     flops_before: float
     """FLOPs spent once, before the first step."""
     seconds_before: float
+    teacher_shape: AnyShape | None
+    """Of a model that answers at every step, where its FLOPs are counted; None: the model's own."""
 
     def __call__(self, model: AnyModel, inputs: Tensor, targets: Tensor) -> Tensor: ...
 
@@ -32,6 +34,7 @@ class NextToken:
     """Cross-entropy of the next token."""
 
     flops_per_token = flops_before = seconds_before = 0.0
+    teacher_shape: AnyShape | None = None
 
     def __call__(self, model: AnyModel, inputs: Tensor, targets: Tensor) -> Tensor:
         return model.loss(inputs, targets)

@@ -157,8 +157,11 @@ def finetuning_deviations(finetune: keys.Finetune, pretrain: keys.Optimizer, wid
     """As :func:`deviations`, of :func:`resolve_finetuning`."""
     own = finetune.optimizer
     found: dict[str, float | None] = dict(deviations(own, width, continued))
-    if own.lr is None and own.preset == pretrain.preset and pretrain.lr is not None:
-        found |= {"lr": pretrain.lr, "embedding_lr": pretrain.embedding_lr}
+    if own.lr is None and own.preset == pretrain.preset:  # it inherits
+        if pretrain.lr is not None:
+            found |= {"lr": pretrain.lr, "embedding_lr": pretrain.embedding_lr}
+        elif pretrain.embedding_lr is not None and own.embedding_lr is None:
+            found["embedding_lr"] = pretrain.embedding_lr
     if finetune.lr_scale is None and (own.preset != "paper" or own.lr is not None or continued):
         found["small_set_factor"] = 1.0 if own.lr is not None or continued \
             else SMALL_SET_FACTOR[own.preset]
@@ -201,6 +204,13 @@ def build(module: nn.Module, settings: Settings) -> list[Optimizer]:
     if rest:
         made.append(torch.optim.AdamW(rest, betas=(0.9, 0.95), fused=True))
     return made
+
+
+def compute(optimizers: list[Optimizer], bf16: bool) -> None:
+    """Say in which precision the optimisers' matrix products are."""
+    for optimizer in optimizers:
+        if isinstance(optimizer, Muon):
+            optimizer.bf16 = bf16
 
 
 def set_rates(optimizers: list[Optimizer], settings: Settings, step: int, steps: int) -> float:

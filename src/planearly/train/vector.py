@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from planearly import keys, parallel
@@ -53,7 +54,9 @@ def tune_vector(
     trainable = Vector(network.to(parallel.device()), start)
 
     def validate_vector(body: AnyModel) -> float:
-        network.project(trainable.vector.detach()[None], gradients=False)
+        vector = trainable.vector.detach()[None]
+        with torch.autocast(vector.device.type, enabled=False):  # as in training
+            network.project(vector, gradients=False)
         network.bind(0)
         return validate(body)
 
