@@ -140,6 +140,8 @@ def test_code_of_its_own_is_not_run_and_said(folder):
     configure(folder, model_type="strange", auto_map={"AutoConfig": "configuration.Strange"})
     with pytest.raises(UserError, match="needs code of its own"):
         outside.configured(folder, 8)
+    with pytest.raises(UserError, match="needs code of its own"):
+        hf.load(folder)
 
 
 KEYS = ["num_attention_heads", "hidden_size", "num_hidden_layers", "vocab_size", "rms_norm_eps",

@@ -144,11 +144,15 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
     """
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         return _adapted(folder, dtype)
-    reading.config(folder)
+    values = reading.config(folder)
     reading.check_weights(folder)
 
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
+
+    if values.get("auto_map") and values.get("model_type") not in list(CONFIG_MAPPING):
+        raise UserError(f"transformers knows no models of type '{values.get('model_type')}': the "
+                        f"one in {folder} needs code of its own ('auto_map'), which is not run")
 
     device = best_device()
     logging.set_verbosity_error()
