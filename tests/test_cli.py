@@ -118,7 +118,7 @@ def test_the_shell_completes_recipes_and_keys():
 
 
 @pytest.mark.parametrize(("error", "sentence"), [
-    (OSError(errno.ENOENT, "No such file or directory", "gone"), "cannot read gone: it does not"),
+    (OSError(errno.ENOENT, "No such file or directory", "gone"), "not exist, check the path"),
     (OSError(errno.EISDIR, "Is a directory", "folder"), "cannot read folder (Is a directory)"),
     (OSError(errno.ENOSPC, "No space left on device", "big"), "the disk is full while writing big"),
     (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),

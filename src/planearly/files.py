@@ -149,14 +149,14 @@ def file_error(error: OSError) -> UserError:
     if error.errno in refused:
         return UserError(f"cannot read {path} ({error.strerror}): check its rights")
     if error.errno == errno.ENOENT:
-        return UserError(f"cannot read {path}: it does not exist")
-    return UserError(f"cannot read {path} ({error.strerror or error})")
+        return UserError(f"cannot read {path}: it does not exist, check the path")
+    return UserError(f"cannot read {path} ({error.strerror or error}): check what stands there")
 
 
 def reading_error(error: OSError, path: Path | str) -> UserError:
     """One sentence for a file or folder that cannot be read."""
     if isinstance(error, FileNotFoundError):
-        return UserError(f"{path} does not exist")
+        return UserError(f"{path} does not exist: check the path")
     return UserError(f"cannot read {path} ({error.strerror or error}): check its rights, or leave "
                      "it out")
 
@@ -193,7 +193,8 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise reading_error(error, path) from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from error
+        raise UserError(f"{path} is not valid JSON ({error}): copy it again, or make it "
+                        "anew") from error
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

@@ -160,7 +160,7 @@ def read(folder: Path, context: int) -> Outside:
     model = hold(loaded.to("cpu"), context, configured(folder, context))
     if model is None:
         raise UserError(f"the model in {folder} cannot be trained: its output matrix is not "
-                        "applied to the last states of its body alone")
+                        "applied to the last states of its body alone; take another model")
     kept = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     if other := sorted(model.theirs.state_dict().keys() - kept):
         raise UserError(f"the model in {folder} keeps '{other[0]}', which is no parameter and "
