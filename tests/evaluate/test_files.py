@@ -130,7 +130,7 @@ def broken(tmp_path: Path, change: dict[str, Any], name: str = "config.json") ->
     ("config.json", {"model_type": "nonsense"}, "cannot load"),
     ("config.json", {"num_hidden_layers": 3}, "weights are incomplete"),
     ("config.json", {"d": 1, "auto_map": {"AutoModelForCausalLM": "x.Y"}, "model_type": "xyz"},
-     "cannot load"),
+     "needs code of its own"),
 ])
 def test_folders_that_are_no_model(name: str, change: dict[str, Any], words: str,
                                    tmp_path: Path) -> None:
