@@ -1,8 +1,10 @@
 """A stream, a model and a training small enough for a test of the loop."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from planearly import keys, tensors
@@ -49,3 +51,18 @@ def same(one, other) -> bool:
 
 class Killed(BaseException):
     pass
+
+
+def killed_after_steps(steps: int, train: Callable[[], object]) -> None:
+    """Run a training that is killed in the step after so many."""
+    accumulate, done = loop.accumulate, []
+
+    def interrupted(*args):
+        if len(done) == steps:
+            raise Killed
+        done.append(1)
+        return accumulate(*args)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "accumulate", interrupted)
+        train()

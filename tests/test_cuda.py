@@ -11,7 +11,7 @@ from planearly.model import grouped
 from planearly.model.projected import Projected
 from planearly.model.transformer import Transformer
 from planearly.train import arithmetic, loop
-from small_trainings import SHAPE, Killed, Words, run, same, settings
+from small_trainings import SHAPE, Words, killed_after_steps, run, same, settings
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a GPU: benchmarks/gpu.sh runs these on one")]
@@ -67,18 +67,7 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch):
     try:
         train = settings(precision="bf16")
         expected = run(tmp_path / "whole", train=train)[1]
-        accumulate, done = loop.accumulate, []
-
-        def interrupted(*args):
-            if len(done) == 5:
-                raise Killed
-            done.append(0)
-            return accumulate(*args)
-
-        monkeypatch.setattr(loop, "accumulate", interrupted)
-        with pytest.raises(Killed):
-            run(tmp_path / "cut", train=train)
-        monkeypatch.setattr(loop, "accumulate", accumulate)
+        killed_after_steps(5, lambda: run(tmp_path / "cut", train=train))
         assert same(expected, run(tmp_path / "cut", train=train)[1])
     finally:
         torch.use_deterministic_algorithms(False)

@@ -13,7 +13,7 @@ from planearly.errors import UserError
 from planearly.model import flops, lora
 from planearly.model.transformer import Shape, Transformer
 from planearly.train import loop, optim
-from small_trainings import Killed, Words, same, settings
+from small_trainings import Words, killed_after_steps, same, settings
 
 SHAPE = Shape(layers=2, d_model=32, heads=2, d_ff=48, vocab_size=50, context=16)
 LORA = keys.Lora(rank=4, alpha=8.0)
@@ -70,18 +70,7 @@ def test_only_adapters_are_trained_and_saved(tmp_path):
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch):
     monkeypatch.setenv("PLANEARLY_CHECKPOINT_EVERY_STEP", "1")
     train(adapted(), tmp_path / "whole")
-    accumulate, done = loop.accumulate, []
-
-    def interrupted(*args):
-        if len(done) == 3:
-            raise Killed
-        done.append(1)
-        return accumulate(*args)
-
-    monkeypatch.setattr(loop, "accumulate", interrupted)
-    with pytest.raises(Killed):
-        train(adapted(), tmp_path / "cut")
-    monkeypatch.setattr(loop, "accumulate", accumulate)
+    killed_after_steps(3, lambda: train(adapted(), tmp_path / "cut"))
     train(adapted(), tmp_path / "cut")
     whole, cut = (tensors.load_tensors(tmp_path / f / loop.FINAL)[0] for f in ("whole", "cut"))
     assert same(whole, cut)

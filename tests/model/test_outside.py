@@ -17,7 +17,7 @@ from planearly.model.transformer import Shape
 from planearly.train import loop, optim
 from planearly.train.muon import Muon
 from small_outside import FAMILIES, logits, outside_folder
-from small_trainings import Killed, Words, same, settings
+from small_trainings import Words, killed_after_steps, same, settings
 
 CONTEXT = 16
 
@@ -113,18 +113,7 @@ def test_killed_and_resumed_is_as_if_uninterrupted(family, tmp_path, monkeypatch
 
     whole = train(tmp_path / "whole")
     monkeypatch.setenv("PLANEARLY_CHECKPOINT_EVERY_STEP", "1")
-    accumulate, done = loop.accumulate, []
-
-    def interrupted(*args):
-        if len(done) == 3:
-            raise Killed
-        done.append(1)
-        return accumulate(*args)
-
-    monkeypatch.setattr(loop, "accumulate", interrupted)
-    with pytest.raises(Killed):
-        train(tmp_path / "cut")
-    monkeypatch.setattr(loop, "accumulate", accumulate)
+    killed_after_steps(3, lambda: train(tmp_path / "cut"))
     assert same(whole, train(tmp_path / "cut"))
 
 

@@ -29,6 +29,7 @@ from planearly.train import loop
 from small_models import tokenizer_folder
 from small_outside import FAMILIES, logits, outside_folder
 from small_runs import recipe
+from small_trainings import killed_after_steps
 
 PROJECTED = {"experts": 3, "rank": 2, "embedding": 3}
 CONTEXT = 64
@@ -123,18 +124,7 @@ def test_killed_and_resumed_is_as_if_uninterrupted(made, llama, tmp_path, monkey
     asked = settings(made, llama, methods=["slm-pn"], projected=PROJECTED)
     pipeline.run(asked, tmp_path / "whole", "pretrain")
     monkeypatch.setenv("PLANEARLY_CHECKPOINT_EVERY_STEP", "1")
-    accumulate, done = loop.accumulate, []
-
-    def interrupted(*args):
-        if len(done) == 9:
-            raise KeyboardInterrupt
-        done.append(1)
-        return accumulate(*args)
-
-    monkeypatch.setattr(loop, "accumulate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        pipeline.run(asked, tmp_path / "cut", "pretrain")
-    monkeypatch.setattr(loop, "accumulate", accumulate)
+    killed_after_steps(9, lambda: pipeline.run(asked, tmp_path / "cut", "pretrain"))
     pipeline.run(asked, tmp_path / "cut", "pretrain")
     one, two = (load_file(next(root.glob("pretrain/slm-pn-*/final.safetensors")))
                 for root in (tmp_path / "whole", tmp_path / "cut"))

@@ -14,7 +14,7 @@ from planearly.model.projected import Projected
 from planearly.model.transformer import Transformer
 from planearly.train import arithmetic, distill, loop
 from planearly.train.arithmetic import Arithmetic, Compiler
-from small_trainings import SHAPE, Killed, Words, run, same, settings
+from small_trainings import SHAPE, Words, killed_after_steps, run, same, settings
 
 CPU = torch.device("cpu")
 
@@ -97,18 +97,7 @@ def test_a_run_that_compiled_midway_resumes_bit_for_bit(tmp_path, monkeypatch, q
     monkeypatch.setattr(Compiler, "_pays", lambda self, done, seconds: True)
     train = settings(compile="auto")
     expected = run(tmp_path / "whole", train=train)
-    done, accumulate = [0], loop.accumulate
-
-    def interrupted(*args):
-        if done[0] == stop_at:
-            raise Killed
-        done[0] += 1
-        return accumulate(*args)
-
-    monkeypatch.setattr(loop, "accumulate", interrupted)
-    with pytest.raises(Killed):
-        run(tmp_path / "cut", train=train)
-    monkeypatch.setattr(loop, "accumulate", accumulate)
+    killed_after_steps(stop_at, lambda: run(tmp_path / "cut", train=train))
     if stop_at > 2:  # decided before: another answer would come too late
         monkeypatch.setattr(Compiler, "_pays", lambda self, done, seconds: False)
     outcome, weights = run(tmp_path / "cut", train=train)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from planearly.model.transformer import Shape, Transformer
 from planearly.train import arithmetic, loop, metrics, muon, optim, schedule, state
 from planearly.train.loop import Dense
 from planearly.train.objective import NextToken
-from small_trainings import SHAPE, Killed, Words, run, same, settings
+from small_trainings import SHAPE, Killed, Words, killed_after_steps, run, same, settings
 
 
 def test_loss_is_the_sum_over_real_targets():
@@ -59,20 +60,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, preset,
     monkeypatch.setenv("PLANEARLY_CHECKPOINT_EVERY_STEP", "1")
     train = settings(optimizer=keys.Optimizer(preset=preset))
     whole, expected = run(tmp_path / "whole", train=train)
-    done = 0
-    accumulate = loop.accumulate
-
-    def interrupted(*args):
-        nonlocal done
-        if done == stop_at:
-            raise Killed
-        done += 1
-        return accumulate(*args)
-
-    monkeypatch.setattr(loop, "accumulate", interrupted)
-    with pytest.raises(Killed):
-        run(tmp_path / "cut", train=train)
-    monkeypatch.setattr(loop, "accumulate", accumulate)
+    killed_after_steps(stop_at, lambda: run(tmp_path / "cut", train=train))
     resumed, weights = run(tmp_path / "cut", train=train)
     assert same(expected, weights)
     assert resumed.tokens == whole.tokens
@@ -317,6 +305,45 @@ def test_sigkill_at_any_moment_ends_with_the_same_weights(tmp_path):
     steps = [r["step"] for r in metrics.read(tmp_path / "cut" / "metrics.jsonl")]
     assert steps == list(range(1, 401))
     assert json.loads((tmp_path / "cut" / loop.OUTCOME).read_text())["steps"] == 400
+
+
+@pytest.fixture
+def lagging(monkeypatch):
+    """A clock by which every step takes a device 100 s, which the host waits for only where it
+    reads something back."""
+    now, queued = [0.0], [0]
+    accumulate, item = loop.accumulate, torch.Tensor.item
+
+    def enqueue(*args):
+        queued[0] += 1
+        return accumulate(*args)
+
+    def wait(tensor):
+        now[0] += 100.0 * queued[0]
+        queued[0] = 0
+        return item(tensor)
+
+    def tick():
+        now[0] += 0.001
+        return now[0]
+
+    monkeypatch.setattr(loop, "accumulate", enqueue)
+    monkeypatch.setattr(torch.Tensor, "item", wait)
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=tick))
+
+
+def test_seconds_are_the_devices(tmp_path, lagging):
+    run(tmp_path, 6)
+    lines = metrics.read(tmp_path / "metrics.jsonl")
+    assert [round(line["seconds"]) for line in lines] == [300, 600]
+
+
+def test_the_step_measured_before_compiling_is_one_step(tmp_path, monkeypatch, lagging):
+    took = []
+    monkeypatch.setattr(arithmetic.Compiler, "after", lambda self, done, seconds: (
+        took.append(seconds), setattr(self.arithmetic, "decided", True)))
+    run(tmp_path, 6, train=settings(compile="auto"))
+    assert [round(seconds) for seconds in took] == [100]
 
 
 def killed_after(monkeypatch, module, function, when):

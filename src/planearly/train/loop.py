@@ -223,8 +223,7 @@ def train(
             raise _diverged(name, outcome.steps, settings, rate.lr)
         return value
 
-    def validation() -> bool:
-        """Validate; True when patience is at its end."""
+    def validation() -> None:
         nonlocal bad
         assert validate is not None
         with arithmetic.uncompiled(model.body), how.validating(device):
@@ -240,6 +239,8 @@ def train(
                 tensors.save_tensors(folder / BEST, tensors.weights(model.module), {})
         else:
             bad += 1
+
+    def impatient() -> bool:
         return patience is not None and bad >= patience
 
     def record(**values: float) -> None:
@@ -264,15 +265,17 @@ def train(
     spent, saved_before = outcome.seconds, outcome.saving_seconds
     pending = torch.zeros((), device=device, dtype=torch.float64)
     total = steps * rows * stream.context
-    stop = False
     if validate is not None and patience is not None and outcome.steps == 0:
         validation()
     with progress(name, total, "tokens", outcome.steps * rows * stream.context) as meter:
         for batch in prefetch(stream, ranges()):
-            if stop := patience is not None and bad >= patience:
+            if impatient():
                 break
             if compiler.before(outcome.steps):
                 meter.advance(0, "compiling")
+            timed = compiler.due(outcome.steps + 1)
+            if timed:
+                take_loss()  # what is queued on the device is not of this step
             began = time.monotonic()
             step_loss, counted = fitting(model, batch, how, goal, device, name)
             factor = optim.set_rates(optimizers, rate, outcome.steps, steps)
@@ -281,16 +284,16 @@ def train(
             outcome.tokens += int(counted)
             pending += step_loss
             since.tokens += counted
-            if compiler.due(outcome.steps):
+            if timed:
                 take_loss()  # waits for the device
                 compiler.after(outcome.steps, time.monotonic() - began)
-            outcome.seconds = elapsed()
             last = outcome.steps == steps
             log = outcome.steps % settings.log_steps == 0 or last
             due = not last and _time_to_save(last_save, settings.checkpoint_seconds, saving)
             branches_off = outcome.steps in branches
             if log or due or branches_off:  # else nothing is read back: the host runs ahead
                 take_loss()
+                outcome.seconds = elapsed()
             if log:
                 outcome.loss = mean_loss()
                 record(loss=outcome.loss, norm=finite(float(norm)), lr_factor=factor,
@@ -308,7 +311,7 @@ def train(
                 last_save = time.monotonic()
 
     outcome.seconds, outcome.arithmetic = elapsed(), how.to_dict()
-    outcome.stopped = "early" if stop or (patience is not None and bad >= patience) else "end"
+    outcome.stopped = "early" if impatient() else "end"
     if since.tokens:  # stopped between two lines of metrics
         take_loss()
         outcome.loss = mean_loss()
