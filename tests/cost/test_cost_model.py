@@ -37,17 +37,23 @@ def setting(spec_tokens: int = 1_000_000, **changes: object) -> model.Setting:
 
 # The paper's Table 2: GPU-hours per 1B tokens -----------------------------------------------------
 
+FIT = 0.10
+"""Largest error of one curve over the width through Table 2's four rates, which it is fitted to;
+what is reckoned from these rates inherits it. The paper's rounding is less: 2% of 2.2, 1% of 0.61.
+"""
+
+
 @pytest.mark.parametrize(("method", "hours"), [("slm", 2.2), ("slm-mix", 2.2), ("llm", 7.7)])
 def test_table_2_training(method: str, hours: float) -> None:
     ours = model.generic_token_cost(setting(), method).device_hours * 1e9
-    assert ours == pytest.approx(hours, rel=0.15)
+    assert ours == pytest.approx(hours, rel=FIT)
 
 
 @pytest.mark.parametrize(("shape", "hours"), [(SMALL, 0.61), (LARGE, 2.54)])
 def test_table_2_inference(shape: Shape, hours: float) -> None:
     a100 = devices.find("a100")
     ours = a100.seconds(flops.forward(shape) * 1e9, shape.d_model) / 3600
-    assert ours == pytest.approx(hours, rel=0.15)
+    assert ours == pytest.approx(hours, rel=FIT)
 
 
 def test_table_2_projected_network_is_cheaper_than_the_papers() -> None:
@@ -55,7 +61,7 @@ def test_table_2_projected_network_is_cheaper_than_the_papers() -> None:
     ours = model.generic_token_cost(setting(), "slm-pn").device_hours
     plain = model.generic_token_cost(setting(), "slm").device_hours
     assert 1.0 < ours / plain < 1.06
-    assert plain * 1.64 * 1e9 == pytest.approx(3.6, rel=0.15)
+    assert plain * 1.64 * 1e9 == pytest.approx(3.6, rel=FIT)
 
 
 def test_the_utilisation_is_the_fit_it_says_it_is() -> None:
@@ -69,7 +75,7 @@ def test_the_utilisation_is_the_fit_it_says_it_is() -> None:
 
     fit = least_squares(errors, [1.0, 1000.0])
     assert fit.x == pytest.approx([devices.PAPER_A, devices.PAPER_B], rel=1e-3)
-    assert abs(np.expm1(fit.fun)).max() < 0.10
+    assert abs(np.expm1(fit.fun)).max() < FIT
 
 
 # Table 3: upper limits of training cost -----------------------------------------------------------
@@ -88,29 +94,30 @@ PRETRAIN_TOKENS = {"llm": 650 / 7.7e-9, "slm": 530 / 2.2e-9, "slm-mix": 650 / 2.
 def test_table_3(method: str, generic: float, specialization: tuple[float, ...]) -> None:
     for spec_tokens, hours in zip((10**6, 8 * 10**6, 64 * 10**6), specialization, strict=True):
         ours = model.cost(setting(spec_tokens), method, PRETRAIN_TOKENS[method])
-        assert ours.generic.device_hours == pytest.approx(generic, rel=0.15)
+        assert ours.generic.device_hours == pytest.approx(generic, rel=FIT)
         # the paper prints two decimals, so 0.02 means 0.015 to 0.025
-        assert ours.specialization.device_hours == pytest.approx(hours, rel=0.15, abs=0.005)
+        assert ours.specialization.device_hours == pytest.approx(hours, rel=FIT, abs=0.005)
 
 
 def test_table_3_projected_network() -> None:
     """650 hours at the paper's rate are 181B tokens; ours trains them in 1.6 times fewer hours."""
     ours = model.cost(setting(), "slm-pn", 650 / 3.6e-9)
-    assert ours.generic.device_hours * 3.6 / 2.2 == pytest.approx(650, rel=0.15)
+    assert ours.generic.device_hours * 3.6 / 2.2 == pytest.approx(650, rel=FIT)
     assert ours.specialization.device_hours == pytest.approx(0.02, abs=0.005)
 
 
 @pytest.mark.parametrize(("spec_tokens", "hours"), [(10**6, 0.7), (8 * 10**6, 2.8),
                                                     (64 * 10**6, 21)])
 def test_table_3_distillation(spec_tokens: int, hours: float) -> None:
-    """Its 1,850 hours are the teacher's 650 and the student's tokens with the teacher beside it."""
-    paper = setting(spec_tokens, distil_pretraining=True)
-    student = model.cost(paper, "slm-d", PRETRAIN_TOKENS["slm"])
-    own = model.cost(setting(spec_tokens, teacher_exists=True, distil_pretraining=True), "slm-d",
-                     PRETRAIN_TOKENS["slm"]).generic.device_hours
+    """Its 1,850 hours are the teacher's 650 and the student's tokens with the teacher beside it:
+    ours begins as the plain small model, and is taught on the domain alone."""
+    paper = setting(spec_tokens)
+    own = model.distilled(paper, PRETRAIN_TOKENS["slm"]).device_hours
     teacher = model.cost(paper, "llm", PRETRAIN_TOKENS["llm"]).generic.device_hours
-    assert teacher + own == pytest.approx(1850, rel=0.15)
-    assert student.specialization.device_hours == pytest.approx(hours, rel=0.15)
+    assert teacher + own == pytest.approx(1850, rel=FIT)
+    # 15 times the plain student's tokens, a number chosen to fit these three
+    tuned = model.cost(paper, "slm-d", PRETRAIN_TOKENS["slm"]).specialization.device_hours
+    assert tuned == pytest.approx(hours, rel=0.025)
 
 
 def test_a_teacher_from_outside_is_not_paid_for() -> None:
@@ -149,7 +156,7 @@ def test_break_even_is_where_the_totals_meet(a: tuple[int, int], b: tuple[int, i
 def test_the_papers_break_even_is_at_about_five_domains() -> None:
     importance = model.cost(setting(), "slm-is", PRETRAIN_TOKENS["slm-is"])
     mixture = model.cost(setting(), "slm-mix", PRETRAIN_TOKENS["slm-mix"])
-    assert model.break_even(importance, mixture) == pytest.approx(650 / 130, rel=0.05)
+    assert model.break_even(importance, mixture) == pytest.approx(650 / 130, rel=0.005)
 
 
 def test_money_follows_hours() -> None:

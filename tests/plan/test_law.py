@@ -106,9 +106,6 @@ def test_domains_are_averaged_as_the_papers_macro_average() -> None:
     assert fitted.runs == 27
     middle = fitted.predict(4e6, 2e7, 1e5)
     assert middle.nll_per_token == pytest.approx(truth(4e6, 2e7, 1e5, 0.5), rel=0.002)
-    one = law.fit(grid(domains=("a", "b")), "slm", domain="b", refits=2)
-    assert one.predict(4e6, 2e7, 1e5).nll_per_token == \
-        pytest.approx(truth(4e6, 2e7, 1e5, 1.0), rel=0.002)
 
 
 def test_the_description_names_fit_residual_and_range() -> None:

@@ -1,23 +1,19 @@
-"""The paper's Figure 1 at its settings, what lies beyond it, and the command."""
+"""The paper's Figure 1 at its settings, what lies beyond it, and what a plan is written as."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from planearly import config, methods, units
-from planearly.cli import app, main
-from planearly.cost import devices, model
+from planearly import config, methods
+from planearly.cost import devices
 from planearly.errors import UserError
 from planearly.model import flops
 from planearly.model.starts import shape as training_shape
@@ -30,11 +26,6 @@ from planearly.stages import trained
 from small_models import model_folder
 
 M, B = 10**6, 10**9
-
-
-@pytest.fixture(autouse=True)
-def nothing_calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PLANEARLY_CACHE", str(tmp_path / "cache"))
 
 
 def planned(**changes: Any) -> Plan:
@@ -131,6 +122,8 @@ def test_no_plan_recommends_what_cannot_start(
                    checkpoint=OpenModel("c", limit) if checkpoint else None)
     chosen = made.row(made.recommended)
     assert chosen.feasible or made.recommended == CHECKPOINT
+    if checkpoint and not chosen.feasible:
+        assert chosen.why in made.reason and "smaller open checkpoint" in made.reason
     for row in made.rows:
         if row.feasible:
             assert row.microbatch_tokens >= made.setting.small.context
@@ -138,6 +131,14 @@ def test_no_plan_recommends_what_cannot_start(
     # by hand: weights, gradients and one moment of eight billion parameters are more than any card
     assert flops.parameters(made.setting.large) * 12 < gigabytes * 1e9 \
         or not made.row("llm").feasible
+
+
+def test_a_named_checkpoint_that_cannot_start_is_not_asked_for_again() -> None:
+    card = replace(devices.find("h100"), memory=24e9)
+    made = planned(device=card, limit=None, generic_tokens=0,
+                   checkpoint=OpenModel("open-8b", 8 * B))
+    assert "open-8b is out: a training step of one row needs" in made.reason
+    assert "--checkpoint" not in made.reason and "no limit" not in made.reason
 
 
 def test_a_method_of_the_table_is_in_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,6 +316,12 @@ def test_a_limit_in_bytes_or_in_speed() -> None:
     assert fast * 2 * 1000 == pytest.approx(0.6 * 300e9, rel=1e-6)
 
 
+def test_the_total_is_what_all_domains_cost_now_and_later() -> None:
+    for row in planned(domains=20, domains_later=30).rows:
+        both = row.cost.generic + row.cost.specialization * 50
+        assert row.total.device_hours == pytest.approx(both.device_hours)
+
+
 # Perplexity, recipes, pages -----------------------------------------------------------------------
 
 def test_perplexity_comes_from_a_law_where_it_covers_the_case() -> None:
@@ -374,132 +381,3 @@ def test_the_page_is_whole_and_escaped() -> None:
         assert curve in html or name == CHECKPOINT, name  # in the legend of the curves
     assert html.count("<tr") == 1 + len(made.rows)
     assert "<script>" not in html and "&lt;script&gt;" in html
-
-
-# The command --------------------------------------------------------------------------------------
-
-ASKED = ["plan", "--inference-params", "126M", "--generic-tokens", "150B", "--spec-tokens", "1M",
-         "--device", "a100", "--generic-hours", "650", "--specialization-hours", "1",
-         "--domains", "50"]
-
-
-def test_the_command_prints_one_json_object() -> None:
-    result = CliRunner().invoke(app, [*ASKED, "--json"])
-    assert result.exit_code == 0
-    assert json.loads(result.stdout)["recommended"] == "slm-pn"
-    loaded = yaml.safe_load(json.loads(result.stdout)["recipes"]["slm-pn"])
-    assert loaded["methods"] == ["slm-pn"]
-
-
-def test_the_command_prints_text_and_writes_recipes(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, [*ASKED, "--out", str(tmp_path / "plan")])
-    assert result.exit_code == 0 and "Recommended: slm-pn" in result.stdout
-    assert {"plan.json", "plan.html", "slm-pn.yaml"} <= {
-        path.name for path in (tmp_path / "plan").iterdir()}
-
-
-def test_money_is_hours_at_the_price() -> None:
-    asked = [a for a in ASKED if a not in ("--generic-hours", "650")]
-    result = CliRunner().invoke(app, [*asked, "--generic-money", "$1300", "--price", "2", "--json"])
-    rows = {row["method"]: row for row in json.loads(result.stdout)["methods"]}
-    assert rows["slm"]["cost"]["generic"]["device_hours"] == pytest.approx(650)
-    assert rows["slm"]["cost"]["generic"]["money"] == pytest.approx(1300)
-
-
-def stages_of(*settings: str) -> dict[str, dict[str, Any]]:
-    recipe = config.load("slm-126m", ["spec_tokens=1M", "domains=[a]", "pretrain_tokens=1B",
-                                      "projected.experts=16", *settings])
-    return {entry["stage"]: entry for entry in predict(recipe, devices.find("a100"))["stages"]}
-
-
-def test_the_best_tuned_expert_is_forecast_as_a_fine_tuning_of_each() -> None:
-    found = stages_of("methods=[slm-pn]", "expert=best-tuned")
-    one, all_ = found["specialize/slm-pn.a"], found["expert/slm-pn.a"]
-    for what in ("tokens", "flops", "device_hours"):
-        assert all_[what] == pytest.approx(16 * one[what])
-    scored = stages_of("methods=[slm-pn]")["expert/slm-pn.a"]
-    assert 0 < scored["flops"] < one["flops"]
-
-
-def test_a_teacher_from_outside_is_not_forecast_as_trained(tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "teacher", context=1024)
-    assert set(stages_of("methods=[slm-d]")) == {
-        "pretrain/slm", "pretrain/llm", "specialize/llm.a", "specialize/slm-d.a"}
-    found = stages_of("methods=[slm-d]", f"distill.teacher={folder}")
-    assert set(found) == {"pretrain/slm", "specialize/slm-d.a"}
-    plain = stages_of("methods=[slm]")["specialize/slm.a"]
-    assert plain["flops"] < found["specialize/slm-d.a"]["flops"] < 1.1 * plain["flops"]
-
-
-def test_scratch_is_forecast_with_its_own_passes() -> None:
-    few, many = (stages_of("methods=[slm-nopt]", "finetune.max_epochs=1",
-                           f"finetune.scratch_epochs={n}")["specialize/slm-nopt.a"]["tokens"]
-                 for n in (1, 3))
-    assert many == pytest.approx(3 * few, rel=0.05)
-
-
-def test_a_recipe_is_costed_stage_by_stage() -> None:
-    asked = ["plan", "slm-126m", "spec_tokens=1M", "domains=[a,b]", "methods=[slm,slm-is]",
-             "pretrain_tokens=1B", "--device", "a100", "--json"]
-    found = json.loads(CliRunner().invoke(app, asked).stdout)
-    hours = {entry["stage"]: entry["device_hours"] for entry in found["stages"]}
-    assert set(hours) == {"pretrain/slm", "specialize/slm.a", "specialize/slm.b",
-                          "pretrain/slm-is.a", "pretrain/slm-is.b", "specialize/slm-is.a",
-                          "specialize/slm-is.b"}
-    assert hours["pretrain/slm"] == hours["pretrain/slm-is.a"] == pytest.approx(2.2, rel=0.15)
-    assert found["total"]["device_hours"] == pytest.approx(sum(hours.values()))
-
-
-@pytest.mark.parametrize(("flags", "says"), [
-    (["--inference-speed", "100", "--inference-device", "abacus"], "planearly calibrate"),
-    (["--inference-params", "50GB"], "should be a count"),
-    (["--inference-params", "0"], "must be positive"),
-    (["--inference-params", "10"], "below the smallest model"),
-    (["--generic-hours", "126M"], "should be a time"),
-    (["--generic-hours", "3parsecs"], "should be a time"),
-    (["--inference-bytes", "2h"], "number of bytes"),
-    (["--generic-money", "300"], "needs --price"),
-    (["--price", "2h"], "should be an amount"),
-    (["--domains", "0"], "at least one domain"),
-    (["--devices", "0"], "at least one device"),
-    (["--generic-tokens", "no/such/file"], "does not exist: check the path"),
-    (["--generic-tokens", "abc"], "give one such as 8k, 126M or 1.5B"),
-    (["--entropy", "3"], "goes with --clusters"),
-    (["--entropy", "9", "--clusters", "16"], "at most 2.77 nats"),
-    (["--quantization", "q9"], "unknown quantisation"),
-    (["--checkpoint", "model"], "NAME:PARAMETERS"),
-    (["--inference-speed", "0"], "no speed of a model"),
-])
-def test_bad_input_is_one_clear_sentence(flags: list[str], says: str,
-                                         capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main([*ASKED, *flags])
-    assert stopped.value.code == 2
-    text = capsys.readouterr().err.strip()
-    assert re.search(says, text) and text.count("\n") == 0 and text.startswith("planearly: ")
-
-
-def test_negative_numbers_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main([*ASKED, "--generic-hours", "-5"])
-    assert "not negative" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("text", "value"),
-                         [("$300", 300), ("300 USD", 300), ("2.5k", 2500), ("1,200", 1200)])
-def test_money_is_read_as_people_write_it(text: str, value: float) -> None:
-    assert units.money(text) == value
-
-
-def test_money_refuses_other_units() -> None:
-    for text in ("5GB", "2h", "-3"):
-        with pytest.raises(UserError):
-            units.money(text)
-
-
-def test_total_of_one_domain_is_generic_and_specialization() -> None:
-    made = planned()
-    for row in made.rows:
-        both = row.cost.generic + row.cost.specialization * 50
-        assert row.total.device_hours == pytest.approx(both.device_hours)
-        assert isinstance(row.cost, model.MethodCost)

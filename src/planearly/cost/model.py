@@ -68,15 +68,10 @@ class Setting:
     """Tokens of a pretraining step, where the projection of a projected network is paid."""
     devices: int = 1
     """They divide a step's rows, and each holds the whole model and its state."""
-    preset: str = "modern"
-    """Optimiser of all trainings."""
     expert: str = "lowest-loss"
     """How a bank's expert is chosen, as the recipe key says."""
     adapt_share: float = 0.3
     """Share of pretraining that a method which adapts makes for every domain."""
-    distil_pretraining: bool = False
-    """Whether the student of slm-d also learns from the teacher on the generic corpus, as the
-    paper's cost of 1,850 hours implies; ours starts from the plain small model."""
 
     def shape(self, row: Method) -> Shape:
         """Of the model that a method deploys."""
@@ -138,7 +133,7 @@ def trainings(setting: Setting, row: Method, pretrain_tokens: float) -> list[tup
 
     def job(of: Shape, **more: Any) -> Job:
         kind = setting.device.kind
-        return Job(of, setting.preset, bf16=setting.device.bf16, device=kind,
+        return Job(of, bf16=setting.device.bf16, device=kind,
                    processes=setting.devices, **more)
 
     found: list[tuple[Job, int]] = []
@@ -225,8 +220,6 @@ def generic_token_cost(setting: Setting, method: str | Method) -> Work:
     for one that draws by the domain, else once."""
     row = _row(method)
     shape = setting.shape(row)
-    if row.taught and setting.distil_pretraining:
-        return distilled(setting, 1.0)
     plain = work(setting, 1.0, flops.training(shape), shape.d_model)
     if row.bank != "projected":
         return plain

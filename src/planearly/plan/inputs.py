@@ -11,6 +11,7 @@ from planearly import units
 from planearly.cost import devices
 from planearly.errors import UserError
 from planearly.files import read_json
+from planearly.model import reading
 from planearly.plan import law, sizes
 from planearly.plan.options import OpenModel, PlanInput
 from planearly.progress import say
@@ -95,7 +96,9 @@ def tokens(given: object, flag: str) -> int:
                                 "a number of tokens") from None
             raise
     if (path / "dataset.json").is_file():
-        return int(read_json(path / "dataset.json")["n_tokens"])
+        dataset = read_json(path / "dataset.json")
+        if isinstance(dataset, dict) and "n_tokens" in dataset:  # else a file of the user's own
+            return int(dataset["n_tokens"])
     files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
     size = sum(p.stat().st_size * _PACKED.get(p.suffix, 1.0) for p in files)
     if size == 0:
@@ -117,17 +120,17 @@ def hours(text: str | None, amount: str | None, price: float | None, what: str) 
 
 
 def model(text: str | None, flag: str) -> OpenModel | None:
-    """A model folder, or NAME:PARAMETERS."""
+    """A model folder, or NAME:PARAMETERS.
+
+    Raises:
+        UserError: a folder that no run would open, or a name without a number.
+    """
     if text is None:
         return None
     folder = Path(text)
     if folder.is_dir():
-        count = parameters(folder)
-        if not count:
-            raise UserError(f"{flag}: {text} holds no .safetensors files: give a model folder")
-        stated = folder / "config.json"
-        reach = read_json(stated).get("max_position_embeddings") if stated.is_file() else None
-        return OpenModel(text, count, reach)
+        reach = reading.config(folder).get("max_position_embeddings")
+        return OpenModel(text, parameters(folder), reach if isinstance(reach, int) else None)
     name, separator, params = text.rpartition(":")
     if not separator:
         raise UserError(f"{flag}: '{text}' is not a folder; write NAME:PARAMETERS, as "
@@ -136,11 +139,16 @@ def model(text: str | None, flag: str) -> OpenModel | None:
 
 
 def parameters(folder: Path) -> int:
-    """Numbers in a folder's safetensors files, from their headers alone."""
+    """Numbers in the weights of a model folder, from their headers alone.
+
+    Raises:
+        UserError: as :func:`planearly.model.reading.check_weights`.
+    """
     from safetensors import safe_open
 
+    reading.check_weights(folder)
     total = 0
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in reading.weight_files(folder):
         with safe_open(file, "np") as tensors:
             total += sum(math.prod(tensors.get_slice(k).get_shape()) for k in tensors.keys())  # noqa: SIM118
     return total
@@ -151,8 +159,11 @@ def laws(files: Sequence[Path]) -> dict[str, Law]:
     rows: list[Any] = []
     for file in files:
         content = read_json(file)
-        if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
-            raise UserError(f"{file} is not a results.json or study.json: it has no 'rows'")
+        found = content.get("rows") if isinstance(content, dict) else None
+        if not isinstance(found, list) or not all(
+                isinstance(row, dict) and {"method", "domain"} <= row.keys() for row in found):
+            raise UserError(f"{file} is not a results.json or study.json: it has no 'rows' with a "
+                            "'method' and a 'domain' each")
         rows += law.plain(content)
     fitted = {}
     for method in sorted({row["method"] for row in rows}):

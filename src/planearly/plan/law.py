@@ -105,15 +105,14 @@ class Law:
                 f"{REACH:g} times beyond what was run")
 
 
-def fit(rows: Iterable[Mapping[str, Any]], method: str, domain: str | None = None,
-        refits: int = 100, seed: int = 0) -> Law:
-    """Fit the law to the rows of ``results.json`` of one method.
+def fit(rows: Iterable[Mapping[str, Any]], method: str, refits: int = 100,
+        seed: int = 0) -> Law:
+    """Fit the law to the rows of ``results.json`` of one method, each size's loss averaged over the
+    domains that most sizes share (the paper's macro average).
 
     Args:
         rows: with ``method``, ``domain``, ``ppl_after``, ``inference_params``,
             ``pretrain_tokens`` and ``spec_tokens``.
-        domain: take this domain's rows; None takes the geometric mean over domains (the paper's
-            macro average): over those that most cells share.
         refits: number of resampled fits that the intervals come from.
 
     Sizes within 10% of each other are one size: sets are cut at documents, and packing varies. Of a
@@ -122,20 +121,19 @@ def fit(rows: Iterable[Mapping[str, Any]], method: str, domain: str | None = Non
     Raises:
         UserError: too few runs, or nothing varied.
     """
-    points = _points(rows, method, domain)
+    points = _points(rows, method)
     for axis in AXES:
         if len({p[axis] for p in points}) == 2:
             often = Counter(p[axis] for p in points).most_common(1)[0][0]
             points = [p for p in points if p[axis] == often]
-    what = f"the law of {method}" + (f" on {domain}" if domain else "")
     values = {axis: [p[axis] for p in points] for axis in AXES}
     axes = tuple(axis for axis in AXES if len(set(values[axis])) >= 3)
     needed = 1 + 2 * len(axes) + 2
     if not axes or len(points) < needed:
         counts = ", ".join(f"{len(set(values[axis]))} of {axis}" for axis in AXES)
         raise UserError(
-            f"{what} needs at least three values of each quantity that varies and two runs more "
-            f"than the law has parameters ({needed if axes else 5}): there are {len(points)} runs "
+            f"the law of {method} needs at least three values of each quantity that varies and two "
+            f"runs more than the law has parameters ({needed if axes else 5}): there are {len(points)} runs "
             f"with {counts}"
         )
     seen = {axis: (float(min(values[axis])), float(max(values[axis]))) for axis in AXES}
@@ -160,15 +158,13 @@ def plain(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Rows of a ``results.json``; of a ``study.json`` those that vary sizes and seeds alone."""
     free = ("pretrain_tokens", "spec_tokens", "seed", "model.")
     return [row for row in results["rows"]
-            if all(key.startswith(free) or value == look_up(results["recipe"], key)
+            if all(key.startswith(free) or value == look_up(results.get("recipe", {}), key)
                    for key, value in row.get("settings", {}).items())]
 
 
-def _points(rows: Iterable[Mapping[str, Any]], method: str,
-            domain: str | None) -> list[dict[str, float]]:
+def _points(rows: Iterable[Mapping[str, Any]], method: str) -> list[dict[str, float]]:
     """Mean loss at every size, over the domains that most sizes have."""
     usable = [row for row in rows if row.get("method") == method
-              and (domain is None or row["domain"] == domain)
               and all(row.get(field) for field in AXES.values())
               and row.get("ppl_after") is not None and 1 < row["ppl_after"] < math.inf]
     nominal = {axis: _nominal(row[field] for row in usable) for axis, field in AXES.items()}

@@ -44,8 +44,9 @@ def shape_for(limit: int) -> Shape:
         if flops.parameters(shape) > limit:
             if best is None:
                 raise UserError(
-                    f"an inference limit of {short(limit)} parameters is below the smallest model "
-                    f"planned here ({short(flops.parameters(shape))}): raise it"
+                    f"{short(limit)} parameters are below the smallest model planned here "
+                    f"({short(flops.parameters(shape))}): give a larger inference limit, "
+                    "checkpoint or teacher"
                 )
             break
         best = shape

@@ -1,0 +1,133 @@
+"""What a user types for a plan, and the command that reads it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from planearly import units
+from planearly.cli import app, main
+from planearly.cost import devices
+from planearly.errors import UserError
+from planearly.plan import inputs
+from small_models import model_folder
+
+ASKED = ["plan", "--inference-params", "126M", "--generic-tokens", "150B", "--spec-tokens", "1M",
+         "--device", "a100", "--generic-hours", "650", "--specialization-hours", "1",
+         "--domains", "50"]
+
+
+def test_the_command_prints_one_json_object() -> None:
+    result = CliRunner().invoke(app, [*ASKED, "--json"])
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert found["recommended"] == "slm-pn"
+    for row in found["methods"]:
+        assert 0 < row["train_bytes_per_device"] <= 0.9 * 80e9
+        assert row["microbatch_tokens"] % 1024 == 0 < row["microbatch_tokens"]
+    loaded = yaml.safe_load(json.loads(result.stdout)["recipes"]["slm-pn"])
+    assert loaded["methods"] == ["slm-pn"]
+
+
+def test_the_command_prints_text_and_writes_recipes(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, [*ASKED, "--out", str(tmp_path / "plan")])
+    assert result.exit_code == 0 and "Recommended: slm-pn" in result.stdout
+    assert {"plan.json", "plan.html", "slm-pn.yaml"} <= {
+        path.name for path in (tmp_path / "plan").iterdir()}
+
+
+def test_money_is_hours_at_the_price() -> None:
+    asked = [a for a in ASKED if a not in ("--generic-hours", "650")]
+    result = CliRunner().invoke(app, [*asked, "--generic-money", "$1300", "--price", "2", "--json"])
+    rows = {row["method"]: row for row in json.loads(result.stdout)["methods"]}
+    assert rows["slm"]["cost"]["generic"]["device_hours"] == pytest.approx(650)
+    assert rows["slm"]["cost"]["generic"]["money"] == pytest.approx(1300)
+
+
+@pytest.mark.parametrize(("flags", "says"), [
+    (["--inference-speed", "100", "--inference-device", "abacus"], "planearly calibrate"),
+    (["--inference-params", "50GB"], "should be a count"),
+    (["--inference-params", "0"], "must be positive"),
+    (["--inference-params", "10"], "below the smallest model"),
+    (["--teacher", "x:5"], "below the smallest model .* or teacher"),
+    (["--windows", "0"], "--windows: a set has at least one"),
+    (["--inference-bytes", "1"], "the inference limit must be positive"),
+    (["--generic-hours", "126M"], "should be a time"),
+    (["--generic-hours", "3parsecs"], "should be a time"),
+    (["--inference-bytes", "2h"], "number of bytes"),
+    (["--generic-money", "300"], "needs --price"),
+    (["--price", "2h"], "should be an amount"),
+    (["--domains", "0"], "at least one domain"),
+    (["--devices", "0"], "at least one device"),
+    (["--generic-tokens", "no/such/file"], "does not exist: check the path"),
+    (["--generic-tokens", "abc"], "give one such as 8k, 126M or 1.5B"),
+    (["--entropy", "3"], "goes with --clusters"),
+    (["--entropy", "9", "--clusters", "16"], "at most 2.77 nats"),
+    (["--quantization", "q9"], "unknown quantisation"),
+    (["--checkpoint", "model"], "NAME:PARAMETERS"),
+    (["--inference-speed", "0"], "no speed of a model"),
+])
+def test_bad_input_is_one_clear_sentence(flags: list[str], says: str,
+                                         capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*ASKED, *flags])
+    assert stopped.value.code == 2
+    text = capsys.readouterr().err.strip()
+    assert re.search(says, text) and text.count("\n") == 0 and text.startswith("planearly: ")
+
+
+def test_without_a_device_this_machine_is_planned_though_nobody_measured_it(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "here", lambda: "Some Processor x2")
+    asked = [a for a in ASKED if a not in ("--device", "a100")]
+    result = CliRunner().invoke(app, [*asked, "--json"])
+    assert result.exit_code == 0
+    assert "in place of 'Some Processor x2'" in json.loads(result.stdout)["device"]
+
+
+def test_files_of_another_kind_are_told_in_a_sentence(tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    for text in ("[1]", '{"rows": [3]}', '{"rows": [{"method": "slm"}]}'):
+        other.write_text(text)
+        with pytest.raises(UserError, match="is not a results"):
+            inputs.laws([other])
+    other.write_text('{"rows": [{"method": "slm", "domain": "a", "settings": {"seed.x": 1}}]}')
+    assert inputs.laws([other]) == {}
+    (tmp_path / "dataset.json").write_text('["a file of the user"]')
+    size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert inputs.tokens(str(tmp_path), "--generic-tokens") == round(size / 4.2)
+
+
+def test_a_model_folder_is_read_as_a_run_will_read_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no config"):
+        inputs.model(str(tmp_path), "--checkpoint")
+    folder = model_folder(tmp_path, context=64)
+    found = inputs.model(str(folder), "--checkpoint")
+    assert found is not None and found.params > 10_000 and found.context == 64
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        inputs.model(str(folder), "--checkpoint")
+
+
+def test_negative_numbers_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*ASKED, "--generic-hours", "-5"])
+    assert "not negative" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "value"),
+                         [("$300", 300), ("300 USD", 300), ("2.5k", 2500), ("1,200", 1200)])
+def test_money_is_read_as_people_write_it(text: str, value: float) -> None:
+    assert units.money(text) == value
+
+
+def test_money_refuses_other_units() -> None:
+    for text in ("5GB", "2h", "-3"):
+        with pytest.raises(UserError):
+            units.money(text)
