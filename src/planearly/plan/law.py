@@ -133,8 +133,8 @@ def fit(rows: Iterable[Mapping[str, Any]], method: str, refits: int = 100,
         counts = ", ".join(f"{len(set(values[axis]))} of {axis}" for axis in AXES)
         raise UserError(
             f"the law of {method} needs at least three values of each quantity that varies and two "
-            f"runs more than the law has parameters ({needed if axes else 5}): there are {len(points)} runs "
-            f"with {counts}"
+            f"runs more than the law has parameters ({needed if axes else 5}): there are "
+            f"{len(points)} runs with {counts}"
         )
     seen = {axis: (float(min(values[axis])), float(max(values[axis]))) for axis in AXES}
     raw = np.array([[p[axis] for axis in axes] for p in points], dtype=float)

@@ -137,7 +137,8 @@ def check(given: PlanInput) -> None:
     need(given.devices >= 1, "--devices: at least one device is needed")
     need(given.spec_tokens >= 1, "--spec-tokens: a specialization set needs at least one token")
     need(given.generic_tokens >= 0, "--generic-tokens: it cannot be negative")
-    need(given.limit is None or given.limit > 0, "--inference-params: it must be positive")
+    need(given.limit is None or given.limit > 0, "the inference limit must be positive")
+    need(given.windows is None or given.windows >= 1, "--windows: a set has at least one")
     for flag, hours in (("--generic-hours", given.generic_hours),
                         ("--specialization-hours", given.specialization_hours)):
         need(hours is None or (hours >= 0 and math.isfinite(hours)),
@@ -232,7 +233,7 @@ def row_of(given: PlanInput, setting: Setting, method: Method,
         setting = replace(setting, large=replace(
             teacher, vocab_size=setting.small.vocab_size, context=setting.small.context))
     usual = model.finetuning(setting, method)
-    afforded = _pretraining(given, setting, method, usual)
+    setting, afforded = _at_its_step(given, setting, method, usual)
     tokens, equal = afforded.tokens, None
     if (method.per_domain and method is not ADAPTED and reference is not None
             and given.specialization_hours is None):
@@ -321,6 +322,18 @@ class _Pretraining:
     """What that budget is for."""
     needed: float = 0.0
     """Hours of that budget that the least tokens take."""
+
+
+def _at_its_step(given: PlanInput, setting: Setting, method: Method,
+                 usual: Work) -> tuple[Setting, _Pretraining]:
+    """What is afforded at the step that so many tokens take: the smaller the step, the more often
+    a projected network is projected, and the fewer tokens the hours buy."""
+    while True:
+        afforded = _pretraining(given, setting, method, usual)
+        step = model.step_tokens(afforded.tokens, setting.small.context)
+        if step >= setting.batch_tokens:
+            return setting, afforded
+        setting = replace(setting, batch_tokens=step)
 
 
 def _pretraining(given: PlanInput, setting: Setting, method: Method,

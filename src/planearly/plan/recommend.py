@@ -208,8 +208,12 @@ def _choose(given: PlanInput, setting: Setting, rows: dict[str, Row],
     if plain is not None and plain.feasible:
         return plain.method, ("the plain small model is what the budgets afford: "
                               f"projected network: {out}")
+    if given.checkpoint is not None:
+        return CHECKPOINT, (f"nothing can be pretrained here ({why}), and {given.checkpoint.name} "
+                            f"is out: {adapted.why}; name a smaller open checkpoint")
+    within = "" if given.limit is None else f" within {limit}"
     return CHECKPOINT, (f"nothing can be pretrained here ({why}): take an open "
-                        f"checkpoint within {limit}, name it with --checkpoint, and continue its "
+                        f"checkpoint{within}, name it with --checkpoint, and continue its "
                         "pretraining on the domain")
 
 

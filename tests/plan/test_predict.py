@@ -1,0 +1,82 @@
+"""What a recipe will cost, stage by stage; and that a plan's own recipes cost what it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from planearly import config
+from planearly.cli import app
+from planearly.cost import devices
+from planearly.plan import recipes
+from planearly.plan.options import PlanInput
+from planearly.plan.predict import predict
+from planearly.plan.recommend import recommend
+from small_models import model_folder
+
+M, B = 10**6, 10**9
+
+
+@pytest.mark.parametrize(("limit", "generic", "spec"), [
+    (4 * M, 60 * M, M), (4 * M, B, 100_000), (126 * M, 20 * B, 20 * M), (None, 150 * B, M)])
+def test_a_planned_recipe_costs_what_the_plan_says(
+        limit: int | None, generic: int, spec: int, tmp_path: Path) -> None:
+    a100 = devices.find("a100")
+    made = recommend(PlanInput(a100, limit, generic, spec))
+    written = {path.stem: path for path in recipes.write(made, tmp_path, [], [])}
+    assert {"slm", "slm-pn", "slm-is"} <= set(written)
+    for method, path in written.items():
+        found = predict(config.load(path, ["domains=[a]"]), a100)["total"]
+        planned = made.row(method).total
+        # steps are whole
+        assert found["device_hours"] == pytest.approx(planned.device_hours, rel=0.005), method
+        assert found["tokens"] == pytest.approx(planned.tokens, rel=0.005), method
+
+
+def stages_of(*settings: str) -> dict[str, dict[str, Any]]:
+    recipe = config.load("slm-126m", ["spec_tokens=1M", "domains=[a]", "pretrain_tokens=1B",
+                                      "projected.experts=16", *settings])
+    return {entry["stage"]: entry for entry in predict(recipe, devices.find("a100"))["stages"]}
+
+
+def test_the_best_tuned_expert_is_forecast_as_a_fine_tuning_of_each() -> None:
+    found = stages_of("methods=[slm-pn]", "expert=best-tuned")
+    one, all_ = found["specialize/slm-pn.a"], found["expert/slm-pn.a"]
+    for what in ("tokens", "flops", "device_hours"):
+        assert all_[what] == pytest.approx(16 * one[what])
+    scored = stages_of("methods=[slm-pn]")["expert/slm-pn.a"]
+    assert 0 < scored["flops"] < one["flops"]
+
+
+def test_a_teacher_from_outside_is_not_forecast_as_trained(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "teacher", context=1024)
+    assert set(stages_of("methods=[slm-d]")) == {
+        "pretrain/slm", "pretrain/llm", "specialize/llm.a", "specialize/slm-d.a"}
+    found = stages_of("methods=[slm-d]", f"distill.teacher={folder}")
+    assert set(found) == {"pretrain/slm", "specialize/slm-d.a"}
+    plain = stages_of("methods=[slm]")["specialize/slm.a"]
+    assert plain["flops"] < found["specialize/slm-d.a"]["flops"] < 1.1 * plain["flops"]
+
+
+def test_scratch_is_forecast_with_its_own_passes() -> None:
+    few, many = (stages_of("methods=[slm-nopt]", "finetune.max_epochs=1",
+                           f"finetune.scratch_epochs={n}")["specialize/slm-nopt.a"]["tokens"]
+                 for n in (1, 3))
+    assert many == pytest.approx(3 * few, rel=0.05)
+
+
+def test_a_recipe_is_costed_stage_by_stage() -> None:
+    asked = ["plan", "slm-126m", "spec_tokens=1M", "domains=[a,b]", "methods=[slm,slm-is]",
+             "pretrain_tokens=1B", "--device", "a100", "--json"]
+    found = json.loads(CliRunner().invoke(app, asked).stdout)
+    hours = {entry["stage"]: entry["device_hours"] for entry in found["stages"]}
+    assert set(hours) == {"pretrain/slm", "specialize/slm.a", "specialize/slm.b",
+                          "pretrain/slm-is.a", "pretrain/slm-is.b", "specialize/slm-is.a",
+                          "specialize/slm-is.b"}
+    assert hours["pretrain/slm"] == hours["pretrain/slm-is.a"] == \
+        pytest.approx(2.2, rel=0.10)  # the fit to Table 2, tests/cost/test_cost_model.py
+    assert found["total"]["device_hours"] == pytest.approx(sum(hours.values()))
