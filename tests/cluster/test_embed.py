@@ -97,6 +97,11 @@ def test_models_that_cannot_be_loaded_are_one_sentence(tiny, tmp_path, monkeypat
     (pickled / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
     with pytest.raises(UserError, match=r"holds no model\.safetensors"):
         embed.load_embedder(str(pickled))
+    short = shutil.copytree(tiny, tmp_path / "short")
+    weights = short / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be loaded as a sentence-transformers model"):
+        embed.load_embedder(str(short)).embed(["cat"])
     monkeypatch.setattr(embed, "_SHA256", "0" * 64)
     with pytest.raises(UserError, match="is not the known all-MiniLM-L6-v2"):
         embed.load_embedder("static", tmp_path)
@@ -109,7 +114,8 @@ def test_static_vectors_are_what_the_model_says_of_each_piece_alone(tiny, tmp_pa
     from transformers import AutoModel, AutoTokenizer
 
     monkeypatch.setattr(embed, "_packaged", lambda: tiny)
-    embedder = embed.load_embedder("static", tmp_path)
+    monkeypatch.setenv("PLANEARLY_CACHE", str(tmp_path))
+    embedder = embed.load_embedder("static")
     assert not list(tmp_path.iterdir())  # lazy
     model = AutoModel.from_pretrained(tiny).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny)
@@ -134,6 +140,10 @@ def test_static_vectors_are_what_the_model_says_of_each_piece_alone(tiny, tmp_pa
     empty = again.embed(["", "cat"])
     assert empty[0].tolist() == [0] * 32 and np.linalg.norm(empty[1]) == pytest.approx(1)
     assert again.embed([]).shape == (0, 32)
+    (table,) = tmp_path.iterdir()
+    table.write_bytes(table.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"static-.* is not a readable"):
+        embed.load_embedder("static", tmp_path).embed([text])
 
 
 @pytest.mark.slow

@@ -11,7 +11,6 @@ which moves cosines by less than 0.01). Centroids hold for the embedder they wer
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,11 +21,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 
 from planearly.data.encode import Encoder
 from planearly.errors import UserError
 from planearly.files import (
     atomic_write,
+    cache_folder,
     digest,
     file_digest,
     read_array,
@@ -36,6 +37,7 @@ from planearly.files import (
 )
 from planearly.parallel import best_device, bf16_is_fast
 from planearly.progress import progress, say
+from planearly.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -93,8 +95,7 @@ def load_embedder(name: str, cache: Path | None = None) -> Embedder:
     """``static``, ``sentence-bert``, or a sentence-transformers model by folder or hub name.
 
     Args:
-        cache: where the static table is kept once distilled (default: planearly in
-            $XDG_CACHE_HOME or ~/.cache).
+        cache: where the static table is kept once distilled (default: :func:`cache_folder`).
 
     Raises:
         UserError: the model is absent, altered, or not of a kind that can be loaded safely.
@@ -105,7 +106,7 @@ def load_embedder(name: str, cache: Path | None = None) -> Embedder:
             return Embedder(name, _folder_digest(folder), lambda: _contextual(name, folder),
                             lambda: _tokenizer_of(folder))
         identity = digest({**_STATIC, "teacher": _folder_digest(folder)})
-        table = (cache or _cache_folder()) / f"static-{identity[:16]}.safetensors"
+        table = (cache or cache_folder()) / f"static-{identity[:16]}.safetensors"
         return Embedder(name, identity, lambda: _static(folder, table),
                         lambda: _tokenizer_of(folder))
     folder = Path(name) if Path(name).is_dir() else _download(name)
@@ -190,10 +191,6 @@ def _join(blocks: list[Path], shape: tuple[int, int], path: Path) -> None:
             handle.write(read_array(block).tobytes())
 
 
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "planearly"
-
-
 def _packaged() -> Path:
     """Folder of the Sentence-BERT that comes as a Python package; its weights are checked."""
     spec = find_spec(_PACKAGE)
@@ -249,7 +246,7 @@ def _contextual(name: str, folder: Path) -> Embed:
             model_kwargs={"dtype": torch.bfloat16 if half else torch.float32,
                           "use_safetensors": True},
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(
             f"'{name}' cannot be loaded as a sentence-transformers model ({error}): name "
             "another in 'cluster.embedder', or leave it at its default"
@@ -314,14 +311,13 @@ def _cut(
 
 
 def _static(folder: Path, path: Path) -> Embed:
-    from safetensors.torch import load_file
     from tokenizers import Tokenizer
 
     tokenizer = _plain_tokenizer("static", Tokenizer.from_file(str(folder / "tokenizer.json")))
     if not path.exists():
         say("distilling the static embedder from Sentence-BERT, once")
-        _write_table(path, _distil(folder, tokenizer))
-    table = load_file(path)["vectors"]
+        save_tensors(path, {"vectors": _distil(folder, tokenizer)}, {})
+    table = load_tensors(path)[0]["vectors"]
 
     def embed(texts: Sequence[str]) -> np.ndarray:
         encoded = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -334,13 +330,6 @@ def _static(folder: Path, path: Path) -> Embed:
         return F.normalize(sums).numpy()
 
     return embed
-
-
-def _write_table(path: Path, vectors: torch.Tensor) -> None:
-    from safetensors.torch import save
-
-    with atomic_write(path) as handle:
-        handle.write(save({"vectors": vectors.contiguous()}))
 
 
 def _distil(folder: Path, tokenizer: Tokenizer) -> torch.Tensor:
