@@ -224,10 +224,18 @@ def test_units(text, function, value):
 @pytest.mark.parametrize(("text", "function"), [
     ("2h", units.count), ("126M", units.size), ("50GB", units.hours), ("-1", units.count),
     ("", units.count), ("1e999", units.hours), ("M126", units.count),
+    ("1e300T", units.count), ("1e300TB", units.size), ("1e308d", units.hours),
 ])
 def test_wrong_units_are_refused(text, function):
     with pytest.raises(UserError):
         function(text)
+
+
+@pytest.mark.parametrize("place", ["contxt", "to_dict", "name.upper", "model.layers.real", ""])
+def test_what_is_no_key_has_no_value(place):
+    with pytest.raises(UserError, match="is no recipe key"):
+        config.value_of(config.override({}), place)
+    assert config.value_of(config.override({}), "finetune.optimizer.preset") == "modern"
 
 
 def test_a_recipe_is_not_edited_in_place():

@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import difflib
 import math
+import operator
 import os
 import re
 import types
@@ -138,13 +139,9 @@ def value_of(recipe: Recipe, place: str) -> Any:
     Raises:
         UserError: there is no such key.
     """
-    found: Any = recipe
-    for part in place.split("."):
-        if not hasattr(found, part):
-            raise UserError(f"'{place}' is no recipe key; 'planearly recipes --reference' lists "
-                            "them")
-        found = getattr(found, part)
-    return found
+    if hint_of(place) is None:
+        raise UserError(f"'{place}' is no recipe key; 'planearly recipes --reference' lists them")
+    return operator.attrgetter(place)(recipe)
 
 
 def look_up(values: Mapping[str, Any], place: str) -> Any:

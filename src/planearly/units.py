@@ -11,6 +11,7 @@ _BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
           "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _SECONDS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600, "hours": 3600, "hour": 3600,
             "d": 86400, "days": 86400, "day": 86400}
+_MOST = 1e100  # finite in every unit
 
 
 _WHOLE = r"(?:\d{1,3}(?:,\d{3})+|\d[\d_]*)"
@@ -23,8 +24,9 @@ def _split(text: object, what: str, example: str) -> tuple[float, str]:
         raise UserError(f"{what}: '{text}' is not a number with a unit: give one such as {example}")
     digits = match[1].replace("_", "").replace(",", "")
     value = int(digits) if digits.isdecimal() and len(digits) < 40 else float(digits)
-    if value < 0 or value != value or value == float("inf"):
-        raise UserError(f"{what}: '{text}' must be a finite number that is not negative")
+    if not 0 <= value < _MOST:
+        raise UserError(f"{what}: '{text}' must be a number that is not negative and below "
+                        f"{_MOST:g}")
     return value, match[2].lower()
 
 
