@@ -180,6 +180,9 @@ def test_curves_are_not_crossed_at_tokens_that_are_there_by_arithmetic() -> None
     crossed = [set(e["methods"]) for e in made.break_evens]
     assert {"slm", "slm-is"} in crossed and made.row("slm-knn").feasible
     assert {"slm", "slm-knn"} not in crossed and {"slm-pn", "slm-dsir"} not in crossed
+    for each in (made, planned(specialization_hours=1, generic_hours=650, domains=50)):
+        assert each.row("slm-adapt").feasible
+        assert not any("slm-adapt" in e["methods"] for e in each.break_evens)
 
 
 @pytest.mark.parametrize("asked", ["a1000", "abacus", None])

@@ -103,10 +103,12 @@ def compared(given: PlanInput, setting: Setting, a: Row,
 
     One that pretrains per domain against one for all domains: at equal quality, by
     :func:`planearly.plan.options.matching`, unless its budget stops it before; None where its
-    tokens of equal quality are not known. All others, whose qualities no rule compares: at the
-    tokens that are planned for them.
+    tokens of equal quality are not known, as those of a method that adapts are not. All others,
+    whose qualities no rule compares: at the tokens that are planned for them.
     """
     of, other = method_of(a.method), method_of(b.method)
+    if (of.adapts is None) != (other.adapts is None):
+        return None
     if of.per_domain == other.per_domain or CHECKPOINT in (a.method, b.method):
         return (a.cost, b.cost), "the tokens planned"
     own, shared, row = (a, b, of) if of.per_domain else (b, a, other)
