@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from planearly import keys
 from planearly.cluster import embed
-from planearly.config import Data
 from planearly.data.documents import Problems
 from planearly.data.inputs import resolve
 from planearly.data.readers import read_documents
@@ -36,7 +36,7 @@ def windows(path: Path | None, n: int) -> list[str]:
         return [" ".join(rng.choice(words, 300))[:_CHARACTERS] for _ in range(n)]
     found: list[str] = []
     for unit in resolve([str(path)]):
-        for document in read_documents(unit, Data(), Problems(1.0)):
+        for document in read_documents(unit, keys.Data(), Problems(1.0)):
             text = document.text
             found += [text[i : i + _CHARACTERS] for i in range(0, len(text), _CHARACTERS)]
             if len(found) >= n:

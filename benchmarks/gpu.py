@@ -155,14 +155,13 @@ def matrix_rate(device: torch.device) -> float:
 
 def small(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
     shape, batch = (TOY, 1024) if toy else (PAPER, 262_144)
-    sides = {"ours": Side(loop.Dense(Transformer(shape)), shape, batch, "adamw", device,
-                          compiled=not toy),
-             "plain": Plain(shape, batch, device, compiled=not toy)}
-    seconds = in_turns(sides, 3 if toy else 12)
+    ours = Side(loop.Dense(Transformer(shape)), shape, batch, "adamw", device, compiled=not toy)
+    plain = Plain(shape, batch, device, compiled=not toy)
+    seconds = in_turns({"ours": ours, "plain": plain}, 3 if toy else 12)
     speed = {name: batch / value for name, value in seconds.items()}
     share = speed["ours"] * flops.training(shape) / matrix_rate(device)
     return {"tokens_per_second": speed, "ratio_plain": speed["ours"] / speed["plain"],
-            "share_of_matrix_rate": share, "rows_per_pass": sides["ours"].how.rows,
+            "share_of_matrix_rate": share, "rows_per_pass": ours.how.rows,
             "line": f"{speed['ours']:,.0f} tokens/s, {100 * share:.0f}% of the matrix rate, "
                     f"{speed['ours'] / speed['plain']:.2f} times the plain loop"}
 

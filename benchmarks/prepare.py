@@ -120,7 +120,7 @@ def main() -> None:
             write_text(root / name, megabytes, options.text)
         tokenizer = root / "tokenizer"
         tk.build(keys.Tokenizer(vocab_size=8_192, sample_bytes=5_000_000), keys.Data(),
-                 resolve([str(root / "half")]), 256, tokenizer)
+                 resolve([str(root / "half")]), tokenizer)
         half = measure("ours", root / "half", tokenizer, root / "ours-half")
         ours = measure("ours", root / "whole", tokenizer, root / "ours")
         peer = (None if options.no_peer

@@ -70,7 +70,7 @@ def main() -> None:
     with profile(activities=[ProfilerActivity.CPU]) as taken:
         for _ in range(asked.steps):
             step()
-    shares: dict[str, float] = collections.Counter()
+    shares: dict[str, float] = collections.defaultdict(float)
     whole = 0.0
     for event in taken.events():
         inside, top = event, None

@@ -22,9 +22,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+Precision = Literal["auto", "bf16", "fp32"]
 SKIP = 3
 """Steps at the start that do not count."""
 
@@ -50,7 +52,7 @@ def tokens(rows: int, context: int, vocab: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, vocab, (rows, context + 1))
 
 
-def ours(recipe_name: str, steps: int, precision: str) -> float:
+def ours(recipe_name: str, steps: int, precision: Precision) -> float:
     """Tokens per second of planearly's loop."""
     import torch
 
@@ -81,7 +83,7 @@ def ours(recipe_name: str, steps: int, precision: str) -> float:
     return statistics.median(line["tokens_per_second"] for line in lines[SKIP:])
 
 
-def trainer(recipe_name: str, steps: int, precision: str) -> float:
+def trainer(recipe_name: str, steps: int, precision: Precision) -> float:
     """Tokens per second of transformers.Trainer."""
     import torch
     from transformers import (
@@ -120,7 +122,7 @@ def trainer(recipe_name: str, steps: int, precision: str) -> float:
     return recipe.pretrain.batch_tokens / statistics.median(np.diff(ends[SKIP - 1:]))
 
 
-def plain(recipe_name: str, steps: int, precision: str) -> float:
+def plain(recipe_name: str, steps: int, precision: Precision) -> float:
     """Tokens per second of a plain loop over a Llama of the recipe's shape."""
     import torch
     import torch.nn.functional as F
@@ -199,7 +201,7 @@ def plain(recipe_name: str, steps: int, precision: str) -> float:
     return recipe.pretrain.batch_tokens / statistics.median(taken[SKIP:])
 
 
-def limit_of(recipe_name: str, steps: int, precision: str) -> float:
+def limit_of(recipe_name: str, steps: int, precision: Precision) -> float:
     """Tokens per second if every matrix product ran at this machine's measured matrix rate."""
     from planearly import parallel
     from planearly.model import flops
@@ -244,9 +246,9 @@ def main() -> None:
         print(f"| {name} | {medians[name]:,.0f} | {', '.join(f'{v:,.0f}' for v in values)} |")
     ours_ = medians["ours"]
     ratios = {}
-    for key, side in (("ratio", "trainer"), ("ratio_plain", "plain loop")):
-        ratios[key] = ours_ / medians[f"{side}, bfloat16"]
-        ratios[f"{key}_best"] = ours_ / max(v for n, v in medians.items() if n.startswith(side))
+    for key, peer in (("ratio", "trainer"), ("ratio_plain", "plain loop")):
+        ratios[key] = ours_ / medians[f"{peer}, bfloat16"]
+        ratios[f"{key}_best"] = ours_ / max(v for n, v in medians.items() if n.startswith(peer))
     share = ours_ / medians["the limit: all products at the measured matrix rate"]
     print(", ".join(f"{key} {value:.2f}" for key, value in ratios.items())
           + f"; {100 * share:.0f}% of the limit")
