@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,15 @@ def test_models_of_others_point_to_llama_cpps_converter(tmp_path: Path) -> None:
     with pytest.raises(UserError,
                        match=r"architecture 'qwen3'.*convert_hf_to_gguf\.py '.*/my m' --out"):
         gguf.write(folder, tmp_path / "m.gguf")
+
+
+def test_a_tokenizer_file_that_does_not_name_its_kind_is_the_same(tmp_path):
+    folder = folder_of(small_model(), tmp_path)
+    place = folder / "tokenizer.json"
+    named = gguf.write(folder, tmp_path / "named" / "model.gguf")
+    spec = json.loads(place.read_text())
+    del spec["model"]["type"]  # as older versions of tokenizers wrote it
+    place.write_text(json.dumps(spec))
+    assert gguf.write(folder, tmp_path / "model.gguf").read_bytes() == named.read_bytes()
+    del spec["model"]["merges"]
+    assert "not a byte-level BPE" in str(gguf.obstacle(small_model().shape, spec))

@@ -46,7 +46,8 @@ def obstacle(shape: AnyShape, spec: dict[str, Any]) -> str | None:
     if shape.ffn == "gelu":
         return ("llama.cpp computes every Arcee model with a squared ReLU, and this one has a "
                 "GELU")
-    if spec["model"]["type"] != "BPE":
+    model = spec["model"]
+    if model.get("type", "BPE" if "merges" in model else "") != "BPE":  # older files name none
         return ("its tokenizer is not a byte-level BPE: where it has a tokenizer.model too, use "
                 f"llama.cpp's own converter, {CONVERTER}")
     steps = (spec.get("pre_tokenizer") or {}).get("pretokenizers", [])
