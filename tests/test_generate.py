@@ -82,3 +82,10 @@ def test_a_special_token_in_the_prompt_is_text(
 def test_a_prompt_that_is_no_text(folder: Path) -> None:
     with pytest.raises(UserError, match="not valid UTF-8"):
         generate(folder, b"bad \xff byte".decode("utf-8", "surrogateescape"))
+
+
+def test_settings_of_the_folder_that_the_library_refuses_are_one_sentence(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path)
+    (folder / "generation_config.json").write_text('{"repetition_penalty": -1.0}')
+    with pytest.raises(UserError, match="cannot continue a text by the model in"):
+        generate(folder, PROMPT, 2)

@@ -22,8 +22,8 @@ def generate(model_folder: Path, prompt: str, max_new_tokens: int = 80, temperat
     The names of special tokens in the prompt are text, as in training.
 
     Raises:
-        UserError: not a model folder, a prompt that fills the model's context or is no text, or a
-            setting out of range.
+        UserError: not a model folder, or one whose settings of its own `transformers` refuses; a
+            prompt that fills the model's context or is no text; or a setting out of range.
     """
     for name, value, ok, rule in (
         ("tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
@@ -57,7 +57,8 @@ def generate(model_folder: Path, prompt: str, max_new_tokens: int = 80, temperat
                         f"{most}: shorten the prompt")
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     inputs = torch.tensor([given], device=model.device)
-    with torch.random.fork_rng(), torch.no_grad():
+    with (hf.refused(f"transformers cannot continue a text by the model in {model_folder}"),
+          torch.random.fork_rng(), torch.no_grad()):
         torch.manual_seed(seed)
         output = model.generate(
             inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=room,
