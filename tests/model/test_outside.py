@@ -92,6 +92,17 @@ def test_parameters_and_operations_of_a_llama_are_those_of_ours(tmp_path):
     assert flops.lora_training(theirs, 4) == pytest.approx(flops.lora_training(ours, 4), rel=0.02)
 
 
+def test_a_family_without_attention_heads_is_costed_by_its_layers_and_width(tmp_path):
+    from transformers import MambaConfig
+
+    config = MambaConfig(vocab_size=304, hidden_size=32, num_hidden_layers=2, state_size=4)
+    config.save_pretrained(tmp_path)
+    shape = outside.configured(tmp_path, CONTEXT)
+    ours = outside.alike(shape)
+    assert (ours.layers, ours.d_model) == (2, outside.width_of(shape)) == (2, 32)
+    assert flops.non_embedding(ours) == pytest.approx(flops.non_embedding(shape), rel=0.05)
+
+
 def test_tables_never_go_to_muon(folder):
     model = outside.read(folder, CONTEXT)
     theirs = model.theirs

@@ -111,9 +111,7 @@ def width_of(shape: AnyShape) -> int:
     """Width of a model's hidden states."""
     if isinstance(shape, Shape):
         return shape.d_model
-    from transformers import AutoConfig
-
-    return int(AutoConfig.for_model(**json.loads(shape.config)).get_text_config().hidden_size)
+    return int(_configuration(json.loads(shape.config)).get_text_config().hidden_size)
 
 
 def alike(shape: AnyShape) -> Shape:
@@ -123,8 +121,8 @@ def alike(shape: AnyShape) -> Shape:
     config = _configuration(json.loads(shape.config)).get_text_config()
     layers, width = config.num_hidden_layers, config.hidden_size
     inner = round((flops.non_embedding(shape) / layers - 4 * width**2) / (3 * width))
-    return Shape(layers, width, config.num_attention_heads, max(inner, 1), shape.vocab_size,
-                 shape.context)
+    heads = getattr(config, "num_attention_heads", None) or 1  # some have no attention
+    return Shape(layers, width, heads, max(inner, 1), shape.vocab_size, shape.context)
 
 
 def configured(folder: Path, context: int) -> Configured:
@@ -181,12 +179,13 @@ def hold(theirs: Any, context: int, shape: Configured | None = None) -> Outside 
     model = Outside(theirs, shape)
     device = next(theirs.parameters()).device
     tokens = torch.arange(_TRIAL, device=device)[None] % shape.vocab_size
-    try:
-        with torch.no_grad():
-            whole = theirs(input_ids=tokens, use_cache=False).logits
-            return model if (model(tokens) - whole).abs().max() <= 1e-5 else None
-    except Exception:  # whatever foreign code raises over being called in two parts
-        return None
+    with torch.no_grad():
+        whole = theirs(input_ids=tokens, use_cache=False).logits
+        try:
+            apart = (model(tokens) - whole).abs().max()
+        except Exception:  # whatever foreign code raises over being called in two parts
+            return None
+    return model if apart <= 1e-5 else None
 
 
 class Outside(nn.Module):
