@@ -26,7 +26,7 @@ from torch import Tensor
 
 from planearly.errors import UserError
 
-_BUCKET = 1 << 25
+BUCKET = 1 << 25
 """Elements that are summed in one collective call (128 MB of float32)."""
 _PATIENCE = timedelta(days=7)
 """How long a process waits for the others: most stages run on the first one alone, for hours.
@@ -121,7 +121,7 @@ def sum_gradients(gradients: Iterable[Tensor]) -> None:
     for gradient in gradients:
         bucket.append(gradient)
         size += gradient.numel()
-        if size >= _BUCKET:
+        if size >= BUCKET:
             flush()
             bucket, size = [], 0
     if bucket:

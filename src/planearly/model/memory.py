@@ -25,7 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from planearly import keys
+from planearly import keys, parallel
 from planearly.model import flops, loss, parts
 from planearly.model.attention import written_out_pays
 from planearly.model.transformer import FFN_MATRICES, GATED, Shape
@@ -47,8 +47,6 @@ DISTILLED_LOGITS = parts.LOGITS
 _MUON = 8
 """Bytes per number of the matrices of one size while they are orthogonalised: bfloat16 inputs,
 these put together, the iterate and the next one (:mod:`planearly.train.muon`)."""
-_MESSAGE = 1 << 25
-"""Numbers of gradients that processes add up in one message (:mod:`planearly.parallel`)."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +145,7 @@ def update_bytes(job: Job) -> float:
         largest = _largest_of_one_size(job)
         work = (_MUON + 1) * largest + 4.0 * _largest(job)
     if job.processes > 1:
-        work = max(work, 4.0 * (_MESSAGE + _largest(job)))
+        work = max(work, 4.0 * (parallel.BUCKET + _largest(job)))
     return state_bytes(job) + 4.0 * (hidden + other) + work
 
 

@@ -16,7 +16,7 @@ from planearly import methods
 from planearly.errors import UserError
 from planearly.keys import Recipe
 from planearly.methods import Method
-from planearly.model import outside, reading
+from planearly.model import hf, outside, reading
 from planearly.model.outside import AnyShape, Configured
 from planearly.model.projected import check_dense_start
 from planearly.progress import say
@@ -72,15 +72,12 @@ def _fetched(name: str) -> Path:
         reading.weight_files(found)  # raises where a fetch was interrupted
         if all((found / name).is_file() for name in ("config.json", "tokenizer.json")):
             return found
-    except Exception:  # not here yet, or not whole: the hub is asked
+    except (OSError, ValueError, UserError):  # not here yet, or not whole: the hub is asked
         pass
-    try:
-        say(f"fetching the model '{repository}' from the hub")
+    say(f"fetching the model '{repository}' from the hub")
+    with hf.refused(f"there is no folder '{name}', and no model of that name could be fetched from "
+                    "the hub"):
         return Path(snapshot_download(**wanted))
-    except Exception as error:  # of the hub's client, its transport and the disk
-        brief = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"there is no folder '{name}', and no model of that name could be fetched "
-                        f"from the hub ({brief})") from error
 
 
 def folders(recipe: Recipe) -> Iterator[tuple[str, Path]]:
