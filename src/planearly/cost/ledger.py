@@ -105,14 +105,14 @@ def add_up(folders: Iterable[Path]) -> dict[str, Any]:
     """
     stages: dict[str, dict[str, Any]] = {}
     for root in folders:
-        found = sorted(root.rglob("manifest.json")) if root.is_dir() else []
+        found = [(manifest, path.parent) for path in sorted(root.rglob("manifest.json"))
+                 if isinstance(manifest := read_json(path), dict)
+                 and "fingerprint" in manifest and "stage" in manifest]
         if not found:
             raise UserError(f"{root} holds no finished stages: give the folder of a run")
-        for path in found:
-            manifest = read_json(path)
-            if "fingerprint" in manifest and "stage" in manifest:
-                stages.setdefault(manifest["fingerprint"],
-                                  {"manifest": manifest, "folder": str(path.parent)})
+        for manifest, folder in found:
+            stages.setdefault(manifest["fingerprint"],
+                              {"manifest": manifest, "folder": str(folder)})
     for made in stages.values():
         made["entry"] = _entry(made["manifest"], made["folder"])
     methods: dict[str, Any] = {}
