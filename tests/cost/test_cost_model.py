@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import least_squares
@@ -15,8 +16,10 @@ from scipy.optimize import least_squares
 from planearly import keys, methods
 from planearly.cost import devices, model
 from planearly.errors import UserError
-from planearly.model import flops, memory
-from planearly.model.transformer import Shape
+from planearly.model import flops, lora, memory
+from planearly.model.projected import Projected
+from planearly.model.transformer import Shape, Transformer
+from planearly.train import arithmetic, loop
 
 SMALL = Shape(layers=7, d_model=1024, heads=8, d_ff=4096, vocab_size=32_768, context=1024,
               ffn="gelu")
@@ -184,6 +187,22 @@ def test_what_is_planned_is_the_runs_own_microbatch_on_one_device() -> None:
         assert needed == memory.training_bytes(job, tokens) <= 0.9 * 24e9
     small = model.memory_of(setting(device=replace(card, memory=1e9)), methods.find("llm"), 60e9)
     assert small[1] == 0 and small[0] > 0.9e9
+
+
+@pytest.mark.parametrize("name", ["slm", "slm-pn", "llm-lora", "slm-d"])
+def test_the_memory_that_is_planned_is_that_of_the_loops_own_trainings(name: str) -> None:
+    small = Shape(layers=1, d_model=32, heads=2, d_ff=64, vocab_size=300, context=16)
+    large = replace(small, d_model=64, d_ff=128)
+    tiny = setting(small=small, large=large, projected=keys.Projected(experts=3, rank=2))
+    row, cuda, preset = methods.find(name), torch.device("cuda"), keys.Optimizer().preset
+    planned = [job for job, _ in model.trainings(tiny, row, 1e6)]
+    body = Transformer(tiny.shape(row))
+    before = Projected(small, tiny.projected) if row.bank else loop.Dense(body)
+    found = [arithmetic.job_of(before.module, before.body, preset, None, cuda)]
+    if row.tune == "lora":
+        lora.add_adapters(body, tiny.lora, 0)
+    found.append(arithmetic.job_of(body, body, preset, large if row.taught else None, cuda))
+    assert planned[-2:] == found
 
 
 # Devices ------------------------------------------------------------------------------------------

@@ -124,6 +124,11 @@ def work(setting: Setting, tokens: float, flops_per_token: float, d_model: int,
     return Work(tokens, tokens * flops_per_token + extra_flops, hours, money)
 
 
+def job_on(device: Device, devices: int, shape: Shape, **more: Any) -> Job:
+    """What fixes a planned training's memory; ``more`` as of :class:`memory.Job`."""
+    return Job(shape, bf16=device.bf16, device=device.kind, processes=devices, **more)
+
+
 def trainings(setting: Setting, row: Method, pretrain_tokens: float) -> list[tuple[Job, int]]:
     """A method's trainings, the first of them first: what fixes each one's memory, and the tokens
     of a step on one device."""
@@ -132,9 +137,7 @@ def trainings(setting: Setting, row: Method, pretrain_tokens: float) -> list[tup
     tuned = STEP_TOKENS[row.size] // setting.devices
 
     def job(of: Shape, **more: Any) -> Job:
-        kind = setting.device.kind
-        return Job(of, bf16=setting.device.bf16, device=kind,
-                   processes=setting.devices, **more)
+        return job_on(setting.device, setting.devices, of, **more)
 
     found: list[tuple[Job, int]] = []
     if row.taught and not setting.teacher_exists:

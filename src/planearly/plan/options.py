@@ -180,7 +180,7 @@ def setting_of(given: PlanInput) -> Setting:
         small = sizes.shape_for(limit)
         large = sizes.shape_for(round(limit * sizes.RATIO))
     large = replace(large, vocab_size=small.vocab_size, context=small.context)
-    projected = sizes.projected_for(small, given.device)
+    projected = sizes.projected_for(small, given.device, given.devices)
     return Setting(
         small=small, large=large, device=given.device, devices=given.devices,
         projected=projected or keys.Projected(experts=16, rank=12, matrices=["up", "down"]),
@@ -206,8 +206,7 @@ def _affordable(given: PlanInput, limit: int) -> Shape:
 
 def fits(given: PlanInput, shape: Shape) -> bool:
     """Whether one device can train a plain model of this shape, a row at a time."""
-    job = memory.Job(shape, bf16=given.device.bf16, device=given.device.kind,
-                     processes=given.devices)
+    job = model.job_on(given.device, given.devices, shape)
     return memory.fitting_microbatch(given.device.memory, job, shape.context) > 0
 
 

@@ -7,6 +7,7 @@ The paper's family (its section 4): 7 layers, a plain feed-forward of 4 widths w
 from __future__ import annotations
 
 from planearly import keys
+from planearly.cost import model
 from planearly.cost.devices import Device
 from planearly.errors import UserError
 from planearly.model import flops, memory
@@ -90,7 +91,7 @@ def limit_from_speed(tokens_per_second: float, device: Device, quantization: str
     return int(per_second / tokens_per_second * 8 / bits(quantization))
 
 
-def projected_for(shape: Shape, device: Device) -> keys.Projected | None:
+def projected_for(shape: Shape, device: Device, devices: int) -> keys.Projected | None:
     """The projected network for this small model: 32 experts, or 16 where memory is short.
 
     32 is the paper's best trade-off (its Figure 7); ranks 23 and 12 give its totals of 1,422M and
@@ -102,7 +103,7 @@ def projected_for(shape: Shape, device: Device) -> keys.Projected | None:
     matrices = ["up", "down"] if shape.ffn != "swiglu" else ["gate", "up", "down"]
     for experts, rank in ((32, 23), (16, 12)):
         projected = keys.Projected(experts=experts, rank=rank, matrices=matrices)
-        job = memory.Job(shape, bf16=device.bf16, device=device.kind, projected=projected)
+        job = model.job_on(device, devices, shape, projected=projected)
         if memory.fitting_microbatch(device.memory, job, shape.context):
             return projected
     return None
