@@ -295,6 +295,8 @@ def test_generic_perplexity_of_experts_is_labelled():
     html = page.render(Path("run"), {"rows": [row("slm", "d", 3, 2), row("slm-pn", "d", 3, 2)]})
     assert html.count("<small>routed</small>") == 1 and "this very text chooses" in html
     assert "routed" not in page.render(Path("run"), {"rows": [row("slm", "d", 3, 2)]})
+    bundled = {**row("slm-pn", "d", 3, 2), "generic_ppl_routed": False}  # of its one expert
+    assert "routed" not in page.render(Path("run"), {"rows": [bundled]})
 
 
 def test_characteristic_words_name_a_cluster_and_not_its_function_words():

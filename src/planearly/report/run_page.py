@@ -142,7 +142,7 @@ def render(run: Path, facts: Facts) -> str:
         legend=[methods.TABLE[m] for m in dict.fromkeys(row["method"] for row in rows)
                 if m in methods.TABLE],
         is_routed=sentences.is_routed,
-        routed=sentences.ROUTED if any(sentences.is_routed(r["method"]) for r in rows) else "",
+        routed=sentences.ROUTED if any(map(sentences.is_routed, rows)) else "",
         perplexities=plots.perplexities(rows, _labels(names)) if rows else None,
         experts=_experts(facts.get("experts", ())),
         sections=[_section(name, facts, names) for name in _domain_names(facts)],

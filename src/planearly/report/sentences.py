@@ -107,10 +107,14 @@ def is_large(method: str) -> bool:
     return name in methods.TABLE and methods.TABLE[name].large
 
 
-def is_routed(method: str) -> bool:
-    """Whether a row's generic perplexity chose experts by the text it is of (:data:`ROUTED`)."""
-    name = method.partition(",")[0]
-    return name in methods.TABLE and methods.TABLE[name].experts
+def is_routed(row: Mapping[str, Any]) -> bool:
+    """Whether a row's generic perplexity chose experts by the text it is of (:data:`ROUTED`).
+
+    That of a bundle's expert is of this expert alone. In rows that do not say (older ones), it is
+    taken to be routed wherever there are experts.
+    """
+    one = methods.TABLE.get(row["method"])
+    return row.get("generic_ppl_routed", one is not None and one.experts)
 
 
 def _named(rows: Sequence[Mapping[str, Any]], importance: bool) -> str | None:

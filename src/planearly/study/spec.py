@@ -15,6 +15,7 @@ from typing import Any
 
 from planearly import methods
 from planearly.evaluate import perplexity
+from planearly.report import sentences
 from planearly.report.table import Axis, Column, Figure, Table
 from planearly.study.compare import (
     BUDGET,
@@ -194,7 +195,7 @@ def facts_of(cells: Cells, arm: Arm, rows: Sequence[Row]) -> dict[str, Any]:
         "budget": arm.changes.get(BUDGET, cells.main(arm.method, BUDGET)),
         "domains": len(rows), "generic": mean_log(rows, "generic_ppl"),
         "generic_ci": intervals[0] if all(ci == intervals[0] for ci in intervals) else None,
-        "routed": "the expert it chooses" if has_experts(arm.method) else None,
+        "routed": "the expert it chooses" if any(map(sentences.is_routed, rows)) else None,
         "generic_after": mean_log(rows, "generic_ppl_after"),
         "expert_share": mean(rows, "expert_share"), "best_step": mean(rows, "best_step"),
         **{prefix + short_key: spent[key] for prefix, spent in sums.items()
