@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planearly.files import read_json
+from planearly.errors import UserError
+from planearly.files import read_json, write_json
 from planearly.report import table
 from planearly.studies.paper import SUITE
 from planearly.study import view
@@ -48,6 +49,14 @@ def test_the_kept_tables_are_those_of_the_kept_rows(nano, seen):
     nats = np.mean([sum(row["nll_after"]) / sum(row["tokens"]) for row in rows])
     assert len(rows) == 9
     assert f"fine-tuning) {math.exp(nats):.2f} against llm" in seen.claims[1].evidence
+
+
+@pytest.mark.parametrize("rows", [None, [{"method": "slm", "domain": "law", "ppl_after": 3.0}]])
+def test_a_file_of_other_rows_is_refused(tmp_path, rows):
+    other = tmp_path / "other.json"
+    write_json(other, {"name": "other", "recipe": {}, "rows": rows})
+    with pytest.raises(UserError, match=r"other\.json is not a study\.json"):
+        again(other, tmp_path, SUITE)
 
 
 def test_a_study_file_alone_makes_its_page_anew(tmp_path, nano, monkeypatch):

@@ -357,7 +357,9 @@ def again(file: Path, out: Path, suite: Suite) -> Path:
         UserError: the file is not a study's.
     """
     results = read_json(file)
-    if not isinstance(results, dict) or not {"name", "recipe", "rows"} <= results.keys():
+    if (not isinstance(results, dict) or not {"name", "recipe", "rows"} <= results.keys()
+            or not isinstance(results["rows"], list)
+            or not all("settings" in row for row in results["rows"])):
         raise UserError(f"{file} is not a study.json: give the file that 'planearly study' wrote")
     return publish(results, suite, out)
 
