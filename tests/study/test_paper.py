@@ -146,6 +146,10 @@ def repeated(made: dict[str, Any], level: Level = plain, seeds: int = 3) -> dict
     return {**made, "rows": [*made["rows"], *rows]}
 
 
+def of_one_seed(made: dict[str, Any]) -> dict[str, Any]:
+    return {**made, "rows": [r for r in made["rows"] if r["seed"] == 0]}
+
+
 def full(level: Level = plain) -> dict[str, Any]:
     """A whole grid; budgets on two domains only."""
     experts = ["slm-pn", "slm-mix"]
@@ -580,6 +584,29 @@ def test_one_seed_judges_nothing_however_large_the_difference() -> None:
         level=far)), "SLM-pn beats")
     assert twice.verdict == "reproduced" and "over 2 seeds" in twice.evidence
     assert "over 2 of 4 domains (arxiv, freelaw)" in twice.evidence  # where the other seed is
+
+
+@pytest.mark.parametrize("level", ["plain", "opposite", "peaks"])
+def test_one_seed_judges_no_claim(level: str) -> None:
+    def peaks(method: str, settings: Mapping[str, Any], domain: str) -> float:
+        turn = 0.3 * (settings["importance.k"] == 64) if method == "slm-is" else 0.0
+        lead = 0.0 if domain == "wikipedia" else 0.3
+        return plain(method, settings, domain) - turn - lead * (method in ("slm-pn", "slm-mix"))
+
+    world = {"plain": plain, "opposite": opposite, "peaks": peaks}[level]
+    found = claims(of_one_seed(full(world)))
+    assert {c.verdict for c in found} == {"cannot be judged"}
+    assert claim(found, "C(N)").one_seed or level == "opposite"
+
+
+def test_another_seed_counts_for_a_weighted_contrast_where_it_has_every_domain() -> None:
+    further = [{"seed": 1}]
+    weights = {"arxiv": 1.0, "wikipedia": -1.0}
+    for domains, many in ((DOMAINS, 2), (DOMAINS[:2], 1)):
+        cells = Cells(study((["slm", "slm-pn"], [{}], DOMAINS),
+                            (["slm", "slm-pn"], further, domains)))
+        found = seeds.estimate(cells, [(1.0, Arm("slm-pn")), (-1.0, Arm("slm"))], weights=weights)
+        assert found and found.seeds == many
 
 
 def test_the_spread_over_seeds_is_not_averaged_away_over_domains() -> None:
