@@ -111,7 +111,7 @@ def test_saved_folder_loads_in_transformers_and_encodes_alike(tmp_path):
     assert (loaded.bos_token, loaded.eos_token, loaded.eos_token_id) == (tk.EOT, tk.EOT, 0)
     assert loaded.model_max_length > 1 << 60  # the export knows the context, a tokenizer none
     assert tk.load(tmp_path).encode(text).ids == made.encode(text).ids
-    assert tk.eot_id(tmp_path) == 0
+    assert tk.opened(tmp_path).eot == 0
 
 
 def test_digest_follows_what_it_encodes(tmp_path):
@@ -199,7 +199,7 @@ def test_foreign_tokenizer_keeps_its_own_end_token(tmp_path):
     made = foreign(tmp_path, "</s>")
     meta = tk.build(keys.Tokenizer(path=str(tmp_path)), keys.Data(), [], tmp_path / "tok")
     assert meta["eot"] == "</s>" and meta["eot_id"] == made.token_to_id("</s>") == 1
-    assert tk.eot_id(tmp_path / "tok") == 1
+    assert tk.opened(tmp_path / "tok").eot == 1
     texts = ["the small model", "", "learns from text"]
     ids, counts = Encoder(tk.load(tmp_path / "tok")).encode(texts)
     expected = [made.encode(t, add_special_tokens=False).ids for t in texts]
@@ -315,7 +315,7 @@ def test_a_begin_token_of_its_own_is_kept_and_counts(tmp_path):
         spec.write_text(json.dumps({"eos_token": "</s>", "bos_token": begin}))
         tk.build(keys.Tokenizer(path=str(tmp_path)), keys.Data(), [], tmp_path / f"{begin}")
         assert tk.opened(tmp_path / f"{begin}").begin == expected
-        assert tk.eot_id(tmp_path / f"{begin}") == 1
+        assert tk.opened(tmp_path / f"{begin}").eot == 1
     alike, same, other = (tk.digest(tmp_path / name) for name in ("None", "<absent>", "<pad>"))
     assert alike == same != other
 
@@ -327,10 +327,13 @@ def test_a_folder_is_opened_once_and_again_when_it_changes(tmp_path, monkeypatch
     monkeypatch.setattr(tk, "load", lambda place: loads.append(place) or real(place))
     first = tk.opened(folder)
     assert tk.opened(folder) is first and len(loads) == 1
-    assert (first.eot, first.vocab_size) == (tk.eot_id(folder), tk.vocab_size(real(folder)))
+    assert (first.eot, first.vocab_size) == (0, tk.vocab_size(real(folder)))
     assert first.digest == tk.digest(folder) and first.dtype == np.dtype("<u2")
     assert tk.id_type(1 << 16) == np.dtype("<u2") and tk.id_type((1 << 16) + 1) == np.dtype("<u4")
     tokenizer_folder(folder, entries=280)
     assert tk.opened(folder).vocab_size < first.vocab_size
     with pytest.raises(UserError, match="there is no tokenizer"):
         tk.opened(tmp_path)
+    (folder / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(UserError, match="its bos_token 'None' is not in its vocabulary"):
+        tk.opened(folder)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from tokenizers import Tokenizer
 
-from planearly.data.tokenizer import id_type, vocab_size
+from planearly.data.tokenizer import id_type, pre_tokenizer, vocab_size
 from planearly.errors import UserError
 
 _SPACE = r" \t\n\r\f\v\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -193,8 +193,6 @@ class _Table(dict[str, int]):
 
 def _splits_as_ours(tokenizer: Tokenizer) -> bool:
     """Whether the tokenizer splits text as ours do, so that chunks can be encoded on their own."""
-    from planearly.data.tokenizer import pre_tokenizer
-
     spec = json.loads(tokenizer.to_str())
     ours = Tokenizer(tokenizer.model)
     ours.pre_tokenizer = pre_tokenizer()

@@ -218,9 +218,6 @@ def opened(folder: Path) -> Opened:
         UserError: there is no tokenizer, or none that says which token ends a document.
     """
     names = ("tokenizer.json", "tokenizer_config.json")
-    if not (folder / names[0]).is_file():
-        raise UserError(f"there is no tokenizer at {folder / names[0]}: name a folder "
-                        "that holds one")
     found = [(folder / name).stat() for name in names if (folder / name).is_file()]
     return _opened(folder.resolve(), *((each.st_mtime_ns, each.st_size) for each in found))
 
@@ -248,14 +245,9 @@ def _read(path: Path) -> Tokenizer:
                         "again, or take another") from error
 
 
-def eot_id(folder: Path) -> int:
-    """The id that ends documents."""
-    return _id(Path(folder), "eos_token", load(folder))
-
-
 def _id(folder: Path, key: str, loaded: Tokenizer) -> int:
-    token = files.read_json(folder / "tokenizer_config.json")[key]
-    found = loaded.token_to_id(token)
+    token = files.read_json(folder / "tokenizer_config.json").get(key)
+    found = loaded.token_to_id(token) if isinstance(token, str) else None
     if found is None:
         raise UserError(f"{folder}: its {key} '{token}' is not in its vocabulary: name "
                         "one that is")
