@@ -8,3 +8,9 @@ class UserError(Exception):
     of the recipe), and what to do about it. The command prints it without a traceback and exits
     with status 2.
     """
+
+
+def brief(error: BaseException) -> str:
+    """The first line of an error's message that says something; its type where none does."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)

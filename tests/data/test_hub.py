@@ -112,6 +112,19 @@ def test_a_hub_out_of_reach_is_one_sentence(monkeypatch):
         resolve(["hf://org/set"])
 
 
+def test_a_shard_that_breaks_is_one_sentence_that_says_why(monkeypatch):
+    class Broken:
+        column_names = None
+
+        def __iter__(self):
+            yield {"text": "one"}
+            raise RuntimeError("\n no route\nto host")
+
+    monkeypatch.setattr(hub, "_load", lambda entry, revision: Broken())
+    with pytest.raises(UserError, match=r"after row 1 \(no route\)"):
+        list(hub.records(hub.Unit("hf://x", "hub"), ["text"]))
+
+
 def test_a_shard_that_does_not_say_its_size_counts_as_large():
     units = [hub.Unit("hf://x", "hub", shard=(i, 9)) for i in range(9)]
     assert sum(unit.text_bytes for unit in units) > 1e9

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from planearly.data.documents import Unit, printable
-from planearly.errors import UserError
+from planearly.errors import UserError, brief
 from planearly.files import digest
 
 
@@ -82,9 +82,9 @@ def records(unit: Unit, columns: list[str]) -> Iterator[dict[str, Any]]:
             yield record
             row += 1
     except Exception as error:  # datasets raises what its readers, and theirs, raise
-        brief = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{unit.path}: shard {number + 1} of {shards} cannot be read after row "
-                        f"{row} ({printable(brief)}); start again, or mend that record") from error
+                        f"{row} ({printable(brief(error))}); start again, or mend that "
+                        "record") from error
 
 
 def _parse(entry: str) -> tuple[str, str | None, str]:
@@ -158,6 +158,5 @@ def _misnamed(entry: str, at: dict[str, str]) -> UserError | None:
 
 
 def _unreadable(entry: str, error: Exception) -> UserError:
-    brief = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return UserError(f"cannot read {entry} ({printable(brief.strip())}): check the name, the "
+    return UserError(f"cannot read {entry} ({printable(brief(error))}): check the name, the "
                      "connection and, for a gated dataset, that you are logged in (hf auth login)")

@@ -22,7 +22,7 @@ from typing import IO, Any
 from planearly import keys
 from planearly.data import hub
 from planearly.data.documents import Document, Kind, Problems, Unit, printable
-from planearly.errors import UserError
+from planearly.errors import UserError, brief
 from planearly.files import reading_error
 
 _KINDS: dict[str, Kind] = {".jsonl": "lines", ".ndjson": "lines", ".json": "lines",
@@ -348,8 +348,8 @@ def _parquet(unit: Unit, settings: keys.Data, problems: Problems) -> Iterator[tu
                         continue
                     yield row, record
     except (pa.ArrowException, *_DAMAGE) as error:
-        brief = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{unit.path} is damaged after row {row} ({brief}): {_MEND}") from error
+        raise UserError(f"{unit.path} is damaged after row {row} ({brief(error)}): "
+                        f"{_MEND}") from error
 
 
 def _columns(unit: Unit, schema: Any, settings: keys.Data) -> list[str]:

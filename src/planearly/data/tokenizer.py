@@ -27,7 +27,7 @@ from planearly import files, keys
 from planearly.data.documents import Problems, Unit
 from planearly.data.readers import read_documents
 from planearly.data.text import pieces
-from planearly.errors import UserError
+from planearly.errors import UserError, brief
 from planearly.progress import progress, say
 
 EOT = "<|endoftext|>"
@@ -326,8 +326,7 @@ def take(name: str) -> Taken:
         try:
             loaded = transformers.AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError, KeyError) as error:
-            brief = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"no tokenizer could be taken from '{name}' ({brief}); give a "
+            raise UserError(f"no tokenizer could be taken from '{name}' ({brief(error)}); give a "
                             "tokenizer.json, a model folder or a hub name") from error
         if not isinstance(getattr(loaded, "backend_tokenizer", None), tokenizers.Tokenizer):
             raise UserError(f"the tokenizer of '{name}' has no tokenizer.json form: take a model "
