@@ -139,11 +139,6 @@ def check_rows(rows: int) -> None:
 
 # Devices ----------------------------------------------------------------------------------------
 
-def best_device() -> torch.device:
-    """The first GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 @functools.cache
 def bf16_is_fast(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 are faster than in float32: on GPUs and processors that

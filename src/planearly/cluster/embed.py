@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 
+from planearly import parallel
 from planearly.data.encode import Encoder
 from planearly.errors import UserError
 from planearly.files import (
@@ -35,7 +36,7 @@ from planearly.files import (
     write_array,
     write_json,
 )
-from planearly.parallel import best_device, bf16_is_fast
+from planearly.parallel import bf16_is_fast
 from planearly.progress import progress, say
 from planearly.tensors import load_tensors, save_tensors
 
@@ -237,7 +238,7 @@ def _contextual(name: str, folder: Path) -> Embed:
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
 
-    device = best_device()
+    device = parallel.device()
     half = bf16_is_fast(device)
     logging.disable_progress_bar()  # ours is enough
     try:
@@ -346,7 +347,7 @@ def _distil(folder: Path, tokenizer: Tokenizer) -> torch.Tensor:
     logging.disable_progress_bar()
     size = tokenizer.get_vocab_size()
     model = AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True,
-                                      use_safetensors=True).eval().to(best_device())
+                                      use_safetensors=True).eval().to(parallel.device())
     vocabulary = tokenizer.get_vocab()
     first, last = vocabulary["[CLS]"], vocabulary["[SEP]"]
     parts = []
@@ -354,7 +355,7 @@ def _distil(folder: Path, tokenizer: Tokenizer) -> torch.Tensor:
         for ids in torch.arange(size).split(512):
             inputs = torch.stack(
                 [torch.full_like(ids, first), ids, torch.full_like(ids, last)], dim=1
-            ).to(best_device())
+            ).to(parallel.device())
             states = model(inputs, attention_mask=torch.ones_like(inputs)).last_hidden_state
             parts.append((states[:, 1] + states.mean(1)).cpu())
     vectors = torch.cat(parts)

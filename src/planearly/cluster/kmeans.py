@@ -11,8 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from planearly import parallel
 from planearly.errors import UserError
-from planearly.parallel import best_device, bf16_is_fast
+from planearly.parallel import bf16_is_fast
 
 _BLOCK = 4096  # rows of the score matrix: with 1,024 columns it stays in the processor's cache
 _START_POINTS = 8192  # starting centroids are drawn from this many points, or 8 per centroid
@@ -50,7 +51,7 @@ def fit(
     generator = np.random.default_rng(seed)
     size = min(n, max(sample_per_centroid, 1) * k)
     chosen = np.arange(n) if size == n else np.sort(generator.choice(n, size, replace=False))
-    device = best_device()
+    device = parallel.device()
     sample = F.normalize(torch.as_tensor(points[chosen], dtype=torch.float32, device=device))
     mass = None
     if weights is not None:
@@ -74,7 +75,7 @@ def assign(points: np.ndarray, centroids: np.ndarray, block: int = 65_536) -> np
 
     Memory does not grow with the number of points when they are memory-mapped.
     """
-    device = best_device()
+    device = parallel.device()
     table = torch.from_numpy(np.array(centroids, np.float32)).to(device)
     nearest = np.empty(len(points), dtype=np.int32)
     for start in range(0, len(points), block):

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from planearly import parallel
 from planearly.data.dataset import IGNORE
 from planearly.model.outside import AnyModel
-from planearly.parallel import best_device
 from planearly.progress import Meter, progress
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def score(forward: Forward, rows: Rows, lengths: np.ndarray, batch_tokens: int,
 
 def batch_tokens(vocab_size: int) -> int:
     """Positions of one forward pass, by the size of their logits."""
-    kind = best_device().type
+    kind = parallel.device().type
     return max(_POSITIONS[kind], _LOGITS[kind] // vocab_size)
 
 

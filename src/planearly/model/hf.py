@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from planearly import parallel
 from planearly.errors import UserError
 from planearly.files import read_json
 from planearly.model import reading
 from planearly.model.transformer import GATED, Shape
-from planearly.parallel import best_device
 
 _WHOLE = {
     "embed.weight": "model.embed_tokens.weight",
@@ -154,7 +154,7 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
         raise UserError(f"transformers knows no models of type '{values.get('model_type')}': the "
                         f"one in {folder} needs code of its own ('auto_map'), which is not run")
 
-    device = best_device()
+    device = parallel.device()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     kind = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
