@@ -156,6 +156,12 @@ def test_break_even_is_where_the_totals_meet(a: tuple[int, int], b: tuple[int, i
         assert totals[0] == pytest.approx(totals[1], rel=1e-9)
 
 
+@pytest.mark.parametrize("a, b, expected", [
+    ((0, 10), (80, 2), 10.0), ((0, 1), (80, 2), None), ((0, 2), (80, 2), None)])
+def test_crossing(a: tuple[float, float], b: tuple[float, float], expected: float | None) -> None:
+    assert model.crossing(*a, *b) == expected
+
+
 def test_the_papers_break_even_is_at_about_five_domains() -> None:
     importance = model.cost(setting(), "slm-is", PRETRAIN_TOKENS["slm-is"])
     mixture = model.cost(setting(), "slm-mix", PRETRAIN_TOKENS["slm-mix"])

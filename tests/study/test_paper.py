@@ -1,281 +1,46 @@
-"""Tables and claims of a study, on generated rows."""
+"""Tables and claims of the paper's study, on generated rows."""
 
 from __future__ import annotations
 
 import csv
-import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy import stats
 
 from planearly import methods
-from planearly.cost.model import crossing
 from planearly.errors import UserError
-from planearly.keys import Recipe
 from planearly.methods import Method
 from planearly.report import run_page, table
 from planearly.report.table import write
 from planearly.studies.paper import SUITE
-from planearly.study import compare, seeds, sharing, view
+from planearly.study import seeds, sharing, view
 from planearly.study.compare import Arm, Cells
-from planearly.study.verdict import Claim
-
-DOMAINS = ["arxiv", "freelaw", "stackexchange", "wikipedia"]
-BASE: dict[str, Any] = {
-    "spec_tokens": 50_000, "pretrain_tokens": 8_000_000, "importance.k": None,
-    "expert": "lowest-loss", "projected.experts": 16, "mixture.experts": 16, "seed": 0,
-    "pretrain.specialization_share": 0.0, "finetune.replay_share": 0.0,
-    "pretrain.optimizer.preset": "modern", "cluster.embedder": "static",
-}
-ALL = ["slm", "slm-nopt", "slm-d", "slm-is", "slm-mix", "slm-pn", "llm", "llm-lora"]
-SHARED = {"slm": 1.0, "slm-mix": 1.0, "slm-pn": 1.6, "llm": 4.0, "llm-lora": 4.0, "slm-d": 5.0}
-PER_TOKEN = 3e7
-DOCUMENTS = 60
-
-Level = Callable[[str, Mapping[str, Any], str], float]
-Change = Mapping[str, Any]
-
-
-def recipe() -> dict[str, Any]:
-    values = Recipe().to_dict()
-    for dotted, value in BASE.items():
-        *parents, last = dotted.split(".")
-        place = values
-        for parent in parents:
-            place = place[parent]
-        place[last] = value
-    return values
-
-
-def plain(method: str, settings: Mapping[str, Any], domain: str) -> float:
-    """Nats per token after fine-tuning where all of the paper's claims hold."""
-    level = 4.0 + 0.2 * DOMAINS.index(domain)
-    level -= 0.1 * math.log2(settings["pretrain_tokens"] / 8e6)
-    data = math.log2(settings["spec_tokens"] / 50_000)
-    level -= 0.1 * data
-    wide = domain == "wikipedia"
-    if method == "slm-nopt":
-        level += 1.0
-    elif method == "slm-is":
-        level -= 0.2 + 0.02 * math.log2((settings["importance.k"] or 256) / 64)
-    elif method in ("slm-pn", "slm-mix"):
-        advantage = 0.1 - 0.03 * data
-        level += 0.02 if wide and settings["expert"] != "blend" else -advantage
-    elif method == "slm-d":
-        level -= 0.02
-    elif method in ("llm", "llm-lora"):
-        level -= 0.2
-    elif method == "slm-top":
-        level += 0.1
-    return level
-
-
-def cost(tokens: float, factor: float) -> dict[str, Any]:
-    flops = tokens * factor * PER_TOKEN
-    return {"tokens": int(tokens), "flops": flops, "device_hours": flops / 1e15, "device": "a box",
-            "money": None}
-
-
-def row(method: str, domain: str, changes: Change, level: Level) -> dict[str, Any]:
-    settings = {**BASE, **changes}
-    draw = np.random.default_rng(DOMAINS.index(domain))  # a document is as hard for every method
-    tokens = draw.integers(40, 200, DOCUMENTS)
-    hard = draw.normal(0, 0.5, DOCUMENTS)
-    own = np.random.default_rng([*f"{method} {domain} {sorted(changes.items())}".encode()])
-    base = level(method, settings, domain)
-    chance = own.normal(0, 0.02, (2, DOCUMENTS))
-    chance -= (chance @ tokens / tokens.sum())[:, None]  # differences are those of the levels
-    after = tokens * (base + hard + chance[0])
-    before = tokens * (base + 0.8 + hard + chance[1])
-    pretrained = settings["pretrain_tokens"]
-    generic = cost(pretrained, SHARED[method]) if method in SHARED else cost(0, 1)
-    tuning = settings["spec_tokens"] * 5
-    special = cost(tuning if method in SHARED or method == "slm-nopt" else tuning + pretrained, 1)
-    both = {key: generic[key] + special[key] for key in ("tokens", "flops", "device_hours")}
-    nothing = method == "slm-nopt"
-    return {
-        "method": method, "domain": domain, "seed": settings["seed"], "settings": settings,
-        "spec_tokens": settings["spec_tokens"], "pretrain_tokens": pretrained,
-        "params": 400_000, "inference_params": 400_000, "non_embedding_params": 300_000,
-        "inference_flops_per_token": 10_000_000, "best_step": 40,
-        "generic_ppl": None if nothing else math.exp(base + 1), "generic_ppl_after": 90.0,
-        "generic_ppl_ci": [math.exp(base), math.exp(base + 2)],
-        "nll_after": after.tolist(), "nll_before": None if nothing else before.tolist(),
-        "tokens": tokens.tolist(), "expert": settings["expert"], "expert_share": 0.5,
-        "k": {"slm-pn": settings["projected.experts"],
-              "slm-mix": settings["mixture.experts"]}.get(method, 256),
-        "finetuning": {"best_step": 40, "steps": 60, "validation": [[1000, 5.0]]},
-        "cost": {**both, "device": "a box", "money": None}, "generic_cost": generic,
-        "specialization_cost": special,
-    }
-
-
-def study(*blocks: tuple[list[str], list[Change], list[str]], level: Level = plain,
-          ) -> dict[str, Any]:
-    """Rows of blocks of methods, changes and domains, each once."""
-    rows: dict[str, dict[str, Any]] = {}
-    for names, all_changes, domains in blocks:
-        for changes in all_changes:
-            for method in names:
-                for domain in domains:
-                    made = row(method, domain, changes, level)
-                    rows.setdefault(json.dumps([method, domain, made["settings"]]), made)
-    return {
-        "name": "generated", "recipe": recipe(), "device": "a box", "seconds": 1.0,
-        "domains": DOMAINS, "rows": list(rows.values()), "skipped": [], "pending": [],
-        "entropies": {domain: {str(k): {"entropy": 0.5 + i, "largest_share": 0.9 / (i + 1)}
-                               for k in (16, 64)} for i, domain in enumerate(DOMAINS)},
-        "models": {}, "calibration": None,
-    }
-
-
-def repeated(made: dict[str, Any], level: Level = plain, seeds: int = 3) -> dict[str, Any]:
-    """A study with further seeds of every row."""
-    known = {json.dumps([r["method"], r["domain"], r["settings"]]) for r in made["rows"]}
-    further = [row(r["method"], r["domain"], {**r["settings"], "seed": seed}, level)
-               for r in made["rows"] for seed in range(1, seeds + 1)]
-    rows = [r for r in further
-            if json.dumps([r["method"], r["domain"], r["settings"]]) not in known]
-    return {**made, "rows": [*made["rows"], *rows]}
-
-
-def of_one_seed(made: dict[str, Any]) -> dict[str, Any]:
-    return {**made, "rows": [r for r in made["rows"] if r["seed"] == 0]}
-
-
-def full(level: Level = plain) -> dict[str, Any]:
-    """A whole grid; budgets on two domains only."""
-    experts = ["slm-pn", "slm-mix"]
-    return study(
-        (ALL, [{}, {"spec_tokens": 400_000}], DOMAINS),
-        (["slm", "slm-is", "slm-pn", "llm"],
-         [{"pretrain_tokens": n} for n in (2_000_000, 32_000_000)], DOMAINS[:2]),
-        (["slm-is", "slm-top"], [{"importance.k": k} for k in (16, 64, 256)], DOMAINS),
-        (["slm-knn", "slm-dsir"], [{}], DOMAINS),
-        (["slm-knn", "slm-is"], [{"cluster.embedder": "sentence-bert"}], DOMAINS),
-        (experts, [{"expert": rule} for rule in ("blend", "most-frequent")], DOMAINS),
-        (["slm-pn"], [{"projected.experts": 64}], DOMAINS),
-        (["slm-mix"], [{"mixture.experts": 64}], DOMAINS),
-        (["slm"], [{"finetune.replay_share": 0.2}, {"pretrain.optimizer.preset": "paper"},
-                   {"seed": 1}], DOMAINS),
-        (["slm-is"], [{"pretrain.specialization_share": 0.1}], DOMAINS), level=level)
-
-
-def tables(made: Mapping[str, Any]) -> list[table.Table]:
-    return SUITE.of(made)[0]
-
-
-def claims(made: Mapping[str, Any]) -> list[Claim]:
-    return SUITE.of(made)[1]
+from small_studies import (
+    BASE,
+    DOCUMENTS,
+    DOMAINS,
+    PER_TOKEN,
+    claim,
+    claims,
+    cost,
+    full,
+    named,
+    of_one_seed,
+    plain,
+    repeated,
+    row,
+    study,
+    tables,
+)
 
 
 @pytest.fixture(scope="module")
 def whole() -> dict[str, Any]:
     return full()
-
-
-def named(made: list[table.Table], name: str) -> table.Table:
-    return next(t for t in made if t.name == name)
-
-
-def claim(found: list[Claim], start: str) -> Claim:
-    return next(c for c in found if c.text.startswith(start))
-
-
-# Statistics -------------------------------------------------------------------------------------
-
-def test_a_paired_macro_difference_agrees_with_the_textbook() -> None:
-    made = study((["slm", "slm-is"], [{}], DOMAINS[:3]))
-    cells = Cells(made)
-    found = compare.difference(cells, Arm("slm-is"), Arm("slm"))
-    assert found is not None and found.domains == DOMAINS[:3]
-    means, variances, freedoms = [], [], []
-    for domain in DOMAINS[:3]:
-        a, b = (next(r for r in made["rows"] if (r["method"], r["domain"]) == (m, domain))
-                for m in ("slm-is", "slm"))
-        d, n = np.subtract(a["nll_after"], b["nll_after"]), np.array(a["tokens"], float)
-        mean = d.sum() / n.sum()
-        means.append(mean)
-        variances.append(np.var(d - mean * n, ddof=1) * len(n) / n.sum() ** 2)
-        freedoms.append(len(n) - 1)
-    v = np.array(variances) / 9
-    half = stats.t.ppf(0.975, v.sum() ** 2 / (v**2 / freedoms).sum()) * np.sqrt(v.sum())
-    assert found.nats == pytest.approx(np.mean(means), rel=1e-9)
-    assert found.interval == pytest.approx([np.mean(means) - half, np.mean(means) + half], rel=1e-9)
-
-
-def test_pairing_narrows_the_interval() -> None:
-    cells = Cells(study((["slm", "slm-is"], [{}], DOMAINS)))
-    found = compare.difference(cells, Arm("slm-is"), Arm("slm"))
-    alone = compare.macro(list(cells.rows(Arm("slm")).values()))
-    assert found and alone
-    assert found.high - found.low < 0.2 * np.diff(np.log(alone["ci95"]))[0]
-
-
-def test_only_shared_domains_with_the_same_documents_are_compared() -> None:
-    made = study((["slm"], [{}], DOMAINS), (["slm-is"], [{}], DOMAINS[1:]))
-    other = next(r for r in made["rows"] if (r["method"], r["domain"]) == ("slm-is", DOMAINS[3]))
-    other["tokens"] = [n + 1 for n in other["tokens"]]
-    found = compare.difference(Cells(made), Arm("slm-is"), Arm("slm"))
-    assert found and found.domains == DOMAINS[1:3]
-
-
-def test_cells_of_other_settings_are_never_taken() -> None:
-    cells = Cells(study((["slm"], [{"spec_tokens": 400_000}], DOMAINS),
-                        (["slm-is"], [{}], DOMAINS)))
-    assert cells.rows(Arm("slm")) == {}
-    assert compare.difference(cells, Arm("slm-is"), Arm("slm")) is None
-    assert cells.rows(Arm("slm-is", {"context": 512})) == {}  # a key that the grid does not vary
-    assert cells.values(Arm("slm"), "spec_tokens") == [400_000]
-
-
-def test_another_seed_that_disagrees_takes_the_side_away() -> None:
-    def flips(method: str, settings: Mapping[str, Any], domain: str) -> float:
-        return 4.0 + (method == "slm-is") * (-0.2 if settings["seed"] == 0 else 0.1)
-
-    made = study((["slm", "slm-is"], [{}, {"seed": 1}], DOMAINS), level=flips)
-    found = seeds.difference(Cells(made), Arm("slm-is"), Arm("slm"))
-    assert found and found.own.high < 0 and found.side() == 0
-    assert [seed.nats for seed in found.others] == pytest.approx([0.1], abs=0.01)
-
-
-def test_averages_of_a_table_are_over_the_same_domains(whole: dict[str, Any]) -> None:
-    half = study((["slm", "slm-is", "slm-pn"], [{}], DOMAINS), (["llm"], [{}], DOMAINS[:1]))
-    baselines = named(tables(half), "table-04-baselines")
-    wide, narrow = ([r["method"] for r in baselines.rows if r["domains"] == n] for n in (4, 1))
-    assert wide == ["slm", "slm-is", "slm-pn"] and narrow == [*wide, "llm"]
-    assert {r["over"] for r in baselines.rows} == {"all 4 domains", "1 of 4 domains (arxiv)"}
-    parts = {r["over"]: {x["drawn"] for x in baselines.rows if x["over"] == r["over"]}
-             for r in baselines.rows}
-    assert parts == {"all 4 domains": {False}, "1 of 4 domains (arxiv)": {True}}
-    budgets = named(tables(whole), "table-08-budgets")
-    assert {r["budget"] for r in budgets.rows if r["drawn"]} == {
-        r["settings"]["pretrain_tokens"] for r in whole["rows"]}
-
-
-@given(st.lists(st.tuples(st.sampled_from(ALL), st.sets(st.sampled_from(DOMAINS), min_size=1)),
-                min_size=1, max_size=6, unique_by=lambda each: each[0]))
-@settings(deadline=None, max_examples=25)
-def test_no_cell_is_lost_from_an_average(grid: list[tuple[str, set[str]]]) -> None:
-    cells = Cells(study(*(([method], [{}], sorted(of)) for method, of in grid)))
-    parts = compare.blocks(cells, [Arm(method) for method, _ in grid])
-    assert {arm.method for _, arms in parts for arm in arms} == {method for method, _ in grid}
-    assert len({tuple(domains) for domains, _ in parts}) == len(parts)
-    for domains, arms in parts:
-        assert domains and all(set(domains) <= set(cells.rows(arm)) for arm in arms)
-
-
-@pytest.mark.parametrize("a, b, expected", [
-    ((0, 10), (80, 2), 10.0), ((0, 1), (80, 2), None), ((0, 2), (80, 2), None)])
-def test_crossing(a: tuple[float, float], b: tuple[float, float], expected: float | None) -> None:
-    assert crossing(*a, *b) == expected
 
 
 # Tables -----------------------------------------------------------------------------------------
@@ -422,6 +187,20 @@ def test_written_tables_read_back(whole: dict[str, Any], tmp_path: Path) -> None
     (tmp_path / "other.json").write_text('{"name": "x"}')
     with pytest.raises(UserError, match=r"other\.json is not a table"):
         table.read(tmp_path / "other.json")
+
+
+def test_averages_of_a_table_are_over_the_same_domains(whole: dict[str, Any]) -> None:
+    half = study((["slm", "slm-is", "slm-pn"], [{}], DOMAINS), (["llm"], [{}], DOMAINS[:1]))
+    baselines = named(tables(half), "table-04-baselines")
+    wide, narrow = ([r["method"] for r in baselines.rows if r["domains"] == n] for n in (4, 1))
+    assert wide == ["slm", "slm-is", "slm-pn"] and narrow == [*wide, "llm"]
+    assert {r["over"] for r in baselines.rows} == {"all 4 domains", "1 of 4 domains (arxiv)"}
+    parts = {r["over"]: {x["drawn"] for x in baselines.rows if x["over"] == r["over"]}
+             for r in baselines.rows}
+    assert parts == {"all 4 domains": {False}, "1 of 4 domains (arxiv)": {True}}
+    budgets = named(tables(whole), "table-08-budgets")
+    assert {r["budget"] for r in budgets.rows if r["drawn"]} == {
+        r["settings"]["pretrain_tokens"] for r in whole["rows"]}
 
 
 # Claims -----------------------------------------------------------------------------------------
@@ -597,46 +376,6 @@ def test_one_seed_judges_no_claim(level: str) -> None:
     found = claims(of_one_seed(full(world)))
     assert {c.verdict for c in found} == {"cannot be judged"}
     assert claim(found, "C(N)").one_seed or level == "opposite"
-
-
-def test_another_seed_counts_for_a_weighted_contrast_where_it_has_every_domain() -> None:
-    further = [{"seed": 1}]
-    weights = {"arxiv": 1.0, "wikipedia": -1.0}
-    for domains, many in ((DOMAINS, 2), (DOMAINS[:2], 1)):
-        cells = Cells(study((["slm", "slm-pn"], [{}], DOMAINS),
-                            (["slm", "slm-pn"], further, domains)))
-        found = seeds.estimate(cells, [(1.0, Arm("slm-pn")), (-1.0, Arm("slm"))], weights=weights)
-        assert found and found.seeds == many
-
-
-def test_the_spread_over_seeds_is_not_averaged_away_over_domains() -> None:
-    shift = {0: 0.0, 1: 0.06}
-
-    def drawn(method: str, settings: Mapping[str, Any], domain: str) -> float:
-        return 4.0 - (method == "slm-is") * (0.2 + shift[settings["seed"]])
-
-    few, many = (Cells(study((["slm", "slm-is"], [{}, {"seed": 1}], DOMAINS[:n]), level=drawn))
-                 for n in (1, 4))
-    one, four = (seeds.difference(cells, Arm("slm-is"), Arm("slm")) for cells in (few, many))
-    assert one and four
-    variance = (2 * 0.04**2 + 0.06**2 / 2) / 3  # two pairs of the prior's, one of the study's
-    assert four.spread.deviation == pytest.approx(variance**0.5, rel=1e-6)
-    assert one.spread.deviation == pytest.approx(variance**0.5, rel=1e-6)
-    assert four.spread.freedom == one.spread.freedom == 3
-    assert four.nats == pytest.approx(-0.23, abs=1e-6)
-    half = stats.t.ppf(0.975, 3) * (variance / 2) ** 0.5
-    assert (four.high - four.low) / 2 == pytest.approx(half, rel=0.01)
-
-
-def test_intervals_over_seeds_hold_the_truth_as_often_as_they_say() -> None:
-    draw, deviation, documents, held = np.random.default_rng(0), 0.05, 0.007, []
-    for _ in range(2000):
-        seen = draw.normal(0, deviation, 2) + draw.normal(0, documents, 2)
-        spread = seeds.moderated([(float(np.var(seen, ddof=1)), 1)])
-        low, high = compare.combined(float(seen.mean()), [
-            (spread.deviation**2 / 2, spread.freedom), (documents**2 / 2, 100)])
-        held.append(low < 0 < high)
-    assert np.mean(held) > 0.945
 
 
 def test_a_starved_mixture_is_not_judged() -> None:

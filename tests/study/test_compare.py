@@ -1,0 +1,127 @@
+"""Which cells are held against each other, by how much they differ, and what seeds do to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from planearly.study import compare, seeds
+from planearly.study.compare import Arm, Cells
+from small_studies import (
+    ALL,
+    DOMAINS,
+    study,
+)
+
+
+def test_a_paired_macro_difference_agrees_with_the_textbook() -> None:
+    made = study((["slm", "slm-is"], [{}], DOMAINS[:3]))
+    cells = Cells(made)
+    found = compare.difference(cells, Arm("slm-is"), Arm("slm"))
+    assert found is not None and found.domains == DOMAINS[:3]
+    means, variances, freedoms = [], [], []
+    for domain in DOMAINS[:3]:
+        a, b = (next(r for r in made["rows"] if (r["method"], r["domain"]) == (m, domain))
+                for m in ("slm-is", "slm"))
+        d, n = np.subtract(a["nll_after"], b["nll_after"]), np.array(a["tokens"], float)
+        mean = d.sum() / n.sum()
+        means.append(mean)
+        variances.append(np.var(d - mean * n, ddof=1) * len(n) / n.sum() ** 2)
+        freedoms.append(len(n) - 1)
+    v = np.array(variances) / 9
+    half = stats.t.ppf(0.975, v.sum() ** 2 / (v**2 / freedoms).sum()) * np.sqrt(v.sum())
+    assert found.nats == pytest.approx(np.mean(means), rel=1e-9)
+    assert found.interval == pytest.approx([np.mean(means) - half, np.mean(means) + half], rel=1e-9)
+
+
+def test_pairing_narrows_the_interval() -> None:
+    cells = Cells(study((["slm", "slm-is"], [{}], DOMAINS)))
+    found = compare.difference(cells, Arm("slm-is"), Arm("slm"))
+    alone = compare.macro(list(cells.rows(Arm("slm")).values()))
+    assert found and alone
+    assert found.high - found.low < 0.2 * np.diff(np.log(alone["ci95"]))[0]
+
+
+def test_only_shared_domains_with_the_same_documents_are_compared() -> None:
+    made = study((["slm"], [{}], DOMAINS), (["slm-is"], [{}], DOMAINS[1:]))
+    other = next(r for r in made["rows"] if (r["method"], r["domain"]) == ("slm-is", DOMAINS[3]))
+    other["tokens"] = [n + 1 for n in other["tokens"]]
+    found = compare.difference(Cells(made), Arm("slm-is"), Arm("slm"))
+    assert found and found.domains == DOMAINS[1:3]
+
+
+def test_cells_of_other_settings_are_never_taken() -> None:
+    cells = Cells(study((["slm"], [{"spec_tokens": 400_000}], DOMAINS),
+                        (["slm-is"], [{}], DOMAINS)))
+    assert cells.rows(Arm("slm")) == {}
+    assert compare.difference(cells, Arm("slm-is"), Arm("slm")) is None
+    assert cells.rows(Arm("slm-is", {"context": 512})) == {}  # a key that the grid does not vary
+    assert cells.values(Arm("slm"), "spec_tokens") == [400_000]
+
+
+def test_another_seed_that_disagrees_takes_the_side_away() -> None:
+    def flips(method: str, settings: Mapping[str, Any], domain: str) -> float:
+        return 4.0 + (method == "slm-is") * (-0.2 if settings["seed"] == 0 else 0.1)
+
+    made = study((["slm", "slm-is"], [{}, {"seed": 1}], DOMAINS), level=flips)
+    found = seeds.difference(Cells(made), Arm("slm-is"), Arm("slm"))
+    assert found and found.own.high < 0 and found.side() == 0
+    assert [seed.nats for seed in found.others] == pytest.approx([0.1], abs=0.01)
+
+
+@given(st.lists(st.tuples(st.sampled_from(ALL), st.sets(st.sampled_from(DOMAINS), min_size=1)),
+                min_size=1, max_size=6, unique_by=lambda each: each[0]))
+@settings(deadline=None, max_examples=25)
+def test_no_cell_is_lost_from_an_average(grid: list[tuple[str, set[str]]]) -> None:
+    cells = Cells(study(*(([method], [{}], sorted(of)) for method, of in grid)))
+    parts = compare.blocks(cells, [Arm(method) for method, _ in grid])
+    assert {arm.method for _, arms in parts for arm in arms} == {method for method, _ in grid}
+    assert len({tuple(domains) for domains, _ in parts}) == len(parts)
+    for domains, arms in parts:
+        assert domains and all(set(domains) <= set(cells.rows(arm)) for arm in arms)
+
+
+def test_another_seed_counts_for_a_weighted_contrast_where_it_has_every_domain() -> None:
+    further = [{"seed": 1}]
+    weights = {"arxiv": 1.0, "wikipedia": -1.0}
+    for domains, many in ((DOMAINS, 2), (DOMAINS[:2], 1)):
+        cells = Cells(study((["slm", "slm-pn"], [{}], DOMAINS),
+                            (["slm", "slm-pn"], further, domains)))
+        found = seeds.estimate(cells, [(1.0, Arm("slm-pn")), (-1.0, Arm("slm"))], weights=weights)
+        assert found and found.seeds == many
+
+
+def test_the_spread_over_seeds_is_not_averaged_away_over_domains() -> None:
+    shift = {0: 0.0, 1: 0.06}
+
+    def drawn(method: str, settings: Mapping[str, Any], domain: str) -> float:
+        return 4.0 - (method == "slm-is") * (0.2 + shift[settings["seed"]])
+
+    few, many = (Cells(study((["slm", "slm-is"], [{}, {"seed": 1}], DOMAINS[:n]), level=drawn))
+                 for n in (1, 4))
+    one, four = (seeds.difference(cells, Arm("slm-is"), Arm("slm")) for cells in (few, many))
+    assert one and four
+    variance = (2 * 0.04**2 + 0.06**2 / 2) / 3  # two pairs of the prior's, one of the study's
+    assert four.spread.deviation == pytest.approx(variance**0.5, rel=1e-6)
+    assert one.spread.deviation == pytest.approx(variance**0.5, rel=1e-6)
+    assert four.spread.freedom == one.spread.freedom == 3
+    assert four.nats == pytest.approx(-0.23, abs=1e-6)
+    half = stats.t.ppf(0.975, 3) * (variance / 2) ** 0.5
+    assert (four.high - four.low) / 2 == pytest.approx(half, rel=0.01)
+
+
+def test_intervals_over_seeds_hold_the_truth_as_often_as_they_say() -> None:
+    draw, deviation, documents, held = np.random.default_rng(0), 0.05, 0.007, []
+    for _ in range(2000):
+        seen = draw.normal(0, deviation, 2) + draw.normal(0, documents, 2)
+        spread = seeds.moderated([(float(np.var(seen, ddof=1)), 1)])
+        low, high = compare.combined(float(seen.mean()), [
+            (spread.deviation**2 / 2, spread.freedom), (documents**2 / 2, 100)])
+        held.append(low < 0 < high)
+    assert np.mean(held) > 0.945
