@@ -133,6 +133,16 @@ def test_no_plan_recommends_what_cannot_start(
         or not made.row("llm").feasible
 
 
+@pytest.mark.parametrize("count", [1, 8])
+def test_the_large_model_is_sized_to_one_device_however_many_there_are(count: int) -> None:
+    """An 8B model was planned on eight cards of 80 GB; weights, moments and gradients are 96."""
+    made = planned(device=devices.find("h100"), devices=count, limit=8 * B, generic_hours=None,
+                   generic_tokens=15_000 * B, specialization_hours=None)
+    assert made.recommended == "llm"
+    assert 2 * B < flops.parameters(made.setting.large) < 6 * B
+    assert any("the memory of one H100" in note for note in made.notes)
+
+
 def test_a_named_checkpoint_that_cannot_start_is_not_asked_for_again() -> None:
     card = replace(devices.find("h100"), memory=24e9)
     made = planned(device=card, limit=None, generic_tokens=0,
