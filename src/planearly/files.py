@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -201,6 +201,16 @@ def write_array(path: Path, array: np.ndarray) -> None:
     """Write a ``.npy`` file."""
     with atomic_write(path) as handle:
         np.save(handle, array, allow_pickle=False)
+
+
+def write_chunks(path: Path, dtype: np.dtype, shape: tuple[int, ...],
+                 chunks: Iterable[np.ndarray]) -> None:
+    """Write a ``.npy`` file of an array that comes in chunks, which together fill ``shape``."""
+    with atomic_write(path) as handle:
+        np.lib.format.write_array_header_1_0(handle, {
+            "descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
+        for chunk in chunks:
+            handle.write(chunk.tobytes())
 
 
 def read_array(path: Path, mapped: bool = True) -> np.ndarray:

@@ -400,7 +400,7 @@ def test_jobs_are_bounded_in_number(tmp_path, tokenizer):
 
 
 def test_full_disk_is_one_sentence(tmp_path, tokenizer):
-    if os.geteuid() == 0 and not Path("/dev/full").exists():
+    if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     job = shards.jobs(resolve([str(write(tmp_path / "a.jsonl", [prose(1)]))]), tokenizer,
                       keys.Data(), tmp_path / "out")[0]

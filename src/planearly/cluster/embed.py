@@ -27,13 +27,13 @@ from planearly import parallel
 from planearly.data.encode import Encoder
 from planearly.errors import UserError
 from planearly.files import (
-    atomic_write,
     cache_folder,
     digest,
     file_digest,
     read_array,
     read_json,
     write_array,
+    write_chunks,
     write_json,
 )
 from planearly.parallel import bf16_is_fast
@@ -152,7 +152,7 @@ def embed_dataset(
                 vectors = embedder.embed(dataset.texts(part, tokenizer))
                 write_array(block, vectors.astype(np.float16))
                 meter.advance(len(part))
-        _join(blocks, (n, embedder.dim), joined)
+        write_chunks(joined, np.dtype("<f2"), (n, embedder.dim), map(read_array, blocks))
     for block in out.glob("embeddings-*.npy"):
         block.unlink()
     points = open_embeddings(out)
@@ -182,14 +182,6 @@ def _tell_what_is_not_seen(
 def open_embeddings(folder: Path) -> np.ndarray:
     """The finished embeddings in a folder: a read-only float16 memmap ``[n, dim]``."""
     return read_array(folder / "embeddings.npy")
-
-
-def _join(blocks: list[Path], shape: tuple[int, int], path: Path) -> None:
-    header = {"descr": "<f2", "fortran_order": False, "shape": shape}
-    with atomic_write(path) as handle:
-        np.lib.format.write_array_header_1_0(handle, header)
-        for block in blocks:
-            handle.write(read_array(block).tobytes())
 
 
 def _packaged() -> Path:

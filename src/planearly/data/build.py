@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +155,10 @@ def _merge(work: list[Job], markers: list[dict[str, Any]], context: int, max_tok
                 yield chunk
             before += len(shard)
 
-    _write_chunks(out / "documents.npy", DOCUMENT, counts["n_documents"], documents())
-    _write_chunks(out / "windows.npy", WINDOW, counts["n_windows"], windows())
-    _write_chunks(out / "paragraphs.npy", PARAGRAPH, sum(map(len, paragraphs())), paragraphs())
+    files.write_chunks(out / "documents.npy", DOCUMENT, (counts["n_documents"],), documents())
+    files.write_chunks(out / "windows.npy", WINDOW, (counts["n_windows"],), windows())
+    found = (sum(map(len, paragraphs())),)
+    files.write_chunks(out / "paragraphs.npy", PARAGRAPH, found, paragraphs())
     return {**counts, "duplicates": n - distinct, "not_drawn": distinct - counts["n_documents"],
             "sources": list(sources),
             "source_tokens": tokens_by_source.tolist()}
@@ -235,12 +236,3 @@ def _duplicates(shards: list[np.ndarray], n: int) -> Iterator[np.ndarray]:
         order = np.argsort(found, kind="stable")
         found = found[order]
         yield np.concatenate(numbers)[order[1:][found[1:] == found[:-1]]]
-
-
-def _write_chunks(path: Path, dtype: np.dtype, n: int, chunks: Iterable[np.ndarray]) -> None:
-    """A ``.npy`` file of ``n`` records that come in chunks."""
-    with files.atomic_write(path) as handle:
-        np.lib.format.write_array_header_1_0(handle, {
-            "descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (n,)})
-        for chunk in chunks:
-            handle.write(chunk.tobytes())
