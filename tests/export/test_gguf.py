@@ -150,3 +150,6 @@ def test_a_tokenizer_file_that_does_not_name_its_kind_is_the_same(tmp_path):
     assert gguf.write(folder, tmp_path / "model.gguf").read_bytes() == named.read_bytes()
     del spec["model"]["merges"]
     assert "not a byte-level BPE" in str(gguf.obstacle(small_model().shape, spec))
+    place.write_text("[1]")
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        gguf.write(folder, tmp_path / "model.gguf")

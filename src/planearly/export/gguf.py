@@ -83,10 +83,10 @@ def write(folder: Path, out: Path, kind: str = "f16") -> Path:
     except hf.CannotHold as error:
         raise UserError(f"{error}; llama.cpp's own converter may write it as a GGUF file: "
                         f"{_naming(folder, CONVERTER)}") from None
+    ends = special_tokens(folder, shape.vocab_size)
     spec = files.read_json(folder / "tokenizer.json")
     if why := obstacle(shape, spec):
         raise UserError(f"{folder} cannot become a GGUF file: {_naming(folder, why)}")
-    ends = special_tokens(folder, shape.vocab_size)
     arch = gguf.MODEL_ARCH.LLAMA if shape.ffn == "swiglu" else gguf.MODEL_ARCH.ARCEE
     with files.atomic_write(out) as handle:
         writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[arch])
