@@ -73,10 +73,13 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch):
         torch.use_deterministic_algorithms(False)
 
 
-def test_a_step_waits_for_the_device_only_where_it_logs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("build", [
+    lambda: loop.Dense(Transformer(SHAPE).cuda()),
+    lambda: Projected(SHAPE, keys.Projected(experts=3, rank=4, embedding=4)).cuda()])
+def test_a_step_waits_for_the_device_only_where_it_logs(build):
+    model = build()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        model = loop.Dense(Transformer(SHAPE).cuda())
         batch = Words().batch(0, 8)
         how = arithmetic.Arithmetic(True, 4)
         rate = loop.optim.resolve(settings().optimizer, 100)

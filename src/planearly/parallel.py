@@ -139,6 +139,13 @@ def check_rows(rows: int) -> None:
 
 # Devices ----------------------------------------------------------------------------------------
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device; the host waits for no work queued there."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 @functools.cache
 def bf16_is_fast(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 are faster than in float32: on GPUs and processors that

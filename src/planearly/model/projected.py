@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from planearly import keys, tensors
+from planearly import keys, parallel, tensors
 from planearly.errors import UserError
 from planearly.model.grouped import GroupedLinear
 from planearly.model.transformer import FFN_MATRICES, Shape, Transformer, initial_std
@@ -130,6 +130,7 @@ class Projected(nn.Module):
             self._places.append((place, attribute))
         self._grouped = all(isinstance(place, GroupedLinear) for place, _ in self._places)
         self._slot: dict[int, int] = {}
+        self._here = torch.empty(0, dtype=torch.int64)
         self._vectors = torch.empty(0)
         self._projections: list[_Projection] = []
         self.initialise(seed)
@@ -200,8 +201,8 @@ class Projected(nn.Module):
                 "generic text alone, clustered into as many clusters as it has experts"
             )
         self._slot = {int(cluster): slot for slot, cluster in enumerate(clusters)}
-        index = torch.from_numpy(clusters).to(self.experts.device)
-        self.project(self.experts.detach()[index])
+        self._here = parallel.send(torch.from_numpy(clusters), self.experts.device)
+        self.project(self.experts.detach()[self._here])
 
     def select(self, groups: np.ndarray) -> None:
         """Let the body run rows of these clusters of the step, sorted, as ``microbatches`` does."""
@@ -213,8 +214,8 @@ class Projected(nn.Module):
     def end(self) -> None:
         """Return the gathered gradients to the bank, M and E."""
         gradient = self.return_gradients()
-        index = torch.tensor(list(self._slot), device=self.experts.device)
-        _add_gradient(self.experts, torch.zeros_like(self.experts).index_copy(0, index, gradient))
+        _add_gradient(self.experts,
+                      torch.zeros_like(self.experts).index_copy(0, self._here, gradient))
 
     @torch.no_grad()
     def project(self, vectors: Tensor, gradients: bool = True) -> None:

@@ -385,19 +385,13 @@ def accumulate(
         part = batch.take(rows)
         model.select(part.groups)
         with context:
-            value = goal(model.body, _send(part.inputs, device), _send(part.targets, device))
+            value = goal(model.body, parallel.send(part.inputs, device),
+                         parallel.send(part.targets, device))
         value.backward()
         loss += value.detach()
     model.end()
     (counted,) = parallel.sum_scalars(float((batch.targets != IGNORE).sum()))
     return loss, counted
-
-
-def _send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on the device; the host waits for no work queued there."""
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 def apply(
