@@ -87,6 +87,15 @@ def test_other_settings_are_told_and_nothing_is_lost(run, capsys):
     assert first != second and (first / "result").exists()
 
 
+@pytest.mark.parametrize("left", [b"\xff\xfe", b"a: [", b"- a"])
+def test_a_recipe_in_the_folder_that_is_none_is_one_sentence_and_is_kept(run, left):
+    run.out.mkdir(parents=True, exist_ok=True)
+    (run.out / "recipe.yaml").write_bytes(left)
+    with pytest.raises(UserError, match="recipe.yaml is not the recipe of a run"), run.opened():
+        pass
+    assert (run.out / "recipe.yaml").read_bytes() == left
+
+
 def test_digests_follow_content(run, tmp_path):
     run.out.mkdir()
     one = tmp_path / "x.txt"

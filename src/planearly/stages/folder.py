@@ -106,7 +106,13 @@ class Run:
         path = self.out / "recipe.yaml"
         now = self.recipe.to_dict()
         if path.exists():
-            before = yaml.safe_load(path.read_text("utf-8"))
+            try:
+                before = yaml.safe_load(path.read_text("utf-8"))
+            except (ValueError, RecursionError, yaml.YAMLError):
+                before = None
+            if not isinstance(before, dict):
+                raise UserError(f"{path} is not the recipe of a run: remove it, or choose another "
+                                "--out")
             changed = sorted(differences(before, now))
             if changed:
                 say(f"{self.out} holds a run with other settings ({', '.join(changed[:6])}"
