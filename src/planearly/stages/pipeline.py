@@ -46,6 +46,8 @@ def run(recipe: Recipe, out: Path, until: str = "report") -> dict[str, Any] | No
                 corpus.needed_domains(this, f"the pretraining of {row.name}")
         if reach > VERBS.index("pretrain"):
             corpus.needed_domains(this, "fine-tuning")
+        for name in names:
+            corpus.split(this, name)  # one that is not there is told before the corpus is read
         trained.check_tokens(this)
         if recipe.reads_generic:
             corpus.kept(this)
