@@ -94,6 +94,22 @@ def test_the_nearest_right_use_is_named(words, sentence, capsys):
     assert sentence in told(capsys, *words)
 
 
+def test_a_file_for_a_folder_and_a_folder_for_a_file_are_told_apart(tmp_path, capsys):
+    file = tmp_path / "file.json"
+    file.write_text("x")
+    assert f"{file} is no folder: give a model folder" in told(capsys, "generate", str(file), "a")
+    folder = tmp_path / "folder.json"
+    folder.mkdir()
+    assert f"{folder} is a folder: name a file" in told(capsys, "study", str(folder), "--report")
+
+
+def test_a_study_without_a_grid_leaves_a_folder_alone(tmp_path, capsys):
+    for words in ([], ["--report"]):
+        said = told(capsys, "study", "demo", "--out", str(tmp_path / "run"), *words)
+        assert "no 'study.grid'" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_arguments_print_the_help(capsys):
     cli.main([])
     assert "Usage: planearly" in capsys.readouterr().out

@@ -157,6 +157,8 @@ def reading_error(error: OSError, path: Path | str) -> UserError:
     """One sentence for a file or folder that cannot be read."""
     if isinstance(error, FileNotFoundError):
         return UserError(f"{path} does not exist: check the path")
+    if isinstance(error, IsADirectoryError):
+        return UserError(f"{path} is a folder: name a file in it")
     return UserError(f"cannot read {path} ({error.strerror or error}): check its rights, or leave "
                      "it out")
 

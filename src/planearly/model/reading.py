@@ -41,7 +41,8 @@ def config(folder: Path) -> dict[str, Any]:
         UserError: there is none, it is no JSON object, or it says that the weights are quantized.
     """
     if not (folder / "config.json").is_file():
-        what = "has no config.json" if folder.is_dir() else "does not exist"
+        what = ("has no config.json" if folder.is_dir() else
+                "is no folder" if folder.exists() else "does not exist")
         raise UserError(f"{folder} {what}: give a model folder in Hugging Face format")
     values = read_json(folder / "config.json")
     if not isinstance(values, dict):

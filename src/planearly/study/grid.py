@@ -46,6 +46,21 @@ class Cell:
         return f"{self.method}.{self.domain}-{digest(self.settings)[:8]}"
 
 
+def check(recipe: Recipe) -> None:
+    """Refuse what is no grid, whatever the domains.
+
+    Raises:
+        UserError: there is none, or ``study.main`` names a method that it lacks.
+    """
+    if not recipe.study.grid:
+        raise UserError("the recipe has no 'study.grid': list blocks of 'methods', 'domains' and "
+                        "'over' in it, as in the recipe study-smoke")
+    listed = {method for block in recipe.study.grid for method in block.methods}
+    for method in recipe.study.main.keys() - listed:
+        raise UserError(f"recipe key 'study.main' names '{method}', which no block of 'study.grid' "
+                        "has: list it there, or leave it out")
+
+
 def cells(recipe: Recipe, domains: list[str]) -> list[Cell]:
     """The cells of ``recipe.study.grid`` in its order, each once.
 
@@ -55,13 +70,7 @@ def cells(recipe: Recipe, domains: list[str]) -> list[Cell]:
     Raises:
         UserError: no grid, an unknown domain or method, or a key that no recipe has.
     """
-    if not recipe.study.grid:
-        raise UserError("the recipe has no 'study.grid': list blocks of 'methods', 'domains' and "
-                        "'over' in it, as in the recipe study-smoke")
-    listed = {method for block in recipe.study.grid for method in block.methods}
-    for method in recipe.study.main.keys() - listed:
-        raise UserError(f"recipe key 'study.main' names '{method}', which no block of 'study.grid' "
-                        "has: list it there, or leave it out")
+    check(recipe)
     blocks = [(number, part) for number, block in enumerate(recipe.study.grid)
               for part in _at_main_budgets(recipe, block)]
     keys = list(dict.fromkeys(key for _, block in blocks for key in block.over))

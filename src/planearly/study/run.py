@@ -212,6 +212,7 @@ def study(recipe: Recipe, out: Path, suite: Suite, workers: int | None = None,
     Raises:
         UserError: the grid is wrong; or a worker stopped, told after the page is written.
     """
+    grid.check(recipe)  # before the folder is touched
     if only_report:
         return report(recipe, out, suite)
     with Run(out, recipe).opened():
