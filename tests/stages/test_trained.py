@@ -174,7 +174,7 @@ def test_what_needs_a_domain_says_so_before_it_reads_anything(made, tmp_path):
 
 def test_a_domain_that_is_not_there_is_told_before_the_corpus_is_read(made, tmp_path):
     out = tmp_path / "run"
-    refused(made, out, "nowhere' exists neither under domains_root", domains=[str(made / "nowhere")])
+    refused(made, out, "nowhere' exists neither under", domains=[str(made / "nowhere")])
     assert {p.name for p in out.iterdir()} <= {".lock", ".locks", "recipe.yaml"}
 
 
