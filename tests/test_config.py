@@ -9,7 +9,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from planearly import checks, config, keys, units
@@ -287,6 +287,8 @@ ODD = st.recursive(
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(list(config.places())), ODD)
+@example("seed", "\n")
+@example("name", {"a\x1b[2J": 1})
 def test_any_value_of_any_key_makes_a_recipe_or_a_sentence(place, value):
     values: dict = {}
     config._put(values, place, value)
