@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from planearly import methods
+from planearly import keys, methods
 from planearly.errors import UserError
 from planearly.export import tokens
 from planearly.export.card import conversion, model_card
 from planearly.export.folder import export
-from planearly.model import hf
-from small_models import EOT, TEXT, small_model, tokenizer_folder
-from small_outside import outside_folder
+from planearly.model import hf, outside
+from planearly.model.mixture import Mixture
+from planearly.model.projected import Projected
+from small_models import EOT, TEXT, check_batches, small_model, tokenizer_folder
+from small_outside import FAMILIES, outside_folder
 
 SUMMARY = {"perplexity": 12.345, "ci95": [11.0, 14.0], "bits_per_byte": 1.2345, "tokens": 98_765}
 
@@ -166,22 +169,39 @@ def test_the_card_tells_how_to_get_gguf_where_that_would_be_right(tmp_path: Path
     assert "not a byte-level BPE" in conversion(small_model().shape, unigram)
 
 
-def test_batches_of_prompts_and_of_training_texts(tmp_path: Path) -> None:
-    from transformers import AutoTokenizer, DataCollatorForLanguageModeling, pipeline
+def exported_experts(bank: str, place: Path) -> Path:
+    """One expert of several, as a run exports it."""
+    shape = small_model(context=64).shape
+    settings = keys.Projected(experts=3, rank=2, embedding=3)
+    model = Projected(shape, settings, seed=1) if bank == "projected" else Mixture(shape, 3, seed=1)
+    export(model.materialise(model.blend(torch.tensor([0.6, 0.3, 0.1]))), shape,
+           tokenizer_folder(place / "tok"), place / "m", {})
+    return place / "m"
 
+
+def exported_of_others(family: str, place: Path) -> Path:
+    """A checkpoint of others, as a run exports it."""
+    begun = outside_folder(place / "begun", family)
+    shape, state = outside.weights_in(begun, 64)
+    export(state, shape, begun, place / "m", {}, companions=begun)
+    return place / "m"
+
+
+def exported_with(kind: str, place: Path) -> Path:
+    """A model of ours with a tokenizer of a kind."""
     model = small_model(context=64)
-    export(model.state_dict(), model.shape, tokenizer_folder(tmp_path / "tok"), tmp_path / "m", {})
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "m")
-    batch = tokenizer(TEXT[:3], padding=True, return_tensors="pt")
-    assert batch.attention_mask.sum(1).tolist() == [len(tokenizer(t).input_ids) for t in TEXT[:3]]
-    assert batch.attention_mask[:, -1].all()  # padded before the text
-    labels = DataCollatorForLanguageModeling(tokenizer, mlm=False)(
-        [tokenizer(text) for text in TEXT[:3]])["labels"]
-    assert labels.shape == batch.input_ids.shape
-    write = pipeline("text-generation", str(tmp_path / "m"))
-    together = write(TEXT[:3], batch_size=3, max_new_tokens=4, do_sample=False)
-    alone = [write([text], max_new_tokens=4, do_sample=False)[0] for text in TEXT[:3]]
-    assert together == alone
+    export(model.state_dict(), model.shape, tokenizer_folder(place / "tok", kind=kind),
+           place / "m", {})
+    return place / "m"
+
+
+@pytest.mark.parametrize(("made", "kind"), [
+    *((exported_with, kind) for kind in ("bpe", "unigram")),
+    *((exported_experts, bank) for bank in ("projected", "mixture")),
+    *((exported_of_others, family) for family in FAMILIES)])
+def test_batches_of_prompts_and_of_training_texts(
+        made: Callable[[str, Path], Path], kind: str, tmp_path: Path) -> None:
+    check_batches(made(kind, tmp_path))
 
 
 def test_batches_are_padded_before_the_text_by_a_padding_token_of_its_own(tmp_path: Path) -> None:

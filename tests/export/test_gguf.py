@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from planearly.errors import UserError
+from planearly.evaluate.files import evaluate_files
 from planearly.export import gguf
 from planearly.export.folder import export
 from planearly.model import hf
@@ -62,15 +63,37 @@ def test_llama_cpp_computes_the_same(ffn: str, kind: str, most: float, tmp_path:
             assert ours[one["id"]].item() == pytest.approx(one["logprob"], abs=most)
 
 
-def test_llama_cpp_continues_with_the_same_text(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["f32", "f16"])
+def test_llama_cpp_continues_with_the_same_text(kind: str, tmp_path: Path) -> None:
     from planearly.generate import generate
 
     folder = folder_of(small_model(context=256), tmp_path)
-    server = llama_cpp(gguf.write(folder, tmp_path / "m.gguf", "f32"))
+    server = llama_cpp(gguf.write(folder, tmp_path / "m.gguf", kind))
     for text in TEXTS[:4]:
         answer = server.handle_completions({
             "prompt": text, "n_predict": 8, "temperature": 0.0, "cache_prompt": False})
         assert text + answer["choices"][0]["text"] == generate(folder, text, 8, temperature=0)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("f16", 0.01), ("q8_0", 0.05)])
+def test_perplexity_in_llama_cpp_is_that_of_evaluate(
+        kind: str, most: float, tmp_path: Path) -> None:
+    """Target by target: the odds of each token of a document after those before it."""
+    folder = folder_of(small_model(context=256), tmp_path)
+    server = llama_cpp(gguf.write(folder, tmp_path / "m.gguf", kind))
+    (tmp_path / "a.txt").write_text(" ".join(TEXT))
+    _, tokenizer = hf.load(folder)
+    ids = [*tokenizer(" ".join(TEXT))["input_ids"], tokenizer.eos_token_id]
+    nats = 0.0
+    for i in range(1, len(ids)):
+        answer = server.handle_completions({
+            "prompt": ids[:i], "n_predict": 1, "n_probs": 300, "temperature": 0.0,
+            "logit_bias": [[tokenizer.encode("a")[-1], 1e3]]})
+        odds = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        nats -= next(one["logprob"] for one in odds if one["id"] == ids[i])
+    ours = evaluate_files(folder, [str(tmp_path / "a.txt")], 256)
+    assert ours["tokens"] == len(ids) - 1
+    assert np.exp(nats / ours["tokens"]) == pytest.approx(ours["perplexity"], rel=most)
 
 
 def test_tensors_are_those_of_the_folder(tmp_path: Path) -> None:

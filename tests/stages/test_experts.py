@@ -16,6 +16,7 @@ from planearly.export.bundle import read_info
 from planearly.files import read_array, read_json, write_array
 from planearly.stages import clusters, corpus, experts, pipeline
 from planearly.stages.folder import Run, facts
+from small_models import check_batches
 from small_runs import TOPICS, Words, recipe
 
 PROJECTED = {"experts": 3, "rank": 2, "embedding": 3}
@@ -38,7 +39,7 @@ def test_both_write_their_rows_and_a_bundle_specialises_offline(
         assert row["expert"] == "lowest-loss" and row["k"] == 3
         assert row["params"] > row["inference_params"]
         assert row["ppl_after"] < row["ppl_before"]
-        assert (out / row["model"] / "model.safetensors").exists()
+        check_batches(out / row["model"])
     assert mix["params"] == 3 * mix["inference_params"]
     assert pn["cost"]["tokens"] > pn["specialization_cost"]["tokens"]
 
@@ -59,6 +60,7 @@ def test_both_write_their_rows_and_a_bundle_specialises_offline(
     one, two = (load_file(next(root.glob("model/slm-pn.law-*/export/model.safetensors")))
                 for root in (out, tmp_path / "offline"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+    check_batches(tmp_path / "offline" / again["model"])
 
 
 @pytest.mark.slow
