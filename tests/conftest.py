@@ -1,7 +1,9 @@
 """Fixtures that several test modules use."""
 
 import pytest
+from hypothesis import is_hypothesis_test
 
+import examples
 from planearly.cluster import embed
 from small_runs import Words, corpus
 
@@ -12,8 +14,13 @@ def made(tmp_path, monkeypatch):
     return corpus(tmp_path / "text")
 
 
-def pytest_collection_modifyitems(config, items):
-    if "fuzz" not in config.option.markexpr:
-        for item in items:
-            if "fuzz" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="only with -m fuzz"))
+def pytest_configure(config):
+    if config.option.markexpr == "fuzz":
+        examples.times = examples.FUZZ_TIMES
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if is_hypothesis_test(getattr(item, "obj", None)):
+            item.add_marker("fuzz")

@@ -9,9 +9,10 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from examples import examples
 from planearly import checks, config, keys, units
 from planearly.errors import UserError
 from planearly.model import flops
@@ -205,6 +206,7 @@ def test_reference_names_every_key():
         assert f"`{key}`" in text
 
 
+@examples(100)
 @given(st.integers(0, 10**15))
 def test_counts_survive_printing(n):
     assert units.count(str(n)) == n
@@ -285,7 +287,7 @@ ODD = st.recursive(
                                                                max_size=2), max_leaves=6)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.sampled_from(list(config.places())), ODD)
 @example("seed", "\n")
 @example("name", {"a\x1b[2J": 1})
@@ -303,7 +305,7 @@ def test_any_value_of_any_key_makes_a_recipe_or_a_sentence(place, value):
         assert config.override(made.to_dict()) == made
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.sampled_from(list(config.places())),
        st.text(max_size=12) | st.text("[]{},:'\"*&!#-~ .\\09anx", max_size=12)
        | st.sampled_from(TYPED))
@@ -316,7 +318,7 @@ def test_anything_typed_makes_a_recipe_or_a_sentence(place, text):
         checks.check(made)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.binary(max_size=60) | st.text("[]{},:'\"*&!#-~ .\\\n\t09anx?|>%@`<=", max_size=40).map(
     str.encode))
 def test_any_file_makes_a_recipe_or_a_sentence(tmp_path_factory, content):

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import examples
 from planearly.cluster import embed
 from planearly.errors import UserError
 from planearly.files import read_json
@@ -60,7 +61,7 @@ def test_a_long_text_is_the_weighted_mean_of_its_parts(tiny):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(st.text(alphabet="the catdog.  \n\u00e9", max_size=120), min_size=1, max_size=5),
        st.integers(1, 12))
 def test_cutting_keeps_every_character_and_fits(texts, room):

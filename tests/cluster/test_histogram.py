@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import examples
 from planearly.cluster.histogram import histogram, smooth, summary
 
 
@@ -109,7 +110,7 @@ def test_raw_frequencies_are_tau_zero():
     assert found.p.tolist() == [0.25, 0.75, 0, 0] and np.isfinite(found.gain)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.integers(1, 20), st.integers(0, 60), st.integers(0, 2**16))
 def test_smoothing_lies_between_the_set_and_the_generic_corpus(k, n, seed):
     rng = np.random.default_rng(seed)
@@ -131,7 +132,7 @@ def test_relative_entropy_is_the_share_of_the_largest_possible():
     assert summary(np.array([7.0]))["relative_entropy"] == 1
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.integers(0, 10_000), st.integers(2, 12), st.integers(2, 60))
 def test_no_prior_on_a_dense_grid_is_better_than_the_one_chosen(seed, k, n):
     rng = np.random.default_rng(seed)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import examples
 from planearly.cluster.importance import explain, facts, weigh
 from planearly.data.sample import Sampler
 from planearly.errors import UserError
@@ -110,7 +111,7 @@ def test_sentences_and_facts_tell_the_same():
     assert len(explain(weigh(rows / 1110, rows, 100, 8))) == 2
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     k=st.integers(1, 24), seed=st.integers(0, 2**16), cap=st.sampled_from([1, 2.5, 16]),
     load=st.floats(0.01, 1.2), tree=st.booleans(), exact=st.booleans(),

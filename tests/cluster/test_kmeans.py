@@ -7,9 +7,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import examples
 from planearly.cluster import kmeans
 from planearly.errors import UserError
 
@@ -125,7 +126,7 @@ def test_nested_levels_form_a_tree_and_keep_families_together():
     np.testing.assert_allclose(np.linalg.norm(merged, axis=1), 1, rtol=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 2**16))
 def test_any_shape_gives_finite_unit_centroids_and_a_full_assignment(k, n, seed):
     rng = np.random.default_rng(seed)

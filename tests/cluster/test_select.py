@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import examples
 from planearly import keys
 from planearly.cluster import select
 from planearly.cluster.select import Hasher
@@ -103,7 +104,7 @@ def test_gumbel_top_k_resamples_without_replacement():
     assert firsts[0] / 2000 == pytest.approx(ratio / (1 + ratio), abs=4 * (0.19 / 2000) ** 0.5)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(seed=st.integers(0, 10_000), n=st.integers(2, 40), m=st.integers(1, 6),
        share=st.floats(0.05, 1.0))
 def test_neighbours_come_rank_by_rank(seed, n, m, share):

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import least_squares
 
+from examples import examples
 from planearly import keys, methods
 from planearly.cost import devices, model
 from planearly.errors import UserError
@@ -144,6 +145,7 @@ def test_choosing_an_expert_costs_what_its_rule_does(rule: str, times: int) -> N
 
 # Algebra ------------------------------------------------------------------------------------------
 
+@examples(100)
 @given(a=st.tuples(st.integers(0, 10_000), st.integers(0, 1_000)),
        b=st.tuples(st.integers(0, 10_000), st.integers(0, 1_000)))
 def test_break_even_is_where_the_totals_meet(a: tuple[int, int], b: tuple[int, int]) -> None:
@@ -175,6 +177,7 @@ def test_money_follows_hours() -> None:
     assert model.cost(setting(), "slm", 1e9).total(3).money is None
 
 
+@examples(100)
 @given(st.integers(1, 10**9))
 def test_finetuning_tokens_grow_and_passes_shrink(spec_tokens: int) -> None:
     now, more = (model.finetuning_tokens(n) for n in (spec_tokens, 2 * spec_tokens))

@@ -1,7 +1,4 @@
-"""Whatever lies in a folder: documents in are documents used and told, without a traceback.
-
-``pytest -m fuzz tests/data`` tries a hundred times as many.
-"""
+"""Whatever lies in a folder: documents in are documents used and told, without a traceback."""
 
 from __future__ import annotations
 
@@ -15,9 +12,10 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
+from examples import examples
 from planearly import keys
 from planearly.data import tokenizer as tk
 from planearly.data.build import tokenize_corpus
@@ -29,8 +27,7 @@ from planearly.errors import UserError
 from small_documents import domain_splits, zstd
 
 DATA = keys.Data(max_bad_share=1.0)
-HOW_MANY = pytest.mark.parametrize(
-    "examples", [20, pytest.param(2_000, marks=pytest.mark.fuzz)])
+pytestmark = pytest.mark.fuzz
 
 WORDS = st.sampled_from(["rose", "the sea", "नमस्ते", "中文字", "\u0301", "\x00", "\x1b[31m",
                          "\ufeff", "\u2028", "\r\n", "\n\n", " ", "\t", "<|endoftext|>", "😀",
@@ -92,19 +89,18 @@ def tokenizer(tmp_path_factory):
     return folder
 
 
-def fuzzed(examples: int, *strategies):
-    """Run a function on examples of the strategies."""
+def fuzzed(count: int, *strategies):
+    """Run a function inside a test on examples of the strategies."""
     def run(test) -> None:
-        settings(max_examples=examples, deadline=None, database=None,
+        examples(count, database=None,
                  suppress_health_check=list(HealthCheck))(given(*strategies)(test))()
     return run
 
 
-@HOW_MANY
-def test_documents_in_are_documents_used_and_told(tmp_path, tokenizer, examples):
+def test_documents_in_are_documents_used_and_told(tmp_path, tokenizer):
     folder, out = tmp_path / "in", tmp_path / "out"
 
-    @fuzzed(examples, st.lists(files(), min_size=1, max_size=4), st.none() | st.integers(1, 300))
+    @fuzzed(20, st.lists(files(), min_size=1, max_size=4), st.none() | st.integers(1, 300))
     def _(made, max_tokens):
         for place in (folder, out):
             shutil.rmtree(place, ignore_errors=True)
@@ -144,13 +140,12 @@ def test_documents_in_are_documents_used_and_told(tmp_path, tokenizer, examples)
                 assert len(set().union(*found.values())) == distinct
 
 
-@HOW_MANY
-def test_any_bytes_are_read_or_told(tmp_path, examples):
+def test_any_bytes_are_read_or_told(tmp_path):
     seeds = st.one_of(st.binary(max_size=200), files().map(lambda made: made[1]))
     endings = st.sampled_from([".jsonl", ".json", ".txt", ".md", ".parquet", ".jsonl.gz",
                                ".txt.zst"])
 
-    @fuzzed(8 * examples, seeds, endings, st.integers(0, 300), st.binary(max_size=3))
+    @fuzzed(160, seeds, endings, st.integers(0, 300), st.binary(max_size=3))
     def _(data, ending, place, other):
         path = tmp_path / f"a{ending}"
         path.write_bytes(data[:place] + other + data[place + 1:])
@@ -174,11 +169,10 @@ ENTRY = st.tuples(st.lists(NAME, min_size=1, max_size=3),
                                    "empty"]))
 
 
-@HOW_MANY
-def test_any_folder_is_read_or_told(tmp_path, capsys, examples):
+def test_any_folder_is_read_or_told(tmp_path, capsys):
     folder = tmp_path / "folder"
 
-    @fuzzed(4 * examples, st.lists(ENTRY, min_size=1, max_size=6))
+    @fuzzed(80, st.lists(ENTRY, min_size=1, max_size=6))
     def _(entries):
         for parent, _, _ in os.walk(folder):
             os.chmod(parent, 0o755)

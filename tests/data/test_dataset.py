@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from examples import examples
 from planearly import keys
 from planearly.data import build, shards, subset
 from planearly.data import tokenizer as tk
@@ -66,7 +67,7 @@ def content(folder: Path) -> dict[str, bytes]:
             for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"])
                               | st.sampled_from("\n\t\r\v\x1b\x7f\x85"), min_size=1, max_size=120)
                       .filter(lambda t: not t.isspace()), min_size=1, max_size=6),
@@ -262,6 +263,7 @@ def test_finished_work_is_not_done_again(tmp_path, corpus, tokenizer, monkeypatc
 SCRIPT = """
 import sys
 from pathlib import Path
+from examples import examples
 from planearly import keys
 from planearly.data import shards
 from planearly.data.inputs import resolve

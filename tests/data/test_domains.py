@@ -4,9 +4,10 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import examples
 from planearly import keys, progress
 from planearly.data.documents import Problems, Section
 from planearly.data.domains import domain_names
@@ -100,7 +101,7 @@ def test_a_page_called_test_is_not_a_split(tmp_path):
     assert [len(found[s]) for s in ("train", "valid", "test")] == [3, 1, 1]
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(n=st.integers(3, 60), seed=st.integers(0, 5), repeats=st.integers(1, 3))
 def test_splits_by_document_are_disjoint_complete_and_never_empty(tmp_path_factory, n, seed,
                                                                  repeats):
@@ -147,7 +148,7 @@ def test_three_sentences(tmp_path):
         domain_splits(None, str(tmp_path / "empty.txt"), DATA, 0)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.lists(st.sampled_from(["a", "bb", "c c", "\n", "\n\n", " \n \n", "d"]), max_size=25),
        st.sampled_from([("train", "valid"), ("train", "valid", "test")]),
        st.floats(0.01, 0.49))

@@ -6,9 +6,10 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import examples
 from planearly.data.pack import Rows, pack_rows
 
 
@@ -22,7 +23,7 @@ def packings(draw):
     return np.array(lengths, np.int64), np.array(groups, np.int64), n_groups, context
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(packings(), st.integers(0, 3))
 def test_every_window_once_in_a_row_of_its_group(packing, seed):
     lengths, groups, n_groups, context = packing

@@ -2,16 +2,17 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import examples
 from planearly.data.sample import Interleave, Sampler, _reverse, permute
 
 weights_of = st.lists(st.floats(0, 1), min_size=1, max_size=40).filter(lambda w: sum(w) > 1e-3)
 seeds = st.integers(0, 2**63)
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(weights_of, seeds, st.integers(0, 5000))
 def test_counts_are_what_drawing_from_the_start_gives(weights, seed, position):
     interleave = Interleave(np.array(weights), seed)
@@ -22,7 +23,7 @@ def test_counts_are_what_drawing_from_the_start_gives(weights, seed, position):
         assert np.array_equal(ranks[groups == group], np.arange(counted[group]))
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(weights_of, seeds, st.integers(0, 10**12), st.integers(1, 300), st.integers(1, 300))
 def test_a_range_is_the_same_whoever_asks(weights, seed, start, first, second):
     interleave = Interleave(np.array(weights), seed)
@@ -33,7 +34,7 @@ def test_a_range_is_the_same_whoever_asks(weights, seed, start, first, second):
         assert np.array_equal(whole[index], np.concatenate([p[index] for p in parts]))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(weights_of, seeds, st.integers(1, 10**9))
 def test_realised_histogram_is_within_the_discrepancy_bound(weights, seed, position):
     """Each dyadic block misses an interval's expected count by less than two points."""
@@ -45,7 +46,7 @@ def test_realised_histogram_is_within_the_discrepancy_bound(weights, seed, posit
     assert np.all(counts[interleave.weights == 0] == 0)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.integers(1, 3000), seeds)
 def test_permute_is_a_permutation(size, key):
     index = np.arange(size)
@@ -63,7 +64,7 @@ def test_permutations_of_two_keys_differ_and_mix():
     assert abs(np.corrcoef(one, index)[0, 1]) < 4 / np.sqrt(size - 1)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=8), seeds)
 def test_nothing_repeats_inside_a_group_before_all_was_seen(sizes, seed):
     rows = np.array(sizes)
@@ -115,7 +116,7 @@ def test_the_sequence_is_the_same_in_every_version():
     assert eight.tolist() == [3, 0, 4, 2, 5, 6, 7, 1]
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=9))
 def test_bits_are_reversed_all_sixty_four(values):
     expected = [int(f"{value:064b}"[::-1], 2) for value in values]

@@ -7,10 +7,11 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from examples import examples
 from planearly import keys
 from planearly.data import tokenizer as tk
 from planearly.data.documents import Problems, Unit
@@ -45,7 +46,7 @@ ODD = st.text(st.one_of(st.sampled_from(
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(text=ODD)
 @example(text=f"a{tk.EOT}b <|endoftext|>")
 @example(text="a  5  ² \n\n6\n 7 's 'll '' don''t")
@@ -57,7 +58,7 @@ def test_round_trip_is_exact_and_has_no_special_token(kind, text):
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
-@settings(max_examples=500, deadline=None)
+@examples(500)
 @given(texts=st.lists(ODD, max_size=4))
 @example(texts=["a  5", "a  ²", "a \n x", "\n\nb", "it's", "!'re", "x 0 0a0 é0"])
 def test_encoder_gives_the_tokenizers_ids(kind, texts):
@@ -75,7 +76,7 @@ def test_encoder_starts_its_table_afresh_when_it_is_full(monkeypatch):
         assert len(encoder._table) <= 20
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(text=ODD, size=st.integers(1, 12))
 def test_pieces_join_to_the_text(text, size):
     cut = list(pieces(text, size))

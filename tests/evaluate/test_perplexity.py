@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import examples
 from planearly import files
 from planearly.data.dataset import IGNORE
 from planearly.evaluate import perplexity
@@ -60,7 +61,7 @@ def brute(model: Transformer, stream: np.ndarray) -> float:
     return total
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(st.lists(st.tuples(st.integers(1, CONTEXT), st.integers(0, 4)), min_size=1, max_size=12),
        st.integers(1, 40))
 def test_equals_brute_force_whatever_the_batch(

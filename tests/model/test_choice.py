@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from examples import examples
 from planearly import keys, tensors
 from planearly.data.streams import Batch
 from planearly.errors import UserError
@@ -103,7 +104,7 @@ def test_experts_are_scored_where_this_process_computes(monkeypatch: pytest.Monk
 
 
 @given(st.integers(0, K - 1))
-@settings(max_examples=4)
+@examples(4)
 def test_a_blend_of_one_cluster_is_its_expert(only: int) -> None:
     counts = np.eye(K)[only] * 7
     for model in (network(), mixture()):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from examples import examples
 from planearly import keys
 from planearly.data.streams import Batch
 from planearly.model import lora, memory, parts
@@ -127,6 +128,7 @@ PAPER = Shape(layers=7, d_model=1024, heads=8, d_ff=4096, vocab_size=32_768, con
               ffn="gelu")
 
 
+@examples(100)
 @given(gigabytes=st.floats(0.5, 200), context=st.sampled_from([256, 1024, 2048]),
        batch=st.integers(1, 1 << 19), chunked=st.booleans(), preset=st.sampled_from(
            ["modern", "adamw"]))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from examples import examples
 from planearly import config, keys, tensors
 from planearly.data.dataset import IGNORE
 from planearly.data.sample import Interleave
@@ -146,6 +147,7 @@ def test_gradients_add_up_over_steps_without_an_update() -> None:
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-10, atol=1e-12)
 
 
+@examples(100)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.integers(1, 9))
 def test_microbatches_hold_one_group_each(groups: list[int], rows: int) -> None:
     array = np.array(groups)

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from examples import examples
 from planearly.errors import UserError
 from planearly.export import gguf
 from planearly.model import hf, outside
@@ -150,7 +151,7 @@ KEYS = ["num_attention_heads", "hidden_size", "num_hidden_layers", "vocab_size",
         "model_type", "architectures", "bos_token_id", "eos_token_id", "attention_bias"]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(60, suppress_health_check=list(HealthCheck))
 @given(key=st.sampled_from(KEYS), value=st.sampled_from(
     ["absent", None, [], {}, "bf16", "1e-05", "x", 0, -1, 7, 1.5, True, 10**9, [1], {"a": 1}]))
 def test_one_odd_key_is_one_sentence_or_nothing(read, folder, key, value):

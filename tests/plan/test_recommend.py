@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import examples
 from planearly import config, methods
 from planearly.cost import devices
 from planearly.errors import UserError
@@ -107,7 +108,7 @@ def test_a_bank_too_large_for_one_device_takes_a_mixture_however_many_there_are(
     assert any("float32" in note for note in made.notes)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(devices_=st.sampled_from([1, 2, 8]), gigabytes=st.sampled_from([24, 80, 141]),
        limit=st.integers(30 * M, 8 * B), tokens=st.sampled_from([B, 150 * B, 15_000 * B]),
        spec=st.sampled_from([M, 64 * M]), domains=st.sampled_from([1, 50]),
@@ -272,7 +273,7 @@ def test_distillation_only_where_a_teacher_exists() -> None:
     assert rich.recommended == "slm-pn" and any("teacher" in note for note in rich.notes)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(limit=st.sampled_from([5 * M, 126 * M, 771 * M, None]),
        generic_hours=st.sampled_from([0, 1, 100, 650, None]),
        hours=st.sampled_from([0, 0.01, 1, 130, None]), domains=st.integers(1, 100),
@@ -312,6 +313,7 @@ def test_the_papers_limits_give_the_papers_shapes() -> None:
     assert planned(limit=771 * M).setting.small == small
 
 
+@examples(100)
 @given(st.integers(900_000, 20 * B))
 def test_shapes_keep_to_the_limit_and_use_most_of_it(limit: int) -> None:
     shape = sizes.shape_for(limit)

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from examples import examples
 from planearly.study import compare, seeds
 from planearly.study.compare import Arm, Cells
 from small_studies import (
@@ -77,7 +78,7 @@ def test_another_seed_that_disagrees_takes_the_side_away() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(ALL), st.sets(st.sampled_from(DOMAINS), min_size=1)),
                 min_size=1, max_size=6, unique_by=lambda each: each[0]))
-@settings(deadline=None, max_examples=25)
+@examples(25)
 def test_no_cell_is_lost_from_an_average(grid: list[tuple[str, set[str]]]) -> None:
     cells = Cells(study(*(([method], [{}], sorted(of)) for method, of in grid)))
     parts = compare.blocks(cells, [Arm(method) for method, _ in grid])

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import examples
 from planearly import keys
 from planearly.data.dataset import IGNORE
 from planearly.data.pack import pack_rows
@@ -151,6 +152,7 @@ def test_a_finished_store_is_not_made_again(tmp_path):
     assert (tmp_path / "ids.npy").stat().st_mtime_ns == before
 
 
+@examples(100)
 @given(seed=st.integers(0, 1000), k=st.integers(1, 8))
 def test_top_k_merges_the_others_and_never_exceeds_the_live_divergence(seed, k):
     generator = torch.Generator().manual_seed(seed)
