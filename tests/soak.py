@@ -3,13 +3,15 @@
     python tests/soak.py --kills 200 --out runs/soak
 
 A study of nine methods and two domains, small enough for half a minute, is started, troubled at a
-random moment and started again until it finishes; then its weights, exported models and tables are
-held against those of an undisturbed study, and the next round begins. The troubles: SIGKILL of
-every process, of one worker, or of the first process alone (its children live on); a full disk; a
-folder that turns read-only; a clock that jumps by days while all of it goes on. The last two and
-the disk need a tmpfs, that is root; without it they are left out, and the summary says so.
+random moment after its first line and started again until it finishes; then its weights, exported
+models and tables are held against those of an undisturbed study, and the next round begins. The
+troubles: SIGKILL of every process, of one worker, or of the first process alone (its children live
+on); a full disk; a folder that turns read-only; a clock that jumps by days while all of it goes on.
+The last two and the disk need a tmpfs, that is root; without it they are left out, and the summary
+says so.
 
-The count is kept in OUT/soak.json: the same command goes on from there.
+The count of the studies that were compared is kept in OUT/soak.json: the same command goes on from
+there.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,8 @@ KILLS = ["all", "all", "all", "first", "worker", "worker"]
 MOUNTED = ["full disk", "read-only"]
 UNEQUAL = ("hours", "seconds", "money")
 """Parts of the names of fields that tell of time, which no two runs share."""
+TROUBLES = 20
+"""Of one study, at most; then it is left alone, so that it ends on a slow machine as well."""
 TRIES = 40
 """Starts of one study after which it is said not to get anywhere."""
 CLOCK = '''
@@ -175,10 +180,6 @@ class Soak:
     def kills(self) -> int:
         return sum(self.done["kills"].values())
 
-    def count(self, kind: str) -> None:
-        self.done["kills"][kind] = self.done["kills"].get(kind, 0) + 1
-        self.keep()
-
     def keep(self) -> None:
         self.note.write_text(json.dumps(self.done, indent=1) + "\n")
 
@@ -195,7 +196,7 @@ class Soak:
 
     def round(self, expected: dict[str, str], most: int) -> None:
         """Trouble one study until it is finished, with at most so many kills; then compare it."""
-        number = self.done["rounds"]
+        number, hits = self.done["rounds"], Counter[str]()
         log = self.out / f"round-{number}.log"
         disk = Disk(self.out / "disk")
         kinds = KILLS + (MOUNTED if disk.mounted else [])
@@ -206,16 +207,14 @@ class Soak:
         shutil.rmtree(place, ignore_errors=True)
         try:
             for _ in range(TRIES):
-                kind = self.random.choice(kinds) if most > 0 else ""
-                # the first seconds are imports; later moments are as likely as early ones
-                moment = math.exp(self.random.uniform(math.log(0.5), math.log(
+                kind = self.random.choice(kinds) if hits.total() < most else ""
+                moment = math.exp(self.random.uniform(math.log(0.1), math.log(
                     max(self.done["seconds"], 8) * 0.7)))
                 hit, status = self.trouble(disk, place, log, workers, jumps, kind, moment)
                 if hit:
-                    most -= 1
-                    self.count(kind + (" with a jumping clock" if jumps else ""))
-                    print(f"{self.kills} kills: {kind} after {moment:.1f} s (round {number})",
-                          flush=True)
+                    hits[kind + (" with a jumping clock" if jumps else "")] += 1
+                    print(f"{self.kills + hits.total()} kills: {kind} after {moment:.1f} s "
+                          f"(round {number})", flush=True)
                     continue  # what it could not make it says, and the next start makes it
                 if status == 0:
                     break
@@ -230,6 +229,7 @@ class Soak:
             self.clear()
             disk.close()
         self.done["rounds"] += 1
+        self.done["kills"] = dict(Counter(self.done["kills"]) + hits)
         self.keep()
         log.unlink()
 
@@ -240,10 +240,17 @@ class Soak:
 
     def trouble(self, disk: Disk, place: Path, log: Path, workers: int, jumps: Path | None,
                 kind: str, moment: float) -> tuple[bool, int]:
-        """Start the study and trouble it once; whether the trouble came in time, and the status."""
+        """Start the study and trouble it once, so many seconds after it first says something.
+
+        Returns:
+            whether the trouble came in time, and the status.
+        """
         process = start(self.given, place, workers, log, jumps)
         if not kind:
             return False, process.wait()
+        said = log.stat().st_size
+        while process.poll() is None and log.stat().st_size == said:
+            time.sleep(0.02)  # imports, of which nothing is to be learnt
         with contextlib.suppress(subprocess.TimeoutExpired):
             return False, process.wait(moment)
         below = children(process.pid)
@@ -298,7 +305,7 @@ def main(arguments: list[str] | None = None) -> None:
     soak = Soak(given.out, given.seed)
     expected = soak.reference()
     while soak.kills < given.kills and time.monotonic() - began < given.minutes * 60:
-        soak.round(expected, given.kills - soak.kills)
+        soak.round(expected, min(given.kills - soak.kills, TROUBLES))
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(soak.done["kills"].items()))
     print(f"{soak.kills} kills in {soak.done['rounds']} studies ({kinds}); {len(expected)} results "
           "of each equal to the undisturbed study's"

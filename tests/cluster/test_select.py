@@ -16,6 +16,7 @@ from planearly import keys
 from planearly.cluster import select
 from planearly.cluster.select import Hasher
 from planearly.data.pack import pack_rows
+from planearly.data.text import found_words
 from planearly.stages import selection
 
 SEA = "The ship, a sail and the wave; the anchor!"
@@ -42,13 +43,32 @@ def test_features_are_lower_case_words_and_pairs_of_them():
 
 @pytest.mark.parametrize("text, words", [
     ("हिन्दी में", ["हिन्दी", "में"]), ("naïve cafe\u0301", ["naïve", "cafe\u0301"]),
-    ("中文 abc", ["中", "文", "abc"]), ("ที่ดี", ["ที่", "ดี"]), ("x² ½", ["x²", "½"])])
-def test_words_of_other_scripts_keep_their_vowel_signs(text, words):
+    ("ශ්\u200dරී ලංකා", ["ශ්\u200dරී", "ලංකා"]), ("می\u200cخواهم", ["می\u200cخواهم"]),
+    ("x² ½", ["x²", "½"]), ("นักเรียนอ่านหนังสือที่ดี", ["นักเรียน", "อ่าน", "หนังสือ", "ที่", "ดี"]),
+    ("ພາສາລາວ", ["ພາສາ", "ລາວ"]), ("ភាសា\u200bខ្មែរ", ["ភាសា", "ខ្មែរ"]),
+    ("我们在iPhone手机", ["我们", "在", "iphone", "手机"]),
+    ("ラーメンを食べる", ["ラーメン", "を", "食べる"])])
+def test_words_of_other_scripts_are_words(text, words):
     hasher = Hasher(1 << 40)
     singles = sum((buckets(hasher, "") + Counter([int(select.mix(np.array(
         [hasher._hash(word)], np.uint64))[0] % np.uint64(1 << 40))]) for word in words), Counter())
     assert singles <= buckets(hasher, text)
     assert buckets(hasher, text).total() == 2 * len(words) - 1
+
+
+CHARACTERS = ["นั", "ก", "เ", "รี", "ย", "น", "ที่", "ດີ", "ມື້", "ភា", "ខ្", "မြ", "န်", "हि", "न्", "दी",
+              "中", "文", "カ\u3099", "ラ", "ー", "a", "e\u0301", " ", "-", "'", "。", "7"]
+
+
+@examples(200)
+@given(st.lists(st.sampled_from(CHARACTERS)))
+def test_no_word_begins_inside_a_character_and_nothing_is_lost(characters):
+    text = "".join(characters)
+    words = found_words(select._WORDS, text)
+    assert "".join(words) == "".join(text.split())
+    if " " not in text:
+        starts = {0, *np.cumsum([len(word) for word in words]).tolist()}
+        assert starts <= {0, *np.cumsum([len(one) for one in characters]).tolist()}
 
 
 def test_no_pair_crosses_two_texts_and_empty_texts_have_none():

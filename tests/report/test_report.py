@@ -318,6 +318,8 @@ def test_characteristic_words_of_other_scripts_and_of_nothing():
     assert words.characteristic_words([], []) == {}
     hindi = words.characteristic_words(["हिन्दी में"] * 2 + ["ภาษาไทยที่ดี abc"], [0, 0, 1])
     assert set(hindi[0]) == {"हिन्दी", "में"}  # not broken at their vowel signs
+    asian = words.characteristic_words(["นักเรียนอ่านหนังสือ。学习中文"] * 2 + ["abc"], [0, 0, 1])
+    assert set(asian[0]) == {"นักเรียน", "อ่าน", "หนังสือ", "学习", "中文"}
 
 
 def test_nearest_windows_are_those_of_largest_cosine_within_the_cluster():

@@ -18,6 +18,7 @@ import numpy as np
 import regex
 
 from planearly.data.sample import mix
+from planearly.data.text import found_words
 
 BUCKETS = 10_000
 """Buckets that DSIR hashes n-grams into."""
@@ -29,9 +30,8 @@ _SMOOTHING = 1e-8
 """Added to DSIR's probabilities, as its authors' program does."""
 
 _ASCII_WORDS = re.compile(r"\w+|[^\w\s]+")
-_WORDS = regex.compile(  # with their vowel signs; where words have no spaces between, characters
-    r"(?V1)[[\w\p{N}]--[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]]+"
-    r"|\w\p{M}*|[^\w\s]+")
+_WORDS = regex.compile(  # with their vowel signs and joiners; a joiner or a break is no word
+    r"(?V1)[\w\p{N}--[\u200c\u200d]][\w\p{N}]*|[^\w\s\p{N}\u200b]+")
 _BLOCK = 4096
 
 Texts = Callable[[np.ndarray], list[str]]
@@ -81,8 +81,8 @@ class Hasher:
 
     def __call__(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Buckets of all unigrams and bigrams of all texts, and the number of the text of each."""
-        found = [(_ASCII_WORDS if text.isascii() else _WORDS).findall(text.lower())
-                 for text in texts]
+        found = [_ASCII_WORDS.findall(text.lower()) if text.isascii()
+                 else found_words(_WORDS, text.lower()) for text in texts]
         counts = [len(words) for words in found]
         hashes = np.fromiter((self._hash(word) for words in found for word in words), np.uint64,
                              sum(counts))

@@ -5,11 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from hashlib import blake2b
+from typing import Any
+
+import regex
+from icu4py.breakers import WordBreaker
 
 PARAGRAPH_CHARACTERS = 200
 """A shorter paragraph says too little about where it came from to be looked for elsewhere."""
 
 _BLANK_LINES = re.compile(r"\n\s*\n")
+_UNSPACED = regex.compile(r"[\p{Line_Break=SA}\p{scx=Han}\p{scx=Hiragana}\p{scx=Katakana}]")
 
 
 def pieces(text: str, size: int) -> Iterator[str]:
@@ -81,6 +86,19 @@ def sections(text: str, least: int) -> list[int]:
         if len(ends) >= least:
             break
     return ends
+
+
+def found_words(pattern: Any, text: str) -> list[str]:
+    """Matches of a pattern in a text, divided into words where a script writes no spaces.
+
+    Thai, Lao, Khmer, Burmese, Chinese and Japanese are divided as Unicode's UAX 29 asks, by the
+    dictionaries of ICU.
+    """
+    found = pattern.findall(text)
+    if text.isascii() or not _UNSPACED.search(text):
+        return found
+    return [word for match in found
+            for word in (WordBreaker(match, "en") if _UNSPACED.search(match) else (match,))]
 
 
 def _hash(encoded: bytes) -> int:

@@ -8,7 +8,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import regex
 
+from planearly.data.text import found_words
+
 _WORD = regex.compile(r"[^\W\d_](?:[\w'’-]*\w)?")
+_HAN = regex.compile(r"\p{Han}{2}")
 _PRIOR = 0.01  # windows' worth of prior per window of the sample
 
 
@@ -81,4 +84,6 @@ def snippet(text: str, length: int = 280) -> str:
 
 
 def _words(text: str) -> set[str]:
-    return {word.lower() for word in _WORD.findall(text) if len(word) > 2}
+    """Words of three letters or more; of two, of Chinese characters."""
+    return {word.lower() for word in found_words(_WORD, text)
+            if len(word) > 2 or _HAN.fullmatch(word)}

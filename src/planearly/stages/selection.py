@@ -136,7 +136,8 @@ def selection(run: Run, draws: str, name: str) -> Path:
                 "windows": int((made.groups >= 0).sum())}
 
     return run.stage(f"selection/slm-{draws}.{name}", settings,
-                     {"generic": everything, "domain": corpus.domain(run, name), **inputs}, build)
+                     {"generic": everything, "domain": corpus.domain(run, name), **inputs}, build,
+                     version=2 if draws == "dsir" else 1)
 
 
 def _explain(run: Run, draws: str, name: str, rows: Rows) -> float:
