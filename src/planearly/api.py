@@ -22,13 +22,18 @@ PathLike = str | Path
 
 
 def run(recipe: PathLike | Mapping[str, Any] | Recipe, out: PathLike | None = None, *,
-        until: str = "report", **changes: Any) -> dict[str, Any] | None:
+        until: str = "report", share: PathLike | None = None, epsilon: float | None = None,
+        **changes: Any) -> dict[str, Any] | None:
     """``planearly run``: all of a recipe, or its stages up to a verb; what is done is kept.
 
     Args:
-        recipe: a recipe file, the name of one of the package, or a recipe's keys and values.
+        recipe: a recipe file, the name of one of the package, a recipe's keys and values, or the
+            folder of a bundle.
         out: run folder; None takes ``runs/NAME``.
         until: prepare, cluster, weigh, pretrain, specialize, evaluate, export or report.
+        share: with ``until="cluster"`` a folder for the clusters, with ``"weigh"`` a file for the
+            histogram of the domain.
+        epsilon: of the noise on that histogram.
         changes: recipe keys.
 
     Returns:
@@ -39,12 +44,20 @@ def run(recipe: PathLike | Mapping[str, Any] | Recipe, out: PathLike | None = No
         UserError: a recipe that cannot work, or bad data.
     """
     usage.supported()
+    place = usage.local(share)
+    if (place and until not in ("cluster", "weigh")) or (
+            epsilon is not None and (until, bool(place)) != ("weigh", True)):
+        raise UserError("clusters are shared by 'cluster --share FOLDER', a histogram by 'weigh "
+                        "--share FILE', to which --epsilon adds noise")
     loaded = _recipe(recipe, changes)
-    from planearly.stages import pipeline  # after the keys are read: it takes seconds, for torch
+    from planearly.stages import exchange, pipeline  # after the keys are read: torch takes seconds
 
     if until not in pipeline.VERBS:
         raise UserError(f"until='{until}': choose from {', '.join(pipeline.VERBS)}")
-    return pipeline.run(loaded, usage.local(out) or Path("runs") / loaded.name, until)
+    return pipeline.run(
+        loaded, usage.local(out) or Path("runs") / loaded.name, until,
+        None if place is None else (lambda run: exchange.share_clusters(run, place))
+        if until == "cluster" else (lambda run: exchange.share_histogram(run, place, epsilon)))
 
 
 def plan(recipe: PathLike | Mapping[str, Any] | Recipe | None = None, out: PathLike | None = None,
@@ -151,6 +164,12 @@ def specialize(bundle: PathLike, documents: PathLike | Sequence[PathLike],
 
 
 def _recipe(recipe: PathLike | Mapping[str, Any] | Recipe, changes: Mapping[str, Any]) -> Recipe:
+    if isinstance(recipe, str | Path) and Path(recipe).is_dir():
+        from planearly.stages.experts import from_bundle
+
+        documents = _many(changes.get("domains", []))
+        rest = {key: value for key, value in changes.items() if key != "domains"}
+        return config.variant(from_bundle(Path(recipe), documents, []), rest)
     if isinstance(recipe, str | Path):
         return config.load(recipe, changes=changes)
     values = recipe if isinstance(recipe, Mapping) else recipe.to_dict()

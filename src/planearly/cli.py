@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from planearly import __version__, api, config, files, usage
 from planearly.errors import UserError
 from planearly.files import line_of_json
 from planearly.progress import say
+
+if TYPE_CHECKING:
+    from planearly.keys import Recipe
 
 app = typer.Typer(
     cls=usage.Verbs, invoke_without_command=True, pretty_exceptions_enable=False,
@@ -43,8 +46,20 @@ def root(
         print(context.get_help())
 
 
-def _run(recipe: str, settings: list[str] | None, out: Path | None, until: str) -> None:
-    api.run(config.load(recipe, settings or []), out, until=until)
+def _run(recipe: str, settings: list[str] | None, out: Path | None, until: str,
+         **more: Any) -> None:
+    api.run(config.load(recipe, settings or []), out, until=until, **more)
+
+
+def _of_bundle(folder: str, words: list[str] | None, verb: str) -> Recipe:
+    """The recipe that takes a bundle to the documents among the words."""
+    documents = [word for word in words or [] if "=" not in word or usage.names_documents(word)]
+    if not documents:
+        raise UserError(f"name the documents: planearly {verb} BUNDLE DOCS...")
+    from planearly.stages.experts import from_bundle
+
+    return from_bundle(Path(folder), documents,
+                       [word for word in words or [] if word not in documents])
 
 
 @app.command()
@@ -96,15 +111,35 @@ def prepare(recipe: RecipeArg, settings: Settings = None, out: Out = None) -> No
 
 
 @app.command()
-def cluster(recipe: RecipeArg, settings: Settings = None, out: Out = None) -> None:
+def cluster(
+    recipe: RecipeArg, settings: Settings = None, out: Out = None,
+    share: Annotated[Path | None, typer.Option(callback=usage.local, help=(
+        "folder to write the clusters to, for owners of domains to count by"))] = None,
+) -> None:
     """Embed and cluster the windows of both corpora."""
-    _run(recipe, settings, out, "cluster")
+    _run(recipe, settings, out, "cluster", share=share)
 
 
 @app.command()
-def weigh(recipe: RecipeArg, settings: Settings = None, out: Out = None) -> None:
+def weigh(
+    recipe: Annotated[str, typer.Argument(
+        help="a recipe, or a bundle (also one of clusters)", autocompletion=usage.recipes)],
+    settings: Annotated[list[str] | None, typer.Argument(
+        help="recipe keys key=value; with a bundle also the documents",
+        autocompletion=usage.settings)] = None,
+    out: Out = None,
+    share: Annotated[Path | None, typer.Option(callback=usage.local, help=(
+        "file to write the domain's histogram over clusters to, without its text"))] = None,
+    epsilon: Annotated[float | None, typer.Option(help=(
+        "add noise to that file: differential privacy by document"))] = None,
+) -> None:
     """Importance weights of the clusters, and what they mean, before any training."""
-    _run(recipe, settings, out, "weigh")
+    more: dict[str, Any] = {"share": share, "epsilon": epsilon}
+    if Path(recipe).is_dir():
+        made = _of_bundle(recipe, settings, "weigh")
+        api.run(made, out, until="weigh", **more)
+    else:
+        _run(recipe, settings, out, "weigh", **more)
 
 
 @app.command()
@@ -130,14 +165,7 @@ def specialize(
     """Fine-tune on the domains; or specialise a bundle on documents, offline."""
     if not Path(recipe).is_dir():
         return _run(recipe, settings, out, "specialize")
-    words = settings or []
-    documents = [word for word in words if "=" not in word or usage.names_documents(word)]
-    if not documents:
-        raise UserError("name the documents to specialise on: planearly specialize BUNDLE DOCS...")
-    from planearly.stages.experts import from_bundle
-
-    made = from_bundle(Path(recipe), documents, [word for word in words if word not in documents])
-    api.run(made, out)
+    api.run(_of_bundle(recipe, settings, "specialize"), out)
     return None
 
 

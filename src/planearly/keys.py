@@ -217,12 +217,14 @@ class Recipe:
     seed: int = key("of the split, the sampler and the weights", 0)
     generic: list[str] = key("files, folders, globs or hf://NAME of the generic corpus; or pydocs",
                              [])
-    bundle: str | None = key("specialise from this pretrained slm-pn or slm-mix, offline", None)
+    bundle: str | None = key("specialise from this pretrained slm-pn or slm-mix, offline; or "
+                             "count by these clusters", None)
     start: str | None = key("begin the small model, or every expert, as this model: a folder, or "
                             "a name on the Hugging Face hub", None)
     large_start: str | None = key("the same for the large model", None)
     domains_root: str | None = key("folder with NAME/{train,valid,test}.* per domain", None)
-    domains: list[str] = key("names under domains_root, or paths (empty: all of domains_root)", [])
+    domains: list[str] = key("names under domains_root, or paths, also of histograms that 'weigh "
+                             "--share' wrote (empty: all of domains_root)", [])
     methods: list[str] = key("what to train and compare", ["slm", "slm-is"])
     context: int = key("most tokens of a window", 256)
     pretrain_tokens: int = key("tokens of pretraining, per method (0: fine-tune 'start' as it is)",

@@ -70,7 +70,7 @@ def test_pretraining_knows_no_domain_and_serves_those_that_come(
     out, methods = tmp_path / "run", ["slm", "llm", "slm-pn", "slm-mix"]
     pipeline.run(settings(made, methods=methods, domains_root=None), out, "pretrain")
     told = capsys.readouterr().err
-    assert "no domain is given: generic text that a later domain tests on" in told
+    assert "no domain's texts are given: generic text that a later domain tests on" in told
     assert "'run' and 'domains=[FOLDER_OF_YOUR_DOCUMENTS]' goes on from here" in told
     (kept,) = out.glob("kept-*")
     dataset = TokenDataset(next(out.glob("generic-*")))

@@ -7,7 +7,8 @@ about each of 1,024 clusters; its histogram is therefore smoothed towards the ge
     p_c = (n_c + tau * g_c) / (n + tau),
 
 with as many windows' worth of generic prior, tau, as best predicts each part of the set from the
-rest. The paper (section 3) takes n_c / n, which is tau = 0.
+rest. The paper (section 3) takes n_c / n, which is tau = 0. :mod:`planearly.cluster.shared` is a
+histogram as a file, which its owner gives away in place of the texts.
 """
 
 from __future__ import annotations
@@ -59,6 +60,14 @@ def summary(counts: np.ndarray) -> dict[str, Any]:
     }
 
 
+def divergence(p: np.ndarray, q: np.ndarray) -> float:
+    """KL(p || q) of two histograms ``[k]`` in any units, nats, over the clusters that q has."""
+    p, q = (np.where(q > 0, each, 0.0) for each in (p, q))
+    p, q = p / p.sum(), q / q.sum()
+    used = p > 0
+    return max(float((p[used] * np.log(p[used] / q[used])).sum()), 0.0)
+
+
 @dataclass(frozen=True)
 class Smoothed:
     """A smoothed histogram: ``p`` float64 ``[k]`` (sum 1), its prior, and its worth.
@@ -92,35 +101,84 @@ def smooth(
             windows: windows of one document are alike and would vouch for each other.
     """
     groups, size = np.asarray(groups), np.asarray(size, np.float64)
-    k = len(generic)
-    share = np.asarray(generic, np.float64)
-    share = share / share.sum() if share.sum() > 0 else np.full(k, 1 / k)
-    parts = _Parts(groups, size, share, documents)
+    share = _shares(generic)
+    parts = _Parts.of_windows(groups, size, share, documents)
     if tau is None:
         tau = parts.best()
-    counts = histogram(groups, size, k)
+    return Smoothed(_towards(histogram(groups, size, len(share)), share, tau), float(tau),
+                    parts.gain(tau))
+
+
+def smooth_counts(counts: np.ndarray, generic: np.ndarray, documents: int, *,
+                  tau: float | None = None, noise: float = 0.0) -> Smoothed:
+    """As :func:`smooth`, of a set of which nothing is known but its histogram.
+
+    What is left out at once is an average document, taken to lie in one cluster. Counts with noise
+    are kept where they stand above it, at ``noise`` ln k, which one cluster in two k passes by
+    chance; what is missing of their sum is spread as the generic corpus is.
+
+    Args:
+        counts: window-equivalents ``[k]``; with noise some may be negative.
+        documents: of the set.
+        tau: as of :func:`smooth`.
+        noise: scale of the Laplace noise on each count, in window-equivalents.
+    """
+    share, counts = _shares(generic), np.asarray(counts, np.float64)
+    whole = counts.sum()
+    if noise:
+        counts = np.where(counts > noise * math.log(max(len(counts), 2)), counts, 0.0)
+    parts = _Parts.of_counts(counts, share, documents)
+    if tau is None:
+        tau = parts.best()
+    tau += max(float(whole - counts.sum()), 0.0)
+    return Smoothed(_towards(counts, share, tau), tau, parts.gain(tau))
+
+
+def _towards(counts: np.ndarray, share: np.ndarray, tau: float) -> np.ndarray:
     total = counts.sum() + tau
     p = (counts + tau * share) / total if total > 0 else share
-    return Smoothed(p / p.sum(), float(tau), parts.gain(tau))
+    return p / p.sum()
 
 
+def _shares(generic: np.ndarray) -> np.ndarray:
+    share = np.asarray(generic, np.float64)
+    return share / share.sum() if share.sum() > 0 else np.full(len(share), 1 / len(share))
+
+
+@dataclass(frozen=True)
 class _Parts:
-    """The set as (part, cluster) cells, a part being what is left out at once."""
+    """The set as (part, cluster) cells, a part being what is left out at once.
 
-    def __init__(self, groups: np.ndarray, size: np.ndarray, share: np.ndarray,
-                 documents: np.ndarray | None) -> None:
+    Of each cell: its ``weight``, the generic ``share`` of its cluster, what ``others`` have in the
+    cluster, and the ``rest`` of the set without the cell's part. ``total`` is the set's.
+    """
+
+    weight: np.ndarray
+    share: np.ndarray
+    others: np.ndarray
+    rest: np.ndarray
+    total: float
+
+    @classmethod
+    def of_windows(cls, groups: np.ndarray, size: np.ndarray, share: np.ndarray,
+                   documents: np.ndarray | None) -> _Parts:
         part = np.arange(len(groups)) if documents is None else documents
         _, part = np.unique(part, return_inverse=True)
         cell, where = np.unique(part * len(share) + groups, return_inverse=True)
-        self.weight = np.bincount(where, size, len(cell))
+        weight = np.bincount(where, size, len(cell))
         own = np.bincount(part, size) if len(part) else np.zeros(0)
         cluster = (cell % len(share)).astype(np.int64)
-        # a cluster without generic text has no density ratio; half a window stands for the absent
-        floor = 0.5 / max(float(self.weight.sum()), 1.0)
-        self.share = np.maximum(share, np.where(share > 0, 0.0, floor))[cluster]
-        self.others = histogram(groups, size, len(share))[cluster] - self.weight
-        self.total = float(self.weight.sum())
-        self.rest = self.total - own[(cell // len(share)).astype(np.int64)]
+        total = float(weight.sum())
+        return cls(weight, _floored(share, total)[cluster],
+                   histogram(groups, size, len(share))[cluster] - weight,
+                   total - own[(cell // len(share)).astype(np.int64)], total)
+
+    @classmethod
+    def of_counts(cls, counts: np.ndarray, share: np.ndarray, documents: int) -> _Parts:
+        total = float(counts.sum())
+        part = total / documents
+        return cls(counts, _floored(share, total), counts - part,
+                   np.full(len(counts), total - part), total)
 
     def gain(self, tau: float) -> float:
         if self.total <= 0:
@@ -147,3 +205,8 @@ class _Parts:
             else:
                 low = left
         return math.exp((low + high) / 2)
+
+
+def _floored(share: np.ndarray, total: float) -> np.ndarray:
+    """A cluster without generic text has no density ratio; half a window stands for the absent."""
+    return np.maximum(share, np.where(share > 0, 0.0, 0.5 / max(total, 1.0)))

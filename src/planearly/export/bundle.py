@@ -15,6 +15,11 @@ the tokenizer, and the recipe.
 
 A nested clustering assigns windows at its finest level and follows the parents from there; the
 nearest of the merged centroids would be another partition. Without nesting K is k.
+
+Clusters alone make a bundle too, of the kind ``clusters``: with it an owner counts how often the
+domain visits each, for a pretraining by someone else (:mod:`planearly.cluster.shared`). It has
+``centroids-K.npy`` and ``rows-K.npy`` (float64 [K], rows of generic text) of every level, and
+``parent-K.npy`` where levels are nested.
 """
 
 from __future__ import annotations
@@ -39,6 +44,8 @@ from planearly.model.choice import Experts
 from planearly.model.projected import Projected
 from planearly.model.transformer import Shape
 
+CLUSTERS = "clusters"
+"""The kind of a bundle of clusters alone."""
 _FORMAT = 2
 _INFO, _RECIPE, _WEIGHTS = "bundle.json", "recipe.yaml", "weights.safetensors"
 _TOKENIZER = "tokenizer"
@@ -165,20 +172,74 @@ def save_bundle(folder: Path, method: str, model: Experts, *, clusters: Clusters
         })
 
 
+def save_clusters(folder: Path, arrays: Mapping[str, np.ndarray], levels: list[int], *,
+                  embedder: Mapping[str, str], tokenizer_folder: Path,
+                  recipe: keys.Recipe) -> None:
+    """Write a bundle of clusters alone; an existing one of that name is replaced whole.
+
+    Args:
+        arrays: by name of the file, without its ending.
+        levels: numbers of clusters.
+        embedder: ``name`` and ``digest`` of what they were made with.
+    """
+    with atomic_folder(folder) as temporary:
+        for name, array in arrays.items():
+            write_array(temporary / f"{name}.npy", array)
+        (temporary / _RECIPE).write_text(
+            yaml.safe_dump(kept_recipe(recipe), sort_keys=False), "utf-8")
+        shutil.copytree(tokenizer_folder, temporary / _TOKENIZER)
+        write_json(temporary / _INFO, {
+            "format": _FORMAT, "kind": CLUSTERS, "levels": levels, "embedder": dict(embedder),
+            "tokenizer": tokenizer.digest(temporary / _TOKENIZER)})
+
+
+def check_clusters(folder: Path, info: Mapping[str, Any]) -> tokenizer.Opened:
+    """Refuse a bundle of clusters whose parts do not belong together; its tokenizer.
+
+    Args:
+        info: of :func:`read_info`.
+
+    Raises:
+        UserError: an array is missing, damaged or of another size; or another tokenizer.
+    """
+    nested, widths = info["recipe"].cluster.nested, set()
+    for finer, k in zip([None, *info["levels"]], info["levels"], strict=False):
+        arrays = {f"centroids-{k}": 2, f"rows-{k}": 1}
+        if nested and finer:
+            arrays[f"parent-{finer}"] = 1
+        for name, axes in arrays.items():
+            path = folder / f"{name}.npy"
+            with _whole(path):
+                array = read_array(path, mapped=False)
+            size = finer if name.startswith("parent") else k
+            if (array.ndim, len(array)) != (axes, size) or not np.isfinite(array).all() or (
+                    name.startswith("parent") and not set(array.tolist()) <= set(range(k))):
+                raise UserError(f"{path} does not hold what belongs to its {k} clusters: copy the "
+                                "bundle again, whole")
+            widths |= {array.shape[1]} if axes == 2 else set()
+    tokens = tokenizer.opened(folder / _TOKENIZER)
+    if tokens.digest != info["tokenizer"] or len(widths) > 1:
+        raise UserError(f"the tokenizer or the centroids in {folder} are not those that it was "
+                        "made with: copy the bundle again, whole")
+    return tokens
+
+
 def _kinds() -> list[str]:
-    """Methods whose pretraining is a bundle."""
-    return [row.name for row in methods.TABLE.values() if row.bank]
+    """Kinds of bundles: methods whose pretraining is one, and clusters alone."""
+    return [*(row.name for row in methods.TABLE.values() if row.bank), CLUSTERS]
 
 
 def read_info(folder: Path) -> dict[str, Any]:
-    """What ``bundle.json`` says, its ``shape``, and the ``recipe`` of the pretraining.
+    """What ``bundle.json`` says, its ``shape`` (None: clusters alone), and the ``recipe`` of the
+    pretraining.
 
     Raises:
         UserError: not a bundle, one of another version, or not whole.
     """
     if not (folder / _INFO).is_file():
-        raise UserError(f"{folder} is not a bundle: it has no {_INFO}; "
-                        f"give the folder that pretraining {' or '.join(_kinds())} saved")
+        raise UserError(f"{folder} is not a bundle: it has no {_INFO}; give the folder that "
+                        f"pretraining {' or '.join(_kinds()[:-1])} saved, or the clusters that "
+                        "'planearly cluster --share' did")
     info = read_json(folder / _INFO)
     if not isinstance(info, dict):
         info = {}
@@ -186,9 +247,13 @@ def read_info(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is a bundle of format {info.get('format')} and kind "
                         f"{info.get('kind')}, which this version of planearly does not "
                         "read: make it again by 'planearly pretrain'")
+    alone = info["kind"] == CLUSTERS
     with _whole(folder / _INFO):
-        shape = Shape(**info["shape"])
-        for key in ("experts", "finest", "projected", "tokenizer"):
+        if alone:
+            info["levels"] = sorted((int(k) for k in info["levels"]), reverse=True)
+            info["levels"][0]
+        shape = None if alone else Shape(**info["shape"])
+        for key in ("tokenizer", *(() if alone else ("experts", "finest", "projected"))):
             info[key]
         for key in ("name", "digest"):
             info["embedder"][key]

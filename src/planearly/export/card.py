@@ -26,12 +26,12 @@ def model_card(shape: AnyShape, card: dict[str, Any], as_gguf: str, begins: bool
 
     Args:
         card: ``method``, ``domain``, ``start`` (the checkpoint that it began as), ``recipe`` (a
-            name), ``seed``; ``data`` {``generic``: list of places, ``pretrain_tokens``,
-            ``spec_tokens``}; ``cost`` {``tokens``, ``flops``, ``device_hours``, ``device``,
-            ``money``, ``currency``}; ``before`` and ``after``, summaries of
-            :func:`planearly.evaluate.perplexity.summary` on held-out documents; ``front``: what the
-            recipe's ``card`` section gives the front matter (license, base_model, datasets,
-            language).
+            name), ``seed``; ``untuned`` (fine-tuning is still to come); ``data`` {``generic``: list
+            of places, ``pretrain_tokens``, ``spec_tokens``}; ``cost`` {``tokens``, ``flops``,
+            ``device_hours``, ``device``, ``money``, ``currency``}; ``before`` and ``after``,
+            summaries of :func:`planearly.evaluate.perplexity.summary` on held-out documents;
+            ``front``: what the recipe's ``card`` section gives the front matter (license,
+            base_model, datasets, language).
         as_gguf: the section of :func:`conversion`.
         begins: the tokenizer puts the token that begins documents before a prompt.
     """
@@ -81,6 +81,8 @@ def _method(method: str, card: dict[str, Any]) -> str:
     if row:
         nothing = (card.get("data") or {}).get("pretrain_tokens") == 0 and row.pretrains
         told = f": {row.tuning if nothing else row.sentence}"
+        if card.get("untuned"):
+            told += ". This is the pretrained model: fine-tuning is left to who has the documents"
     lines = [f"## Method\n\n`{_code(method)}`{told}."]
     if card.get("start"):
         lines.append(f"Its weights began as those of `{_code(_name(card['start']))}`, not fresh.")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from planearly.cluster import embed, histogram, importance, kmeans
+from planearly.cluster import embed, histogram, importance, kmeans, shared
 from planearly.data.dataset import TokenDataset
 from planearly.data.pack import Rows, pack_rows
 from planearly.data.sample import Sampler
 from planearly.errors import UserError
 from planearly.export import bundle as bundles
-from planearly.files import read_array, write_array, write_json
+from planearly.files import digest, read_array, write_array, write_json
 from planearly.progress import say
 from planearly.stages import corpus
 from planearly.stages.folder import Run, facts, once
@@ -104,8 +105,12 @@ def clusters(run: Run) -> Path:
 
 
 def _clusters_of(run: Run, source: Path) -> Path:
-    """The clustering that a bundle brings: the finest level and that of the experts."""
+    """The clustering that a bundle brings: the finest level and that of the experts, or all."""
     def build(folder: Path) -> dict[str, Any]:
+        if facts(source)["kind"] == bundles.CLUSTERS:
+            for array in (source / "bundle").glob("*.npy"):
+                shutil.copyfile(array, folder / array.name)
+            return {"embedder": facts(source)["embedder"]}
         brought = bundles.Clusters.load(source / "bundle")
         experts, finer = len(brought.centroids), len(brought.finest)
         write_array(folder / f"centroids-{experts}.npy", brought.centroids)
@@ -129,6 +134,16 @@ def lineage(run: Run, k: int) -> tuple[np.ndarray, np.ndarray]:
     for finer in levels[:-1]:
         parent = read_array(clustered / f"parent-{finer}.npy")[parent]
     return read_array(clustered / f"centroids-{levels[0]}.npy"), parent
+
+
+@once
+def identity(run: Run, k: int) -> str:
+    """Digest of the clusters at ``k``: the embedder, and the centroids that lead to each of them.
+    """
+    centroids, parent = lineage(run, k)
+    return digest([facts(clusters(run))["embedder"]["digest"],
+                   np.asarray(centroids, np.float32).tobytes().hex(),
+                   np.asarray(parent, np.int32).tobytes().hex()])
 
 
 @once
@@ -206,6 +221,18 @@ def generic_weights(packed: Path) -> np.ndarray:
     return np.diff(Rows.load(packed).group_offsets).astype(np.float64)
 
 
+def generic_counts(run: Run, k: int) -> np.ndarray | None:
+    """Rows of generic text in each of k clusters, float64 [k]; None where a bundle does not tell.
+    """
+    if not run.recipe.bundle:
+        return generic_weights(rows(run, k))
+    brought = corpus.bundle(run)
+    if facts(brought)["kind"] == bundles.CLUSTERS:
+        return read_array(brought / "bundle" / f"rows-{k}.npy")
+    experts = bundles.Clusters.load(brought / "bundle")
+    return experts.counts if len(experts.counts) == k else None
+
+
 @once
 def importance_weights(run: Run, name: str, k: int | None = None,
                        drawn: int | None = None) -> Path:
@@ -219,25 +246,28 @@ def importance_weights(run: Run, name: str, k: int | None = None,
     and the expected epochs. All of it is shown before any training.
     """
     recipe = run.recipe
-    clustered, mine = clusters(run), domain_clusters(run, name)
+    clustered, given = clusters(run), corpus.histograms(run).get(name)
+    mine = received(run, name) if given else domain_clusters(run, name)
     wanted = k or recipe.importance.k
     candidates = [wanted] if wanted else sorted(set(recipe.cluster.k))
+    if given and not (candidates := [k for k in candidates if k in given.levels]):
+        raise UserError(f"the histogram of '{name}' counts {_those(given)} clusters, and not "
+                        f"{wanted or recipe.cluster.k}: set 'importance.k' to one of its numbers, "
+                        "or ask its owner for that")
     packed = {k: rows(run, k) for k in candidates}
     draws = drawn or generic_rows(recipe)
     settings = {**asdict(recipe.importance), "k": candidates, "spec_tokens": recipe.spec_tokens,
                 "rows": draws, "seed": recipe.seed}
 
     def build(folder: Path) -> dict[str, Any]:
-        dataset, used = corpus.specialization_windows(run, name)
-        size = np.asarray(dataset.windows["length"][used], np.float64) / dataset.context
-        scored = {}
+        scored, counts = {}, {}
         for k in candidates:
-            groups = read_array(mine / f"assignment-{k}.npy")[used]
             generic = generic_weights(packed[k])
-            scored[k] = histogram.smooth(
-                groups, size, generic, tau=recipe.importance.smoothing,
-                documents=dataset.windows["document"][used],
-            )
+            if given:
+                scored[k] = given.smoothed(k, generic, recipe.importance.smoothing)
+                counts[k] = np.maximum(given.levels[k].counts, 0)
+            else:
+                scored[k], counts[k] = smoothed(run, name, k, generic)
         best = max(candidates, key=lambda k: scored[k].gain)
         generic = generic_weights(packed[best]).astype(np.int64)
         parent_file = clustered / f"parent-{best}.npy"
@@ -254,16 +284,67 @@ def importance_weights(run: Run, name: str, k: int | None = None,
         write_array(folder / "domain.npy", scored[best].p)
         details = importance.facts(weights)
         write_json(folder / "clusters.json", details.pop("clusters"))
-        counts = np.bincount(read_array(mine / f"assignment-{best}.npy")[used], size, best)
+        windows = round(float(counts[best].sum())) if given \
+            else len(corpus.specialization_windows(run, name)[1])
         return {
-            "k": best, "tau": scored[best].tau, "windows": len(used),
+            "k": best, "tau": scored[best].tau, "windows": windows,
             "gain": {str(k): s.gain for k, s in scored.items()},
-            "domain": histogram.summary(counts), "weights": details,
+            "domain": histogram.summary(counts[best]), "weights": details,
         }
 
-    inputs = {"clusters": clustered, "domain-clusters": mine,
+    inputs = {"clusters": clustered, "histogram" if given else "domain-clusters": mine,
               **{f"rows-{k}": path for k, path in packed.items()}}
     return run.stage(f"weights/{name}", settings, inputs, build)
+
+
+def smoothed(run: Run, name: str, k: int,
+             generic: np.ndarray) -> tuple[histogram.Smoothed, np.ndarray]:
+    """A domain's histogram at k clusters, smoothed towards the generic one ``[k]``; and its counts,
+    window-equivalents ``[k]``."""
+    dataset, used = corpus.specialization_windows(run, name)
+    size = np.asarray(dataset.windows["length"][used], np.float64) / dataset.context
+    groups = read_array(domain_clusters(run, name) / f"assignment-{k}.npy")[used]
+    return histogram.smooth(
+        groups, size, generic, tau=run.recipe.importance.smoothing,
+        documents=dataset.windows["document"][used]), histogram.histogram(groups, size, k)
+
+
+@once
+def received(run: Run, name: str) -> Path:
+    """The histogram that a domain is given by, if it is one of this run's clusters.
+
+    Raises:
+        UserError: it is one of other clusters.
+    """
+    given, clustered = corpus.histograms(run)[name], clusters(run)
+    place = corpus.domain_names(run)[name]
+
+    def build(folder: Path) -> None:
+        by = facts(clustered)["embedder"]
+        if given.embedder["digest"] != by["digest"]:
+            raise UserError(f"{place} is a histogram of clusters by the embedder "
+                            f"'{given.embedder['name']}', and this run's, '{by['name']}', is "
+                            f"another (digests {given.embedder['digest'][:12]} and "
+                            f"{by['digest'][:12]}): set 'cluster.embedder' to that one, or give "
+                            "its owner these clusters")
+        for k in sorted(given.levels.keys() & set(run.recipe.cluster.k)):
+            if (digest := given.levels[k].clusters) != identity(run, k):
+                raise UserError(f"{place} is a histogram of other {k} clusters than this run's "
+                                f"(digests {digest[:12]} and {identity(run, k)[:12]}): give its "
+                                "owner these ('planearly cluster --share'), or run on the generic "
+                                "corpus, seed and settings that those are of")
+        if not given.levels.keys() & set(run.recipe.cluster.k):
+            raise UserError(f"{place} is a histogram of {_those(given)} clusters, and 'cluster.k' "
+                            f"is {run.recipe.cluster.k}: add that number, or ask its owner for "
+                            "another histogram")
+        given.save(folder / "histogram.json")
+
+    settings = {"digest": run.file_digests([corpus.histogram_file(run, name)])[0]}
+    return run.stage(f"histogram/{name}", settings, {"clusters": clustered}, build)
+
+
+def _those(given: shared.Shared) -> str:
+    return " and ".join(map(str, sorted(given.levels)))
 
 
 def sampler_seed(run: Run) -> int:

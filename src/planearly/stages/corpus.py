@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from planearly import keys, parallel
+from planearly.cluster import shared
 from planearly.data import domains, inputs, overlap, pydocs, tokenizer
 from planearly.data.build import tokenize_corpus
 from planearly.data.dataset import TokenDataset
@@ -91,6 +92,26 @@ def needed_domains(run: Run, what: str) -> dict[str, str]:
     return names
 
 
+def histogram_file(run: Run, name: str) -> Path:
+    """The file that a domain of the recipe would be given by."""
+    entry, root = domain_names(run)[name], sources(run)[1]
+    named = Path(root).expanduser() / entry if root else Path(entry)
+    return named if named.exists() else Path(entry).expanduser()
+
+
+@once
+def histograms(run: Run) -> dict[str, shared.Shared]:
+    """The domains of the recipe that are given by their histogram, without texts."""
+    places = {name: histogram_file(run, name) for name in domain_names(run)}
+    return {name: shared.load(place) for name, place in places.items()
+            if place.suffix == ".json" and shared.is_shared(place)}
+
+
+def texts(run: Run) -> list[str]:
+    """The domains of the recipe whose texts are at hand."""
+    return [name for name in domain_names(run) if name not in histograms(run)]
+
+
 def _reading(run: Run) -> dict[str, Any]:
     """The settings of ``data`` that what is read depends on."""
     data = asdict(run.recipe.data)
@@ -104,6 +125,12 @@ def bundle(run: Run) -> Path:
     files = run.file_digests(sorted(p for p in given.rglob("*") if p.is_file()))
 
     def build(folder: Path) -> dict[str, Any]:
+        told = bundles.read_info(given)
+        if told["kind"] == bundles.CLUSTERS:
+            vocabulary = bundles.check_clusters(given, told).vocab_size
+            shutil.copytree(given, folder / "bundle", dirs_exist_ok=True)
+            return {"kind": told["kind"], "shape": {"vocab_size": vocabulary},
+                    "embedder": told["embedder"]}
         info = bundles.load_bundle(given, run.recipe.cluster.embedder)
         shutil.copytree(given, folder / "bundle", dirs_exist_ok=True)
         return {"kind": info.kind, "shape": info.model.shape.to_dict(),
@@ -185,6 +212,10 @@ def split(run: Run, name: str) -> dict[str, list[Unit]]:
     What the domain does not come with is held out by a stage, which reads its documents once.
     """
     recipe, entry = run.recipe, domain_names(run)[name]
+    if name in histograms(run):
+        raise UserError(f"the domain '{name}' is given by its histogram, {entry}, and this needs "
+                        "its texts, which are with its owner: pretrain or adapt from the "
+                        "histogram, and let the owner fine-tune and evaluate")
     with pinned(run) as known:
         given = domains.given_splits(sources(run)[1], entry, known)
     absent = domains.missing(given)
@@ -253,7 +284,7 @@ def kept(run: Run) -> Path:
     Its digest (not the domains) is what pretraining depends on: a domain that overlaps with nothing
     costs no new pretraining.
     """
-    names = domain_names(run)
+    names = texts(run)
     everything = generic(run)
     folders = {name: domain(run, name) for name in names}
     settings = {"held_out_tokens": run.recipe.data.generic_eval_tokens, "seed": run.recipe.seed}
@@ -264,7 +295,8 @@ def kept(run: Run) -> Path:
                     for split in ("valid", "test")]
         mask, report = overlap.held_out_overlap(dataset, held_out)
         if not names:
-            say("  no domain is given: generic text that a later domain tests on is not left out")
+            say("  no domain's texts are given: generic text that a later domain tests on is not "
+                "left out")
         tell_overlap("the generic corpus", report)
         trains = [TokenDataset(path / "train") for path in folders.values()]
         also = [overlap.shared_documents(dataset, train) for train in trains]

@@ -17,7 +17,7 @@ from planearly import config, keys, methods
 from planearly.errors import UserError
 from planearly.files import file_digest, read_json
 from planearly.progress import progress, say
-from planearly.stages import corpus, evaluate, trained
+from planearly.stages import corpus, evaluate, exchange, trained
 from planearly.stages.folder import (
     MANIFEST,
     Missing,
@@ -210,6 +210,10 @@ def _would_be_made(out: Path, recipe: keys.Recipe,
             trained.check(of)
             if not domain:
                 trained.pretrain(run, method)
+                continue
+            if domain in corpus.histograms(run):
+                if exchange.draws_by_histogram(row := methods.find(method)):
+                    exchange.handed(run, row, domain)
                 continue
             one = trained.specialize(run, method, domain)
             evaluate.evaluations(run, one)

@@ -356,6 +356,10 @@ def from_bundle(folder: Path, documents: list[str], overrides: list[str]) -> key
 def _brought(folder: Path) -> keys.Recipe:
     """What a bundle says of a recipe that specialises it: without a generic corpus to read."""
     info = bundles.read_info(folder)
+    if info["kind"] == bundles.CLUSTERS:
+        return config.variant(info["recipe"], {
+            "bundle": str(folder), "methods": [], "finetune.replay_share": 0.0,
+            "cluster.k": sorted(info["levels"])})
     return config.variant(info["recipe"], {
         "bundle": str(folder), "methods": [info["kind"]], "finetune.replay_share": 0.0,
         "cluster.k": sorted({info["experts"], info["finest"]}), "cluster.nested": True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from planearly.errors import UserError
 from planearly.keys import Recipe
 from planearly.progress import say
 from planearly.report import sentences
-from planearly.stages import checkpoint, clusters, corpus, experts, trained
+from planearly.stages import checkpoint, clusters, corpus, exchange, experts, trained
 from planearly.stages.evaluate import evaluations, write_results
 from planearly.stages.folder import Run
 from planearly.units import duration, short
@@ -22,10 +23,15 @@ from planearly.units import duration, short
 VERBS = ("prepare", "cluster", "weigh", "pretrain", "specialize", "evaluate", "export", "report")
 
 
-def run(recipe: Recipe, out: Path, until: str = "report") -> dict[str, Any] | None:
+def run(recipe: Recipe, out: Path, until: str = "report",
+        share: Callable[[Run], Any] | None = None) -> dict[str, Any] | None:
     """Run the stages of ``recipe`` in ``out`` up to a verb; what is done already is not done again.
 
     Up to ``pretrain`` it does without domains, for methods whose pretraining is the same for all.
+    Of a domain that is given by its histogram the models are pretrained and handed over.
+
+    Args:
+        share: what to give away at the end (:mod:`planearly.stages.exchange`).
 
     Returns:
         The contents of results.json when the run got that far.
@@ -39,27 +45,34 @@ def run(recipe: Recipe, out: Path, until: str = "report") -> dict[str, Any] | No
     if recipe.mixture.expert is not None and reach > VERBS.index("pretrain"):
         raise UserError("recipe key 'mixture.expert' trains one expert of the mixture alone: use "
                         "'planearly pretrain', and leave the key out once all are trained")
+    if not rows and reach > VERBS.index("weigh"):
+        raise UserError(
+            f"the bundle {recipe.bundle} holds clusters alone, by which a histogram is counted: "
+            "planearly weigh BUNDLE DOCUMENTS --share histogram.json" if recipe.bundle else
+            "recipe key 'methods' is empty: name at least one, as methods=[slm-is]")
     with Run(out, recipe).opened() as this:
         names = corpus.domain_names(this)
+        given, texts = corpus.histograms(this), corpus.texts(this)
+        exchange.check(this, rows)
         for row in rows:
-            if row.needs_domain:
+            if row.needs_domain and reach > VERBS.index("cluster"):
                 corpus.needed_domains(this, f"the pretraining of {row.name}")
         if reach > VERBS.index("pretrain"):
             corpus.needed_domains(this, "fine-tuning")
-        for name in names:
+        for name in texts:
             corpus.split(this, name)  # one that is not there is told before the corpus is read
         trained.check_tokens(this)
         if recipe.reads_generic:
             corpus.kept(this)
         if reach >= VERBS.index("cluster") and recipe.pretrain_tokens:
             for name in names:
-                clusters.domain_clusters(this, name)
+                (clusters.received if name in given else clusters.domain_clusters)(this, name)
         if reach >= VERBS.index("weigh"):
             for name in names:
                 for row in rows:
                     trained.weigh(this, row, name)
         if reach >= VERBS.index("pretrain"):
-            checkpoint.tell_beginning(this, next(iter(names), ""))
+            checkpoint.tell_beginning(this, next(iter(texts), ""))
             for name in names or [""]:  # none: what is the same for every one
                 for row in rows:
                     trained.pretrain(this, row.name, name)
@@ -68,9 +81,16 @@ def run(recipe: Recipe, out: Path, until: str = "report") -> dict[str, Any] | No
                     bundle = experts.save_bundle(this, row.name) / "bundle"
                     say("for other domains: planearly specialize "
                         f"{shlex.quote(str(bundle))} DOCUMENTS")
-        if reach < VERBS.index("specialize"):
+            for name in given:
+                for row in filter(exchange.draws_by_histogram, rows):
+                    exchange.handed(this, row, name)
+            if given and reach > VERBS.index("pretrain"):
+                say(f"{', '.join(given)}: given without texts, so not fine-tuned or evaluated here")
+        if share:
+            share(this)
+        if reach < VERBS.index("specialize") or (given and not texts):
             return finish(this, until)
-        every = [trained.specialize(this, row.name, name) for name in names for row in rows]
+        every = [trained.specialize(this, row.name, name) for name in texts for row in rows]
         if reach >= VERBS.index("evaluate"):
             for one in every:
                 evaluations(this, one)
@@ -97,7 +117,8 @@ def finish(this: Run, until: str, results: dict[str, Any] | None = None) -> dict
         best = min(results["rows"], key=lambda r: r["ppl_after"])
         model = shlex.quote(str(this.out / best["model"]))
         say(f"try it: planearly generate {model} \"...\"")
-    elif until != VERBS[-1]:
+    elif until != VERBS[-1] and this.recipe.methods and (
+            corpus.texts(this) or not corpus.domain_names(this)):
         named = "" if corpus.domain_names(this) else " and 'domains=[FOLDER_OF_YOUR_DOCUMENTS]'"
         say(f"next: the same command with 'run'{named} goes on from here")
     return results
