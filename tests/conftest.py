@@ -11,6 +11,7 @@ from small_runs import Words, corpus
 @pytest.fixture
 def made(tmp_path, monkeypatch):
     monkeypatch.setattr(embed, "load_embedder", lambda name, cache=None: Words())
+    monkeypatch.setattr(embed, "_FEW", 1 << 20)  # other processes know no Words
     return corpus(tmp_path / "text")
 
 

@@ -9,7 +9,7 @@ import pytest
 import planearly
 
 ROOT = Path(planearly.__file__).parent
-LAYERS = ["errors", "units", "files progress yamltext", "parallel tensors", "keys", "checks",
+LAYERS = ["errors", "units", "files progress yamltext", "parallel tensors engine", "keys", "checks",
           "config", "methods", "data", "cluster", "model", "train", "evaluate", "generate", "cost",
           "report", "export", "plan", "stages", "study", "studies", "usage", "api", "cli"]
 """From the ground up; modules of one line do not import each other."""

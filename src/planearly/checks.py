@@ -50,7 +50,8 @@ _MANY = Range(1, 1 << 20)
 
 RANGES: dict[type, dict[str, Range]] = {
     keys.Recipe: {"seed": Range(0, 2**32 - 1), "context": Range(8, 1 << 20),
-                  "pretrain_tokens": Range(0, 1e15), "spec_tokens": _TOKENS},
+                  "pretrain_tokens": Range(0, 1e15), "spec_tokens": _TOKENS,
+                  "processes": _MANY},
     keys.Data: {"max_bad_share": _SHARE, "max_tokens": _TOKENS,
                 "held_out": Range(0, 0.5, above=True, below=True),
                 "held_out_documents": Range(1, 1e12), "eval_tokens": _TOKENS,

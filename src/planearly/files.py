@@ -12,13 +12,18 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from planearly.errors import UserError
+
+
+def temporary_name(path: Path) -> Path:
+    """What ``path`` is called while this process, of this machine, writes it."""
+    return path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}.tmp")
 
 
 @contextlib.contextmanager
@@ -31,7 +36,7 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     Text is written in UTF-8; half a surrogate pair (of a file name that is not UTF-8, say) is
     written as ``\\udcXX``, which JSON reads as the same.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +61,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     An existing folder of that name is replaced.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
@@ -65,7 +70,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
-        old = path.with_name(f".{path.name}.{os.getpid()}.old")
+        old = temporary.with_suffix(".old")
         if path.exists():
             os.replace(path, old)
         os.replace(temporary, path)
@@ -219,6 +224,60 @@ def read_array(path: Path, mapped: bool = True) -> np.ndarray:
     """Read a ``.npy`` file, memory-mapped read-only unless ``mapped`` is false or it is empty."""
     array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     return array if array.size else np.array(array)
+
+
+class ArrayParts:
+    """An array [n, ...] that lies in ``.npy`` files of equally many rows, the last of fewer.
+
+    Rows are read by slices, by arrays of numbers or of truth values; files are memory-mapped as
+    they are first needed.
+    """
+
+    def __init__(self, paths: Sequence[Path], rows: int, shape: tuple[int, ...],
+                 dtype: np.dtype) -> None:
+        """
+        Args:
+            rows: of every file but the last.
+            shape: of the whole.
+        """
+        self.paths, self.rows, self.shape, self.dtype = paths, rows, shape, dtype
+        self._opened: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            if step == 1:
+                inside = [self._part(i)[max(start - i * self.rows, 0):stop - i * self.rows]
+                          for i in range(start // self.rows, -(-stop // self.rows))]
+                return inside[0] if len(inside) == 1 else np.concatenate(
+                    [np.empty((0, *self.shape[1:]), self.dtype), *inside])
+            index = np.arange(start, stop, step)
+        numbers = np.asarray(index)
+        if numbers.dtype == bool:
+            numbers = np.flatnonzero(numbers)
+        if not numbers.ndim:
+            return self._part(int(numbers) // self.rows)[int(numbers) % self.rows]
+        found = np.empty((len(numbers), *self.shape[1:]), self.dtype)
+        part = numbers // self.rows
+        order = np.argsort(part, kind="stable")
+        for mine in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
+            if len(mine):
+                found[mine] = self._part(int(part[mine[0]]))[numbers[mine] % self.rows]
+        return found
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+    def _part(self, number: int) -> np.ndarray:
+        if number not in self._opened:
+            self._opened[number] = read_array(self.paths[number])
+        return self._opened[number]
+
+
+Array = np.ndarray | ArrayParts
 
 
 def digest(value: Any) -> str:

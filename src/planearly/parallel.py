@@ -12,11 +12,12 @@ without waiting for their devices.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -138,6 +139,18 @@ def check_rows(rows: int) -> None:
 
 
 # Devices ----------------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on the CPU in one thread: how sums are divided among threads changes their rounding,
+    and results are to be the same in one process and in many."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on the device; the host waits for no work queued there."""

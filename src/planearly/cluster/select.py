@@ -19,6 +19,7 @@ import regex
 
 from planearly.data.sample import mix
 from planearly.data.text import found_words
+from planearly.files import Array
 
 BUCKETS = 10_000
 """Buckets that DSIR hashes n-grams into."""
@@ -147,7 +148,7 @@ def _blocks(windows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 # Nearest neighbours -----------------------------------------------------------------------------
 
-def neighbours(points: np.ndarray, candidates: np.ndarray, own: np.ndarray, size: np.ndarray,
+def neighbours(points: Array, candidates: np.ndarray, own: np.ndarray, size: np.ndarray,
                need: float) -> tuple[np.ndarray, int]:
     """Generic windows nearest to any specialization window: all first neighbours, all second, ...
 
@@ -177,7 +178,7 @@ def neighbours(points: np.ndarray, candidates: np.ndarray, own: np.ndarray, size
         ranks *= 2
 
 
-def _nearest(points: np.ndarray, candidates: np.ndarray, own: np.ndarray,
+def _nearest(points: Array, candidates: np.ndarray, own: np.ndarray,
              ranks: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices into ``candidates`` of each own point's neighbours, nearest first, and cosines."""
     import torch

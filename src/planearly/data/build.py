@@ -15,6 +15,8 @@ from planearly.data.dataset import DOCUMENT, WINDOW, cut_windows
 from planearly.data.documents import Problems, Unit
 from planearly.data.shards import PARAGRAPH, SHARD_DOCUMENT, Job, jobs, run_jobs, shard_name
 from planearly.data.subset import Subset, subset
+from planearly.engine.local import Local
+from planearly.engine.work import Executor
 from planearly.errors import UserError
 from planearly.progress import say
 
@@ -24,12 +26,12 @@ _SORTED = 8 << 20  # hashes at a time when duplicates are looked for
 
 def tokenize_corpus(units: list[Unit], tokenizer: Path, context: int, settings: keys.Data,
                     out: Path, name: str = "documents", max_tokens: int | None = None,
-                    processes: int | None = None) -> dict[str, Any]:
+                    executor: Executor | None = None) -> dict[str, Any]:
     """Make the token dataset ``out`` of the documents in ``units``.
 
     Documents that are equal but for whitespace are kept once, the first. Finished shards of an
     interrupted call with the same arguments are used again; the same files, tokenizer and context
-    give the same dataset byte for byte, with any number of processes.
+    give the same dataset byte for byte, with any executor.
 
     Args:
         units: input files, read in this order.
@@ -40,7 +42,7 @@ def tokenize_corpus(units: list[Unit], tokenizer: Path, context: int, settings: 
         name: what the documents are, for messages.
         max_tokens: use a fair sample of the documents of so many tokens (see
             :mod:`planearly.data.subset`); the last one drawn is cut, without a final EOT.
-        processes: how many to use (None: one a core, one on little text).
+        executor: who tokenizes (None: processes of this machine).
 
     Returns:
         What ``dataset.json`` holds.
@@ -49,6 +51,7 @@ def tokenize_corpus(units: list[Unit], tokenizer: Path, context: int, settings: 
         UserError: no documents; a damaged file; too many bad records; a full disk; a tokenizer
             that does not know the text.
     """
+    executor = executor or Local()
     part = subset(units, max_tokens)
     work = jobs(units, tokenizer, settings, out, part)
     key = files.digest([[job.key for job in work], context, max_tokens])
@@ -57,11 +60,11 @@ def tokenize_corpus(units: list[Unit], tokenizer: Path, context: int, settings: 
         if meta["key"] == key:
             return meta
     (out / "dataset.json").unlink(missing_ok=True)
-    markers = run_jobs(work, name, processes)
+    markers = run_jobs(work, name, executor)
     while part and max_tokens and (found := _distinct_tokens(work)) < max_tokens:
         part = part.larger(found, max_tokens)
         work = jobs(units, tokenizer, settings, out, part)
-        markers = run_jobs(work, name, processes)
+        markers = run_jobs(work, name, executor)
     problems = Problems(settings.max_bad_share)
     for marker in markers:
         problems.add(marker["problems"])

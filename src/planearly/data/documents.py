@@ -80,6 +80,16 @@ class Unit:
     keep: HashRange | Section | None = None
     revision: str = ""  # of a dataset on the hub: its commit
 
+    def to_json(self) -> dict[str, Any]:
+        """The unit as :meth:`from_json` reads it."""
+        return asdict(self) | {"keep": keep_to_json(self.keep)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Unit:
+        """A unit, equal to the one that was written."""
+        first, shards = values["shard"]
+        return cls(**values | {"shard": (first, shards), "keep": keep_from_json(values["keep"])})
+
     @property
     def text_bytes(self) -> float:
         """About how much text it holds: a guess, if it is packed or its size is not known."""

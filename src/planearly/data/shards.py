@@ -1,20 +1,14 @@
 """Tokenize files in parallel; each job writes one shard.
 
 A job reads one big file or several small ones. It writes the tokens, an index of their documents
-and paragraphs, and last a marker with what it counted; a job whose marker is there is not run
-again, so work that was killed goes on where it was. A shard depends on nothing but its files and
-the tokenizer: any number of processes writes the same ones. Memory is that of a batch per process.
+and paragraphs, and what it counted; a job that is done is not run again, so work that was killed
+goes on where it was. A shard depends on nothing but its files and the tokenizer: any number of
+workers writes the same ones. Memory is that of a batch per worker.
 """
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
-import multiprocessing
-import os
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +22,7 @@ from planearly.data.encode import Encoder
 from planearly.data.readers import read_documents
 from planearly.data.subset import Subset
 from planearly.data.text import fingerprint, pieces, text_hash
-from planearly.errors import UserError
-from planearly.progress import progress
+from planearly.engine.work import Advance, Executor, Shard, Work
 
 PARAGRAPH = np.dtype([("hash", "<u8"), ("document", "<u8")])
 
@@ -45,7 +38,7 @@ MAX_SOURCES = 1_000
 _PIECE, _BATCH = 1 << 17, 1 << 21
 _FORMAT = 2  # of a shard's index and marker; those of an older one are made again
 _JOB_BYTES = 64 << 20  # bytes of text
-_POOL_BYTES = 24e6  # below, starting processes costs more than they save
+_POOL_MEGABYTES = 24.0  # up to this, starting processes costs more than they save
 
 
 @dataclass(frozen=True)
@@ -71,12 +64,23 @@ class Job:
     def index(self, what: str) -> Path:
         return self.out / "parts" / f"{self.number:05d}-{what}.bin"
 
-    def done(self) -> dict[str, Any] | None:
-        """What the marker tells, if the shard is there and made of the same."""
-        if not self.marker.is_file():
-            return None
-        found = files.read_json(self.marker)
-        return found if found["key"] == self.key and self.shard.is_file() else None
+    def to_shard(self) -> Shard:
+        """The job as the engine takes it."""
+        first, more = self.units[0][1].path, len(self.units) - 1
+        item = {"number": self.number, "units": [(i, unit.to_json()) for i, unit in self.units],
+                "tokenizer": str(self.tokenizer), "settings": asdict(self.settings),
+                "out": str(self.out), "subset": self.subset and asdict(self.subset),
+                "key": self.key}
+        return Shard(f"{self.number} ({first}{f' and {more} more' * bool(more)})",
+                     sum(unit.text_bytes for _, unit in self.units) / 1e6, item, self.marker,
+                     self.key, (self.shard,))
+
+    @classmethod
+    def from_item(cls, item: dict[str, Any]) -> Job:
+        """The job of which this is the shard's item."""
+        return cls(item["number"], [(i, Unit.from_json(unit)) for i, unit in item["units"]],
+                   Path(item["tokenizer"]), keys.Data(**item["settings"]), Path(item["out"]),
+                   item["subset"] and Subset(**item["subset"]), item["key"])
 
     def read(self, what: str, dtype: np.dtype) -> np.ndarray:
         path = self.index(what)
@@ -112,98 +116,32 @@ def jobs(units: list[Unit], tokenizer: Path, settings: keys.Data, out: Path,
             for number, share in enumerate(shares)]
 
 
-def run_jobs(work: list[Job], name: str, processes: int | None = None) -> list[dict[str, Any]]:
+def run_jobs(jobs: list[Job], name: str, executor: Executor) -> list[dict[str, Any]]:
     """Run the jobs that are not done yet; return the markers of all.
 
     Raises:
-        UserError: a damaged file, too many bad records, a full disk, a killed process.
+        UserError: a damaged file, too many bad records, a full disk, a process that is killed again
+            and again.
     """
-    results: dict[int, dict[str, Any]] = {}
-    for job in work:
-        if found := job.done():
-            results[job.number] = found
-    left = [job for job in work if job.number not in results]
-    sizes = {job.number: sum(unit.text_bytes for _, unit in job.units) for job in work}
-    total = sum(sizes.values()) / 1e6
-    problems = Problems(work[0].settings.max_bad_share) if work else Problems(0)
-    for found in results.values():
-        problems.add(found["problems"])
+    problems = Problems(jobs[0].settings.max_bad_share) if jobs else Problems(0)
 
-    def finish(job: Job, marker: dict[str, Any]) -> None:
-        results[job.number] = marker
+    def seen(marker: dict[str, Any]) -> None:
         problems.add(marker["problems"])
         if problems.good + problems.bad >= 1_000:
             problems.check()
 
-    processes = processes or min(os.cpu_count() or 1, len(left))
-    if sum(sizes[job.number] for job in left) < _POOL_BYTES:
-        processes = 1
-    done = sum(sizes[number] for number in results) / 1e6
-    known = all(unit.size for job in work for _, unit in job.units if unit.kind == "hub")
-    with progress(f"tokenizing {name}", total if known else None, "MB", done) as meter:
-        if processes <= 1:
-            for job in left:
-                finish(job, run_job(job, meter.advance))
-        else:
-            _pool(left, processes, finish, meter.advance)
-    return [results[job.number] for job in work]
+    known = all(unit.size for job in jobs for _, unit in job.units if unit.kind == "hub")
+    return executor.map(Work(f"tokenizing {name}", "MB", tokenize, [job.to_shard() for job in jobs],
+                             small=_POOL_MEGABYTES, known=known), seen)
 
 
-def _pool(left: list[Job], processes: int, finish: Callable[[Job, dict[str, Any]], None],
-          advance: Callable[[float], None]) -> None:
-    """Run jobs in order in several processes, one more at hand than they can take."""
-    spawn = multiprocessing.get_context("spawn")
-    counter = spawn.Value("d", 0.0)
-    seen = 0.0
-    queue = collections.deque(left)
-    running: dict[concurrent.futures.Future[dict[str, Any]], Job] = {}
-    with concurrent.futures.ProcessPoolExecutor(
-        processes, mp_context=spawn, initializer=_start_process, initargs=(counter,)
-    ) as pool:
-        try:
-            while running or queue:
-                while len(running) <= processes and queue:
-                    job = queue.popleft()
-                    running[pool.submit(_run_job_in_process, job)] = job
-                ready, _ = concurrent.futures.wait(
-                    running, 0.5, concurrent.futures.FIRST_COMPLETED)
-                advance(counter.value - seen)
-                seen = counter.value
-                for future in ready:
-                    finish(running.pop(future), future.result())
-        except BrokenProcessPool as error:
-            raise UserError("a process that tokenizes was killed (is memory short?); start again: "
-                            "what is finished is kept") from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+def tokenize(item: dict[str, Any], advance: Advance) -> dict[str, Any]:
+    """:func:`run_job`, of a job's shard."""
+    return run_job(Job.from_item(item), advance)
 
 
-_counter: Any = None
-
-
-def _start_process(counter: Any) -> None:
-    """Keep the shared counter; end with the parent, even if that one is killed."""
-    global _counter
-    _counter = counter
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-def _run_job_in_process(job: Job) -> dict[str, Any]:
-    def advance(megabytes: float) -> None:
-        with _counter.get_lock():
-            _counter.value += megabytes
-    return run_job(job, advance)
-
-
-def run_job(job: Job, advance: Callable[[float], None]) -> dict[str, Any]:
-    """Tokenize the files of one job; write its shard, the marker last; return the marker."""
+def run_job(job: Job, advance: Advance) -> dict[str, Any]:
+    """Tokenize the files of one job; write its shard; return what was counted."""
     by = tk.opened(job.tokenizer)
     encoder, begin, eot = Encoder(by.tokenizer), by.begin, by.eot
     problems = Problems(job.settings.max_bad_share)
@@ -240,11 +178,9 @@ def run_job(job: Job, advance: Callable[[float], None]) -> dict[str, Any]:
                     n_documents += 1
             to_documents.write(np.array(records, SHARD_DOCUMENT).tobytes())
             advance(sum(map(len, batch.pieces)) / 1e6)
-    marker = {"key": job.key, "documents": n_documents, "tokens": n_tokens,
-              "paragraphs": n_paragraphs, "unknown": encoder.unknown, "bytes": n_bytes,
-              "sources": list(sources), "problems": problems.to_dict()}
-    files.write_json(job.marker, marker)
-    return marker
+    return {"documents": n_documents, "tokens": n_tokens, "paragraphs": n_paragraphs,
+            "unknown": encoder.unknown, "bytes": n_bytes, "sources": list(sources),
+            "problems": problems.to_dict()}
 
 
 @dataclass
@@ -258,7 +194,7 @@ class _Batch:
 
 
 def _documents(job: Job, problems: Problems,
-               advance: Callable[[float], None]) -> Iterator[tuple[int, Document]]:
+               advance: Advance) -> Iterator[tuple[int, Document]]:
     """The documents to tokenize, with the numbers of their files."""
     subset = job.subset
     for number, unit in job.units:

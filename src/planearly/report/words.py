@@ -9,6 +9,7 @@ import numpy as np
 import regex
 
 from planearly.data.text import found_words
+from planearly.files import Array
 
 _WORD = regex.compile(r"[^\W\d_](?:[\w'’-]*\w)?")
 _HAN = regex.compile(r"\p{Han}{2}")
@@ -53,7 +54,7 @@ def characteristic_words(texts: Sequence[str], clusters: Sequence[int], count: i
     return found
 
 
-def nearest_windows(points: np.ndarray, assignment: np.ndarray, centroids: np.ndarray,
+def nearest_windows(points: Array, assignment: np.ndarray, centroids: np.ndarray,
                     clusters: Iterable[int]) -> dict[int, int]:
     """The window most typical of each cluster: largest cosine to its centroid.
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from planearly.cluster import embed, histogram, importance, kmeans, shared
+from planearly.cluster.assign import assign_windows
 from planearly.data.dataset import TokenDataset
 from planearly.data.pack import Rows, pack_rows
 from planearly.data.sample import Sampler
@@ -39,13 +40,13 @@ def embedder(run: Run) -> embed.Embedder:
 
 @once
 def embeddings(run: Run) -> Path:
-    """Embeddings of the generic corpus's windows: blocks of float16 [n, dim]."""
+    """Embeddings of the generic corpus's windows: float16 [n, dim] in ``blocks``."""
     everything = corpus.generic(run)
     by = embedder(run)
 
     def build(folder: Path) -> dict[str, Any]:
-        embed.embed_dataset(TokenDataset(everything), corpus.tokenizer_of(run).tokenizer, by,
-                            folder / "blocks")
+        embed.embed_dataset(TokenDataset(everything), corpus.tokenizer_of(run), by,
+                            folder / "blocks", executor=run.executor)
         return {"embedder": {"name": by.name, "digest": by.digest}}
 
     settings = {"embedder": by.name, "digest": by.digest}
@@ -79,13 +80,15 @@ def clusters(run: Run) -> Path:
         levels = {}
         centroids = assignment = None
         for k in ks:
+            file, said = folder / f"centroids-{k}.npy", folder / f"assignment-{k}.npy"
             say(f"clustering {len(points)} windows into {k}")
             if centroids is None or assignment is None or not recipe.cluster.nested:
-                centroids = kmeans.fit(
+                centroids = read_array(file) if file.exists() else kmeans.fit(
                     points, k, iterations=recipe.cluster.iterations,
                     sample_per_centroid=recipe.cluster.sample_per_centroid, seed=recipe.seed,
                 )
-                assignment = kmeans.assign(points, centroids)
+                write_array(file, centroids)
+                assignment = assign_windows(embedded / "blocks", file, said, run.executor)
             else:
                 finer = len(centroids)
                 counts = np.bincount(assignment, share, finer)
@@ -93,8 +96,8 @@ def clusters(run: Run) -> Path:
                 centroids = kmeans.merge(centroids, counts, parent, k)
                 assignment = parent[assignment]
                 write_array(folder / f"parent-{finer}.npy", parent)
-            write_array(folder / f"centroids-{k}.npy", centroids)
-            write_array(folder / f"assignment-{k}.npy", assignment.astype(np.int32))
+                write_array(file, centroids)
+                write_array(said, assignment.astype(np.int32))
             shape = histogram.summary(np.bincount(assignment, share, k))
             levels[str(k)] = shape
             say(f"  entropy {shape['entropy']:.2f} nats ({shape['relative_entropy']:.1%} of ln k), "
@@ -159,14 +162,15 @@ def domain_clusters(run: Run, name: str) -> Path:
     allowed = len(corpus.training_windows(run, name)[1])
 
     def build(folder: Path) -> None:
-        points = embed.embed_dataset(dataset, corpus.tokenizer_of(run).tokenizer, by,
-                                     folder / "blocks", used)
+        embed.embed_dataset(dataset, corpus.tokenizer_of(run), by, folder / "blocks", used,
+                            run.executor)
         finer, assignment = 0, np.empty(0, np.int32)
         for k in sorted(set(run.recipe.cluster.k), reverse=True):
             if finer and run.recipe.cluster.nested:
                 assignment = read_array(clustered / f"parent-{finer}.npy")[assignment]
             else:
-                assignment = kmeans.assign(points, read_array(clustered / f"centroids-{k}.npy"))
+                assignment = assign_windows(folder / "blocks", clustered / f"centroids-{k}.npy",
+                                            folder / f"assignment-{k}.npy", run.executor)
             everywhere = np.full(len(dataset), -1, np.int32)
             everywhere[used] = assignment
             write_array(folder / f"assignment-{k}.npy", everywhere)

@@ -197,7 +197,7 @@ def generic(run: Run) -> Path:
     def build(folder: Path) -> dict[str, Any]:
         meta = tokenize_corpus(
             units, tokens, recipe.context, recipe.data, folder,
-            max_tokens=recipe.data.max_tokens, name="generic corpus",
+            max_tokens=recipe.data.max_tokens, name="generic corpus", executor=run.executor,
         )
         return {"corpus": meta}
 
@@ -256,7 +256,7 @@ def domain(run: Run, name: str) -> Path:
         metas = {
             split: tokenize_corpus(
                 splits[split], tokens, recipe.context, recipe.data, folder / split,
-                name=f"{name} {split}",
+                name=f"{name} {split}", executor=run.executor,
             )
             for split in SPLITS
         }

@@ -363,6 +363,7 @@ def _brought(folder: Path) -> keys.Recipe:
     return config.variant(info["recipe"], {
         "bundle": str(folder), "methods": [info["kind"]], "finetune.replay_share": 0.0,
         "cluster.k": sorted({info["experts"], info["finest"]}), "cluster.nested": True,
+        "engine": "local", "processes": None,  # those of where it was made
     })
 
 

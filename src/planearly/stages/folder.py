@@ -27,6 +27,7 @@ import yaml
 import planearly
 from planearly import parallel
 from planearly.data.documents import Unit
+from planearly.engine import executors
 from planearly.errors import UserError
 from planearly.files import (
     atomic_write,
@@ -64,6 +65,7 @@ class Run:
         """
         self.out, self.recipe = out, recipe
         self.wait, self.build, self.earlier = wait, build, earlier
+        self.executor = executors.of(recipe.engine, recipe.processes)
         self.alone = False
         self.memory: dict[Any, Any] = {}
         self.made: list[Path] = []
@@ -105,6 +107,7 @@ class Run:
     def _note_recipe(self) -> None:
         path = self.out / "recipe.yaml"
         now = self.recipe.to_dict()
+        how = {name: now[name] for name in ("engine", "processes")}  # changes no result
         if path.exists():
             try:
                 before = yaml.safe_load(path.read_text("utf-8"))
@@ -113,7 +116,7 @@ class Run:
             if not isinstance(before, dict):
                 raise UserError(f"{path} is not the recipe of a run: remove it, or choose another "
                                 "--out")
-            changed = sorted(differences(before, now))
+            changed = sorted(differences({**before, **how}, now))
             if changed:
                 say(f"{self.out} holds a run with other settings ({', '.join(changed[:6])}"
                     f"{', ...' if len(changed) > 6 else ''}): what depends on them is made anew, "

@@ -1,0 +1,123 @@
+"""Every executor does every shard once, with the same bytes, whatever fails on the way."""
+
+from collections import Counter
+
+import pytest
+
+from planearly.engine import work as engine
+from planearly.engine.local import Inline, Local, Processes
+from planearly.errors import UserError
+from small_work import log, made, work
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(engine, "PAUSE", 0.0)
+
+
+@pytest.fixture(params=["one process", "local"])
+def executor(request, tmp_path):
+    return {"one process": lambda: Local(1), "local": lambda: Local(2)}[request.param]()
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """What is made where nothing fails."""
+    assert Local(1).map(work(tmp_path / "plain"))[3] == {"key": "key 3", "double": 6}
+    return made(tmp_path / "plain")
+
+
+def alone(executor) -> bool:
+    return isinstance(executor, Local) and executor.processes == 1
+
+
+def test_what_fails_once_is_done_again_and_nothing_else_is(executor, plain, tmp_path):
+    troubles = {1: "full disk", 3: "lost file", 4: "no memory", 6: "killed"}
+    if alone(executor):
+        del troubles[6]  # it would be this process
+    out = tmp_path / "out"
+    found = executor.map(work(out, troubles))
+    assert [counts["double"] for counts in found] == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert made(out) == plain
+    begun = Counter(number for _, what, number in log(out) if what == "begin")
+    ended = Counter(number for _, what, number in log(out) if what == "end")
+    assert ended == Counter(range(8)) and begun == ended + Counter(set(troubles))
+
+
+@pytest.mark.parametrize("trouble, sentence", [
+    ("full disk", "doubling: shard 3 failed 3 times, the last time as the disk is full while"),
+    ("no memory", r"shard 3 failed 3 times, .* as memory ran out \(cannot allocate 9 GB\)"),
+    ("lost file", "shard 3 failed 3 times, .*nowhere: it does not exist"),
+    ("killed", "shard 3 failed 3 times, .*killed by signal 9"),
+    ("bad data", "^line 7 holds no text: mend it$")])
+def test_what_fails_for_good_stops_with_its_name_and_what_is_done_stays(
+        executor, tmp_path, trouble, sentence):
+    if alone(executor) == (trouble == "killed"):
+        pytest.skip("it would be this process, or costs seconds for what was seen already")
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=sentence):
+        executor.map(work(out, {3: trouble}, once=False))
+    tries = [what for _, what, number in log(out) if number == 3]
+    assert tries == ["begin"] * (1 if trouble == "bad data" else 3)
+    done = {number for number in range(8) if (out / "parts" / f"{number}.json").exists()}
+    before = len(log(out))
+    assert [c["double"] for c in executor.map(work(out))] == [2 * n for n in range(8)]
+    assert {number for _, _, number in log(out)[before:]} == set(range(8)) - done
+
+
+def test_a_slip_of_the_program_keeps_its_traceback(executor, tmp_path):
+    with pytest.raises((KeyError, RuntimeError), match="slip of the pen") as caught:
+        executor.map(work(tmp_path / "out", {3: "slip"}))
+    if not alone(executor):
+        assert "in _slip" in str(caught.value)
+
+
+def test_a_worker_never_has_more_than_one_shard(executor, tmp_path):
+    executor.map(work(tmp_path / "out", n=12))
+    holds: dict[int, int] = {}
+    for process, what, number in log(tmp_path / "out"):
+        if what == "begin":
+            assert process not in holds
+            holds[process] = number
+        else:
+            assert holds.pop(process) == number
+    assert not holds
+
+
+def test_a_shard_of_another_key_or_without_its_file_is_made_again(executor, tmp_path):
+    out = tmp_path / "out"
+    executor.map(work(out))
+    (out / "2.txt").unlink()
+    (out / "parts" / "5.json").write_text('{"key": "another"}')
+    (out / "parts" / "6.json").write_text("{half")
+    before = len(log(out))
+    executor.map(work(out))
+    assert {number for _, _, number in log(out)[before:]} == {2, 5, 6}
+
+
+def test_who_watches_may_stop_the_work(executor, tmp_path):
+    def seen(counts):
+        if counts["double"] == 4:
+            raise UserError("too much of it is bad")
+
+    with pytest.raises(UserError, match="too much of it"):
+        executor.map(work(tmp_path / "out"), seen)
+
+
+def test_little_work_needs_no_processes(tmp_path):
+    little, much = (work(tmp_path / name, small=small) for name, small in (("a", 8), ("b", 7)))
+    assert isinstance(Local(2).workers(little, little.shards, print), Inline)
+    pool = Local(2).workers(much, much.shards, print)
+    assert isinstance(pool, Processes) and len(pool.rested) == 2
+    assert isinstance(Local(1).workers(much, much.shards, print), Inline)
+    few = work(tmp_path / "c").shards[:3]
+    assert len(Local(20).workers(much, few * 3, print).rested) == 9
+    assert len(Local(20).workers(work(tmp_path / "d"), few, print).rested) == 3
+
+
+def test_progress_counts_every_shard_once(tmp_path, monkeypatch):
+    counted = []
+    monkeypatch.setattr("planearly.progress.Meter.advance",
+                        lambda self, amount, note="": counted.append(amount))
+    Local(2).map(work(tmp_path / "out", {3: "full disk"}))
+    assert sum(counted) == pytest.approx(8 * 0.5)  # as much as the function told
