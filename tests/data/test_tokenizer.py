@@ -38,7 +38,23 @@ def trained(kind: str) -> Tokenizer:
 
 
 TOKENIZERS = {kind: trained(kind) for kind in ("bpe", "unigram")}
-ENCODERS = {kind: Encoder(made) for kind, made in TOKENIZERS.items()}
+
+
+def bert() -> Tokenizer:
+    """A tokenizer that splits texts as BERT's do, with pieces that show where its words end."""
+    signs = sorted({*"abcdefghijklmnopqrstuvwxyz0159éß中,.!-_\"'", "the", "it", "00", "caf"})
+    pieces = ["[UNK]", *signs, *(f"##{sign}" for sign in signs)]
+    made = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)},
+                                      unk_token="[UNK]", max_input_chars_per_word=12))
+    made.normalizer = normalizers.BertNormalizer()
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.add_special_tokens(["[UNK]"])
+    made.encode_special_tokens = True
+    return made
+
+
+ENCODED = {**TOKENIZERS, "bert": bert()}
+ENCODERS = {kind: Encoder(made) for kind, made in ENCODED.items()}
 ODD = st.text(st.one_of(st.sampled_from(
     " \n\t\r\v\f\x00\x1c\x1f\x85\xa0\u2003\u2028\u3000\u200b\ufeff0159²½Ⅷ٣'’sStTrvmldaZé̈中ßſ_-.,!(#"
     "\u2581\ufffd\U0001F600\u0301"), st.characters(exclude_categories=["Cs"]))
@@ -57,15 +73,17 @@ def test_round_trip_is_exact_and_has_no_special_token(kind, text):
     assert made.decode(ids, skip_special_tokens=False) == text
 
 
-@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "bert"])
 @examples(500)
 @given(texts=st.lists(ODD, max_size=4))
 @example(texts=["a  5", "a  ²", "a \n x", "\n\nb", "it's", "!'re", "x 0 0a0 é0"])
+@example(texts=["cafe\u0301 ab\x00cd a\x1cb", "[UNK] the-it's_ok", "0", "abcdefghijklmn .\u0301a"])
 def test_encoder_gives_the_tokenizers_ids(kind, texts):
     ids, counts = ENCODERS[kind].encode(texts)
-    expected = [TOKENIZERS[kind].encode(t, add_special_tokens=False).ids for t in texts]
+    expected = [ENCODED[kind].encode(t, add_special_tokens=False).ids for t in texts]
     assert ids.tolist() == [i for one in expected for i in one]
     assert counts.tolist() == [len(e) for e in expected]
+    assert ENCODERS[kind]._splitting  # not by asking the tokenizer itself
 
 
 def test_encoder_starts_its_table_afresh_when_it_is_full(monkeypatch):

@@ -347,7 +347,7 @@ def _tokenizer_of(folder: Path) -> Tokenizer | None:
 
 
 def _plain_tokenizer(name: str, tokenizer: Any) -> Tokenizer:
-    """A copy of a model's tokenizer that neither truncates nor pads."""
+    """A copy of a model's tokenizer that neither truncates nor pads, and reads all text as text."""
     from tokenizers import Tokenizer
 
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
@@ -356,6 +356,7 @@ def _plain_tokenizer(name: str, tokenizer: Any) -> Tokenizer:
     plain = Tokenizer.from_str(backend.to_str())
     plain.no_truncation()
     plain.no_padding()
+    plain.encode_special_tokens = True
     return plain
 
 
@@ -389,14 +390,13 @@ def _static(folder: Path, path: Path) -> Embed:
         say("distilling the static embedder from Sentence-BERT, once")
         save_tensors(path, {"vectors": _distil(folder, tokenizer)}, {})
     table = load_tensors(path)[0]["vectors"]
+    encoder = Encoder(tokenizer)
 
     def embed(texts: Sequence[str]) -> np.ndarray:
-        encoded = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        pieces = [np.array(e.ids, np.int64) for e in encoded]
-        ends = np.cumsum([len(p) for p in pieces])
+        pieces, counts = encoder.encode(texts)
         sums = F.embedding_bag(
-            torch.from_numpy(np.concatenate(pieces)), table,
-            torch.from_numpy(np.concatenate([[0], ends[:-1]])), mode="sum",
+            torch.from_numpy(pieces.astype(np.int64)), table,
+            torch.from_numpy(np.cumsum(counts) - counts), mode="sum",
         )
         return F.normalize(sums).numpy()
 

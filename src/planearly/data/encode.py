@@ -14,6 +14,7 @@ import functools
 import json
 import re
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -37,7 +38,27 @@ _CHUNK = re.compile(
     rf"|\n(?=[^{_SPACE}])"
     rf"|[{_SPACE}]*[^{_SPACE}]+"
 )
-_SEPARATOR = "0"  # a digit is always a token of its own
+# BERT's words end at spaces and ASCII punctuation, whatever the normalizer makes of the rest; it
+# drops control characters, so that a word may go on after one.
+_END = r" \t\n\r!-/:-@\[-`{-~"
+_BERT_CHUNK = re.compile(rf"[A-Za-z0-9]++(?=[{_END}]|\Z)|[!-/:-@\[-`{{-~]|[^ \t\n\r]+")
+
+
+class _Splitting(NamedTuple):
+    """How texts are cut into chunks that are encoded on their own.
+
+    Attributes:
+        chunk: matches every chunk.
+        separator: of chunks that are encoded as one text; its ``sign`` is always one token.
+        sign: what no chunk that shares a text with others contains.
+    """
+
+    chunk: re.Pattern[str]
+    separator: str
+    sign: str = "0"
+
+
+_OURS, _BERT = _Splitting(_CHUNK, "0"), _Splitting(_BERT_CHUNK, " 0 ")
 _TABLE_CHUNKS, _TABLE_TOKENS = 300_000, 4_000_000  # then the table is started afresh
 _JOINED = 1 << 16
 
@@ -55,7 +76,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.dtype = id_type(vocab_size(tokenizer))
         self.unknown = 0
-        self._chunked = _splits_as_ours(tokenizer)
+        self._splitting = _splitting(tokenizer)
         self._count_unknown = _counter_of_unknown(tokenizer)
         self._reset()
 
@@ -65,20 +86,19 @@ class Encoder:
         Raises:
             UserError: the tokenizer has neither tokens for a text nor an unknown token.
         """
-        if not self._chunked:
+        if not self._splitting:
             try:
                 encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
             except Exception as error:  # the Rust side raises a bare Exception
                 raise UserError(f"the tokenizer cannot encode this text ({error}): take another, "
                                 "or train one (tokenizer.path=null)") from error
             parts = [np.array(e.ids, self.dtype) for e in encoded]
-            self.unknown += sum(map(self._count_unknown, texts, parts))
-            return (np.concatenate([np.empty(0, self.dtype), *parts]),
-                    np.array([len(p) for p in parts], np.int64))
-        per_text = [_CHUNK.findall(text) for text in texts]
+            return self._counted(texts, np.concatenate([np.empty(0, self.dtype), *parts]),
+                                 np.array([len(p) for p in parts], np.int64))
+        per_text = list(map(self._splitting.chunk.findall, texts))
         chunks = [chunk for found in per_text for chunk in found]
         numbers = np.fromiter(map(self._table.__getitem__, chunks), np.int64, len(chunks))
-        self._learn()
+        self._learn(self._splitting)
         counts = self._counts[numbers]
         starts = np.concatenate([[0], np.cumsum(counts)])
         within = np.arange(starts[-1]) - np.repeat(starts[:-1], counts)
@@ -86,20 +106,27 @@ class Encoder:
         ends = starts[np.cumsum([len(found) for found in per_text], dtype=np.int64)]
         if len(self._table) > _TABLE_CHUNKS or len(self._ids) > _TABLE_TOKENS:
             self._reset()
-        return ids, np.diff(ends, prepend=0)
+        return self._counted(texts, ids, np.diff(ends, prepend=0))
+
+    def _counted(self, texts: Sequence[str], ids: np.ndarray,
+                 counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self._count_unknown:
+            parts = np.split(ids, np.cumsum(counts)[:-1]) if len(counts) else []
+            self.unknown += sum(map(self._count_unknown, texts, parts))
+        return ids, counts
 
     def _reset(self) -> None:
         self._table = _Table()
         self._ids = np.empty(0, self.dtype)
         self._starts = self._counts = np.empty(0, np.int64)
 
-    def _learn(self) -> None:
+    def _learn(self, splitting: _Splitting) -> None:
         """Encode the new chunks, many in one text with a separator between them."""
         new, self._table.new = self._table.new, []
         if not new:
             return
-        alone = [i for i, chunk in enumerate(new) if _SEPARATOR in chunk]
-        shared = [i for i, chunk in enumerate(new) if _SEPARATOR not in chunk]
+        alone = [i for i, chunk in enumerate(new) if splitting.sign in chunk]
+        shared = [i for i, chunk in enumerate(new) if splitting.sign not in chunk]
         groups: list[list[str]] = []
         room = 0
         for i in shared:
@@ -108,8 +135,8 @@ class Encoder:
                 room = _JOINED
             groups[-1].append(new[i])
             room -= len(new[i]) + 1
-        texts = [*map(_SEPARATOR.join, groups), *(new[i] for i in alone)]
-        separator = self.tokenizer.encode(_SEPARATOR, add_special_tokens=False).ids[0]
+        texts = [*map(splitting.separator.join, groups), *(new[i] for i in alone)]
+        separator = self.tokenizer.encode(splitting.sign, add_special_tokens=False).ids[0]
         counts, parts = [], [self._ids]
         encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         for number, one in enumerate(encoded):
@@ -129,8 +156,8 @@ class Encoder:
         self._starts = np.concatenate([self._starts, start[in_order]])
 
 
-def _counter_of_unknown(tokenizer: Tokenizer) -> Callable[[str, np.ndarray], int]:
-    """A function of a text and its ids: the bytes of it that no token stands for."""
+def _counter_of_unknown(tokenizer: Tokenizer) -> Callable[[str, np.ndarray], int] | None:
+    """A function of a text and its ids: the bytes of it that no token stands for; None: none."""
     spec = json.loads(tokenizer.to_str())
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     model = spec["model"]
@@ -139,7 +166,7 @@ def _counter_of_unknown(tokenizer: Tokenizer) -> Callable[[str, np.ndarray], int
         unknown = model["vocab"][model["unk_id"]][0]
     fallback = model.get("byte_fallback") and all(f"<0x{b:02X}>" in vocabulary for b in range(256))
     if fallback:
-        return lambda text, ids: 0
+        return None
     if unknown in vocabulary:
         def by_token(text: str, ids: np.ndarray) -> int:
             if vocabulary[unknown] not in ids:
@@ -152,7 +179,7 @@ def _counter_of_unknown(tokenizer: Tokenizer) -> Callable[[str, np.ndarray], int
     if '"ByteLevel"' in json.dumps([spec["pre_tokenizer"], spec["normalizer"]]):
         known = bytes(b for b, sign in _byte_signs().items() if sign in vocabulary)
         if len(known) == 256:
-            return lambda text, ids: 0
+            return None
         return lambda text, ids: len(text.encode().translate(None, known))
     known_signs = dict.fromkeys(map(ord, {sign for token in vocabulary for sign in token}))
 
@@ -191,12 +218,17 @@ class _Table(dict[str, int]):
         return number
 
 
-def _splits_as_ours(tokenizer: Tokenizer) -> bool:
-    """Whether the tokenizer splits text as ours do, so that chunks can be encoded on their own."""
+def _splitting(tokenizer: Tokenizer) -> _Splitting | None:
+    """How the tokenizer splits texts, where that lets chunks be encoded on their own."""
     spec = json.loads(tokenizer.to_str())
+    if (not tokenizer.encode_special_tokens
+            or not all(token["special"] for token in spec["added_tokens"])
+            or tokenizer.encode("0", add_special_tokens=False).tokens != ["0"]):
+        return None
+    kinds = [(spec[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model")]
+    if kinds == ["BertNormalizer", "BertPreTokenizer", "WordPiece"]:
+        return _BERT
     ours = Tokenizer(tokenizer.model)
     ours.pre_tokenizer = pre_tokenizer()
-    return (spec["normalizer"] is None and tokenizer.encode_special_tokens
-            and all(token["special"] for token in spec["added_tokens"])
-            and spec["pre_tokenizer"] == json.loads(ours.to_str())["pre_tokenizer"]
-            and len(tokenizer.encode(_SEPARATOR, add_special_tokens=False)) == 1)
+    same = spec["pre_tokenizer"] == json.loads(ours.to_str())["pre_tokenizer"]
+    return _OURS if same and spec["normalizer"] is None else None
