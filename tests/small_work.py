@@ -3,17 +3,20 @@
 import errno
 import os
 import signal
+import time
 from pathlib import Path
 
 from planearly import files
-from planearly.engine.work import Shard, Work
+from planearly.engine.work import Shard, Work, shard_function
 from planearly.errors import UserError
 
 
+@shard_function
 def double(item, advance):
     """Write a number's double; every start and end goes to a log, with the process's number."""
     out, number = Path(item["out"]), item["number"]
     _log(out, f"{os.getpid()} begin {number}")
+    time.sleep(float(os.environ.get("SMALL_WORK_SECONDS", "0")))
     advance(0.5)
     trouble = item["trouble"]
     if trouble and not (item["once"] and _tried(out / f"tried-{number}")):

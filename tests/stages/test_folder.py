@@ -76,6 +76,59 @@ def test_two_processes_do_not_share_a_folder(run):
         pass
 
 
+def test_processes_that_share_a_folder_have_one_recipe(run, monkeypatch, capsys):
+    monkeypatch.setattr(folder_module, "_TURNS", 2)
+    monkeypatch.setattr(folder_module, "_TURN", 0.0)
+
+    def other(**settings) -> Run:
+        return Run(run.out, keys.Recipe(**settings))
+
+    with other(engine="shared").opened():
+        with other(engine="shared", processes=3).opened():
+            assert "are divided among all" in capsys.readouterr().err
+        with pytest.raises(UserError, match=r"do so with other settings \(context\)"), \
+                other(engine="shared", context=32).opened():
+            pass
+        with pytest.raises(UserError, match=r"another planearly works .*engine=shared"), \
+                run.opened():
+            pass
+    with run.opened():
+        assert "other settings" not in capsys.readouterr().err  # who does the work is none
+        with pytest.raises(UserError, match="another planearly works in"), \
+                other(engine="shared").opened():
+            pass
+    assert not (run.out / ".engine").exists()
+
+
+def test_a_file_system_without_locks_is_one_sentence(run, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(UserError, match=r"cannot be locked \(No locks available\)"), run.opened():
+        pass
+
+
+def test_who_waits_for_a_stage_helps_with_its_work(run, monkeypatch):
+    monkeypatch.setattr(folder_module, "_TURN", 0.0)
+    calls: list[str] = []
+    other = Run(run.out, keys.Recipe(engine="shared"))
+    with run.opened():
+        with run.claimed(other.folder("a", {}, {})) as _:
+            helped = []
+
+            def help() -> bool:
+                helped.append(1)
+                if len(helped) == 3:
+                    raise UserError("line 7 holds no text")
+                return len(helped) == 2
+
+            monkeypatch.setattr(other.executor, "help", help)
+            with pytest.raises(UserError, match="line 7"):
+                stage(other, calls)
+        assert stage(other, calls) and calls == ["a"] and len(helped) == 3
+
+
 def test_other_settings_are_told_and_nothing_is_lost(run, capsys):
     calls: list[str] = []
     with run.opened():

@@ -11,7 +11,7 @@ import numpy as np
 from planearly import parallel
 from planearly.cluster.embed import open_embeddings
 from planearly.cluster.kmeans import assign
-from planearly.engine.work import Advance, Executor, Shard, Work
+from planearly.engine.work import Advance, Executor, Shard, Work, shard_function
 from planearly.files import digest, file_digest, read_array, write_array, write_chunks
 
 _BLOCK = 1 << 16  # windows scored at once
@@ -43,6 +43,7 @@ def assign_windows(embedded: Path, centroids: Path, out: Path, executor: Executo
     return read_array(out)
 
 
+@shard_function
 def assign_shard(item: dict[str, Any], advance: Advance) -> dict[str, Any]:
     """Assign the windows of one shard, a block at a time, in one thread."""
     points = open_embeddings(Path(item["embeddings"]))

@@ -30,7 +30,7 @@ from planearly.data.dataset import TokenDataset
 from planearly.data.encode import Encoder
 from planearly.data.tokenizer import Opened, opened
 from planearly.engine.local import Local
-from planearly.engine.work import Advance, Executor, Shard, Work
+from planearly.engine.work import Advance, Executor, Shard, Work, shard_function
 from planearly.errors import UserError
 from planearly.files import (
     Array,
@@ -189,6 +189,7 @@ def _work(dataset: TokenDataset, tokenizer: Opened, embedder: Embedder, out: Pat
                 small=_FEW_STATIC if quick else _FEW), rows
 
 
+@shard_function
 def embed_shard(item: dict[str, Any], advance: Advance) -> dict[str, Any]:
     """Embed the windows of one shard, a block at a time, in one thread."""
     embedder = _embedder(item["embedder"], item["digest"], item["cache"])

@@ -22,7 +22,7 @@ from planearly.data.encode import Encoder
 from planearly.data.readers import read_documents
 from planearly.data.subset import Subset
 from planearly.data.text import fingerprint, pieces, text_hash
-from planearly.engine.work import Advance, Executor, Shard, Work
+from planearly.engine.work import Advance, Executor, Shard, Work, shard_function
 
 PARAGRAPH = np.dtype([("hash", "<u8"), ("document", "<u8")])
 
@@ -135,6 +135,7 @@ def run_jobs(jobs: list[Job], name: str, executor: Executor) -> list[dict[str, A
                              small=_POOL_MEGABYTES, known=known), seen)
 
 
+@shard_function
 def tokenize(item: dict[str, Any], advance: Advance) -> dict[str, Any]:
     """:func:`run_job`, of a job's shard."""
     return run_job(Job.from_item(item), advance)

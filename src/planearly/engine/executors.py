@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from planearly.engine.local import Local
+from planearly.engine.shared import Shared
 from planearly.engine.work import Executor
 
 
-def of(name: str, processes: int | None) -> Executor:
-    """The executor of a recipe's ``engine``, with at most so many workers."""
-    assert name == "local"
-    return Local(processes)
+def of(name: str, processes: int | None, out: Path) -> Executor:
+    """The executor of a recipe's ``engine``.
+
+    Args:
+        processes: most workers (None: as many as there is room for).
+        out: the run folder.
+    """
+    return Shared(processes, out) if name == "shared" else Local(processes)

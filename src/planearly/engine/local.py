@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing import connection
 
-from planearly.engine.work import Executor, Function, Outcome, Shard, Work, Workers, attempt, served
+from planearly.engine.work import Executor, Outcome, Shard, Work, Workers, attempt, served
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
 
@@ -25,8 +25,8 @@ class Local(Executor):
         gpus = _gpus() if work.gpu else []
         many = min(self.processes or len(gpus) or cores(), len(gpus) or len(shards), len(shards))
         if many <= 1 or sum(shard.size for shard in shards) <= work.small:
-            return Inline(work.function, advance)
-        return Processes(work.function, [
+            return Inline(work, advance)
+        return Processes(work, [
             _ONE_THREAD | ({"CUDA_VISIBLE_DEVICES": gpus[i]} if gpus else {})
             for i in range(many)], advance)
 
@@ -50,8 +50,8 @@ def _gpus() -> list[str]:
 class Inline:
     """One worker: this process."""
 
-    def __init__(self, function: Function, advance: Callable[[int, float], None]) -> None:
-        self.function, self.advance = function, advance
+    def __init__(self, work: Work, advance: Callable[[int, float], None]) -> None:
+        self.work, self.advance = work, advance
         self.given: list[tuple[int, Shard]] = []
 
     def free(self) -> bool:
@@ -65,7 +65,7 @@ class Inline:
             time.sleep(seconds)
             return []
         number, shard = self.given.pop()
-        return [(number, attempt(self.function, shard, os.getcwd(),
+        return [(number, attempt(self.work.function, shard, self.work.folder,
                                  functools.partial(self.advance, number)))]
 
     def close(self) -> None:
@@ -75,9 +75,9 @@ class Inline:
 class Processes:
     """A process for each environment given; one that is killed is replaced."""
 
-    def __init__(self, function: Function, environments: Sequence[dict[str, str]],
+    def __init__(self, work: Work, environments: Sequence[dict[str, str]],
                  advance: Callable[[int, float], None]) -> None:
-        self.function, self.advance = function, advance
+        self.work, self.advance = work, advance
         self.rested = list(environments)
         self.idle: list[_Process] = []
         self.busy: dict[connection.Connection, tuple[int, _Process]] = {}
@@ -89,7 +89,7 @@ class Processes:
         worker = self.idle.pop() if self.idle else _Process(self.rested.pop())
         self.busy[worker.link] = number, worker
         with contextlib.suppress(OSError):  # it died while idle: told by its closed link
-            worker.link.send((self.function, shard, os.getcwd()))
+            worker.link.send((self.work.function, shard, self.work.folder))
 
     def take(self, seconds: float) -> list[tuple[int, Outcome]]:
         ended = []

@@ -12,10 +12,11 @@ import collections
 import contextlib
 import errno
 import os
+import secrets
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,7 +38,7 @@ TRIES = 3
 PAUSE = 1.0
 """Seconds before a shard is tried again."""
 
-_POLL = 0.5
+_POLL, _LONGEST_POLL = 0.5, 5.0
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT,
             errno.EAGAIN, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOLCK}
 
@@ -82,6 +83,7 @@ class Work:
         small: of so much in all, starting processes costs more than they save.
         gpu: computed on a GPU where there is one.
         known: whether the sizes say how much there is to do.
+        folder: that the items' relative paths are relative to.
     """
 
     name: str
@@ -91,6 +93,13 @@ class Work:
     small: float = 0.0
     gpu: bool = False
     known: bool = True
+    folder: str = field(default_factory=os.getcwd)
+
+
+def shard_function(function: Function) -> Function:
+    """Mark a function of a module's top level as one that may be asked for by name."""
+    function.of_shards = True  # type: ignore[attr-defined]
+    return function
 
 
 @dataclass(frozen=True)
@@ -146,9 +155,10 @@ class Executor:
     Attributes:
         processes: how many workers there are at most (None: as many as there is room for).
         remote: whether workers may be on other machines.
+        shares: whether other processes may work in the run folder at the same time.
     """
 
-    remote = False
+    remote = shares = False
 
     def __init__(self, processes: int | None = None) -> None:
         self.processes = processes
@@ -173,6 +183,14 @@ class Executor:
                 of the shard.
         """
         return self.carry_out(work, Claims(), seen)
+
+    def help(self) -> bool:
+        """Do shards of a work that another process of the run folder leads; False: there is none.
+
+        Raises:
+            UserError: as :meth:`map`.
+        """
+        return False
 
     def carry_out(self, work: Work, claims: Claims, seen: Seen) -> list[dict[str, Any]]:
         """As :meth:`map`, of the shards that may be claimed, until the work ends."""
@@ -208,6 +226,9 @@ def _done(work: Work, left: Sequence[int], workers: Workers,
     """(shard, its counts or None if an attempt failed, whether it was done here), as they end."""
     waiting = collections.deque(left)
     tries: collections.Counter[int] = collections.Counter()
+    pause = _POLL
+    if waiting and not claims.alone:
+        waiting.rotate(secrets.randbelow(len(waiting)))  # not all ask for the same ones
     with contextlib.ExitStack() as all_claims:
         held: dict[int, contextlib.ExitStack] = {}
         while waiting or held:
@@ -218,28 +239,31 @@ def _done(work: Work, left: Sequence[int], workers: Workers,
                 if not claims.alone and (found := shard.done()):
                     yield number, found, False
                     continue
-                if not claims.stand():
-                    return
                 claim = claims.take(shard)
                 if claim is None:
                     waiting.append(number)
                     continue
                 held[number] = all_claims.enter_context(contextlib.ExitStack())
                 held[number].enter_context(claim)
-                if not claims.alone and (found := shard.done()):  # by who held it till now
-                    held.pop(number).close()
-                    yield number, found, False
-                    continue
+                if not claims.alone:
+                    if found := shard.done():  # by who held it till now
+                        held.pop(number).close()
+                        yield number, found, False
+                        continue
+                    if not claims.stand():  # asked after the marker, which goes when the work ends
+                        return
                 if tries[number]:
                     time.sleep(PAUSE)
                 workers.give(number, shard)
-            for number, outcome in workers.take(_POLL):
+                pause = _POLL
+            for number, outcome in workers.take(pause):
                 held.pop(number).close()
                 yield number, outcome.counts, True
                 if outcome.counts is None:
                     tries[number] += 1
                     _check(work, work.shards[number], outcome, tries[number])
                     waiting.append(number)
+            pause = min(2 * pause, _LONGEST_POLL)  # others have what is left, or it takes long
 
 
 def _check(work: Work, shard: Shard, failed: Outcome, tries: int) -> None:

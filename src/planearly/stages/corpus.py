@@ -50,11 +50,12 @@ def sources(run: Run) -> tuple[list[str], str | None, list[str]]:
 def pinned(run: Run) -> Iterator[dict[str, Any]]:
     """Commits of the run's datasets on the hub: resolved once, then a run asks nobody."""
     place = run.out / ".hub.json"
-    known: dict[str, Any] = read_json(place) if place.is_file() else {}
-    before = len(known)
-    yield known
-    if len(known) > before and parallel.rank() == 0:
-        write_json(place, known)
+    with run.alone_among_others(place.name):
+        known: dict[str, Any] = read_json(place) if place.is_file() else {}
+        before = len(known)
+        yield known
+        if len(known) > before and parallel.rank() == 0:
+            write_json(place, known)
 
 
 @once

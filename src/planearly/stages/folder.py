@@ -16,10 +16,11 @@ import fcntl
 import functools
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import IO, Any, ParamSpec, TypeVar
 
 import torch
 import yaml
@@ -43,6 +44,9 @@ from planearly.progress import say
 
 MANIFEST = "manifest.json"
 
+_TURN, _TURNS = 0.5, 20
+"""Seconds until a lock is tried again; times that another's start is waited for."""
+
 
 class Busy(Exception):
     """Another process makes the stage just now."""
@@ -65,7 +69,7 @@ class Run:
         """
         self.out, self.recipe = out, recipe
         self.wait, self.build, self.earlier = wait, build, earlier
-        self.executor = executors.of(recipe.engine, recipe.processes)
+        self.executor = executors.of(recipe.engine, recipe.processes, out)
         self.alone = False
         self.memory: dict[Any, Any] = {}
         self.made: list[Path] = []
@@ -93,35 +97,79 @@ class Run:
             raise UserError(f"cannot write in {self.out} ({error.strerror}): choose another --out"
                             ) from error
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"another planearly works in {self.out}: wait for it, or choose another --out"
-                ) from error
-            for left in self.out.glob(".*.tmp") if alone is None else ():
-                left.unlink(missing_ok=True)  # by a run that was killed
-            self._note_recipe()
+            if self._enter(lock):
+                if alone is None:  # what runs that were killed have left
+                    for left in self.out.glob(".*.tmp"):
+                        left.unlink(missing_ok=True)
+                    shutil.rmtree(self.out / ".engine", ignore_errors=True)
+                self._note_recipe()
+                if self.executor.shares and not self._take(lock, fcntl.LOCK_SH):
+                    raise self._others()
             yield self
 
-    def _note_recipe(self) -> None:
+    def _enter(self, lock: IO[str]) -> bool:
+        """Take the run folder; False: together with others, of the same recipe.
+
+        Raises:
+            UserError: another process works there, and not with this one.
+        """
+        if self._take(lock, fcntl.LOCK_EX):
+            return True
+        for _ in range(_TURNS) if self.executor.shares else ():
+            if self._take(lock, fcntl.LOCK_SH):
+                changed, _ = self._changed()
+                if changed:
+                    raise UserError(
+                        f"those that work in {self.out} do so with other settings "
+                        f"({', '.join(changed[:6])}): give the same, or choose another --out")
+                say(f"others work in {self.out}: the data stages are divided among all")
+                return False
+            time.sleep(_TURN)
+        raise self._others()
+
+    def _others(self) -> UserError:
+        return UserError(f"another planearly works in {self.out}: wait for it, choose another "
+                         "--out, or give both 'engine=shared' to divide the data stages")
+
+    def _take(self, lock: IO[str], kind: int) -> bool:
+        """Whether a lock could be taken at once."""
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise UserError(f"files of {self.out} cannot be locked ({error.strerror}): choose an "
+                            "--out on a file system with flock (docs/scale.md)") from error
+        return True
+
+    def _changed(self) -> tuple[list[str], dict[str, Any]]:
+        """Keys in which the recipe noted in the folder differs from this run's, which is returned
+        as plain values; who does the work is no difference.
+
+        Raises:
+            UserError: what is noted there is no recipe.
+        """
         path = self.out / "recipe.yaml"
         now = self.recipe.to_dict()
-        how = {name: now[name] for name in ("engine", "processes")}  # changes no result
-        if path.exists():
-            try:
-                before = yaml.safe_load(path.read_text("utf-8"))
-            except (ValueError, RecursionError, yaml.YAMLError):
-                before = None
-            if not isinstance(before, dict):
-                raise UserError(f"{path} is not the recipe of a run: remove it, or choose another "
-                                "--out")
-            changed = sorted(differences({**before, **how}, now))
-            if changed:
-                say(f"{self.out} holds a run with other settings ({', '.join(changed[:6])}"
-                    f"{', ...' if len(changed) > 6 else ''}): what depends on them is made anew, "
-                    "beside the old results, which are kept")
-        with atomic_write(path, "w") as handle:
+        if not path.exists():
+            return [], now
+        try:
+            before = yaml.safe_load(path.read_text("utf-8"))
+        except (ValueError, RecursionError, yaml.YAMLError):
+            before = None
+        if not isinstance(before, dict):
+            raise UserError(f"{path} is not the recipe of a run: remove it, or choose another "
+                            "--out")
+        how = {name: now[name] for name in ("engine", "processes")}
+        return sorted(differences({**before, **how}, now)), now
+
+    def _note_recipe(self) -> None:
+        changed, now = self._changed()
+        if changed:
+            say(f"{self.out} holds a run with other settings ({', '.join(changed[:6])}"
+                f"{', ...' if len(changed) > 6 else ''}): what depends on them is made anew, "
+                "beside the old results, which are kept")
+        with atomic_write(self.out / "recipe.yaml", "w") as handle:
             yaml.safe_dump(now, handle, sort_keys=False)
 
     def stage(
@@ -188,7 +236,8 @@ class Run:
                     self._take_over(
                         [places[i] for i in range(1, len(same) + 1) if taken(i)], folder)
                     folder.mkdir(parents=True, exist_ok=True)
-                    sweep(folder)
+                    if not self.executor.shares:  # others may still write shards of it
+                        sweep(folder)
                 if every_rank:
                     parallel.barrier()
                 with contextlib.nullcontext() if every_rank else self.by_first_alone():
@@ -197,6 +246,8 @@ class Run:
                     parallel.barrier()  # all have written what they write
                 if parallel.rank() == 0:
                     seconds = round(time.monotonic() - began, 3)
+                    if self.executor.shares:
+                        sweep(folder)
                     write_json(folder / MANIFEST, {
                         **identity, "fingerprint": fingerprint,
                         "folders": {key: os.path.relpath(path, self.out)
@@ -286,14 +337,14 @@ class Run:
         except OSError as error:
             raise storage_error(error, locks) from error
         with open(locks / folder.relative_to(self.out).as_posix().replace("/", "--"), "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not self._take(lock, fcntl.LOCK_EX):
                 # of several processes one cannot turn away alone
                 if not wait or not (self.wait or parallel.world() > 1):
-                    raise Busy(folder.name) from None
+                    raise Busy(folder.name)
                 say(f"another process makes {folder.name}: waiting for it")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                while not self._take(lock, fcntl.LOCK_EX):
+                    if not self.executor.help():
+                        time.sleep(_TURN)
             yield
 
     def unit_digests(self, units: Sequence[Unit]) -> list[str]:
@@ -316,6 +367,16 @@ class Run:
         return found
 
     def _file_digests(self, paths: list[Path]) -> list[str]:
+        with self.alone_among_others(".digests"):
+            return self._noted_digests(paths)
+
+    @contextlib.contextmanager
+    def alone_among_others(self, name: str) -> Iterator[None]:
+        """Where several processes share the run folder, one after the other."""
+        with self.claimed(self.out / name) if self.executor.shares else contextlib.nullcontext():
+            yield
+
+    def _noted_digests(self, paths: list[Path]) -> list[str]:
         cache_path = self.out / ".digests.json"
         cache: dict[str, str] = read_json(cache_path) if cache_path.exists() else {}
         known = len(cache)

@@ -1,0 +1,201 @@
+"""Several planearly in one run folder: each shard by one of them, whoever of them dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import planearly
+from planearly.data import shards
+from planearly.engine.local import Local
+from planearly.engine.shared import Shared
+from planearly.errors import UserError
+from planearly.stages import pipeline
+from small_runs import corpus
+from small_runs import recipe as small
+from small_work import log, made, work
+
+HELPER = """
+import sys, time
+from pathlib import Path
+import small_work
+from planearly.engine.shared import Shared
+executor = Shared(1, Path(sys.argv[1]))
+while not executor.help():
+    time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def helper(tmp_path):
+    """Starts a process that helps with the works of a run folder."""
+    started = []
+
+    def start(seconds: float = 0.0) -> subprocess.Popen:
+        paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+        process = subprocess.Popen(
+            [sys.executable, "-c", HELPER, str(tmp_path)], cwd="/",
+            env={**os.environ, "PYTHONPATH": paths, "SMALL_WORK_SECONDS": str(seconds)})
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def until(true) -> None:
+    for _ in range(6_000):
+        if true():
+            return
+        time.sleep(0.01)
+    pytest.fail("it did not come to that in a minute")
+
+
+def led(tmp_path, begun=lambda: True, **more):
+    """The counts of a work that this process leads, once others have begun."""
+    class Leader(Shared):
+        def carry_out(self, *arguments):
+            until(begun)
+            return super().carry_out(*arguments)
+
+    return Leader(1, tmp_path).map(work(tmp_path / "out", **more))
+
+
+def begun_by(process, out: Path) -> list[int]:
+    return [number for by, what, number in log(out) if by == process.pid] if (
+        out / "log").exists() else []
+
+
+def test_two_divide_a_work(tmp_path, helper, monkeypatch):
+    Local(1).map(work(tmp_path / "plain", n=30))
+    monkeypatch.setenv("SMALL_WORK_SECONDS", "0.01")
+    other = helper(0.01)
+    found = led(tmp_path, lambda: begun_by(other, tmp_path / "out"), n=30)
+    assert other.wait(60) == 0
+    assert [counts["double"] for counts in found] == [2 * number for number in range(30)]
+    assert made(tmp_path / "out") == made(tmp_path / "plain")
+    done = Counter(number for _, what, number in log(tmp_path / "out") if what == "begin")
+    assert done == Counter(range(30))  # nothing twice
+    assert {process for process, _, _ in log(tmp_path / "out")} == {os.getpid(), other.pid}
+    assert not list((tmp_path / ".engine").iterdir())
+
+
+def test_the_shard_of_one_that_dies_is_taken_over(tmp_path, helper):
+    out, other = tmp_path / "out", helper(600)
+
+    def kill_it_when_all_else_is_done():
+        until(lambda: len(list((out / "parts").glob("*.json"))) == 7)
+        other.send_signal(signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_it_when_all_else_is_done)
+    killer.start()
+    found = led(tmp_path, lambda: begun_by(other, out))
+    killer.join()
+    assert [counts["double"] for counts in found] == [2 * number for number in range(8)]
+    (lost,) = begun_by(other, out)
+    assert [number for _, what, number in log(out) if what == "begin"].count(lost) == 2
+
+
+def test_what_no_leader_is_left_for_is_done_by_the_others(tmp_path, helper):
+    """A leader that is killed leaves its work published; the next one finds it done."""
+    asked = work(tmp_path / "out")
+    shared = Shared(1, tmp_path)
+
+    class Killed(BaseException):
+        pass
+
+    def publish_only(*arguments):
+        kept = {path: path.read_bytes() for path in shared.folder.glob("*.json")}
+        (locks,) = (path for path in shared.folder.iterdir() if path.is_dir())
+        raise Killed(kept, locks)
+
+    shared.carry_out = publish_only
+    with pytest.raises(Killed) as caught:
+        shared.map(asked)
+    kept, locks = caught.value.args
+    locks.mkdir()
+    for path, content in kept.items():
+        path.write_bytes(content)
+    assert helper().wait(60) == 0
+    before = len(log(tmp_path / "out"))
+    assert before == 16
+    assert Shared(1, tmp_path).map(asked)[7]["double"] == 14
+    assert len(log(tmp_path / "out")) == before
+
+
+def published(tmp_path, **changes) -> Shared:
+    folder = tmp_path / ".engine"
+    folder.mkdir()
+    values = {"planearly": planearly.__version__, "name": "x", "unit": "x", "small": 0.0,
+              "gpu": False, "known": True, "folder": "/", "function": "small_work:double",
+              "shards": [], **changes}
+    (folder / "a.json").write_text(json.dumps(values))
+    return Shared(1, tmp_path)
+
+
+def test_another_version_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="is worked in by another version of planearly than"):
+        published(tmp_path, planearly="0.0.1").help()
+
+
+@pytest.mark.parametrize("name", ["os:system", "planearly.files:sweep", "planearly.files:none",
+                                  "small_work:work", "antigravity:geohash"])
+def test_what_is_published_calls_nothing_but_work_on_shards(tmp_path, name):
+    with pytest.raises(UserError, match="which does no work on shards"):
+        published(tmp_path, function=name).help()
+    assert "antigravity" not in sys.modules
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from planearly.data import shards
+shards._JOB_BYTES = 20_000
+if __name__ == "__main__":
+    from planearly.cli import main
+    from planearly.stages import pipeline
+    Path(sys.argv[1]).touch()
+    while len(list(Path(sys.argv[1]).parent.glob("*.ready"))) < 2:
+        time.sleep(0.01)
+    main(sys.argv[2:])
+"""
+
+
+@pytest.mark.slow
+def test_two_commands_prepare_a_run_folder_together(tmp_path, monkeypatch):
+    root = corpus(tmp_path / "text")
+    text = (root / "generic.jsonl").read_text().splitlines(keepends=True)
+    (root / "many").mkdir()
+    for i in range(12):
+        (root / "many" / f"{i:02d}.jsonl").write_text("".join(
+            line.replace(".", f" {i}.") for line in text))
+    asked = small(root, methods=["slm"], generic=[str(root / "many")])
+    (tmp_path / "recipe.yaml").write_text(json.dumps(asked.to_dict()))
+    (tmp_path / "go.py").write_text(SCRIPT)
+    both = [subprocess.Popen(
+        [sys.executable, tmp_path / "go.py", tmp_path / f"{i}.ready", "prepare",
+         tmp_path / "recipe.yaml", "--out", tmp_path / "both", "processes=1", "engine=shared"],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        for i in range(2)]
+    told = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert "".join(told).count("── generic") == 1  # one led each stage
+    monkeypatch.setattr(shards, "_JOB_BYTES", 20_000)
+    pipeline.run(asked, tmp_path / "alone", "prepare")
+
+    def content(out: Path) -> dict[str, bytes]:
+        return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()
+                and p.name not in ("manifest.json", "recipe.yaml")
+                and not p.relative_to(out).parts[0].startswith(".")}
+
+    assert content(tmp_path / "both") == content(tmp_path / "alone")
+    assert len(list((tmp_path / "both").glob("generic-*/tokens-*"))) > 5
