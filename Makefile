@@ -13,7 +13,7 @@ TORCH_BUILD = $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test smoke quick soak lint site clean
+.PHONY: help setup demo test smoke quick soak lm-eval lint site clean
 
 help:
 	@echo "make demo    set up, then train and compare small models on an embedded corpus (runs/demo)"
@@ -21,6 +21,7 @@ help:
 	@echo "make smoke   a small study of every method (runs/study-smoke), minutes"
 	@echo "make quick   the tests that take seconds"
 	@echo "make soak    kill a small study KILLS times (200), its results must not change"
+	@echo "make lm-eval bits per byte in lm-evaluation-harness, which it installs"
 	@echo "make lint    style and types"
 	@echo "make site    the documents as a site (build/site)"
 
@@ -51,6 +52,10 @@ quick: setup
 KILLS ?= 200
 soak: setup
 	$(BIN)/python tests/soak.py --kills $(KILLS) --out runs/soak-$(KILLS)
+
+lm-eval: setup
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[lm-eval]'
+	$(TESTS) -m lm_eval
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks

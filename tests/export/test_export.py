@@ -233,6 +233,19 @@ def test_a_checkpoint_keeps_its_tokenizer_and_chat_template(tmp_path: Path) -> N
     assert "first = tokenizer.bos_token" in (tmp_path / "m/README.md").read_text()
 
 
+def test_a_checkpoint_without_a_tokenizer_configuration_gets_the_runs(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokens, begun = tokenizer_folder(tmp_path / "tok"), outside_folder(tmp_path / "begun", "qwen3")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        (begun / name).unlink()
+    shape, state = outside.weights_in(begun, 64)
+    export(state, shape, tokens, tmp_path / "m", {}, companions=begun)
+    found = AutoTokenizer.from_pretrained(tmp_path / "m")
+    assert (found.eos_token, found.pad_token, found.padding_side) == (EOT, EOT, "left")
+    check_batches(tmp_path / "m")
+
+
 def test_the_card_tells_every_method(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(methods.TABLE, "slm-new", methods.Method(
         "slm-new", "SLM-new", "a new one", tune="prefix"))  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from planearly.errors import UserError
 from planearly.export import gguf
 from planearly.model import hf, outside
 from small_models import model_folder, tokenizer_folder
+from small_outside import outside_folder
 
 Q = "model.layers.0.self_attn.q_proj"
 
@@ -49,6 +50,14 @@ READERS: list[Callable[[Path], Any]] = [
 @pytest.fixture(params=READERS, ids=["evaluate", "start", "gguf"])
 def read(request: pytest.FixtureRequest) -> Callable[[Path], Any]:
     return request.param
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama-3.2", "gpt2", "gpt-neox"])
+def test_a_folder_without_its_tokenizer_is_refused(family: str, tmp_path: Path) -> None:
+    folder = outside_folder(tmp_path, family)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="tokenizer"):
+        hf.load(folder)
 
 
 @pytest.mark.parametrize("said", [

@@ -62,6 +62,9 @@ def export(state: dict[str, Tensor], shape: AnyShape, tokenizer_folder: Path, ou
             for name in COMPANIONS:
                 if (companions / name).is_file():
                     shutil.copyfile(companions / name, folder / name)
+            if not (folder / "tokenizer_config.json").is_file():  # older checkpoints have none
+                shutil.copyfile(tokenizer_folder / "tokenizer_config.json",
+                                folder / "tokenizer_config.json")
         else:
             write_tokenizer(tokenizer_folder, folder, bos)
         complete(folder, shape.context if isinstance(shape, Shape) else None)

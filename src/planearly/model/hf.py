@@ -164,6 +164,10 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
             dtype=kind, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False)
+    names = tokenizer.vocab_files_names.values()
+    if names and not any((folder / name).is_file() for name in names):  # it would know no text
+        raise UserError(f"{folder} has no tokenizer ({', '.join(names)}): copy the model's folder "
+                        "again, whole")
     model, info = loaded
     if info["missing_keys"]:
         raise UserError(f"{folder} has no tensor '{min(info['missing_keys'])}': its weights are "
