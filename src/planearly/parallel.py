@@ -44,7 +44,12 @@ def start() -> None:
     else:
         dist.init_process_group("gloo", timeout=_PATIENCE)
     # its threads, left to the interpreter's end, now and then abort a process that is done
-    atexit.register(dist.destroy_process_group)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def rank() -> int:

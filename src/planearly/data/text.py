@@ -8,7 +8,6 @@ from hashlib import blake2b
 from typing import Any
 
 import regex
-from icu4py.breakers import WordBreaker
 
 PARAGRAPH_CHARACTERS = 200
 """A shorter paragraph says too little about where it came from to be looked for elsewhere."""
@@ -97,6 +96,8 @@ def found_words(pattern: Any, text: str) -> list[str]:
     found = pattern.findall(text)
     if text.isascii() or not _UNSPACED.search(text):
         return found
+    from icu4py.breakers import WordBreaker  # 42 MB, for these scripts alone
+
     return [word for match in found
             for word in (WordBreaker(match, "en") if _UNSPACED.search(match) else (match,))]
 
