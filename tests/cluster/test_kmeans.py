@@ -123,7 +123,19 @@ def test_nested_levels_form_a_tree_and_keep_families_together():
     assert all(len(set(middle[8 * f : 8 * f + 8])) == 1 for f in range(4))
     assert set(middle) == {0, 1, 2, 3}
     merged = kmeans.merge(centroids, counts, middle, 4)
-    np.testing.assert_allclose(np.linalg.norm(merged, axis=1), 1, rtol=1e-5)
+    sums = [counts[middle == f] @ centroids[middle == f] for f in range(4)]
+    np.testing.assert_allclose(merged, unit(np.array(sums)), atol=1e-5)
+
+
+def test_large_clusters_decide_who_is_merged():
+    angles = np.deg2rad([0, 40, 75])
+    centroids = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    even = kmeans.nest(centroids, np.ones(3), 2)
+    assert even[1] == even[2] != even[0]
+    heavy = kmeans.nest(centroids, np.array([1, 100, 100]), 2)
+    assert heavy[0] == heavy[1] != heavy[2]
+    empty = kmeans.nest(centroids, np.array([0, 5, 5]), 2)
+    assert empty[0] == empty[1] != empty[2]
 
 
 @examples(25)
