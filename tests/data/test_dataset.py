@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from examples import examples
 from planearly import files, keys
-from planearly.data import build, shards, subset
+from planearly.data import build, documents, shards, subset
 from planearly.data import tokenizer as tk
 from planearly.data.build import tokenize_corpus
 from planearly.data.dataset import IGNORE, TokenDataset
@@ -149,7 +149,7 @@ def windows_of(dataset: TokenDataset) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("limit", [1, 17, 100, 333, 10**9])
 def test_a_limit_of_tokens_is_exact_and_a_larger_one_gives_a_superset(
         tmp_path, corpus, tokenizer, monkeypatch, limit):
-    monkeypatch.setattr(shards, "_JOB_BYTES", 500)
+    monkeypatch.setattr(documents, "_GROUP", 500)
     monkeypatch.setattr(shards, "_BATCH", 200)
     for name in "abc":
         write(corpus / f"{name}.jsonl", [prose(ord(name) * 100 + i, 12) for i in range(8)] * 2)
@@ -228,7 +228,7 @@ def test_of_a_large_dataset_on_the_hub_a_part_is_read(tmp_path, tokenizer, monke
 
 
 def test_finished_work_is_not_done_again(tmp_path, corpus, tokenizer, monkeypatch):
-    monkeypatch.setattr(shards, "_JOB_BYTES", 500)
+    monkeypatch.setattr(documents, "_GROUP", 500)
     for name in "abc":
         write(corpus / f"{name}.jsonl", [prose(ord(name) * 100 + i) for i in range(5)])
     make(corpus, tokenizer, tmp_path / "straight")
@@ -263,13 +263,12 @@ def test_finished_work_is_not_done_again(tmp_path, corpus, tokenizer, monkeypatc
 SCRIPT = """
 import sys
 from pathlib import Path
-from examples import examples
 from planearly import keys
-from planearly.data import shards
+from planearly.data import documents, shards
 from planearly.data.inputs import resolve
 from planearly.data.build import tokenize_corpus
 from planearly.engine.local import Local
-shards._JOB_BYTES = 200_000
+documents._GROUP = 200_000
 if __name__ == "__main__":
     tokenize_corpus(resolve([sys.argv[1]]), Path(sys.argv[2]), 16, keys.Data(),
                     Path(sys.argv[3]), executor=Local(int(sys.argv[4])))
@@ -324,7 +323,7 @@ def test_processes_end_with_their_killed_parent(tmp_path, corpus, tokenizer):
 
 
 def test_a_pool_of_processes_makes_the_same(tmp_path, corpus, tokenizer, monkeypatch):
-    monkeypatch.setattr(shards, "_JOB_BYTES", 2_000)
+    monkeypatch.setattr(documents, "_GROUP", 2_000)
     monkeypatch.setattr(shards, "_POOL_MEGABYTES", 0)
     for i in range(4):
         write(corpus / f"{i}.jsonl", [prose(i * 100 + j) for j in range(10)])

@@ -14,7 +14,6 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from examples import examples
 from planearly import keys
 from planearly.data import tokenizer as tk
-from planearly.data.documents import Problems, Unit
 from planearly.data.encode import Encoder
 from planearly.data.inputs import resolve
 from planearly.data.text import pieces
@@ -143,49 +142,6 @@ def test_digest_follows_what_it_encodes(tmp_path):
 def write_lines(path, texts):
     path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), "utf-8")
     return path
-
-
-def test_sample_is_even_over_files_and_repeats(tmp_path):
-    for name in "abcd":
-        write_lines(tmp_path / f"{name}.jsonl", [f"{name} {i} " + "x" * 90 for i in range(500)])
-    units = resolve([str(tmp_path)])
-    drawn = tk.sample(units, keys.Data(), 40_000, Problems(0.01))
-    assert 40_000 <= sum(map(len, drawn)) < 40_200
-    counts = [sum(t.startswith(name) for t in drawn) for name in "abcd"]
-    assert min(counts) > 65  # of about 100 each; 5 sigma of a binomial is 43
-    numbers = [int(t.split()[1]) for t in drawn]
-    assert 200 < np.mean(numbers) < 300  # not the head of the files
-    assert drawn == tk.sample(units, keys.Data(), 40_000, Problems(0.01))
-
-
-def test_sample_does_not_depend_on_the_files(tmp_path):
-    texts = [f"{i} " + "x" * 90 for i in range(500)]
-    write_lines(tmp_path / "one.jsonl", texts)
-    (tmp_path / "many").mkdir()
-    for i in range(25):
-        write_lines(tmp_path / "many" / f"{i * 7 % 25}.jsonl", texts[20 * i:20 * i + 20])
-    one, many = (tk.sample(resolve([str(tmp_path / name)]), keys.Data(), 20_000, Problems(0.01))
-                 for name in ("one.jsonl", "many"))
-    assert one == many and len(one) < 250
-
-
-def test_sample_takes_its_share_of_the_hub(tmp_path, monkeypatch):
-    write_lines(tmp_path / "a.jsonl", [f"local {i} " + "x" * 90 for i in range(200)])
-    monkeypatch.setattr("planearly.data.hub.records", lambda unit, columns: (
-        {"text": f"hub {i} " + "x" * 90} for i in range(10**6)))
-    units = [*resolve([str(tmp_path / "a.jsonl")]), Unit("hf://x", "hub")]
-    drawn = tk.sample(units, keys.Data(), 5_000, Problems(0.01))
-    assert all(text.startswith("hub") for text in drawn)  # 500 MB, as it does not say its size
-    units[1] = Unit("hf://x", "hub", units[0].size)
-    drawn = tk.sample(units, keys.Data(), 5_000, Problems(0.01))
-    assert 0.2 < sum(text.startswith("hub") for text in drawn) / len(drawn) < 0.95
-
-
-def test_sample_cuts_long_documents(tmp_path):
-    (tmp_path / "long.txt").write_text("word and more " * 20_000)
-    drawn = tk.sample(resolve([str(tmp_path)]), keys.Data(), 100_000, Problems(0.01))
-    assert 100_000 <= sum(map(len, drawn)) < 100_000 + 65_536
-    assert max(map(len, drawn)) <= 65_536
 
 
 def test_build_records_the_real_size(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal
@@ -15,6 +16,7 @@ Kind = Literal["lines", "parquet", "text", "hub"]
 _TOLERATED = 2  # this many bad records never stop the work: one slip in a set of twenty is 5%
 _EXAMPLES = 100
 _PACKED = 3.5  # bytes of text in a byte of .gz, .zst or .parquet, about
+_GROUP = 64 << 20  # bytes of text
 _UNKNOWN = 5e8  # bytes of text in a shard of the hub that does not say its size
 
 
@@ -97,6 +99,24 @@ class Unit:
             return _UNKNOWN
         packed = self.kind == "parquet" or self.path.lower().endswith((".gz", ".zst"))
         return self.size * (_PACKED if packed else 1.0)
+
+
+def grouped(units: Sequence[Unit]) -> list[list[tuple[int, Unit]]]:
+    """Units with their numbers, in groups of 64 MB of text or of a 256th of all, if that is more.
+
+    A shard of the hub is a group.
+    """
+    target = max(_GROUP, sum(unit.text_bytes for unit in units) / 256)
+    groups: list[list[tuple[int, Unit]]] = []
+    held = target + 1.0
+    for numbered in enumerate(units):
+        size = numbered[1].text_bytes if numbered[1].kind != "hub" else target
+        if held + size > target:
+            groups.append([])
+            held = 0.0
+        groups[-1].append(numbered)
+        held += size
+    return groups
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 
 from planearly import files, keys
 from planearly.data import tokenizer as tk
-from planearly.data.documents import Document, Problems, Unit
+from planearly.data.documents import Document, Problems, Unit, grouped
 from planearly.data.encode import Encoder
 from planearly.data.readers import read_documents
 from planearly.data.subset import Subset
@@ -37,7 +37,6 @@ MAX_SOURCES = 1_000
 # whitespace); one taken from elsewhere may see a word begin at a piece where none did.
 _PIECE, _BATCH = 1 << 17, 1 << 21
 _FORMAT = 2  # of a shard's index and marker; those of an older one are made again
-_JOB_BYTES = 64 << 20  # bytes of text
 _POOL_MEGABYTES = 24.0  # up to this, starting processes costs more than they save
 
 
@@ -93,27 +92,17 @@ def shard_name(shard: int) -> str:
 
 def jobs(units: list[Unit], tokenizer: Path, settings: keys.Data, out: Path,
          subset: Subset | None = None) -> list[Job]:
-    """A job per 64 MB of text in neighbouring files (or per 256th of all, if that is more).
+    """A job for each group of neighbouring files.
 
     Args:
         subset: the documents to tokenize (None: all).
     """
     encodes = tk.opened(tokenizer).digest
-    target = max(_JOB_BYTES, sum(unit.text_bytes for unit in units) / 256)
-    shares: list[list[tuple[int, Unit]]] = []
-    held = target + 1.0
-    for numbered in enumerate(units):
-        size = numbered[1].text_bytes if numbered[1].kind != "hub" else target
-        if held + size > target:
-            shares.append([])
-            held = 0.0
-        shares[-1].append(numbered)
-        held += size
     part = None if subset is None else asdict(subset)
     return [Job(number, share, tokenizer, settings, out, subset,
                 files.digest([_FORMAT, [(i, asdict(unit)) for i, unit in share], encodes, part,
                               settings.text_field, settings.source_field]))
-            for number, share in enumerate(shares)]
+            for number, share in enumerate(grouped(units))]
 
 
 def run_jobs(jobs: list[Job], name: str, executor: Executor) -> list[dict[str, Any]]:

@@ -9,12 +9,10 @@ with another token than it ends them with: a model goes on as it was trained.
 from __future__ import annotations
 
 import functools
-import heapq
 import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,21 +22,17 @@ import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from planearly import files, keys
+from planearly.data import excerpts
 from planearly.data.documents import Problems, Unit
-from planearly.data.readers import read_documents
-from planearly.data.text import pieces
+from planearly.engine.work import Executor
 from planearly.errors import UserError, brief
-from planearly.progress import progress, say
+from planearly.progress import say
 
 EOT = "<|endoftext|>"
 _KNOWN_EOT = (EOT, "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", "<|im_end|>", "[SEP]", "<s>",
               "<bos>", "<|begin_of_text|>")
 MOST_UNKNOWN = 0.01
 """Largest share of a text that a tokenizer may have no tokens for."""
-
-_PIECE = 1 << 16
-_READ_AHEAD = 20  # times sample_bytes: how much of a big corpus is read to draw the sample from
-
 
 _LONG = 1_000
 _LONG_RUN = re.compile(rf"\s{{{_LONG}}}|[^\W\d_]{{{_LONG}}}|(?:[^\w\s]|_){{{_LONG}}}")
@@ -100,39 +94,12 @@ def _in_order(tokenizer: Tokenizer) -> Any:
     return models.Unigram([tuple(eot), *sorted(rounded, key=lambda entry: (-entry[1], entry[0]))])
 
 
-def sample(units: list[Unit], settings: keys.Data, n_bytes: int,
-           problems: Problems) -> list[str]:
-    """About ``n_bytes`` of text spread evenly over the files, in a fixed order.
-
-    Documents are drawn in pieces of 64k characters, the ones with the smallest hashes, by which
-    they are ordered: the same documents give the same sample, whatever files they stand in, unless
-    there are more than ``20 * n_bytes``; then of each file its share of that is read. Memory is
-    that of the sample.
-    """
-    total = max(sum(unit.text_bytes for unit in units), 1)
-    kept: list[tuple[int, int, str]] = []  # a heap: (-hash, running number, piece)
-    held = number = 0
-    with progress("sampling text for the tokenizer", None, "MB") as meter:
-        for unit in units:
-            left = _READ_AHEAD * n_bytes * unit.text_bytes / total
-            for document in read_documents(unit, settings, problems):
-                for piece in pieces(document.text, _PIECE):
-                    key = int.from_bytes(blake2b(piece.encode(), digest_size=8).digest(), "big")
-                    heapq.heappush(kept, (-key, number, piece))
-                    number += 1
-                    held += len(piece)
-                    while held - len(kept[0][2]) >= n_bytes:
-                        held -= len(heapq.heappop(kept)[2])
-                meter.advance(document.n_bytes / 1e6)
-                left -= document.n_bytes
-                if left <= 0:
-                    break
-    return [piece for _, _, piece in sorted(kept, key=lambda item: (-item[0], item[1]))]
-
-
 def build(settings: keys.Tokenizer, data: keys.Data, units: list[Unit],
-          folder: Path) -> dict[str, Any]:
+          folder: Path, executor: Executor | None = None) -> dict[str, Any]:
     """Train a tokenizer on a sample of the units' text, or take ``settings.path``; save it.
+
+    Args:
+        executor: who reads the text (None: processes of this machine).
 
     Returns:
         What it is: kind, vocab_size (the real one), eot, eot_id, digest, sample_bytes.
@@ -146,7 +113,8 @@ def build(settings: keys.Tokenizer, data: keys.Data, units: list[Unit],
         kind = f"taken from {settings.path}"
     else:
         problems = Problems(data.max_bad_share)
-        texts = sample(units, data, settings.sample_bytes, problems)
+        texts = excerpts.draw(units, data, settings.sample_bytes, problems, folder / "sample",
+                              executor)
         if not texts:
             raise UserError(f"no text to train a tokenizer on; {problems.first()}".rstrip("; "))
         used = sum(len(text.encode()) for text in texts)

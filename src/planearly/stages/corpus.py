@@ -15,7 +15,7 @@ import numpy as np
 
 from planearly import keys, parallel
 from planearly.cluster import shared
-from planearly.data import domains, inputs, overlap, pydocs, tokenizer
+from planearly.data import domains, excerpts, inputs, overlap, pydocs, tokenizer
 from planearly.data.build import tokenize_corpus
 from planearly.data.dataset import TokenDataset
 from planearly.data.documents import Unit, keep_from_json, keep_to_json
@@ -156,9 +156,12 @@ def tokenizer_folder(run: Run) -> Path:
         settings |= {"generic": run.unit_digests(units), **_reading(run)}
 
     def build(folder: Path) -> dict[str, Any]:
-        return tokenizer.build(recipe.tokenizer, recipe.data, units, folder)
+        return tokenizer.build(recipe.tokenizer, recipe.data, units, folder, run.executor)
 
-    return run.stage("tokenizer", settings, {}, build)
+    here = sum(unit.text_bytes for unit in units if unit.kind != "hub")
+    heads = here > excerpts.READ_AHEAD * recipe.tokenizer.sample_bytes  # version 1 read these alone
+    return run.stage("tokenizer", settings, {}, build,
+                     version=2 if heads and recipe.tokenizer.path is None else 1)
 
 
 def tokenizer_of(run: Run) -> tokenizer.Opened:
