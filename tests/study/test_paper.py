@@ -58,7 +58,7 @@ def test_a_whole_grid_makes_every_table(whole: dict[str, Any]) -> None:
         "figure-10-importance-k", "figure-11-mix-k", "figure-12-domains-before",
         "figure-13-domains-after", "figure-14-lora", "extra-selectors", "extra-blend",
         "extra-mixed", "extra-replay", "extra-optimizer", "extra-variants", "extra-seeds",
-        "extra-test-sets"}
+        "extra-test-sets", "extra-ratios"}
     for each in made:
         keys = {column.key for column in each.columns}
         assert each.rows and all(keys <= set(r) for r in each.rows), each.name
@@ -113,6 +113,11 @@ def test_tables_hold_the_rows_numbers(whole: dict[str, Any]) -> None:
                       if r["method"] == "slm-is" and r["budget"] == 8_000_000)
                  for n in ("01", "50"))
     assert many["total_flops"] == pytest.approx(50 * few["total_flops"])
+    ratio = next(r for r in named(made, "extra-ratios").rows
+                 if r["method"] == "slm" and r["budget"] == 8_000_000)
+    assert ratio["deployed"] == pytest.approx(8e6 / base[0]["inference_params"])
+    assert ratio["own"] == pytest.approx(8e6 / 50_000)
+    assert ratio["papers_deployed"] == "360.8 to 1,912"  # 100 and 530 hours at 2.2 per 1B, of 126M
     # generic 1.6 x 8M once, against 8M per domain
     cross = next(r for r in named(made, "figure-06-crossing").rows if r["budget"] == 8_000_000)
     assert cross["flops"] == pytest.approx(1.6) and cross["tokens"] == pytest.approx(1.0)

@@ -8,6 +8,7 @@ from typing import Any
 
 from planearly import methods
 from planearly.cost.model import crossing
+from planearly.report.form import number
 from planearly.report.table import Column
 from planearly.study.compare import BUDGET, Arm, Cells, When, difference, macro, mean_cost
 from planearly.study.spec import (
@@ -26,6 +27,17 @@ from planearly.study.spec import (
 )
 
 EMBEDDER, POOL, RANK = "cluster.embedder", "data.max_tokens", "projected.rank"
+
+PAPERS = {
+    "slm": (126e6, 126e6, 2.2, (100, 200, 400, 530)), "slm-is": (126e6, 126e6, 2.2, (130,)),
+    "slm-mix": (126e6, 2_016e6, 2.2, (100, 200, 400, 600)),
+    "slm-pn": (126e6, 1_422e6, 3.6, (100, 200, 400, 600)),
+    "llm": (771e6, 771e6, 7.7, (100, 200, 400, 600)),
+    "llm-lora": (771e6, 771e6, 7.7, (100, 200, 400, 600))}
+"""By method: the paper's deployed and trained parameters (its Tables 1 and 7), A100-hours per 1B
+tokens (Table 2) and A100-hours of pretraining (Tables 3 and 8)."""
+PAPERS_SET = 1e6
+"""Tokens of the paper's smallest specialization set."""
 
 
 def papers(cells: Cells) -> list[str]:
@@ -203,6 +215,34 @@ def parameters(cells: Cells) -> Rows:
             found.append(line)
     return sorted(found, key=lambda line: (cells.methods.index(line["method"]),
                                            line["experts"] or 0))
+
+
+def ratios(cells: Cells) -> Rows:
+    """Pretraining tokens per parameter and per token of the domain, beside the paper's."""
+    lines = []
+    for method in papers(cells):
+        if method not in PAPERS:
+            continue
+        deployed, trained, rate, hours = PAPERS[method]
+        theirs = [spent / rate * 1e9 for spent in hours]
+        for budget in cells.values(Arm(method), BUDGET):
+            rows = list(cells.rows(Arm(method, {BUDGET: budget})).values())
+            if not rows or not budget:
+                continue
+            own = mean(rows, "spec_tokens")
+            lines.append({
+                "method": method, "budget": budget,
+                "deployed": budget / rows[0]["inference_params"],
+                "papers_deployed": _span(theirs, deployed),
+                "trained": budget / rows[0]["params"], "papers_trained": _span(theirs, trained),
+                "own": budget / own if own else None,
+                "papers_own": _span(theirs, PAPERS_SET)})
+    return lines
+
+
+def _span(tokens: Sequence[float], per: float) -> str:
+    """The least and the most of some tokens, divided."""
+    return " to ".join(dict.fromkeys(number(of / per) for of in (min(tokens), max(tokens))))
 
 
 def throughput(cells: Cells) -> Rows:

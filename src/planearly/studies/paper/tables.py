@@ -31,6 +31,7 @@ from planearly.studies.paper.rows import (
     over_seeds,
     papers,
     parameters,
+    ratios,
     selectors,
     several_budgets,
     slices,
@@ -134,6 +135,18 @@ TABLES: list[Averages | Listing] = [
          Column("inference_params", "deployed parameters"),
          Column("non_embedding_params", "deployed, without embeddings"),
          Column("inference_flops", "FLOPs per token of inference", "flops")], parameters),
+    Listing(
+        "extra-ratios", "Tokens per parameter, beside the paper's", "",
+        "A small study can hold the paper's claims only where it keeps its ratios: with a few "
+        "tokens per parameter, tokens buy more than their choice does, and experts starve. The "
+        "paper's are of its own budgets, least to most, at its rates, and of its smallest "
+        "specialization set.",
+        [METHOD, BUDGETS, Column("deployed", "per deployed parameter"),
+         Column("papers_deployed", "the paper's", "text"),
+         Column("trained", "per trained parameter"),
+         Column("papers_trained", "the paper's", "text"),
+         Column("own", "per token of the specialization set"),
+         Column("papers_own", "the paper's", "text")], ratios),
     Listing(
         "table-02-throughput", "Device-hours per 1B tokens", "Table 2",
         "Measured on {devices}; reading, validation and saving are in them. The specialization of "
