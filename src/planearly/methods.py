@@ -17,6 +17,8 @@ from planearly.errors import UserError
 
 GENERIC = "generic"
 """``draws``: the generic corpus as it is."""
+PLATEAU = "-plateau"
+"""Ends the name of a pretraining that others adapt from."""
 
 
 TUNED = {
@@ -45,7 +47,8 @@ class Method:
         tune: ``full`` (all weights), ``lora`` (adapters) or ``distill`` (taught by the fine-tuned
             large model).
         adapts: how the last part of pretraining draws the corpus (as ``draws``), for every domain
-            anew, from where the first part left off; None: all of it draws by ``draws``.
+            anew, from where the first part left off (of a ``bank``, with the domain's expert as a
+            dense model); None: all of it draws by ``draws``.
         source: where the method comes from: "" is the paper that this package implements.
     """
 
@@ -114,8 +117,17 @@ class Method:
 
     @property
     def base(self) -> str:
-        """The method whose pretraining draws the corpus as it is, at this size."""
+        """The method whose pretraining draws the corpus as it is and makes the same, at this size.
+        """
+        if self.bank:
+            return next(row.name for row in TABLE.values() if not row.adapts
+                        and (row.bank, row.size) == (self.bank, self.size))
         return "llm" if self.large else "slm"
+
+    @property
+    def plateau(self) -> str:
+        """Name of the part of its pretraining that it adapts from, under ``pretrain/``."""
+        return f"{self.base}{PLATEAU}"
 
     def pretraining(self, domain: str | None = None) -> str:
         """Name of its pretraining under ``pretrain/``; methods with one of a name share it.
@@ -160,6 +172,11 @@ _ROWS = (
     Method("slm-adapt", "SLM-adapt", "small model pretrained on the generic corpus as it is, and "
            "for the last part on the corpus resampled to look like the domain, then fine-tuned on "
            "the domain's documents", adapts="importance", source="between the paper's two ends"),
+    Method("slm-pn-adapt", "SLM-pn-adapt", "small dense model projected from a network that was "
+           "pretrained on the generic corpus with one expert per cluster, pretrained further on "
+           "the corpus resampled to look like the domain, then fine-tuned on the domain's "
+           "documents", bank="projected", adapts="importance",
+           source="between the paper's two ends"),
     Method("slm-top", "SLM-top", "small model pretrained on the generic corpus's cluster that is "
            "most frequent in the domain's documents, then fine-tuned on these", draws="top",
            source="the paper's Figure 8"),

@@ -114,6 +114,9 @@ def test_any_projected_pretraining_is_predicted_with_its_projection(
     hours = {name: ledger.predicted_hours(entry, {"stage": f"pretrain/{name}", **shape})
              for name in ("slm", "slm-pn", "new")}
     assert hours == pytest.approx({"slm": 1.0, "slm-pn": 1.25, "new": 1.25})
+    part = {"method": "slm-pn-plateau", "domain": None}, {"method": "slm-pn-adapt", "domain": "x"}
+    both = [ledger.predicted_hours(entry, {"stage": "pretrain/of", **of, **shape}) for of in part]
+    assert both == pytest.approx([1.25, 1.0])
 
 
 def test_the_same_folder_twice_counts_once(tmp_path: Path) -> None:

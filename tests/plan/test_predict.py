@@ -69,6 +69,18 @@ def test_scratch_is_forecast_with_its_own_passes() -> None:
     assert many == pytest.approx(3 * few, rel=0.05)
 
 
+def test_adapting_an_expert_is_costed_as_a_dense_model() -> None:
+    """C(N) = 0.7 P + 0.3 P N, and the projection is paid in the first part alone."""
+    found = stages_of("methods=[slm-pn,slm-pn-adapt,slm]", "pretrain.batch_tokens=2048")
+    plateau, own = found["pretrain/slm-pn-plateau"], found["pretrain/slm-pn-adapt.a"]
+    whole, plain = found["pretrain/slm-pn"], found["pretrain/slm"]
+    for key in ("tokens", "flops", "device_hours"):
+        assert plateau[key] == pytest.approx(0.7 * whole[key], rel=0.01)
+        assert own[key] == pytest.approx(0.3 * plain[key], rel=0.01)
+    assert whole["flops"] > 1.01 * plain["flops"]
+    assert "expert/slm-pn-adapt.a" in found
+
+
 def test_a_recipe_is_costed_stage_by_stage() -> None:
     asked = ["plan", "slm-126m", "spec_tokens=1M", "domains=[a,b]", "methods=[slm,slm-is]",
              "pretrain_tokens=1B", "--device", "a100", "--json"]

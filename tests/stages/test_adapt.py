@@ -1,16 +1,20 @@
 """Adaptation: between all pretraining before the domain is known, and all of it after."""
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from planearly import config, methods
 from planearly.cost import ledger
 from planearly.errors import UserError
 from planearly.files import read_json
-from planearly.stages import pipeline, trained
+from planearly.model import flops
+from planearly.stages import pipeline, trained, training
 from planearly.stages.folder import Run, facts
 from planearly.train import loop
 from small_runs import recipe as small
+
+NETWORK = {"projected": {"experts": 3, "rank": 2, "embedding": 3}}
 
 
 def recipe(root, names, **over):
@@ -31,6 +35,45 @@ def pretrained(root, out, names, method, domain="law", **over):
 
 def same(one, other) -> bool:
     return all((one[name] == other[name]).all() for name in one)
+
+
+CONSTANT = {"batch_tokens": 128, "compile": "no",
+            "optimizer": {"schedule": "constant", "preset": "adamw"}}
+
+
+@pytest.mark.parametrize(("method", "base"), [("slm-adapt", "slm"), ("slm-pn-adapt", "slm-pn")])
+def test_without_a_step_of_its_own_it_is_its_base(made, tmp_path, method, base):
+    def model(name):
+        run = Run(tmp_path / name, recipe(made, [name], share=0.0, pretrain=CONSTANT, **NETWORK))
+        with run.opened():
+            return weights(trained.specialize(run, name, "law").base)
+
+    ours, theirs = model(method), model(base)
+    assert ours.keys() == theirs.keys() and same(ours, theirs)
+
+
+def test_an_expert_goes_on_with_the_state_of_what_it_shares(made, tmp_path, monkeypatch):
+    """The first step after the network's plateau, beside one made by hand."""
+    begun = []
+    real = loop.state.load_training
+
+    def load(path, module, optimizers):
+        begun.append((load_file(path), {name for name, _ in module.named_parameters()}))
+        return real(path, module, optimizers)
+
+    monkeypatch.setattr(loop.state, "load_training", load)
+    pretrained(made, tmp_path, ["slm-pn-adapt"], "slm-pn-adapt", **NETWORK)
+    (checkpoint, names), = begun
+    (network,) = tmp_path.glob("pretrain/slm-pn-plateau-*/branch-17.safetensors")
+    (expert,) = tmp_path.glob("expert/slm-pn-adapt.law-*")
+    whole, dense = load_file(network), weights(expert)
+    assert same(dense, checkpoint) and dense.keys() == names
+    kept = {key.removeprefix("optimizer/").rpartition("/")[0]
+            for key in checkpoint if key.startswith("optimizer/")}
+    assert names - kept == {f"blocks.0.ffn.{m}.weight" for m in ("gate", "up", "down")}
+    for key, value in checkpoint.items():
+        if key.startswith("optimizer/"):
+            assert torch.equal(value, whole[key.replace("optimizer/", "optimizer/body.")])
 
 
 def test_all_of_it_per_domain_is_importance_sampling(made, tmp_path):
@@ -58,38 +101,49 @@ def test_adapting_to_generic_text_is_the_plain_model(made, tmp_path, monkeypatch
     assert same(weights(plain), weights(ours))
 
 
-def test_a_plain_model_beside_it_passes_over_the_plateau(made, tmp_path):
-    alone = pretrained(made, tmp_path / "a", ["slm"], "slm")
-    beside = pretrained(made, tmp_path / "b", ["slm-adapt", "slm"], "slm")
+@pytest.mark.parametrize("base", ["slm", "slm-pn"])
+def test_its_base_beside_it_passes_over_the_plateau(made, tmp_path, base):
+    alone = pretrained(made, tmp_path / "a", [base], base, **NETWORK)
+    beside = pretrained(made, tmp_path / "b", [f"{base}-adapt", base], base, **NETWORK)
     assert same(weights(alone), weights(beside))
     assert facts(beside)["begun"]["at_step"] == 17  # of 24, as wsd decays in the last three tenths
     assert "begun" not in facts(alone)
 
 
 @pytest.mark.slow
-def test_costs_are_shared_and_the_row_is_whole(made, tmp_path):
-    asked = recipe(made, ["slm", "slm-is", "slm-adapt"], specialization_share=0.25,
-                   replay_share=0.25)
+@pytest.mark.parametrize("base", ["slm", "slm-pn"])
+def test_costs_are_shared_and_the_row_is_whole(made, tmp_path, base):
+    method = f"{base}-adapt"
+    asked = recipe(made, [base, method], specialization_share=0.25, replay_share=0.25,
+                   expert="blend", **NETWORK)
     results = pipeline.run(asked, tmp_path)
     rows = {row["method"]: row for row in results["rows"]}
-    ours, plain = rows["slm-adapt"], rows["slm"]
+    ours, plain = rows[method], rows[base]
     tokens = plain["pretrain_tokens"]
     assert ours["pretrain_tokens"] == pytest.approx(tokens, rel=0.02)
     assert ours["generic_cost"]["tokens"] == pytest.approx(tokens * 17 / 24, rel=0.02)
     tuned = plain["specialization_cost"]["tokens"]
     assert ours["specialization_cost"]["tokens"] - tuned == pytest.approx(tokens * 7 / 24, rel=0.02)
     assert ours["k"] == 3 and ours["ppl_before"] > 1
-    summed = ledger.add_up([tmp_path])["methods"]["slm-adapt"]
+    assert ours.get("expert") == plain.get("expert") and ours["params"] == plain["params"]
+    assert base in ours["model"] and "generic_ppl_routed" in ours
+    summed = ledger.add_up([tmp_path])["methods"][method]
     assert summed["generic"]["tokens"] == ours["generic_cost"]["tokens"]
     assert summed["total"]["tokens"] == ours["cost"]["tokens"]
-    (stage,) = tmp_path.glob("pretrain/slm-adapt.law-*")
+    (stage,) = tmp_path.glob(f"pretrain/{method}.law-*")
+    assert facts(stage)["cost"]["flops"] == flops.training(training.shape_made(stage)) * facts(
+        stage)["cost"]["tokens"]  # a dense model's, whatever it began as
     drawn = read_json(stage / "manifest.json")["epochs"]["rows_drawn"]
     assert sum(drawn) == round(7 * 8 / 2)  # half of seven steps of eight rows
 
 
-@pytest.mark.parametrize("stop", [17, 20])
-def test_resumed_equals_uninterrupted(made, tmp_path, monkeypatch, stop):
-    whole = pretrained(made, tmp_path / "a", ["slm-adapt"], "slm-adapt", specialization_share=0.2)
+@pytest.mark.parametrize(("method", "stop"), [
+    ("slm-adapt", 17), ("slm-adapt", 20), ("slm-pn-adapt", 9), ("slm-pn-adapt", 20)])
+def test_resumed_equals_uninterrupted(made, tmp_path, monkeypatch, method, stop):
+    def train(out):
+        return pretrained(made, out, [method], method, specialization_share=0.2, **NETWORK)
+
+    whole = train(tmp_path / "a")
     real = loop.optim.set_rates
     done = []
 
@@ -102,16 +156,21 @@ def test_resumed_equals_uninterrupted(made, tmp_path, monkeypatch, stop):
     monkeypatch.setenv("PLANEARLY_CHECKPOINT_EVERY_STEP", "1")
     monkeypatch.setattr(loop.optim, "set_rates", dies)
     with pytest.raises(KeyboardInterrupt):
-        pretrained(made, tmp_path / "b", ["slm-adapt"], "slm-adapt", specialization_share=0.2)
+        train(tmp_path / "b")
     monkeypatch.setattr(loop.optim, "set_rates", real)
-    again = pretrained(made, tmp_path / "b", ["slm-adapt"], "slm-adapt", specialization_share=0.2)
+    again = train(tmp_path / "b")
     assert same(weights(whole), weights(again))
 
 
-def test_what_cannot_be_is_one_sentence(made):
-    def refused(match, **over):
+def test_what_cannot_be_is_one_sentence(made, monkeypatch):
+    def refused(match, method="slm-adapt", **over):
         with pytest.raises(UserError, match=match):
-            trained.check(recipe(made, ["slm-adapt"], **over))
+            trained.check(recipe(made, [method], **over))
+
+    refused("leave slm-pn-adapt no step before it adapts", "slm-pn-adapt", share=1.0, **NETWORK)
+    monkeypatch.setitem(methods.TABLE, "slm-mix-adapt", methods.Method(
+        "slm-mix-adapt", "", "", bank="mixture", adapts="importance"))
+    refused("adapts to a domain from what is no plain pretraining", "slm-mix-adapt")
 
     refused(r"'adapt.share' is 0.1, less than the 0.3 in which the rate decays", share=0.1)
     refused("come to 1.2, which leaves no row", specialization_share=0.5, replay_share=0.7)

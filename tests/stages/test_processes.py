@@ -21,7 +21,7 @@ def test_two_processes_make_what_one_makes(tmp_path):
     tiny = sentence_model(tmp_path / "embedder", words)
     mine = root / "mine.jsonl"  # a domain that is split by a stage
     (root / "domains" / "law" / "train.jsonl").rename(mine)
-    asked = small(root, methods=["slm-pn"], domains=[str(mine)], domains_root=None,
+    asked = small(root, methods=["slm-pn", "slm-pn-adapt"], domains=[str(mine)], domains_root=None,
                   projected={"experts": 3, "rank": 2, "embedding": 3, "tune_vector": True},
                   cluster={"k": [3], "embedder": str(tiny)})
     path = tmp_path / "tiny.yaml"

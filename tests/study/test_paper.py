@@ -93,6 +93,17 @@ def test_a_method_of_the_table_is_in_the_tables_and_on_the_pages(
     assert not sharing.generic("slm-pick") and sharing.depends("slm-pick", "selection.buckets")
     assert sharing.depends("slm-else", "projected.rank")
     assert not sharing.depends("slm-new", "importance.k")
+
+
+def test_a_plateau_depends_on_its_base_s_keys_and_the_share() -> None:
+    def depends(key: str) -> list[bool]:
+        return [sharing.pretraining_depends(name, key)
+                for name in ("slm-pn-plateau", "slm-pn-adapt", "slm-plateau")]
+
+    assert depends("projected.rank") == [True, True, False]
+    assert depends("adapt.share") == [True, True, True]
+    assert depends("adapt.replay_share") == [False, True, False]
+    assert depends("expert") == depends("spec_tokens") == [False, True, False]
     report = run_page.render(Path("run"), {"rows": [
         {"method": one.name, "domain": "law", "ppl_after": 3.0, "generic_ppl": 9.0}
         for one in rows]})

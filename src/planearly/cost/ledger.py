@@ -82,8 +82,9 @@ def predicted_hours(entry: Mapping[str, Any], manifest: Mapping[str, Any]) -> fl
         return None
     hours = device.seconds(entry["flops"], width) / 3600
     kind, method, _ = place({"stage": "", **manifest})
-    row = methods.TABLE.get(method)
-    projects = kind == "pretrain" and row is not None and row.bank == "projected"
+    row = methods.TABLE.get(method.removesuffix(methods.PLATEAU))
+    projects = (kind == "pretrain" and row is not None and row.bank == "projected"
+                and not row.adapts)  # which goes on as a dense model
     if projects and device.projection_overhead is not None:
         hours *= device.projection_overhead
     return hours

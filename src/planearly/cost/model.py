@@ -145,6 +145,8 @@ def trainings(setting: Setting, row: Method, pretrain_tokens: float) -> list[tup
     if row.pretrains and pretrain_tokens:
         bank = setting.projected if row.bank == "projected" else None
         found.append((job(shape, projected=bank), pretrained))
+        if bank and row.adapts:
+            found.append((job(shape), pretrained))
     adapters = setting.lora.rank if row.tune == "lora" else None
     found.append((job(shape, adapter_rank=adapters,
                       teacher=setting.large if row.taught else None), tuned))
@@ -218,9 +220,14 @@ def finetuning_tokens(spec_tokens: int, size: str = "small") -> float:
 
 # Methods ----------------------------------------------------------------------------------------
 
+def own_token_cost(setting: Setting, method: str | Method) -> Work:
+    """Work per token of what a method pretrains for every domain anew: a dense model."""
+    return generic_token_cost(setting, replace(_row(method), bank=None))
+
+
 def generic_token_cost(setting: Setting, method: str | Method) -> Work:
     """Work per token of what a method itself pretrains, its teacher not included: once per domain
-    for one that draws by the domain, else once."""
+    for one that draws by the domain, else once (of one that adapts, its first part)."""
     row = _row(method)
     shape = setting.shape(row)
     plain = work(setting, 1.0, flops.training(shape), shape.d_model)
@@ -287,7 +294,8 @@ def cost(setting: Setting, method: str | Method, pretrain_tokens: float,
         generic = generic + generic_token_cost(setting, methods.teacher()) * pretrain_tokens
     own = setting.own_share(row)
     if own:
-        generic, specialization = generic * (1 - own), generic * own + specialization
+        specialization = own_token_cost(setting, row) * (pretrain_tokens * own) + specialization
+        generic = generic * (1 - own)
     return MethodCost(row.name, generic, specialization, flops.parameters(shape),
                       flops.forward(shape), *memory_of(setting, row, pretrain_tokens))
 

@@ -226,7 +226,8 @@ def check_clusters(folder: Path, info: Mapping[str, Any]) -> tokenizer.Opened:
 
 def _kinds() -> list[str]:
     """Kinds of bundles: methods whose pretraining is one, and clusters alone."""
-    return [*(row.name for row in methods.TABLE.values() if row.bank), CLUSTERS]
+    made = [row.name for row in methods.TABLE.values() if row.bank and not row.adapts]
+    return [*made, CLUSTERS]
 
 
 def read_info(folder: Path) -> dict[str, Any]:

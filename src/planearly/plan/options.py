@@ -256,7 +256,7 @@ def _reference(shared: dict[str, Row]) -> Row | None:
         for name, row in shared.items():
             method = methods.find(name)
             if (row.feasible and method.bank == bank and method.pretrains and not method.large
-                    and not method.taught):
+                    and not method.taught and not method.adapts):
                 return row
     return None
 
@@ -341,6 +341,7 @@ def _pretraining(given: PlanInput, setting: Setting, method: Method,
     if not method.pretrains:
         return _Pretraining()
     per_token = model.generic_token_cost(setting, method).device_hours
+    own_per_token = model.own_token_cost(setting, method).device_hours
     if method.taught and given.teacher is None:
         per_token += model.generic_token_cost(setting, methods.teacher()).device_hours
     params = flops.parameters(setting.shape(method))
@@ -359,13 +360,13 @@ def _pretraining(given: PlanInput, setting: Setting, method: Method,
         generic = corpus if given.generic_hours is None \
             else min(given.generic_hours / plain, MOST_PASSES * corpus)
         least = max(least, LEAST_SHARE * generic)
-    stops = [(budget / (per_token * share), _Pretraining(
-                  least=least, budget=stated, which=which, needed=least * per_token * share))
-             for budget, stated, share, which in (
-                 (given.generic_hours, given.generic_hours, 1 - own,
+    stops = [(budget / hours, _Pretraining(
+                  least=least, budget=stated, which=which, needed=least * hours))
+             for budget, stated, hours, which in (
+                 (given.generic_hours, given.generic_hours, per_token * (1 - own),
                   "before the domain is known"),
-                 (left, given.specialization_hours, own, "per domain"))
-             if budget is not None and share]
+                 (left, given.specialization_hours, own_per_token * own, "per domain"))
+             if budget is not None and hours]
     tokens, first = min(stops, key=lambda stop: stop[0],
                         default=(corpus, _Pretraining(least=least)))
     tokens = min(tokens, MOST_PASSES * corpus)

@@ -70,9 +70,10 @@ def _pretraining(setting: Setting, row: Method, domains: list[str],
     whole = model.generic_token_cost(setting, row) * tokens
     if not row.needs_domain:
         return {f"pretrain/{row.pretraining()}": whole}
-    share = setting.adapt_share if row.adapts else 1.0
-    shared = {f"pretrain/{row.base}-plateau": whole * (1 - share)} if share < 1 else {}
-    return shared | {f"pretrain/{row.pretraining(domain)}": whole * share for domain in domains}
+    share = setting.own_share(row)
+    own = model.own_token_cost(setting, row) * (tokens * share)
+    shared = {f"pretrain/{row.plateau}": whole * (1 - share)} if share < 1 else {}
+    return shared | {f"pretrain/{row.pretraining(domain)}": own for domain in domains}
 
 
 def domain_names(recipe: keys.Recipe) -> list[str]:

@@ -1,11 +1,13 @@
 """Adaptation: the last part of a pretraining, made for every domain on text that looks like it.
 
-Between the paper's two ends, all pretraining before the domain is known (SLM) and all of it after
-(SLM-is), lies this: one plain pretraining at a constant rate, and from its whole state one decay
-per domain. The first part is paid once, C(N) = (1 - a) P + N a P with ``adapt.share`` a. Branching
-off the stable phase is what warm-up-stable-decay is made for (Hu et al. 2024); the rows after the
-branch are those of cluster importance sampling (paper, section 3) or of a selector. Why with its
-whole state: docs/decisions.md, "Adaptation branches off the plateau".
+Between the paper's two ends, all pretraining before the domain is known (SLM, SLM-pn) and all of it
+after (SLM-is), lies this: one plain pretraining at a constant rate, and from its whole state one
+decay per domain. The first part is paid once, C(N) = (1 - a) P + N a P with ``adapt.share`` a.
+Branching off the stable phase is what warm-up-stable-decay is made for (Hu et al. 2024); the rows
+after the branch are those of cluster importance sampling (paper, section 3) or of a selector. Where
+the first part is a projected network's, the domain's expert goes on as a dense model, with the
+optimiser's state of what it shares with the network. Why: docs/decisions.md, "Adaptation branches
+off the plateau".
 """
 
 from __future__ import annotations
@@ -15,22 +17,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planearly import keys, parallel
+import numpy as np
+from torch import Tensor
+
+from planearly import keys, methods, parallel, tensors
 from planearly.data.streams import Batch, MixedStream, Stream
 from planearly.errors import UserError
 from planearly.files import read_json
 from planearly.methods import Method
-from planearly.model import flops, outside
+from planearly.model import flops
 from planearly.stages import checkpoint, corpus, training
 from planearly.stages.folder import Run
-from planearly.stages.pretrain import BEGUN, begin_at, epochs
-from planearly.train import loop, optim
+from planearly.stages.pretrain import BEGUN, Network, begin_at, dense, epochs, per_token
+from planearly.train import loop, optim, state
 from planearly.train.steps import adapted_steps, planned_steps, rows_per_step
 
 if TYPE_CHECKING:
     from planearly.stages.trained import Drawn
 
-PLATEAU = "plateau"
 
 
 class Later:
@@ -43,12 +47,13 @@ class Later:
         return self.stream.batch(start - self.start, stop - self.start)
 
 
-def check(recipe: keys.Recipe) -> None:
+def check(recipe: keys.Recipe, row: Method) -> None:
     """Refuse shares that cannot be.
 
     Raises:
-        UserError: the first part would reach into the decay of the learning rate, or the rows of
-            adaptation are all taken by the domain's own text and replay.
+        UserError: the first part would reach into the decay of the learning rate, or is to train
+            experts and has no step; or the rows of adaptation are all taken by the domain's own
+            text and replay.
     """
     adapt, optimizer = recipe.adapt, optim.resolve(recipe.pretrain.optimizer, planned_steps(recipe))
     if optimizer.schedule == "cosine":
@@ -63,6 +68,9 @@ def check(recipe: keys.Recipe) -> None:
         raise UserError("recipe key 'adapt.share' is null, which takes the decay of the schedule "
                         f"wsd, and 'pretrain.optimizer.schedule' is {optimizer.schedule}: give a "
                         "share")
+    if row.bank and not adapted_steps(recipe)[0]:
+        raise UserError(f"'adapt.share' and 'pretrain_tokens' leave {row.name} no step before it "
+                        "adapts, to train its experts in: give a smaller share or more tokens")
     if adapt.specialization_share + adapt.replay_share >= 1:
         raise UserError("recipe keys 'adapt.specialization_share' and 'adapt.replay_share' come to "
                         f"{adapt.specialization_share + adapt.replay_share:g}, which leaves no row "
@@ -82,37 +90,49 @@ def shares_of(recipe: keys.Recipe) -> list[float]:
     return [1 - own - replay, own, replay]
 
 
-def plateau(run: Run, row: Method, drawn: Drawn) -> Path | None:
+def adapting(recipe: keys.Recipe, pretraining: str) -> Method | None:
+    """A method of the recipe or its study that adapts from a plateau of this pretraining."""
+    named = {*recipe.methods, *(name for block in recipe.study.grid for name in block.methods)}
+    rows = [methods.find(name) for name in sorted(named & methods.TABLE.keys())]
+    return next((row for row in rows if row.adapts and row.base == pretraining), None)
+
+
+def plateau(run: Run, row: Method, packed: Path, weights: np.ndarray,
+            network: Network | None = None) -> Path | None:
     """The first part: plain pretraining at a constant rate, with its whole state kept.
 
     Its rows and rates are those of the method without adaptation, step by step. None where all
     steps are adaptation.
+
+    Args:
+        packed: stage of the rows that are drawn by ``weights``.
+        network: in place of the dense model.
     """
     recipe = run.recipe
     before, _ = adapted_steps(recipe)
     steps = planned_steps(recipe)
     if not before:
         return None
-    name = f"{row.base}-{PLATEAU}"
+    name = row.plateau
     shape = training.shape_of(run, row.large)
     origin = checkpoint.checkpoint(run, row.large)
     values = {"shape": shape.to_dict(), "train": training.train_settings(recipe.pretrain),
               "steps": before, "of": steps, "seed": recipe.seed,
+              **(network.settings if network else {}),
               **training.rate_settings(recipe, shape, origin)}
-    inputs = {"rows": drawn.rows, **({"start": origin} if origin else {})}
+    inputs = {"rows": packed, **({"start": origin} if origin else {})}
 
     def build(folder: Path) -> dict[str, Any]:
         rate = training.rates(recipe, steps, shape, origin)
         if rate.schedule == "wsd":  # as it is before the decay
             rate = replace(rate, schedule="constant")
-        model = loop.Dense(training.load_model(origin) if origin
-                           else outside.build(shape, recipe.seed))
-        stream = training.generic_stream(run, drawn.rows, drawn.weights)
+        model = network.make() if network else dense(run, shape, origin)
+        stream = training.generic_stream(run, packed, weights)
         outcome = loop.train(model, stream, before, recipe.pretrain, folder, name=name,
                              optimizer=rate, branches={before})
         rows = rows_per_step(recipe.pretrain.batch_tokens, recipe.context)
         return {"method": name, "domain": None, "shape": shape.to_dict(), "large": row.large,
-                "cost": training.book(run, name, outcome, flops.training(shape)),
+                "cost": training.book(run, name, outcome, per_token(shape, network, outcome)),
                 "epochs": epochs(stream.sampler.counts(before * rows),
                                  stream.sampler.rows_per_group)}
 
@@ -122,13 +142,14 @@ def plateau(run: Run, row: Method, drawn: Drawn) -> Path | None:
 
 
 def adapt(run: Run, row: Method, domain: str, base: Path | None,
-          draw: Callable[[int], Drawn], generic: Drawn) -> Path:
+          draw: Callable[[int], Drawn], generic: Drawn, expert: Path | None = None) -> Path:
     """The last part, on rows drawn for the domain, from where the first left off.
 
     Args:
         base: finished stage of :func:`plateau`; None where the first part has no step.
         draw: of so many rows, what they are drawn from.
         generic: what ``adapt.replay_share`` of the rows are drawn from.
+        expert: finished stage with the domain's expert of ``base`` as a dense model.
     """
     recipe = run.recipe
     before, after = adapted_steps(recipe)
@@ -144,7 +165,7 @@ def adapt(run: Run, row: Method, domain: str, base: Path | None,
         "steps": [before, after], "seed": recipe.seed, "shares": shares,
         **training.rate_settings(recipe, shape, origin)}
     inputs = {"rows": drawn.rows, **drawn.inputs, **({"plateau": base} if base else {}),
-              **({"start": origin} if origin else {})}
+              **({"expert": expert} if expert else {}), **({"start": origin} if origin else {})}
     if shares[1]:
         values["spec_tokens"] = recipe.spec_tokens
         inputs["domain"] = corpus.domain(run, domain)
@@ -153,7 +174,7 @@ def adapt(run: Run, row: Method, domain: str, base: Path | None,
 
     def build(folder: Path) -> dict[str, Any]:
         if base:
-            begin_at(base, before, folder)
+            begin_at(base, before, folder, _materialised(expert) if expert else None)
         begun = read_json(folder / BEGUN) if base else dict.fromkeys(
             ("tokens", "device_hours", "saving_hours"), 0)
         own = training.generic_stream(run, drawn.rows, drawn.weights)
@@ -164,8 +185,7 @@ def adapt(run: Run, row: Method, domain: str, base: Path | None,
             streams.append(training.generic_stream(run, generic.rows, generic.weights))
         used = [share for share in shares if share]
         stream = MixedStream(streams, used, recipe.seed) if len(streams) > 1 else own
-        model = loop.Dense(training.load_model(origin) if origin and not base
-                           else outside.build(shape, recipe.seed))
+        model = dense(run, shape, None if base else origin)
         outcome = loop.train(model, Later(stream, before * rows), steps, recipe.pretrain, folder,
                              name=stage, optimizer=training.rates(recipe, steps, shape, origin))
         paid = replace(
@@ -181,3 +201,10 @@ def adapt(run: Run, row: Method, domain: str, base: Path | None,
     return run.stage(f"pretrain/{stage}", values, inputs, build, every_rank=True,
                      same=training.same_settings(values, recipe.pretrain),
                      fits=training.as_precise(recipe.pretrain))
+
+
+def _materialised(expert: Path) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """From a projected network's state to that of an expert of it as a dense model: what they share
+    keeps its moments, and the materialised matrices, which never had any, begin without."""
+    weights = tensors.load_tensors(expert / loop.FINAL)[0]
+    return lambda network: {**weights, **state.of_part(network, "body")}

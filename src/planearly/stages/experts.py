@@ -26,7 +26,7 @@ from planearly.model.projected import Projected
 from planearly.model.transformer import Shape, Transformer
 from planearly.parallel import bf16_is_fast
 from planearly.progress import say
-from planearly.stages import checkpoint, clusters, corpus, finetune, pretrain, training
+from planearly.stages import adapt, checkpoint, clusters, corpus, finetune, pretrain, training
 from planearly.stages.folder import Run, facts, once
 from planearly.train import loop, optim
 
@@ -67,7 +67,8 @@ def trained_rows(run: Run, method: str) -> tuple[Path, np.ndarray]:
 
 
 def pretrained_projected(run: Run, method: str) -> Path:
-    """The projected network on the generic corpus, every row through its cluster's expert."""
+    """The projected network on the generic corpus, every row through its cluster's expert; of a
+    method that adapts, at the end of its constant rate."""
     settings = run.recipe.projected
     row = methods.find(method)
     shape = training.shape_of(run, row.large)
@@ -82,11 +83,16 @@ def pretrained_projected(run: Run, method: str) -> Path:
         return Projected.from_dense(
             tensors.load_tensors(path)[0], shape, settings, run.recipe.seed, str(path))
 
-    return pretrain.pretrain(
-        run, row.pretraining(), packed, weights, large=row.large, network=network,
-        flops_per_step=flops.projection_per_step(shape, settings, len(weights)),
-        settings={"projected": {**asdict(settings), "tune_vector": False}},  # a later stage's
-    )
+    whole = pretrain.Network(
+        network, flops.projection_per_step(shape, settings, len(weights)),
+        {"projected": {**asdict(settings), "tune_vector": False}})  # a later stage's
+    adapting = row if row.adapts else adapt.adapting(run.recipe, row.pretraining())
+    begins = adapt.plateau(run, adapting, packed, weights, whole) if adapting else None
+    if row.adapts:
+        assert begins is not None  # as adapt.check has made sure
+        return begins
+    return pretrain.pretrain(run, row.pretraining(), packed, weights, large=row.large,
+                             network=whole, begins=begins)
 
 
 @once

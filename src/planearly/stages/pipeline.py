@@ -77,7 +77,8 @@ def run(recipe: Recipe, out: Path, until: str = "report",
                 for row in rows:
                     trained.pretrain(this, row.name, name)
             for row in rows:
-                if row.bank and not recipe.bundle and recipe.mixture.expert is None:
+                if (row.bank and not row.adapts and not recipe.bundle
+                        and recipe.mixture.expert is None):
                     bundle = experts.save_bundle(this, row.name) / "bundle"
                     say("for other domains: planearly specialize "
                         f"{shlex.quote(str(bundle))} DOCUMENTS")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from planearly import keys, parallel, tensors
 from planearly.data.streams import MixedStream, Stream
 from planearly.files import atomic_write, read_json, write_json
 from planearly.model import flops, outside
+from planearly.model.outside import AnyShape
 from planearly.stages import checkpoint, corpus, training
 from planearly.stages.folder import Run
 from planearly.train import loop
@@ -25,12 +28,25 @@ from planearly.train.steps import (
 BEGUN = "begun.json"
 
 
+@dataclass(frozen=True)
+class Network:
+    """What is pretrained instead of a dense model.
+
+    Attributes:
+        make: with fresh weights, or begun as the recipe's checkpoint.
+        flops_per_step: beside those of its tokens.
+        settings: what the result depends on beside a dense model's.
+    """
+
+    make: Callable[[], loop.Trainable]
+    flops_per_step: float
+    settings: dict[str, Any]
+
+
 def pretrain(
     run: Run, name: str, packed: Path, weights: np.ndarray, *, domain: str | None = None,
     large: bool = False, inputs: Mapping[str, Path] | None = None,
-    network: Callable[[], loop.Trainable] | None = None, flops_per_step: float = 0.0,
-    settings: dict[str, Any] | None = None, share_of_steps: float = 1.0,
-    begins: Path | None = None,
+    network: Network | None = None, share_of_steps: float = 1.0, begins: Path | None = None,
 ) -> Path:
     """Pretrain a model on generic rows drawn by ``weights``; folder with the weights.
 
@@ -40,8 +56,7 @@ def pretrain(
         name: of the pretraining, which methods may share.
         domain: that it is for alone, and whose own text takes ``pretrain.specialization_share`` of
             the rows; None: it is for every domain.
-        network: makes another model than the dense one, of ``flops_per_step`` beside its tokens'.
-        settings: what else the result depends on.
+        network: in place of the dense model.
         share_of_steps: of the recipe's pretraining.
         begins: finished stage of the same first steps, which kept its state after them.
     """
@@ -53,7 +68,7 @@ def pretrain(
     steps = planned_steps(recipe, share_of_steps)
     values: dict[str, Any] = {
         "shape": shape.to_dict(), "train": training.train_settings(recipe.pretrain), "steps": steps,
-        "seed": recipe.seed, "specialization_share": share, **(settings or {}),
+        "seed": recipe.seed, "specialization_share": share, **(network.settings if network else {}),
     }
     if share and domain:
         values["spec_tokens"] = recipe.spec_tokens
@@ -79,8 +94,7 @@ def pretrain(
             begin_at(begins, adapted_steps(recipe)[0], folder)
         begun = read_json(folder / BEGUN) if (folder / BEGUN).exists() else None
         branches = {branching_step(recipe.pretrain.optimizer, steps, n) for n in others}
-        model = network() if network else loop.Dense(
-            training.load_model(origin) if origin else outside.build(shape, recipe.seed))
+        model = network.make() if network else dense(run, shape, origin)
         generic = training.generic_stream(run, packed, weights)
         stream: Stream = generic
         if share and domain:
@@ -90,10 +104,9 @@ def pretrain(
             model, stream, steps, recipe.pretrain, folder, name=stage, branches=branches - {0},
             optimizer=training.rates(recipe, steps, shape, origin))
         drawn = generic.sampler.counts(round(steps * batch_rows * (1 - share)))
-        per_token = flops.training(shape) + flops_per_step * steps / outcome.tokens
         return {
             "method": name, "domain": domain, "shape": shape.to_dict(), "large": large,
-            "cost": training.book(run, stage, outcome, per_token),
+            "cost": training.book(run, stage, outcome, per_token(shape, network, outcome)),
             **({"begun": begun} if begun else {}),
             "epochs": epochs(drawn, generic.sampler.rows_per_group),
         }
@@ -101,6 +114,18 @@ def pretrain(
     return run.stage(f"pretrain/{stage}", values, inputs, build, every_rank=True,
                      same=training.same_settings(values, recipe.pretrain),
                      fits=training.as_precise(recipe.pretrain))
+
+
+def dense(run: Run, shape: AnyShape, origin: Path | None) -> loop.Dense:
+    """A dense model to pretrain: fresh, or the recipe's checkpoint ``origin``."""
+    return loop.Dense(training.load_model(origin) if origin
+                      else outside.build(shape, run.recipe.seed))
+
+
+def per_token(shape: AnyShape, network: Network | None, outcome: loop.Outcome) -> float:
+    """FLOPs of a pretraining by its tokens, what a network does once a step among them."""
+    extra = network.flops_per_step * outcome.steps / outcome.tokens if network else 0.0
+    return flops.training(shape) + extra
 
 
 def branch_off(optimizer: keys.Optimizer, longer: Path, longer_steps: int, folder: Path,
@@ -115,25 +140,29 @@ def branch_off(optimizer: keys.Optimizer, longer: Path, longer_steps: int, folde
         begin_at(longer, step, folder)
 
 
-def begin_at(other: Path, step: int, folder: Path) -> None:
+def begin_at(other: Path, step: int, folder: Path,
+             become: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None) -> None:
     """Begin the run in ``folder`` with the state that another one kept after a step, if it did.
 
     A run that has begun is left alone. ``begun.json`` tells what of its cost is the other's.
+
+    Args:
+        become: makes of the tensors of that state those of another model's.
     """
     kept = loop.branch_file(other, step)
     parallel.barrier()
     taken = any((folder / name).exists() for name in (loop.CHECKPOINT, loop.OUTCOME))
     if parallel.rank() == 0 and kept.exists() and not taken:
-        before = tensors.load_tensors(kept)[1]["outcome"]
+        state, note = tensors.load_tensors(kept)
+        before = note["outcome"]
         write_json(folder / BEGUN, {"at_step": step, "from": other.name,
                                     "tokens": before["tokens"],
                                     "device_hours": before["seconds"] * parallel.world() / 3600,
                                     "saving_hours": before.get("saving_seconds", 0.0)
                                     * parallel.world() / 3600})
-        for source, target in ((other / "metrics.jsonl", folder / "metrics.jsonl"),
-                               (kept, folder / loop.CHECKPOINT)):
-            with atomic_write(target) as handle:
-                handle.write(source.read_bytes())
+        with atomic_write(folder / "metrics.jsonl") as handle:
+            handle.write((other / "metrics.jsonl").read_bytes())
+        tensors.save_tensors(folder / loop.CHECKPOINT, become(state) if become else state, note)
     parallel.barrier()
 
 

@@ -147,8 +147,9 @@ def cluster_words(run: Run, k: int) -> tuple[dict[int, list[str]], dict[int, str
 def _experts(run: Run, all_trained: list[Trained]) -> Iterator[run_page.Expert]:
     """What the stage ``expert/METHOD.DOMAIN`` found."""
     for one in all_trained:
-        if one.base is None or "choice" not in (made := facts(one.base)):
+        if one.expert is None:
             continue
+        made = facts(one.expert)
         choice, histogram = made["choice"], made["histogram"]
         entry: run_page.Expert = {
             "method": one.method, "domain": one.domain, "rule": choice["rule"],

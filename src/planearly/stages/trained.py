@@ -43,6 +43,7 @@ class Trained:
 
     Attributes:
         base: the model before fine-tuning; None where there is none (slm-nopt).
+        expert: the domain's expert of a bank, as it was chosen.
         tuned: the model after fine-tuning.
         stages: those with a cost that it is made of, its teacher's too.
         before: what the evaluation of ``base`` is called; methods that fine-tune the same
@@ -59,6 +60,7 @@ class Trained:
     tuned: Path
     stages: list[Path]
     before: str
+    expert: Path | None = None
     params: int | None = None
     routed: Callable[[], Path | None] = lambda: None
     notes: Mapping[str, Any] = field(default_factory=dict)
@@ -199,7 +201,7 @@ def pretrained(run: Run, method: str, domain: str = "") -> Path | None:
     row = methods.find(method)
     if row.draws is None:
         return None
-    if row.bank:
+    if row.bank and not row.adapts:
         return experts.pretrained(run, method)
     begun = checkpoint.checkpoint(run, row.large)
     if begun and not run.recipe.pretrain_tokens:
@@ -224,45 +226,50 @@ def weigh(run: Run, row: Method, domain: str) -> None:
 def _adapted(run: Run, row: Method, domain: str, drawn: Drawn) -> Path | None:
     """The adapted model; without a domain, or steps to adapt in, what it begins from."""
     assert row.adapts is not None
-    shared, draws = adapt.plateau(run, row, drawn), DRAWS[row.adapts]
+    shared, draws = _plateau(run, row, drawn), DRAWS[row.adapts]
+    expert = experts.chosen(run, row.name, domain) if row.bank and domain else None
     if not domain or not adapt.rows_drawn(run.recipe):
-        return shared
-    return adapt.adapt(run, row, domain, shared, lambda rows: draws(run, domain, rows), drawn)
+        return expert or shared
+    return adapt.adapt(run, row, domain, shared, lambda rows: draws(run, domain, rows), drawn,
+                       expert)
+
+
+def _plateau(run: Run, row: Method, drawn: Drawn) -> Path | None:
+    """What a method that adapts begins from, for every domain."""
+    return experts.pretrained(run, row.name) if row.bank \
+        else adapt.plateau(run, row, drawn.rows, drawn.weights)
 
 
 def _shared_with(run: Run, row: Method, drawn: Drawn) -> Path | None:
     """The plateau that a plain pretraining passes over, where another method adapts from it."""
-    recipe = run.recipe
-    others = {*recipe.methods, *(name for block in recipe.study.grid for name in block.methods)}
-    adapting = [methods.find(name) for name in sorted(others & methods.TABLE.keys())
-                if methods.find(name).adapts and methods.find(name).base == row.pretraining()]
-    return adapt.plateau(run, adapting[0], drawn) if adapting else None
+    adapting = adapt.adapting(run.recipe, row.pretraining())
+    return _plateau(run, adapting, drawn) if adapting else None
 
 
 def specialize(run: Run, method: str, domain: str) -> Trained:
     """Fine-tune on a domain, after what that needs: pretraining, expert, teacher."""
     row = methods.find(method)
-    base = pretrained(run, method, domain)
+    base, expert = pretrained(run, method, domain), None
     stages: list[Path] = []
-    if base is not None:
-        stages += experts.paid(run, method) if row.bank else [base]
-    if row.adapts and row.draws:
-        shared = adapt.plateau(run, row, DRAWS[row.draws](run, domain))
-        stages += [shared] if shared and shared != base else []
+    if row.bank:
+        expert = experts.chosen(run, method, domain)
+        stages += [*experts.paid(run, method), expert]
+        base = base if row.adapts else expert
+    elif row.adapts and row.draws:
+        shared = _plateau(run, row, DRAWS[row.draws](run, domain))
+        stages += [shared] if shared else []
+    stages += [base] if base and base not in stages else []
     teacher = _teacher(run, method)
     taught = specialize(run, teacher.name, domain) if teacher else None
     if taught:
         stages += taught.stages
-    if row.bank:
-        base = experts.chosen(run, method, domain)
-        stages.append(base)
     start = Start(row, domain, base, taught.tuned if taught else None)
     tuned = TUNES[row.tune](run, start)
     return Trained(
         method, domain, base, tuned, [*stages, tuned], before=row.pretraining(),
-        params=experts.parameters(run, method, base) if row.bank and base else None,
-        routed=lambda: experts.routed(run, method) if row.bank else None,
-        notes=_notes(run, row, domain, base))
+        params=experts.parameters(run, method, expert) if expert else None,
+        routed=lambda: experts.routed(run, method) if expert and not row.adapts else None,
+        expert=expert, notes=_notes(run, row, domain, base, expert))
 
 
 def _teacher(run: Run, method: str) -> Method | None:
@@ -271,11 +278,12 @@ def _teacher(run: Run, method: str) -> Method | None:
     return methods.teacher() if taught else None
 
 
-def _notes(run: Run, row: Method, domain: str, base: Path | None) -> dict[str, Any]:
+def _notes(run: Run, row: Method, domain: str, base: Path | None,
+           expert: Path | None) -> dict[str, Any]:
     """Fields of results.json that only some methods have."""
     found: dict[str, Any] = {}
-    if row.bank and base is not None:
-        choice = facts(base)["choice"]
+    if expert:
+        choice = facts(expert)["choice"]
         found |= {"expert": choice["rule"], "expert_number": choice["expert"],
                   "expert_share": choice["share"], "k": experts.count(run.recipe, row.name)}
     elif row.adapts:
@@ -310,7 +318,7 @@ def check(recipe: Recipe) -> None:
     for row in rows:
         _check_row(row)
         if row.adapts:
-            adapt.check(recipe)
+            adapt.check(recipe, row)
     starts.check(recipe)
     experts.check_bundle(recipe)
     for row in rows:
@@ -335,9 +343,10 @@ def _check_row(row: Method) -> None:
         raise UserError(f"the method '{row.name}' pretrains experts on '{row.draws}' text, and "
                         f"experts are pretrained on the generic corpus alone: give it "
                         f"draws='{methods.GENERIC}', or no bank")
-    if row.adapts and (row.draws != methods.GENERIC or row.bank):
+    if row.adapts and (row.draws != methods.GENERIC or row.bank == "mixture"):
         raise UserError(f"the method '{row.name}' adapts to a domain from what is no plain "
-                        f"pretraining: give it draws='{methods.GENERIC}' and no bank")
+                        f"pretraining: give it draws='{methods.GENERIC}' and no mixture, whose "
+                        "experts are at their last steps at different times")
     if row.taught and not row.pretrains:
         raise UserError(f"the method '{row.name}' distils into a model without pretraining: give "
                         f"it draws='{methods.GENERIC}'")

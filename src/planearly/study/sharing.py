@@ -10,8 +10,10 @@ from planearly.keys import Recipe
 from planearly.study.grid import Cell
 from planearly.train import steps
 
-_LATER = ("finetune.", "lora.", "distill.", "expert", "projected.tune_vector")
-"""Beginnings of the keys that a pretraining does not depend on."""
+_LATER = ("finetune.", "expert", "projected.tune_vector")
+"""Beginnings of the keys that come after a pretraining, unless it begins as a chosen expert."""
+_ELSEWHERE = ("lora.", "distill.")
+"""Beginnings of the keys that no pretraining depends on."""
 
 
 def generic(method: str) -> list[str]:
@@ -30,10 +32,13 @@ def pretraining_depends(name: str, key: str) -> bool:
     """Whether the pretraining of a method depends on a recipe key.
 
     Args:
-        name: of the method, or of the pretraining that methods share.
+        name: of the method, or of the pretraining that methods share or adapt from.
     """
-    row = methods.TABLE.get(name)
+    base = name.removesuffix(methods.PLATEAU)
+    row = methods.TABLE.get(base)
     if row is None:
+        return True
+    if base != name and key == "adapt.share":
         return True
     draws = {row.draws, row.adapts} - {None, methods.GENERIC}
     only = {"importance.": row.weighs, "selection.": bool(draws - {"importance", "top"}),
@@ -41,7 +46,9 @@ def pretraining_depends(name: str, key: str) -> bool:
             "adapt.": row.adapts is not None, "large.": row.large,
             "spec_tokens": row.needs_domain, "pretrain.specialization_share": row.needs_domain,
             "cluster.embedder": row.needs_domain or row.experts}
-    return row.pretrains and not key.startswith(_LATER) and all(
+    # adapting an expert comes after choosing it, which may take a fine-tuning
+    later = _ELSEWHERE if row.bank and row.adapts else (*_ELSEWHERE, *_LATER)
+    return row.pretrains and not key.startswith(later) and all(
         of for start, of in only.items() if key.startswith(start))
 
 

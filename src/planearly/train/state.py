@@ -7,11 +7,12 @@ does not depend on the number of processes that wrote it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from planearly.tensors import load_tensors, save_tensors, set_weights, weights
@@ -31,6 +32,13 @@ def save_training(
                 # fused optimisers keep their step count as a tensor, others may keep a number
                 tensors[f"{_STATE}{names[id(parameter)]}/{entry}"] = torch.as_tensor(value)
     save_tensors(path, tensors, note)
+
+
+def of_part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Of a checkpoint's tensors, the optimisers' state of a submodule, by its own names."""
+    start = f"{_STATE}{name}."
+    return {_STATE + key.removeprefix(start): tensor for key, tensor in tensors.items()
+            if key.startswith(start)}
 
 
 def load_training(path: Path, module: nn.Module, optimizers: list[Optimizer]) -> dict[str, Any]:
