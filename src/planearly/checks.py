@@ -67,7 +67,7 @@ RANGES: dict[type, dict[str, Range]] = {
                  "norm_eps": Range(0, 1, above=True, below=True), "kv_heads": Range(1, 4096)},
     keys.Projected: {"experts": Range(1, 1 << 16), "rank": Range(1, 1 << 16),
                      "embedding": Range(1, 1 << 16), "layers": Range(0, 999), "deviation": _SHARE,
-                     "bank_lr": _FACTOR, "coefficient_lr": _FACTOR},
+                     "bank_lr": _FACTOR, "coefficient_lr": _FACTOR, "blends": Range(0, 1 << 16)},
     keys.Mixture: {"experts": Range(1, 1 << 16), "expert": Range(0, (1 << 16) - 1)},
     keys.Optimizer: {"lr": _RATE, "embedding_lr": _RATE, "weight_decay": Range(0, 100),
                      "clip": Range(0, 1e9, above=True), "warmup_steps": Range(0, 1e9),

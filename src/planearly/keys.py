@@ -95,6 +95,13 @@ class Projected:
     tune_vector: bool = key("train the chosen expert's m numbers alone before fine-tuning", False)
     bank_lr: float = key("learning rate of the bank relative to a plain layer's", 1.0)
     coefficient_lr: float = key("learning rate of E and M relative to a plain layer's", 1.0)
+    blends: int = key("random blends of the experts that a step trains, each on rows drawn by its "
+                      "histogram (0: each row trains the expert of its cluster)", 0)
+
+    @property
+    def at_once(self) -> int:
+        """Most dense models that a step projects: its blends, or an expert of each cluster."""
+        return self.blends or self.experts
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from examples import examples
-from planearly.data.sample import Interleave, Sampler, _reverse, permute
+from planearly.data.sample import BlendSampler, Interleave, Sampler, _reverse, permute
 
 weights_of = st.lists(st.floats(0, 1), min_size=1, max_size=40).filter(lambda w: sum(w) > 1e-3)
 seeds = st.integers(0, 2**63)
@@ -126,3 +126,64 @@ def test_bits_are_reversed_all_sixty_four(values):
 def test_groups_without_weight_are_counted_as_never_drawn():
     assert Interleave(np.array([1.0, 0, 0, 0]), 3).counts(5).tolist() == [5, 0, 0, 0]
     assert Interleave(np.array([0, 0, 2.0, 0]), 3).counts(7).tolist() == [0, 0, 7, 0]
+
+
+def blends(seed, groups=5, step=13, parts=4, n=9, rows=40):
+    random = np.random.default_rng(seed)
+    histograms = random.dirichlet(np.full(groups, 0.5), n)
+    histograms[0] = np.eye(groups)[1]
+    return histograms, BlendSampler(np.full(groups, rows), histograms, step, parts, seed)
+
+
+@examples(50)
+@given(st.integers(0, 99), st.integers(0, 500), st.integers(1, 60), st.integers(1, 60))
+def test_blends_are_drawn_alike_whoever_asks(seed, start, first, second):
+    _, sampler = blends(seed)
+    stop = start + first + second
+    groups, rows = sampler.draw(start, stop)
+    parts = [sampler.draw(start, start + first), sampler.draw(start + first, stop)]
+    assert np.array_equal(groups, np.concatenate([part[0] for part in parts]))
+    assert np.array_equal(rows, np.concatenate([part[1] for part in parts]))
+    counted = sampler.counts(stop) - sampler.counts(start)
+    assert np.array_equal(np.bincount(groups, minlength=5), counted)
+
+
+def test_each_blend_has_the_rows_of_its_histogram():
+    """Of four in a step of 13 rows, over and over; eight of nine histograms fill whole steps."""
+    histograms, sampler = blends(3)
+    groups, _ = sampler.draw(0, 5 * 13)
+    number = sampler.histogram(0, 5 * 13)
+    assert np.array_equal(number[:26], np.repeat(np.arange(8), [4, 3, 3, 3] * 2))
+    assert np.array_equal(number[26:52], number[:26])
+    for blend in range(8):
+        mine = groups[:26][number[:26] == blend]
+        wanted = histograms[blend] * len(mine)
+        counts = np.bincount(mine, minlength=5)
+        assert np.all(np.abs(counts - wanted) < 1) and np.all(counts[histograms[blend] == 0] == 0)
+    many = [BlendSampler(np.full(5, 40), histograms, 13, 4, seed) for seed in range(2000)]
+    mean = np.mean([one.counts(4) for one in many], axis=0)
+    assert np.allclose(mean, 4 * histograms[0]) and np.allclose(mean, [0, 4, 0, 0, 0])
+    mean = np.mean([one.counts(7) - one.counts(4) for one in many], axis=0)
+    assert np.allclose(mean, 3 * histograms[1], atol=5 * 0.5 / 2000**0.5)
+
+
+def test_rows_of_blends_repeat_only_when_all_were_seen():
+    _, sampler = blends(1, rows=7)
+    groups, rows = sampler.draw(0, 400)
+    for group in range(5):
+        mine = rows[groups == group]
+        for epoch in range(len(mine) // 7):
+            assert sorted(mine[7 * epoch:7 * epoch + 7]) == list(range(7))
+
+
+def test_blends_are_the_same_in_every_version():
+    histograms = np.array([[0.5, 0.3, 0.2], [0, 1, 0], [0.1, 0.1, 0.8]])
+    groups, rows = BlendSampler(np.array([5, 9, 4]), histograms, 8, 3, 7).draw(1000, 1012)
+    assert groups.tolist() == [0, 0, 1, 1, 1, 1, 0, 2, 0, 0, 1, 1]
+    assert rows.tolist() == [3, 4, 8, 1, 2, 3, 1, 3, 2, 0, 4, 8]
+
+
+def test_blends_that_cannot_be_drawn_are_refused():
+    for sizes, step, parts in (([3, 0], 4, 2), ([3, 3], 1, 2), ([3, 3], 8, 3)):
+        with pytest.raises(ValueError, match="every part needs"):
+            BlendSampler(np.array(sizes), np.full((2, 2), 0.5), step, parts, 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -143,6 +145,14 @@ def test_deferred_projection_is_what_torch_counts() -> None:
             loss = loss + ((expert @ mixing) @ bank).sum()
         loss.backward()
     assert counted.get_total_flops() == flops.projection_per_step(shape, projected, clusters)
+    blends = replace(projected, blends=clusters)
+    assert (projected.at_once, blends.at_once) == (7, 3)
+    with FlopCounterMode(display=False) as averaging:
+        experts = torch.randn(7, projected.embedding)
+        share = torch.randn(clusters, 7)
+        share.T @ (share @ experts)
+    assert flops.projection_per_step(shape, blends, blends.at_once) == (
+        counted.get_total_flops() + averaging.get_total_flops())
 
 
 def test_distillation_and_mixture() -> None:

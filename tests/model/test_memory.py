@@ -77,7 +77,9 @@ def peaks(job: Job, rows: int, batch_rows: int = 32) -> tuple[int, int]:
     rate = optim.resolve(settings.optimizer, 100)
     optimizers = optim.build(made.module, rate)
     random = np.random.default_rng(0)
-    groups = job.projected.experts if job.projected else 1
+    groups = job.projected.at_once if job.projected else 1
+    if isinstance(made, Projected) and groups < made.count:
+        made.train_on(torch.rand(groups, made.count))
     with Peak(made.module, *([teacher] if job.teacher else [])) as mode:
         for _ in range(2):
             tokens = torch.from_numpy(
@@ -100,6 +102,7 @@ def peaks(job: Job, rows: int, batch_rows: int = 32) -> tuple[int, int]:
     (Job(replace(SMALL, heads=4, kv_heads=2, tie_embeddings=False)), 2),
     (Job(SMALL, adapter_rank=8), 16),
     (Job(SMALL, projected=BANK), 4),
+    (Job(SMALL, projected=replace(BANK, blends=2)), 4),
     (Job(SMALL, "adamw", bf16=False, projected=BANK), 16),
 ])
 def test_a_step_takes_what_the_formula_says(job: Job, rows: int,

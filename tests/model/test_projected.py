@@ -32,6 +32,8 @@ PLAIN = Shape(layers=2, d_model=32, heads=2, d_ff=64, vocab_size=61, context=12,
 SETTINGS = keys.Projected(experts=5, rank=3, embedding=4)
 TRAIN = keys.Train(batch_tokens=8 * 12, microbatch_tokens=2 * 12, precision="fp32", compile="no",
                      log_steps=1, optimizer=keys.Optimizer(warmup_steps=1, clip=0.05))
+HISTOGRAMS = torch.tensor([[1.0, 0, 0, 0, 0], [3, 1, 0, 0, 4], [1, 2, 3, 4, 5], [1, 1, 1, 1, 1],
+                           [0, 0, 2, 1, 0]])
 
 
 class Made:
@@ -67,12 +69,14 @@ def naive(model: Projected, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     parameters = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
     loss = torch.zeros((), dtype=model.experts.dtype)
     for row, group in enumerate(batch.groups):
+        expert = parameters["experts"][group] if model.blends is None else \
+            model.blends[group].to(parameters["experts"]) @ parameters["experts"]
         weights = {n.removeprefix("body."): p for n, p in parameters.items()
                    if n.startswith("body.")}
         for name in model.names:
             place = f"banks.{name.removesuffix('.weight').replace('.', '_')}"
             weights[name] = torch.einsum(
-                "q,qr,r...->...", parameters["experts"][group], parameters[f"{place}.mixing"],
+                "q,qr,r...->...", expert, parameters[f"{place}.mixing"],
                 parameters[f"{place}.slices"],
             )
         logits = torch.func.functional_call(twin, weights, (batch.inputs[row : row + 1],))
@@ -133,6 +137,30 @@ def test_gradients_are_autograds(shape: Shape, changes: dict[str, object], rows:
     norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     assert norm.item() == pytest.approx(squares ** 0.5, rel=1e-12)
     assert torch.all(model.experts.grad[4] == 0)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 100])
+@pytest.mark.parametrize("shape", [GATED, PLAIN], ids=["gated", "plain"])
+def test_gradients_of_blends_are_autograds(shape: Shape, rows: int) -> None:
+    model = Projected(shape, SETTINGS, seed=1).double().train_on(HISTOGRAMS)
+    batch = Made(3).batch(0, 9)
+    loss, expected = naive(model, batch)
+    assert deferred(model, batch, rows) == pytest.approx(loss.item(), rel=1e-12)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-10, atol=1e-12)
+    model.begin(np.array([2]))  # the blend that trains is the one that is chosen for a domain
+    model.bind(0)
+    dense = Transformer(shape).double()
+    tensors.set_weights(dense, model.materialise(model.blend(HISTOGRAMS[2])), "blend")
+    torch.testing.assert_close(model.body(batch.inputs), dense(batch.inputs), rtol=0, atol=1e-6)
+
+
+def test_blends_of_one_expert_each_are_the_experts(tmp_path: Path) -> None:
+    plain, blends = Projected(GATED, SETTINGS), Projected(GATED, SETTINGS).train_on(torch.eye(5))
+    for name, model in (("plain", plain), ("blends", blends)):
+        loop.train(model, Made(5), 4, TRAIN, tmp_path / name, name=name)
+    for (name, one), other in zip(plain.named_parameters(), blends.parameters(), strict=True):
+        assert torch.equal(one, other), name
 
 
 def test_gradients_add_up_over_steps_without_an_update() -> None:
@@ -241,32 +269,37 @@ def test_trains_below_one_model_for_all(tmp_path: Path) -> None:
     assert ours.loss < 0.8 * plain.loss
 
 
-def test_resume_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("blends", [None, HISTOGRAMS], ids=["clusters", "blends"])
+def test_resume_is_exact(blends: Tensor | None, tmp_path: Path,
+                         monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLANEARLY_CHECKPOINT_EVERY_STEP", "1")
-    whole, broken = Projected(GATED, SETTINGS), Projected(GATED, SETTINGS)
+    whole, broken, resumed = (Projected(GATED, SETTINGS, seed=seed) for seed in (0, 0, 99))
+    for model in (whole, broken, resumed) if blends is not None else ():
+        model.train_on(HISTOGRAMS)
     loop.train(whole, Made(5), 6, TRAIN, tmp_path / "whole", name="pn")
     with pytest.raises(KeyboardInterrupt):
         loop.train(broken, Made(5, break_at=3 * 8), 6, TRAIN, tmp_path / "broken", name="pn")
-    resumed = Projected(GATED, SETTINGS, seed=99)
     loop.train(resumed, Made(5), 6, TRAIN, tmp_path / "broken", name="pn")
     for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b), name
 
 
-def _made() -> Projected:
-    return Projected(GATED, SETTINGS).double()  # so that the order of additions does not show
+def _made(blends: bool) -> Projected:
+    made = Projected(GATED, SETTINGS).double()  # so that the order of additions does not show
+    return made.train_on(HISTOGRAMS) if blends else made
 
 
-def _two(rank: int, folder: str) -> None:
+def _two(rank: int, folder: str, blends: bool) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    loop.train(_made(), Made(5), 4, TRAIN, Path(folder) / "two", name="pn")
+    loop.train(_made(blends), Made(5), 4, TRAIN, Path(folder) / "two", name="pn")
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_are_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_two, (str(tmp_path),), nprocs=2)
-    alone, start = _made(), _made()
+@pytest.mark.parametrize("blends", [False, True])
+def test_two_processes_are_one(blends: bool, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_two, (str(tmp_path), blends), nprocs=2)
+    alone, start = _made(blends), _made(blends)
     loop.train(alone, Made(5), 4, TRAIN, tmp_path / "one", name="pn")
     both, _ = tensors.load_tensors(tmp_path / "two" / loop.FINAL)
     for (name, one), fresh in zip(alone.named_parameters(), start.parameters(), strict=True):

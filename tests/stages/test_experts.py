@@ -14,10 +14,12 @@ from planearly.errors import UserError
 from planearly.export import bundle as bundle_module
 from planearly.export.bundle import read_info
 from planearly.files import read_array, read_json, write_array
-from planearly.stages import clusters, corpus, experts, pipeline
+from planearly.stages import clusters, corpus, experts, pipeline, trained
 from planearly.stages.folder import Run, facts
+from planearly.train import loop
 from small_models import check_batches
 from small_runs import TOPICS, Words, recipe
+from small_trainings import killed_after_steps
 
 PROJECTED = {"experts": 3, "rank": 2, "embedding": 3}
 
@@ -214,3 +216,42 @@ def test_impossible_experts_are_one_sentence(made, tmp_path):
             pipeline.run(settings(made, **over), tmp_path / "run")
     with pytest.raises(UserError, match="is not a bundle"):
         experts.from_bundle(tmp_path, ["x"], [])
+
+
+@pytest.mark.slow
+def test_a_network_trained_on_blends_resumes_and_gives_the_domain_its_blend(
+        made, tmp_path, monkeypatch, capsys):
+    def network(out, blends=2, **over):
+        run = Run(out, settings(made, methods=["slm-pn"],
+                                projected={**PROJECTED, "blends": blends}, **over))
+        with run.opened():
+            return run, trained.pretrain(run, "slm-pn")
+
+    def weights(stage):
+        return load_file(stage / loop.FINAL)
+
+    run, whole = network(tmp_path / "a", expert="blend")
+    manifest = facts(whole)
+    assert manifest["settings"]["projected"]["blends"] == 2
+    histograms = read_array(run.out / manifest["folders"]["blends"] / "histograms.npy")
+    assert histograms.shape == (4096, 3) and np.allclose(histograms.sum(1), 1)
+    assert sum(manifest["epochs"]["rows_drawn"]) == 24 * 8
+    with run.opened():
+        chosen = facts(trained.specialize(run, "slm-pn", "law").expert)["choice"]
+    assert chosen["rule"] == "blend" and "trained on blends" not in capsys.readouterr().err
+
+    monkeypatch.setenv("PLANEARLY_CHECKPOINT_EVERY_STEP", "1")
+    killed_after_steps(10, lambda: network(tmp_path / "b"))
+    again, of = weights(network(tmp_path / "b")[1]), weights(whole)
+    assert all(torch.equal(again[name], tensor) for name, tensor in of.items())
+
+    _, plain = network(tmp_path / "a", blends=0)
+    assert "blends" not in facts(plain)["settings"]["projected"]  # as in older run folders
+    assert any(not torch.equal(weights(plain)[name], tensor) for name, tensor in of.items())
+    with pytest.raises(UserError, match=r"'projected.blends' is 9, and a step has 8 rows"):
+        trained.check(settings(made, projected={**PROJECTED, "blends": 9}))
+    run.recipe = settings(made, methods=["slm-pn"], projected={**PROJECTED, "blends": 2})
+    run.memory.clear()
+    with run.opened():
+        experts.chosen(run, "slm-pn", "law")
+    assert "the network was trained on blends of its experts" in capsys.readouterr().err

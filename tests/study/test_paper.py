@@ -93,6 +93,11 @@ def test_a_method_of_the_table_is_in_the_tables_and_on_the_pages(
     assert not sharing.generic("slm-pick") and sharing.depends("slm-pick", "selection.buckets")
     assert sharing.depends("slm-else", "projected.rank")
     assert not sharing.depends("slm-new", "importance.k")
+    report = run_page.render(Path("run"), {"rows": [
+        {"method": one.name, "domain": "law", "ppl_after": 3.0, "generic_ppl": 9.0}
+        for one in rows]})
+    assert "<strong>SLM-new</strong>: a new one." in report
+    assert report.count("<small>routed</small>") == 1  # of the one with experts
 
 
 def test_a_plateau_depends_on_its_base_s_keys_and_the_share() -> None:
@@ -104,11 +109,6 @@ def test_a_plateau_depends_on_its_base_s_keys_and_the_share() -> None:
     assert depends("adapt.share") == [True, True, True]
     assert depends("adapt.replay_share") == [False, True, False]
     assert depends("expert") == depends("spec_tokens") == [False, True, False]
-    report = run_page.render(Path("run"), {"rows": [
-        {"method": one.name, "domain": "law", "ppl_after": 3.0, "generic_ppl": 9.0}
-        for one in rows]})
-    assert "<strong>SLM-new</strong>: a new one." in report
-    assert report.count("<small>routed</small>") == 1  # of the one with experts
 
 
 def test_tables_hold_the_rows_numbers(whole: dict[str, Any]) -> None:

@@ -188,12 +188,12 @@ def projection_seconds(setting: Setting, shape: Shape, steps: float) -> float:
 
     The bank's bytes are what costs: per step the float32 bank is read to make the weights and again
     for the coefficients' gradient, its gradient is written, and the optimiser reads and writes it
-    and its moments (seven passes); the dense weights of the step's experts and their gradients are
-    written and read once each. A calibrated device has measured the ratio instead.
+    and its moments (seven passes); the dense weights of the step's experts or blends and their
+    gradients are written and read once each. A calibrated device has measured the ratio instead.
     """
     weights = flops.projected_weights(shape, setting.projected)
     bank = 4.0 * weights * setting.projected.rank
-    dense = 4.0 * weights * setting.projected.experts
+    dense = 4.0 * weights * setting.projected.at_once
     bandwidth = setting.device.bandwidth
     return 0.0 if bandwidth is None else steps * (10 * bank + 4 * dense) / bandwidth
 
@@ -234,7 +234,7 @@ def generic_token_cost(setting: Setting, method: str | Method) -> Work:
     if row.bank != "projected":
         return plain
     steps = 1.0 / setting.batch_tokens
-    extra = flops.projection_per_step(shape, setting.projected, setting.projected.experts) * steps
+    extra = flops.projection_per_step(shape, setting.projected, setting.projected.at_once) * steps
     seconds = projection_seconds(setting, shape, steps)
     if setting.device.projection_overhead is not None:
         seconds = plain.device_hours * 3600 * (setting.device.projection_overhead - 1)

@@ -21,6 +21,8 @@ Feistel network with cycle walking); importance sampling over clusters is sectio
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 
 _ONE = 1 << 64
@@ -133,6 +135,25 @@ class Interleave:
         return groups.astype(np.int64), ranks + self.counts(start)[groups]
 
 
+class Draws(Protocol):
+    """A sequence of rows, without state."""
+
+    rows_per_group: np.ndarray
+
+    def counts(self, position: int) -> np.ndarray:
+        """Rows drawn of each group before ``position``, int64 [groups]."""
+
+    def draw(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Groups int64 [n] and rows within their group int64 [n] of places [start, stop)."""
+
+
+def rows_of(groups: np.ndarray, ranks: np.ndarray, rows_per_group: np.ndarray,
+            seed: int) -> np.ndarray:
+    """Row within its group of each draw, by its rank among the group's: all once per epoch."""
+    size = rows_per_group[groups]
+    return permute(ranks % size, size, mix(seed, groups, ranks // size))
+
+
 class Sampler:
     """Draws rows: groups by weight, rows of a group without replacement, reshuffled each epoch."""
 
@@ -157,6 +178,66 @@ class Sampler:
     def draw(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Groups int64 [n] and rows within their group int64 [n] of places [start, stop)."""
         groups, ranks = self.interleave.draw(start, stop)
-        size = self.rows_per_group[groups]
-        epoch = ranks // size
-        return groups, permute(ranks % size, size, mix(self._seed, groups, epoch))
+        return groups, rows_of(groups, ranks, self.rows_per_group, self._seed)
+
+
+class BlendSampler:
+    """Draws the rows of a step in several parts, each by a histogram over groups of its own.
+
+    The histograms come one after another, and again from the first after the last. Each part has
+    the rows of systematic sampling (Madow 1949): with n rows and one random offset, a group of
+    weight p has n p of them, rounded up or down, and n p in expectation. So how often a group was
+    drawn before a place is known in closed form here too, and rows of a group are drawn without
+    replacement over all parts.
+    """
+
+    def __init__(self, rows_per_group: np.ndarray, histograms: np.ndarray, step: int, parts: int,
+                 seed: int) -> None:
+        """
+        Args:
+            rows_per_group: int64 [groups]; each has some.
+            histograms: float64 [n, groups] of any positive scale, n at least ``parts``, of which
+                as many are used as fill whole steps.
+            step: rows of a step, at least ``parts``.
+        """
+        self.rows_per_group = np.asarray(rows_per_group, dtype=np.int64)
+        used = len(histograms) // parts * parts
+        if not (1 <= parts <= step and used and np.all(self.rows_per_group > 0)):
+            raise ValueError("every part needs a row, a histogram and groups with rows")
+        cuts = -(-np.arange(parts + 1) * step // parts)
+        size = np.tile(np.diff(cuts), used // parts)
+        ends = np.cumsum(histograms[:used], axis=1, dtype=np.float64)
+        offset = (mix(seed, 0xB1E4D, np.arange(used)) >> np.uint64(11)) / 2.0**53
+        ends = np.floor(ends / ends[:, -1:] * size[:, None] + offset[:, None]).astype(np.int64)
+        self._ends = ends  # of each group's rows in its part, which is sorted by group
+        self._starts = np.concatenate(([0], np.cumsum(size)))
+        each = np.diff(ends, axis=1, prepend=0)
+        self._before = np.concatenate((np.zeros((1, ends.shape[1]), np.int64),
+                                       np.cumsum(each, axis=0)))
+        self._seed = seed
+
+    def _place(self, place: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Times that all histograms have passed, number of the present one, place in its part."""
+        times, place = np.divmod(place, self._starts[-1])
+        part = np.searchsorted(self._starts, place, side="right") - 1
+        return times, part, place - self._starts[part]
+
+    def histogram(self, start: int, stop: int) -> np.ndarray:
+        """Number of the histogram that each place in [start, stop) is drawn by, int64 [n]."""
+        return self._place(np.arange(start, stop))[1]
+
+    def counts(self, position: int) -> np.ndarray:
+        """Rows drawn of each group before ``position``, int64 [groups]."""
+        times, part, place = self._place(np.asarray(position))
+        here = np.diff(np.minimum(self._ends[part], place), prepend=0)
+        found: np.ndarray = times * self._before[-1] + self._before[part] + here
+        return found
+
+    def draw(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Groups int64 [n] and rows within their group int64 [n] of places [start, stop)."""
+        times, part, place = self._place(np.arange(start, stop))
+        ends = self._ends[part]
+        groups = (ends <= place[:, None]).sum(axis=1)
+        first = np.where(groups > 0, ends[np.arange(len(groups)), groups - 1], 0)
+        ranks = times * self._before[-1, groups] + self._before[part, groups] + place - first
+        return groups, rows_of(groups, ranks, self.rows_per_group, self._seed)

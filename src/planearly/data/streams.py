@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from planearly.data.dataset import TokenDataset
 from planearly.data.pack import Rows
-from planearly.data.sample import Interleave, Sampler
+from planearly.data.sample import BlendSampler, Draws, Interleave
 
 
 @dataclass
@@ -48,11 +48,10 @@ class Stream(Protocol):
 
 
 class RowStream:
-    """Rows of one token dataset, drawn by group weights."""
+    """Rows of one token dataset, as a sampler draws them."""
 
-    def __init__(self, dataset: TokenDataset, rows: Rows, weights: np.ndarray, seed: int) -> None:
-        self.dataset, self.rows = dataset, rows
-        self.sampler = Sampler(np.diff(rows.group_offsets), weights, seed)
+    def __init__(self, dataset: TokenDataset, rows: Rows, sampler: Draws) -> None:
+        self.dataset, self.rows, self.sampler = dataset, rows, sampler
         self.context = dataset.context
 
     def batch(self, start: int, stop: int) -> Batch:
@@ -62,6 +61,15 @@ class RowStream:
         windows = [self.rows.windows[a:b] for a, b in zip(begin, end, strict=True)]
         inputs, targets = self.dataset.rows(windows)
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), groups)
+
+
+class BlendStream(RowStream):
+    """Rows whose group is the histogram that they were drawn by."""
+
+    sampler: BlendSampler
+
+    def batch(self, start: int, stop: int) -> Batch:
+        return replace(super().batch(start, stop), groups=self.sampler.histogram(start, stop))
 
 
 class MixedStream:

@@ -109,14 +109,16 @@ def projected_parameters(shape: Shape, projected: keys.Projected) -> int:
     return dense + bank + _mixing(shape, projected) + projected.experts * projected.embedding
 
 
-def projection_per_step(shape: Shape, projected: keys.Projected, clusters: int) -> int:
-    """Extra operations of the deferred projection per optimiser step with ``clusters`` in it.
+def projection_per_step(shape: Shape, projected: keys.Projected, groups: int) -> int:
+    """Extra operations of the deferred projection per optimiser step with ``groups`` in it, of
+    clusters or blends.
 
     One product makes the dense weights, one returns the bank's gradient and one the coefficients';
     the products with M and E are counted too.
     """
     bank = projected.rank * projected_weights(shape, projected)
-    return 3 * 2 * clusters * (bank + _mixing(shape, projected))
+    averages = 2 * 2 * groups * projected.experts * projected.embedding if projected.blends else 0
+    return 3 * 2 * groups * (bank + _mixing(shape, projected)) + averages
 
 
 def mixture_parameters(shape: Shape, experts: int) -> int:

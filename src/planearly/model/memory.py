@@ -114,10 +114,10 @@ def passes_bytes(job: Job, tokens: int) -> float:
     copies = 2.0 * weights if job.bf16 else 0.0  # of matrices, for the products
     slices = by_row = 0.0
     if job.projected:
-        experts = job.projected.experts
-        here = min(experts, max(tokens // shape.context, 1))
+        at_once = job.projected.at_once
+        here = min(at_once, max(tokens // shape.context, 1))
         weights_of_one = flops.projected_weights(shape, job.projected)
-        slices = 8.0 * weights_of_one * experts
+        slices = 8.0 * weights_of_one * at_once
         if job.device == "cpu":  # one matrix's copies and gradients, for every row of a microbatch
             by_row = 8.0 * d * shape.d_ff * max(tokens // shape.context, 1)
         else:

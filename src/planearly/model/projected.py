@@ -2,7 +2,9 @@
 
 The matrix l of expert i is W(l, i) = sum_r (E_i M(l))_r T(l)_r: one vector E_i per expert, one
 matrix M(l) and one bank of slices T(l) per projected matrix. Everything else (embeddings,
-attention, norms) is shared. Every training window runs through the expert of its own cluster.
+attention, norms) is shared. Every training window runs through the expert of its own cluster; or,
+of a network trained on blends (Soup-of-Experts, Ablin et al. 2025), through the average of the
+experts, weighted by the histogram over clusters that it was drawn by.
 
 Projecting an expert costs the operations of a handful of tokens but moves the whole bank through
 memory, so it is done once per optimiser step: one product makes the dense weights of all clusters
@@ -94,6 +96,10 @@ class Projected(nn.Module):
 
     ``body`` is the dense model. Its shared parameters are this module's own; in place of each
     projected one it holds a leaf tensor of the cluster selected last.
+
+    Attributes:
+        blends: float32 [n, k], histograms over clusters: then a row's group is the number of one,
+            and it trains the blend; None: a row's group is a cluster.
     """
 
     def __init__(self, shape: Shape, settings: keys.Projected, seed: int = 0,
@@ -129,8 +135,9 @@ class Projected(nn.Module):
             setattr(place, attribute, None)
             self._places.append((place, attribute))
         self._grouped = all(isinstance(place, GroupedLinear) for place, _ in self._places)
+        self.blends: Tensor | None = None
         self._slot: dict[int, int] = {}
-        self._here = torch.empty(0, dtype=torch.int64)
+        self._here = torch.empty(0)
         self._vectors = torch.empty(0)
         self._projections: list[_Projection] = []
         self.initialise(seed)
@@ -144,6 +151,11 @@ class Projected(nn.Module):
         bank = self.banks[_key(name)]
         assert isinstance(bank, Bank)
         return bank
+
+    def train_on(self, histograms: Tensor) -> Projected:
+        """Train the blends of these histograms [n, k] of any positive scale; returns itself."""
+        self.blends = (histograms / histograms.sum(1, keepdim=True)).float()
+        return self
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
@@ -188,24 +200,27 @@ class Projected(nn.Module):
         return np.array_split(np.argsort(groups, kind="stable"), math.ceil(len(groups) / rows))
 
     def begin(self, groups: np.ndarray) -> None:
-        """Project the experts of a step's clusters.
+        """Project the experts, or blends, of a step's groups.
 
         Raises:
             UserError: a row belongs to no cluster of this network.
         """
-        clusters = np.unique(groups)
-        if len(clusters) and not (clusters[0] >= 0 and clusters[-1] < len(self.experts)):
+        here = np.unique(groups)
+        count = len(self.experts if self.blends is None else self.blends)
+        if len(here) and not (here[0] >= 0 and here[-1] < count):
             raise UserError(
-                f"a training row is of cluster {clusters[0] if clusters[0] < 0 else clusters[-1]} "
-                f"and the projected network has experts 0 to {len(self.experts) - 1}: train it on "
+                f"a training row is of cluster {here[0] if here[0] < 0 else here[-1]} "
+                f"and the projected network has experts 0 to {count - 1}: train it on "
                 "generic text alone, clustered into as many clusters as it has experts"
             )
-        self._slot = {int(cluster): slot for slot, cluster in enumerate(clusters)}
-        self._here = parallel.send(torch.from_numpy(clusters), self.experts.device)
-        self.project(self.experts.detach()[self._here])
+        self._slot = {int(group): slot for slot, group in enumerate(here)}
+        number, experts = torch.from_numpy(here), self.experts.detach()
+        self._here = parallel.send(number if self.blends is None else
+                                   self.blends[number].to(experts.dtype), experts.device)
+        self.project(experts[self._here] if self.blends is None else self._here @ experts)
 
     def select(self, groups: np.ndarray) -> None:
-        """Let the body run rows of these clusters of the step, sorted, as ``microbatches`` does."""
+        """Let the body run rows of these groups of the step, sorted, as ``microbatches`` does."""
         assert np.all(np.diff(groups) >= 0)
         slots, counts = np.unique([self._slot[int(group)] for group in groups], return_counts=True)
         self.bind(int(slots[0]), counts)
@@ -214,7 +229,7 @@ class Projected(nn.Module):
     def end(self) -> None:
         """Return the gathered gradients to the bank, M and E."""
         gradient = self.return_gradients()
-        _add_gradient(self.experts,
+        _add_gradient(self.experts, self._here.T @ gradient if self.blends is not None else
                       torch.zeros_like(self.experts).index_copy(0, self._here, gradient))
 
     @torch.no_grad()

@@ -62,7 +62,7 @@ def calibrate(recipe: keys.Recipe, seconds: float = 60.0) -> Path:
     large = Shape.of(recipe.large, entries, recipe.context)
     plans: dict[str, tuple[Shape, Callable[[], Any], int]] = {
         "slm": (small, lambda: loop.Dense(Transformer(small)), 1),
-        "pn": (small, lambda: Projected(small, recipe.projected), recipe.projected.experts),
+        "pn": (small, lambda: Projected(small, recipe.projected), recipe.projected.at_once),
     }
     if large.d_model != small.d_model:
         plans["llm"] = (large, lambda: loop.Dense(Transformer(large)), 1)

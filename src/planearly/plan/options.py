@@ -351,7 +351,8 @@ def _pretraining(given: PlanInput, setting: Setting, method: Method,
     own = setting.own_share(method)
     left = given.specialization_hours
     if left is not None:
-        left = max(left - finetuning.device_hours, 0.0)
+        after = finetuning + model.expert_choice(setting, method)
+        left = max(left - after.device_hours, 0.0)
     if method is ADAPTED:  # adapting needs no more than training afresh would
         least = 0.0
     elif method.per_domain:

@@ -28,7 +28,15 @@ from planearly.methods import Method
 from planearly.model import flops
 from planearly.stages import checkpoint, corpus, training
 from planearly.stages.folder import Run
-from planearly.stages.pretrain import BEGUN, Network, begin_at, dense, epochs, per_token
+from planearly.stages.pretrain import (
+    BEGUN,
+    Network,
+    begin_at,
+    dense,
+    epochs,
+    per_token,
+    stream_of,
+)
 from planearly.train import loop, optim, state
 from planearly.train.steps import adapted_steps, planned_steps, rows_per_step
 
@@ -120,14 +128,15 @@ def plateau(run: Run, row: Method, packed: Path, weights: np.ndarray,
               "steps": before, "of": steps, "seed": recipe.seed,
               **(network.settings if network else {}),
               **training.rate_settings(recipe, shape, origin)}
-    inputs = {"rows": packed, **({"start": origin} if origin else {})}
+    inputs = {"rows": packed, **(network.inputs if network else {}),
+              **({"start": origin} if origin else {})}
 
     def build(folder: Path) -> dict[str, Any]:
         rate = training.rates(recipe, steps, shape, origin)
         if rate.schedule == "wsd":  # as it is before the decay
             rate = replace(rate, schedule="constant")
         model = network.make() if network else dense(run, shape, origin)
-        stream = training.generic_stream(run, packed, weights)
+        stream = stream_of(run, packed, weights, network)
         outcome = loop.train(model, stream, before, recipe.pretrain, folder, name=name,
                              optimizer=rate, branches={before})
         rows = rows_per_step(recipe.pretrain.batch_tokens, recipe.context)

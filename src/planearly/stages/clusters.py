@@ -11,6 +11,7 @@ import numpy as np
 
 from planearly.cluster import embed, histogram, importance, kmeans, shared
 from planearly.cluster.assign import assign_windows
+from planearly.cluster.blends import random_histograms
 from planearly.data.dataset import TokenDataset
 from planearly.data.pack import Rows, pack_rows
 from planearly.data.sample import Sampler
@@ -21,6 +22,9 @@ from planearly.progress import say
 from planearly.stages import corpus
 from planearly.stages.folder import Run, facts, once
 from planearly.train.steps import generic_rows
+
+BLENDS = 4096
+"""Random histograms over clusters that a projected network is trained on, over and over."""
 
 
 def finest(run: Run) -> int:
@@ -235,6 +239,29 @@ def generic_counts(run: Run, k: int) -> np.ndarray | None:
         return read_array(brought / "bundle" / f"rows-{k}.npy")
     experts = bundles.Clusters.load(brought / "bundle")
     return experts.counts if len(experts.counts) == k else None
+
+
+@once
+def blends(run: Run, k: int) -> Path:
+    """Random histograms over k clusters that a projected network is trained on the blends of.
+
+    ``histograms.npy`` float64 [n, k].
+    """
+    packed, assigned = rows(run, k), clusters(run)
+
+    def build(folder: Path) -> dict[str, Any]:
+        dataset, windows = TokenDataset(corpus.generic(run)), Rows.load(packed).windows
+        made = random_histograms(
+            read_array(assigned / f"assignment-{k}.npy")[windows],
+            np.asarray(dataset.windows["length"][windows], np.float64) / dataset.context,
+            dataset.windows["document"][windows], k, BLENDS, run.recipe.seed)
+        write_array(folder / "histograms.npy", made)
+        entropy = -(made * np.log(np.maximum(made, 1e-300))).sum(1)
+        return {"entropy": {"mean": float(entropy.mean()), "least": float(entropy.min()),
+                            "most": float(entropy.max())}}
+
+    return run.stage(f"blends/k{k}", {"k": k, "blends": BLENDS, "seed": run.recipe.seed},
+                     {"rows": packed, "clusters": assigned}, build)
 
 
 @once

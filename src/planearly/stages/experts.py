@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from planearly import config, keys, methods, parallel, tensors
@@ -29,6 +30,7 @@ from planearly.progress import say
 from planearly.stages import adapt, checkpoint, clusters, corpus, finetune, pretrain, training
 from planearly.stages.folder import Run, facts, once
 from planearly.train import loop, optim
+from planearly.train.steps import rows_per_step
 
 
 def count(recipe: keys.Recipe, method: str) -> int:
@@ -47,6 +49,11 @@ def check(recipe: keys.Recipe, method: str) -> None:
     if count(recipe, method) not in recipe.cluster.k:
         raise UserError(f"recipe key '{place}' is {count(recipe, method)}, one expert per cluster: "
                         f"it must be among 'cluster.k', {recipe.cluster.k}")
+    rows = rows_per_step(recipe.pretrain.batch_tokens, recipe.context)
+    if _projects(method) and recipe.projected.blends > rows:
+        raise UserError(f"recipe key 'projected.blends' is {recipe.projected.blends}, and a step "
+                        f"has {rows} rows ('pretrain.batch_tokens' over 'context'): each blend "
+                        "needs one at least")
     alone = recipe.mixture.expert
     if not _projects(method) and alone is not None and not 0 <= alone < recipe.mixture.experts:
         raise UserError(f"recipe key 'mixture.expert' is {alone}; the experts are 0 to "
@@ -67,25 +74,37 @@ def trained_rows(run: Run, method: str) -> tuple[Path, np.ndarray]:
 
 
 def pretrained_projected(run: Run, method: str) -> Path:
-    """The projected network on the generic corpus, every row through its cluster's expert; of a
-    method that adapts, at the end of its constant rate."""
+    """The projected network on the generic corpus, every row through its cluster's expert or the
+    blend that it was drawn for; of a method that adapts, at the end of its constant rate."""
     settings = run.recipe.projected
     row = methods.find(method)
     shape = training.shape_of(run, row.large)
     assert isinstance(shape, Shape)  # as model.starts has checked
     packed, weights = trained_rows(run, method)
 
+    blends = clusters.blends(run, len(weights)) if settings.blends else None
+
+    def histograms() -> np.ndarray:
+        assert blends is not None
+        return read_array(blends / "histograms.npy", mapped=False)
+
     def network() -> Projected:
         begun = checkpoint.checkpoint(run, row.large)
         if begun is None:
-            return Projected(shape, settings, run.recipe.seed)
-        path = begun / loop.FINAL
-        return Projected.from_dense(
-            tensors.load_tensors(path)[0], shape, settings, run.recipe.seed, str(path))
+            made = Projected(shape, settings, run.recipe.seed)
+        else:
+            path = begun / loop.FINAL
+            made = Projected.from_dense(
+                tensors.load_tensors(path)[0], shape, settings, run.recipe.seed, str(path))
+        return made.train_on(torch.from_numpy(histograms())) if blends else made
 
+    depends = {**asdict(settings), "tune_vector": False}  # a later stage's
+    if not blends:
+        del depends["blends"]  # which older versions did not have
     whole = pretrain.Network(
-        network, flops.projection_per_step(shape, settings, len(weights)),
-        {"projected": {**asdict(settings), "tune_vector": False}})  # a later stage's
+        network, flops.projection_per_step(shape, settings, settings.at_once),
+        {"projected": depends}, {"blends": blends} if blends else {},
+        (lambda: training.blend_stream(run, packed, histograms())) if blends else None)
     adapting = row if row.adapts else adapt.adapting(run.recipe, row.pretraining())
     begins = adapt.plateau(run, adapting, packed, weights, whole) if adapting else None
     if row.adapts:
@@ -201,6 +220,10 @@ def chosen(run: Run, method: str, name: str) -> Path:
         if not _projects(method) and recipe.expert == "blend":
             say("  warning: the average of a mixture's weights was measured to be worse than its "
                 "best expert; 'expert=lowest-loss' is the default")
+
+        if recipe.projected.blends and _projects(method) and recipe.expert != "blend":
+            say("  warning: the network was trained on blends of its experts, which 'expert=blend' "
+                "makes one of for the domain; a single expert is the rarest of them")
 
         def loss(dense: Transformer) -> float:
             bf16 = bf16_is_fast(dense.embed.weight.device)

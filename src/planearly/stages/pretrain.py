@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from planearly import keys, parallel, tensors
-from planearly.data.streams import MixedStream, Stream
+from planearly.data.streams import MixedStream, RowStream, Stream
 from planearly.files import atomic_write, read_json, write_json
 from planearly.model import flops, outside
 from planearly.model.outside import AnyShape
@@ -35,12 +35,15 @@ class Network:
     Attributes:
         make: with fresh weights, or begun as the recipe's checkpoint.
         flops_per_step: beside those of its tokens.
-        settings: what the result depends on beside a dense model's.
+        settings, inputs: what the result depends on beside what a dense model's does.
+        stream: of its rows, in place of the one by the groups' weights.
     """
 
     make: Callable[[], loop.Trainable]
     flops_per_step: float
-    settings: dict[str, Any]
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+    stream: Callable[[], RowStream] | None = None
 
 
 def pretrain(
@@ -77,7 +80,7 @@ def pretrain(
     values |= training.rate_settings(recipe, shape, origin)
     if origin:
         inputs = {**(inputs or {}), "start": origin}
-    inputs = {"rows": packed, **(inputs or {})}
+    inputs = {"rows": packed, **(network.inputs if network else {}), **(inputs or {})}
     others = {planned_steps(recipe, share_of_steps, tokens)
               for tokens in recipe.pretrain.branch_tokens}
 
@@ -95,7 +98,7 @@ def pretrain(
         begun = read_json(folder / BEGUN) if (folder / BEGUN).exists() else None
         branches = {branching_step(recipe.pretrain.optimizer, steps, n) for n in others}
         model = network.make() if network else dense(run, shape, origin)
-        generic = training.generic_stream(run, packed, weights)
+        generic = stream_of(run, packed, weights, network)
         stream: Stream = generic
         if share and domain:
             own, _ = training.domain_stream(run, domain)
@@ -120,6 +123,12 @@ def dense(run: Run, shape: AnyShape, origin: Path | None) -> loop.Dense:
     """A dense model to pretrain: fresh, or the recipe's checkpoint ``origin``."""
     return loop.Dense(training.load_model(origin) if origin
                       else outside.build(shape, run.recipe.seed))
+
+
+def stream_of(run: Run, packed: Path, weights: np.ndarray, network: Network | None) -> RowStream:
+    """The generic rows of a pretraining."""
+    return network.stream() if network and network.stream \
+        else training.generic_stream(run, packed, weights)
 
 
 def per_token(shape: AnyShape, network: Network | None, outcome: loop.Outcome) -> float:

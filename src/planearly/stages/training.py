@@ -15,7 +15,8 @@ from planearly import keys, parallel, tensors
 from planearly.cost import ledger
 from planearly.data.dataset import TokenDataset
 from planearly.data.pack import Rows, pack_rows
-from planearly.data.streams import RowStream
+from planearly.data.sample import BlendSampler, Sampler
+from planearly.data.streams import BlendStream, RowStream
 from planearly.errors import UserError
 from planearly.evaluate.perplexity import mean_nll
 from planearly.files import read_array, read_json
@@ -27,6 +28,7 @@ from planearly.stages import clusters, corpus
 from planearly.stages.folder import Run, facts
 from planearly.train import arithmetic, loop, metrics, optim
 from planearly.train.objective import Objective
+from planearly.train.steps import rows_per_step
 
 ADAPTERS = "adapters"
 Validate = Callable[[AnyModel], float]
@@ -63,9 +65,18 @@ def rate_settings(recipe: keys.Recipe, shape: AnyShape, origin: Path | None) -> 
 
 def generic_stream(run: Run, packed: Path, weights: np.ndarray) -> RowStream:
     """Rows of the generic corpus by group weights."""
-    return RowStream(
-        TokenDataset(corpus.generic(run)), Rows.load(packed), weights, clusters.sampler_seed(run)
-    )
+    rows = Rows.load(packed)
+    return RowStream(TokenDataset(corpus.generic(run)), rows, Sampler(
+        np.diff(rows.group_offsets), weights, clusters.sampler_seed(run)))
+
+
+def blend_stream(run: Run, packed: Path, histograms: np.ndarray) -> BlendStream:
+    """Rows of the generic corpus by ``projected.blends`` histograms [n, groups] in a step."""
+    rows, recipe = Rows.load(packed), run.recipe
+    return BlendStream(TokenDataset(corpus.generic(run)), rows, BlendSampler(
+        np.diff(rows.group_offsets), histograms,
+        rows_per_step(recipe.pretrain.batch_tokens, recipe.context), recipe.projected.blends,
+        clusters.sampler_seed(run)))
 
 
 def domain_stream(run: Run, name: str) -> tuple[RowStream, int]:
@@ -74,7 +85,8 @@ def domain_stream(run: Run, name: str) -> tuple[RowStream, int]:
     member = np.full(len(dataset), -1)
     member[used] = 0
     packed = pack_rows(dataset.windows["length"], member, 1, dataset.context, run.recipe.seed)
-    return RowStream(dataset, packed, np.ones(1), run.recipe.seed * 2 + 2), len(packed)
+    sampler = Sampler(np.diff(packed.group_offsets), np.ones(1), run.recipe.seed * 2 + 2)
+    return RowStream(dataset, packed, sampler), len(packed)
 
 
 def validator(run: Run, name: str) -> Validate:
