@@ -107,7 +107,7 @@ def compared(given: PlanInput, setting: Setting, a: Row,
     whose qualities no rule compares: at the tokens that are planned for them.
     """
     of, other = method_of(a.method), method_of(b.method)
-    if (of.adapts is None) != (other.adapts is None):
+    if of.adapts or other.adapts:
         return None
     if of.per_domain == other.per_domain or CHECKPOINT in (a.method, b.method):
         return (a.cost, b.cost), "the tokens planned"
