@@ -61,6 +61,9 @@ def test_overrides_reach_every_depth(recipe):
     ("cluster.nested=maybe", "should be true or false"), ("lora.alpha=inf", "finite"),
     ("lora.alpha=1e999", "finite"), ("finetune.patience=0", "between 1 and"),
     ("pretrain.optimizer.lr=-1", "above 0"), ("tokenizer={a: {b: c}}", "'tokenizer.a'"),
+    ("generic=[a, s3://b/c]", "'generic' is s3://b/c; it must be on this machine or hf://N"),
+    ("domains=[gs://b]", "gs:// is not supported"), ("start=https://hf.co/a/b", "https:// is not"),
+    ("domains_root=hf://a/b", "on this machine: hf:// is not supported"),
     ("=3", "unknown recipe key ''"), ("model.layers.x=3", "'layers' is not a section"),
 ])
 def test_a_bad_setting_is_one_sentence(recipe, setting, sentence):
@@ -131,7 +134,7 @@ def test_texts_stay_as_typed_on_the_command_line(text):
     assert made.domains == [text, "x", text]
     assert config.override({}, [f"data.text_field={text}"]).data.text_field == text
     if text != "null":
-        assert config.override({}, [f"domains_root={text}"]).domains_root == text
+        assert config.override({}, [f"start={text}"]).start == text
         assert config.override({}, [f"domains={text}"]).domains == [text]
 
 

@@ -280,13 +280,19 @@ def generate(
 def recipes(
     reference: Annotated[bool, typer.Option(help="print the reference of every key")] = False,
 ) -> None:
-    """The recipes that come along, and what a recipe may hold."""
+    """The recipes and the corpora that have names, and what a recipe may hold."""
     if reference:
         print(config.reference())
         return
     for path in sorted(config.recipes_folder().glob("*.yaml")):
         first = path.read_text("utf-8").splitlines()[0]
         print(f"{path.stem:16} {first.removeprefix('#').strip()}")
+    from planearly.data import corpora
+    from planearly.units import short
+
+    print("\ngeneric=[...] takes these corpora by name:")
+    for name, corpus in corpora.TABLE.items():
+        print(f"{name:16} {short(corpus.tokens)} tokens, {corpus.licence}; {corpus.entry}")
 
 
 @app.command()

@@ -24,7 +24,8 @@ def section(meaning: str, factory: Any) -> Any:
 @dataclass(frozen=True)
 class Data:
     text_field: str = key("field of a JSONL or Parquet record that holds the text", "text")
-    source_field: str = key("field that names the record's source, if there is one", "source")
+    source_field: str = key("field that names the record's source, if there is one (a.b: field "
+                            "b of a)", "source")
     max_bad_share: float = key("stop when more than this share of records is unreadable", 0.01)
     max_tokens: int | None = key("use a fair sample of so many tokens of the generic corpus (null: "
                                  "all)", None)
@@ -222,8 +223,8 @@ class Study:
 class Recipe:
     name: str = key("shown in reports", "recipe")
     seed: int = key("of the split, the sampler and the weights", 0)
-    generic: list[str] = key("files, folders, globs or hf://NAME of the generic corpus; or pydocs",
-                             [])
+    generic: list[str] = key("files, folders, globs, hf://NAME or a corpus by name (c4, fineweb, "
+                             "fineweb-edu, dclm, pile) of generic text; or pydocs", [])
     bundle: str | None = key("specialise from this pretrained slm-pn or slm-mix, offline; or "
                              "count by these clusters", None)
     start: str | None = key("begin the small model, or every expert, as this model: a folder, or "

@@ -85,10 +85,11 @@ def test_the_commit_is_resolved_once(monkeypatch):
 
     def load(name, configuration, revision, **more):
         asked.append((name, configuration, revision))
-        return Streamed()
+        return SimpleNamespace(as_streaming_dataset=lambda split: Streamed(),
+                               config=SimpleNamespace(data_files=None))
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    monkeypatch.setattr("datasets.load_dataset", load)
+    monkeypatch.setattr("datasets.load_dataset_builder", load)
     hub._load.cache_clear()
     pinned: dict = {}
     units = resolve(["hf://org/set/de"], pinned)
@@ -120,7 +121,7 @@ def test_a_shard_that_breaks_is_one_sentence_that_says_why(monkeypatch):
             yield {"text": "one"}
             raise RuntimeError("\n no route\nto host")
 
-    monkeypatch.setattr(hub, "_load", lambda entry, revision: Broken())
+    monkeypatch.setattr(hub, "_load", lambda entry, revision: hub.Loaded(Broken(), []))
     with pytest.raises(UserError, match=r"after row 1 \(no route\)"):
         list(hub.records(hub.Unit("hf://x", "hub"), ["text"]))
 

@@ -413,3 +413,12 @@ def test_local_hugging_face_datasets(tmp_path):
         resolve([f"hf://{tmp_path / 'absent'}"])
     with pytest.raises(UserError, match="should be hf://NAME"):
         resolve(["hf://"])
+
+
+def test_a_source_may_stand_inside_another_field(tmp_path):
+    records = [{"text": "a", "meta": {"set": "x"}}, {"text": "b", "meta": None}]
+    (tmp_path / "lines.jsonl").write_bytes(lines(*records, {"text": "c", "meta.set": "z"}))
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "table.parquet")
+    for name, found in (("lines.jsonl", ["x", "lines", "z"]), ("table.parquet", ["x", "table"])):
+        documents, _ = read(tmp_path / name, data=keys.Data(source_field="meta.set"))
+        assert [document.source for document in documents] == found

@@ -41,6 +41,13 @@ def test_the_command_prints_text_and_writes_recipes(tmp_path: Path) -> None:
         path.name for path in (tmp_path / "plan").iterdir()}
 
 
+def test_a_corpus_is_known_by_its_name() -> None:
+    asked = [{"150B": "c4"}.get(word, word) for word in ASKED]
+    found = json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)
+    assert yaml.safe_load(found["recipes"]["slm"])["generic"] == ["c4"]
+    assert inputs.tokens("c4", "--generic-tokens") == 156 * 10**9
+
+
 def test_money_is_hours_at_the_price() -> None:
     asked = [a for a in ASKED if a not in ("--generic-hours", "650")]
     result = CliRunner().invoke(app, [*asked, "--generic-money", "$1300", "--price", "2", "--json"])

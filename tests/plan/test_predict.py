@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from planearly import config
 from planearly.cli import app
 from planearly.cost import devices
+from planearly.data import corpora
 from planearly.plan import recipes
 from planearly.plan.options import PlanInput
 from planearly.plan.predict import predict
@@ -35,6 +36,24 @@ def test_a_planned_recipe_costs_what_the_plan_says(
         # steps are whole
         assert found["device_hours"] == pytest.approx(planned.device_hours, rel=0.005), method
         assert found["tokens"] == pytest.approx(planned.tokens, rel=0.005), method
+
+
+def test_of_a_corpus_by_name_a_plan_tells_what_is_downloaded() -> None:
+    def downloads(*settings: str) -> dict[str, float]:
+        recipe = config.load("slm-126m", ["spec_tokens=1M", "domains=[a]", *settings])
+        found = predict(recipe, devices.find("a100"))["corpora"]
+        return {corpus["corpus"]: corpus["downloads"] for corpus in found}
+
+    assert downloads() == {}  # it names a dataset, of which a plan knows nothing
+    for name, corpus in corpora.TABLE.items():
+        one = [f"generic=[{name}]", "tokenizer.path=x"]
+        assert downloads(*one) == {name: corpus.download}
+        part = downloads(*one, "data.max_tokens=100M")[name]
+        assert part == pytest.approx(3.2e9 * corpus.download / corpus.text)
+        sampled = downloads(one[0], "data.max_tokens=100M", "tokenizer.sample_bytes=10M")[name]
+        assert sampled == pytest.approx(part * 3.4 / 3.2)
+    both = downloads("generic=[c4,dclm]", "data.max_tokens=1B", "tokenizer.path=x")
+    assert sum(both.values()) < 15e9 and both["dclm"] > both["c4"]
 
 
 def stages_of(*settings: str) -> dict[str, dict[str, Any]]:

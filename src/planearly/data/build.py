@@ -53,6 +53,7 @@ def tokenize_corpus(units: list[Unit], tokenizer: Path, context: int, settings: 
     """
     executor = executor or Local()
     part = subset(units, max_tokens)
+    units = [unit for unit in units if part is None or part.most(unit) is not None]
     work = jobs(units, tokenizer, settings, out, part)
     key = files.digest([[job.key for job in work], context, max_tokens])
     if (out / "dataset.json").is_file():

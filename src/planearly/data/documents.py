@@ -81,6 +81,7 @@ class Unit:
     shard: tuple[int, int] = (0, 1)
     keep: HashRange | Section | None = None
     revision: str = ""  # of a dataset on the hub: its commit
+    source_field: str = ""  # that names a record's source; empty: the recipe's
 
     def to_json(self) -> dict[str, Any]:
         """The unit as :meth:`from_json` reads it."""
@@ -95,10 +96,14 @@ class Unit:
     @property
     def text_bytes(self) -> float:
         """About how much text it holds: a guess, if it is packed or its size is not known."""
-        if self.kind == "hub" and not self.size:
-            return _UNKNOWN
-        packed = self.kind == "parquet" or self.path.lower().endswith((".gz", ".zst"))
-        return self.size * (_PACKED if packed else 1.0)
+        if self.kind == "hub":
+            return self.size or _UNKNOWN
+        return unpacked(self.path, self.size)
+
+
+def unpacked(path: str, size: int) -> float:
+    """About how many bytes of text a file of ``size`` bytes holds, by its name."""
+    return size * (_PACKED if path.lower().endswith((".gz", ".zst", ".parquet")) else 1.0)
 
 
 def grouped(units: Sequence[Unit]) -> list[list[tuple[int, Unit]]]:

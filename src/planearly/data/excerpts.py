@@ -20,6 +20,7 @@ from typing import Any
 from planearly import files, keys
 from planearly.data.documents import Problems, Unit, grouped
 from planearly.data.readers import read_documents
+from planearly.data.subset import head
 from planearly.data.text import pieces
 from planearly.engine.local import Local
 from planearly.engine.work import Advance, Executor, Shard, Work
@@ -45,10 +46,11 @@ def draw(units: list[Unit], settings: keys.Data, n_bytes: int, problems: Problem
     Raises:
         UserError: a damaged file; too many bad records; a full disk.
     """
-    share = n_bytes / max(sum(unit.text_bytes for unit in units), 1)
-    below = min(int(_LIKELY * share * _END), _END)
+    read = read_share(units, n_bytes)
+    units = [unit for unit in units if head(unit, read) is not None]
+    below = min(int(_LIKELY * read / READ_AHEAD * _END), _END)
     while True:
-        shards = _shards(units, settings, READ_AHEAD * share, below, folder)
+        shards = _shards(units, settings, read, below, folder)
         found = (executor or Local()).map(Work(
             "sampling text for the tokenizer", "MB", hand_over, shards, small=_SMALL,
             known=all(unit.size for unit in units if unit.kind == "hub")))
@@ -61,6 +63,11 @@ def draw(units: list[Unit], settings: keys.Data, n_bytes: int, problems: Problem
     first = _first(_handed_over(shards), n_bytes)
     shutil.rmtree(folder, ignore_errors=True)
     return first
+
+
+def read_share(units: list[Unit], n_bytes: int) -> float:
+    """Share of the text on the hub that is read to draw ``n_bytes`` (1 and more: all of it)."""
+    return READ_AHEAD * n_bytes / max(sum(unit.text_bytes for unit in units), 1)
 
 
 def _shards(units: list[Unit], settings: keys.Data, read: float, below: int,
@@ -82,7 +89,7 @@ def hand_over(item: dict[str, Any], advance: Advance) -> dict[str, Any]:
     problems = Problems(settings.max_bad_share)
     with files.atomic_write(Path(item["out"]), "w") as out:
         for unit in map(Unit.from_json, item["units"]):
-            left = item["read"] * unit.text_bytes if unit.kind == "hub" else float("inf")
+            left = (head(unit, item["read"]) or 0.0) if unit.kind == "hub" else float("inf")
             share = min(item["read"], 1.0) if unit.kind == "hub" else 1.0
             for document in read_documents(unit, settings, problems):
                 for piece in pieces(document.text, _PIECE):

@@ -12,14 +12,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
-from planearly.data.documents import Unit, printable
+from planearly.data.documents import Unit, printable, unpacked
 from planearly.errors import UserError, brief
 from planearly.files import digest
+
+BUFFER = 1 << 17  # bytes
+_WEIGHED = 100  # files of a dataset at most that are asked for their size
+
+
+class Loaded(NamedTuple):
+    """A streamed dataset, and the files of it."""
+
+    dataset: Any
+    files: list[str]
 
 
 def resolve(entry: str, pinned: dict[str, Any] | None = None) -> list[Unit]:
@@ -32,25 +43,52 @@ def resolve(entry: str, pinned: dict[str, Any] | None = None) -> list[Unit]:
         UserError: `datasets` is not installed; no such dataset, configuration or split; the hub
             cannot be reached.
     """
-    path, _, split = _parse(entry)
+    path, *_ = _parse(entry)
     if _local(path):
         found = [(str(p.relative_to(path)), (s := p.stat()).st_size, s.st_mtime_ns)
                  for p in sorted(Path(path).rglob("*")) if p.is_file()]
-        facts = {"revision": digest(found), "size": sum(size for _, size, _ in found),
-                 "shards": max(1, _load(entry, digest(found)).num_shards)}
+        facts = _facts(entry, digest(found))
     else:
         pinned = {} if pinned is None else pinned
         if entry not in pinned:
-            revision = _commit(entry, path)
-            dataset = _load(entry, revision)
-            splits = getattr(dataset.info, "splits", None) or {}
-            size = getattr(splits.get(split), "num_bytes", 0) if split in splits else 0
-            pinned[entry] = {"revision": revision, "size": size or 0,
-                             "shards": max(1, dataset.num_shards)}
+            pinned[entry] = _facts(entry, _commit(entry, path))
         facts = pinned[entry]
     shards = facts["shards"]
     unit = Unit(entry, "hub", facts["size"] // shards, revision=facts["revision"])
     return [dataclasses.replace(unit, shard=(number, shards)) for number in range(shards)]
+
+
+def name_of(entry: str) -> str:
+    """The dataset's name, or its folder's, without configuration and split."""
+    path, *_ = _parse(entry)
+    return Path(path).name if _local(path) else path
+
+
+def _facts(entry: str, revision: str) -> dict[str, Any]:
+    """What is pinned of a dataset; ``size`` is that of its text in bytes, 0 where nobody knows."""
+    dataset, files = _load(entry, revision)
+    path, _, split = _parse(entry)
+    splits = getattr(dataset.info, "splits", None) or {}
+    size = getattr(splits.get(split), "num_bytes", 0) if split in splits else 0
+    return {"revision": revision, "size": size or round(_size(path, files, revision)),
+            "shards": max(1, dataset.num_shards)}
+
+
+def _size(path: str, files: list[str], revision: str) -> float:
+    """Bytes of text in a dataset's files, about, from a hundred of them; 0 where nobody knows."""
+    some = files[::max(len(files) // _WEIGHED, 1)][:_WEIGHED]
+    if _local(path):
+        sizes = {name: Path(name).stat().st_size for name in some}
+    else:
+        from huggingface_hub import HfApi
+
+        names = [name.partition(f"@{revision}/")[2] for name in some]
+        try:
+            found = HfApi().get_paths_info(path, names, revision=revision, repo_type="dataset")
+        except Exception:  # nothing but an estimate
+            return 0.0
+        sizes = {each.path: getattr(each, "size", 0) for each in found}
+    return sum(unpacked(*each) for each in sizes.items()) * len(files) / max(len(sizes), 1)
 
 
 def _commit(entry: str, name: str) -> str:
@@ -66,14 +104,19 @@ def _commit(entry: str, name: str) -> str:
 def records(unit: Unit, columns: list[str]) -> Iterator[dict[str, Any]]:
     """The records of one shard, with those of ``columns`` that there are.
 
+    Args:
+        columns: the text's first; ``a.b`` is what column ``a`` holds under ``b``.
+
     Raises:
         UserError: a record that cannot be read, or a connection that broke; with shard and row.
     """
-    dataset = _load(unit.path, unit.revision)
+    dataset = _load(unit.path, unit.revision).dataset
     number, shards = unit.shard
     if shards > 1:
         dataset = dataset.shard(num_shards=shards, index=number)
-    wanted = [name for name in dict.fromkeys(columns) if name in (dataset.column_names or [])]
+    known = dataset.column_names or []
+    wanted = list(dict.fromkeys(each for name in columns
+                                for each in (name, name.partition(".")[0]) if each in known))
     if columns[0] in wanted:
         dataset = dataset.select_columns(wanted)
     row = 0
@@ -108,13 +151,17 @@ def _local(path: str) -> bool:
 
 
 @functools.lru_cache(maxsize=8)
-def _load(entry: str, revision: str) -> Any:
-    """The streamed dataset as of a commit (of a local one: of what lay there then)."""
+def _load(entry: str, revision: str) -> Loaded:
+    """A dataset as of a commit (of a local one: of what lay there then)."""
     try:
         import datasets
     except ImportError as error:
         raise UserError(f"{entry} needs the package 'datasets': pip install planearly[hub]"
                         ) from error
+    from fsspec.compression import register_compression
+
+    # fsspec's own needs another package, and reads the first frame of several alone
+    register_compression("zstd", zstd_reader, "zst", force=True)
     path, configuration, split = _parse(entry)
     local = _local(path)
     if local and not Path(path).is_dir():
@@ -128,12 +175,22 @@ def _load(entry: str, revision: str) -> Any:
                 if split not in stored:
                     raise UserError(f"{entry} has no split '{split}'; it has {', '.join(stored)}")
                 stored = stored[split]
-            return stored.to_iterable_dataset()
-        return datasets.load_dataset(path, configuration, split=split, streaming=True, **at)
+            return Loaded(stored.to_iterable_dataset(),
+                          [file["filename"] for file in stored.cache_files])
+        builder = datasets.load_dataset_builder(path, configuration, **at)
+        return Loaded(builder.as_streaming_dataset(split=split),
+                      list((builder.config.data_files or {}).get(split) or []))
     except UserError:
         raise
     except Exception as error:  # datasets raises what its readers, and theirs, raise
         raise _misnamed(entry, at) or _unreadable(entry, error) from error
+
+
+def zstd_reader(file: IO[bytes], mode: str = "r") -> IO[bytes]:
+    """The unpacked bytes of a zstd file of any number of frames."""
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.CompressedInputStream(file, "zstd"), BUFFER)
 
 
 def _misnamed(entry: str, at: dict[str, str]) -> UserError | None:

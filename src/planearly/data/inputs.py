@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import glob
 import os
 import re
 import stat
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from planearly.data import hub
+from planearly.data import corpora, hub
 from planearly.data.documents import Unit, printable
 from planearly.data.readers import KNOWN, kind_of
 from planearly.errors import UserError
@@ -20,7 +22,8 @@ from planearly.progress import say
 
 
 def resolve(paths: list[str], pinned: dict[str, Any] | None = None) -> list[Unit]:
-    """The input files behind files, folders, globs and ``hf://NAME[/CONFIG][:SPLIT]`` names.
+    """The input files behind files, folders, globs, ``hf://NAME[/CONFIG][:SPLIT]`` names and
+    corpora by name (:mod:`planearly.data.corpora`).
 
     Folders are searched to the bottom, sorted (:func:`folder_files`). A file named twice is read
     once.
@@ -35,6 +38,11 @@ def resolve(paths: list[str], pinned: dict[str, Any] | None = None) -> list[Unit
         raise UserError("no documents are named: give files, folders, globs or hf://NAME")
     units: dict[str, Unit] = {}
     for entry in paths:
+        if (corpus := corpora.TABLE.get(entry)) and not os.path.lexists(entry):
+            _tell(f"{entry} is the corpus {corpus.entry}, {corpus.licence}")
+            units.update((f"{corpus.entry}#{u.shard[0]}", replace(
+                u, source_field=corpus.source_field)) for u in hub.resolve(corpus.entry, pinned))
+            continue
         if entry.startswith("hf://"):
             units.update((f"{entry}#{u.shard[0]}", u) for u in hub.resolve(entry, pinned))
             continue
@@ -87,7 +95,9 @@ def _files(entry: str) -> list[Path]:
         found += known_files([match for match in matches if not match.is_dir()], entry)
         found.sort()
     else:
-        raise UserError(f"{entry} does not exist: check the path")
+        near = difflib.get_close_matches(entry, corpora.TABLE, 1, 0.7)
+        raise UserError(f"{entry} does not exist: check the path"
+                        + (f", or did you mean the corpus '{near[0]}'?" if near else ""))
     if not found:
         raise UserError(f"{entry} holds no documents: no file there is {KNOWN}")
     return found

@@ -30,7 +30,6 @@ _KINDS: dict[str, Kind] = {".jsonl": "lines", ".ndjson": "lines", ".json": "line
 _CODECS = (".gz", ".zst")
 KNOWN = ".jsonl, .json, .parquet, .txt or .md (all but Parquet also as .gz or .zst)"
 
-_BUFFER = 1 << 17  # bytes
 _MOST_WHOLE = 1 << 27  # bytes of a file that is read as one JSON value
 _MOST_NAME = 200  # characters of a source's name
 _MEND = "copy or download it again, or leave the file out"
@@ -96,7 +95,7 @@ def read_documents(unit: Unit, settings: keys.Data, problems: Problems) -> Itera
                 problems.left_out += 1
                 continue
             n_bytes = len(text.encode())
-        source = record.get(settings.source_field)
+        source = _inside(record, unit.source_field or settings.source_field)
         named = isinstance(source, str) and source != ""
         yield Document(text, printable(source[:_MOST_NAME] if named else _source(unit)), file, line,
                        n_bytes)
@@ -114,6 +113,14 @@ def _objection(record: Any, text_field: str) -> str:
     return ""
 
 
+def _inside(record: Any, name: str) -> Any:
+    """A record's field, or ``a.b``: what its field ``a`` holds under ``b``; None: no such."""
+    if not isinstance(record, dict) or name in record:
+        return record.get(name) if isinstance(record, dict) else None
+    outer, _, inner = name.partition(".")
+    return _inside(record.get(outer), inner) if inner else None
+
+
 def _type_name(value: Any) -> str:
     names = {dict: "object", list: "list", str: "text", bool: "truth value", type(None): "null",
              int: "number", float: "number"}
@@ -121,7 +128,9 @@ def _type_name(value: Any) -> str:
 
 
 def _source(unit: Unit) -> str:
-    """Records count under their file's name, text files under their folder's."""
+    """Records count under their file's or dataset's name, text files under their folder's."""
+    if unit.kind == "hub":
+        return hub.name_of(unit.path)
     path = Path(unit.path)
     return path.absolute().parent.name if unit.kind == "text" else path.name.split(".")[0]
 
@@ -130,7 +139,7 @@ def _records(unit: Unit, settings: keys.Data,
              problems: Problems) -> Iterator[tuple[str, int, Any]]:
     """(file, line, record) of everything in a unit that could be parsed."""
     if unit.kind == "hub":
-        columns = [settings.text_field, settings.source_field]
+        columns = [settings.text_field, unit.source_field or settings.source_field]
         for line, record in enumerate(hub.records(unit, columns), 1):
             yield unit.path, line, record
         return
@@ -149,7 +158,7 @@ def _records(unit: Unit, settings: keys.Data,
 def _open(unit: Unit) -> IO[bytes]:
     """The unpacked bytes of a file that is still as it was listed."""
     try:
-        file = open(unit.path, "rb", buffering=_BUFFER)  # noqa: SIM115
+        file = open(unit.path, "rb", buffering=hub.BUFFER)  # noqa: SIM115
         status = os.fstat(file.fileno())
     except OSError as error:
         raise reading_error(error, unit.path) from error
@@ -158,10 +167,9 @@ def _open(unit: Unit) -> IO[bytes]:
         raise UserError(f"{unit.path} has changed since it was listed: start again")
     codec = Path(unit.path).suffix.lower()
     if codec == ".gz":
-        return io.BufferedReader(gzip.GzipFile(fileobj=file), _BUFFER)
+        return io.BufferedReader(gzip.GzipFile(fileobj=file), hub.BUFFER)
     if codec == ".zst":
-        import pyarrow as pa
-        return io.BufferedReader(pa.CompressedInputStream(file, "zstd"), _BUFFER)
+        return hub.zstd_reader(file)
     return file
 
 
@@ -204,8 +212,8 @@ def _decoded(data: bytes) -> tuple[str, str]:
         except UnicodeError:
             continue
         words = sum(text.count(sign) for sign in " \n\t")
-        strange = sum(not sign.isprintable() for sign in text[:_BUFFER] if sign not in "\r\n\t")
-        if words >= 0.01 * len(text) and strange <= _MOST_CONTROLS * len(text[:_BUFFER]):
+        strange = sum(not sign.isprintable() for sign in text[:hub.BUFFER] if sign not in "\r\n\t")
+        if words >= 0.01 * len(text) and strange <= _MOST_CONTROLS * len(text[:hub.BUFFER]):
             return text, encoding
     raise UnicodeError("it holds control characters, as binary data does")
 
@@ -248,7 +256,7 @@ def _byte_lines(unit: Unit, problems: Problems) -> Iterator[tuple[int, bytes]]:
     number = 0
     with _open(unit) as handle:
         try:
-            head = handle.peek(_BUFFER)  # type: ignore[attr-defined]
+            head = handle.peek(hub.BUFFER)  # type: ignore[attr-defined]
             encoding = json.detect_encoding(head)
             if encoding.startswith("utf-8") and (b"\n" in head or b"\r" not in head):
                 for number, line in enumerate(handle, 1):
@@ -365,7 +373,7 @@ def _columns(unit: Unit, schema: Any, settings: keys.Data) -> list[str]:
             pa.types.is_null))
 
     names = schema.names
-    text, source = settings.text_field, settings.source_field
+    text, source = settings.text_field, unit.source_field or settings.source_field
     if text not in names:
         raise UserError(f"{unit.path} has no column '{text}' (it has {', '.join(names[:8])}); "
                         "data.text_field names another")
@@ -374,5 +382,9 @@ def _columns(unit: Unit, schema: Any, settings: keys.Data) -> list[str]:
     if not readable(text):
         raise UserError(f"{unit.path}: column '{text}' holds {schema.field(text).type}, not text; "
                         "data.text_field names another")
-    also = source != text and names.count(source) == 1 and readable(source)
+    if source not in names:
+        source = source.partition(".")[0]
+        also = names.count(source) == 1 and pa.types.is_struct(schema.field(source).type)
+    else:
+        also = source != text and names.count(source) == 1 and readable(source)
     return [text, source] if also else [text]

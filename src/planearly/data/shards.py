@@ -188,7 +188,7 @@ def _documents(job: Job, problems: Problems,
     """The documents to tokenize, with the numbers of their files."""
     subset = job.subset
     for number, unit in job.units:
-        left = float("inf") if subset is None else subset.most(unit)
+        left = float("inf") if subset is None else subset.most(unit) or 0.0
         for document in read_documents(unit, job.settings, problems):
             if subset is None or subset.rank([text_hash(document.text)], unit)[0] < subset.below:
                 yield number, document

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from planearly import units
 from planearly.cost import devices
+from planearly.data import corpora
 from planearly.errors import UserError
 from planearly.files import read_json
 from planearly.model import reading
@@ -63,8 +64,8 @@ def read(
 
 
 def paths(texts: Sequence[str]) -> list[str]:
-    """Those that name files or folders, for the recipes of the plan."""
-    return [text for text in texts if Path(text).exists()]
+    """Those that name files, folders or corpora, for the recipes of the plan."""
+    return [text for text in texts if Path(text).exists() or text in corpora.TABLE]
 
 
 def limit(params: str | None, size: str | None, speed: float | None, on: str | None,
@@ -84,10 +85,13 @@ def limit(params: str | None, size: str | None, speed: float | None, on: str | N
 
 
 def tokens(given: object, flag: str) -> int:
-    """A count, or the estimated tokens of a file, a folder or a token dataset."""
+    """A count, or the tokens of a corpus by name, or about those of a file, a folder or a token
+    dataset."""
     text = str(given)
     path = Path(text)
     if not path.exists():
+        if text in corpora.TABLE:
+            return round(corpora.TABLE[text].tokens)
         try:
             return units.count(text, flag)
         except UserError:

@@ -15,7 +15,7 @@ from planearly import keys, methods
 from planearly.cost import devices, model
 from planearly.cost.devices import Device
 from planearly.cost.model import Setting, Work
-from planearly.data import pydocs
+from planearly.data import corpora, excerpts, pydocs, subset
 from planearly.errors import UserError
 from planearly.methods import Method
 from planearly.model import flops, outside, starts
@@ -28,8 +28,9 @@ def predict(recipe: keys.Recipe, device: Device) -> dict[str, Any]:
 
     Returns:
         ``params`` (small, large, projected), ``stages`` (list of ``stage``, ``tokens``, ``flops``,
-        ``device_hours``, ``money``), ``total`` (the same sums), ``device``, and a ``note`` on its
-        hours ("": none).
+        ``device_hours``, ``money``), ``total`` (the same sums), ``device``, a ``note`` on its
+        hours ("": none), and of the corpora by name ``corpora`` (list of ``corpus``, ``tokens``,
+        ``licence``, and ``downloads``, bytes).
 
     Raises:
         UserError: the size of the specialization sets is not in the recipe.
@@ -61,7 +62,20 @@ def predict(recipe: keys.Recipe, device: Device) -> dict[str, Any]:
                    "projected": flops.projected_parameters(setting.small, recipe.projected)},
         "stages": [{"stage": name, **vars(work)} for name, work in stages.items()],
         "total": vars(total),
+        "corpora": _corpora(recipe),
     }
+
+
+def _corpora(recipe: keys.Recipe) -> list[dict[str, Any]]:
+    """What the corpora by name hold, and what is downloaded of them."""
+    found = {name: corpus for name, corpus in corpora.TABLE.items()
+             if name in recipe.generic and not Path(name).exists()}
+    text = sum(corpus.text for corpus in found.values())
+    read = text * subset.read_share(text, recipe.data.max_tokens)
+    if not (recipe.tokenizer.path or recipe.start or recipe.large_start):
+        read += min(excerpts.READ_AHEAD * recipe.tokenizer.sample_bytes, text)
+    return [{"corpus": name, "tokens": corpus.tokens, "licence": corpus.licence,
+             "downloads": corpus.download * read / text} for name, corpus in found.items()]
 
 
 def _pretraining(setting: Setting, row: Method, domains: list[str],

@@ -113,6 +113,10 @@ def predicted(found: dict[str, Any], console: Console) -> None:
     console.print(table)
     if found.get("note"):
         console.print(f"Note: {found['note']}.", markup=False)
+    for corpus in found["corpora"]:
+        console.print(f"The corpus {corpus['corpus']} has {short(corpus['tokens'])} tokens "
+                      f"({corpus['licence']}); about {short(corpus['downloads'])}B are downloaded",
+                      markup=False)
     console.print(f"On {found['device']}; fine-tuning at its limits, early stopping ends sooner",
                   markup=False)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from planearly import keys, parallel
 from planearly.cluster import shared
-from planearly.data import domains, excerpts, inputs, overlap, pydocs, tokenizer
+from planearly.data import domains, excerpts, inputs, overlap, pydocs, subset, tokenizer
 from planearly.data.build import tokenize_corpus
 from planearly.data.dataset import TokenDataset
 from planearly.data.documents import Unit, keep_from_json, keep_to_json
@@ -159,9 +159,12 @@ def tokenizer_folder(run: Run) -> Path:
         return tokenizer.build(recipe.tokenizer, recipe.data, units, folder, run.executor)
 
     here = sum(unit.text_bytes for unit in units if unit.kind != "hub")
-    heads = here > excerpts.READ_AHEAD * recipe.tokenizer.sample_bytes  # version 1 read these alone
+    sampled = recipe.tokenizer.sample_bytes
+    other = here > excerpts.READ_AHEAD * sampled  # version 1 read heads of files, and all shards
+    other = other or any(subset.head(unit, excerpts.read_share(units, sampled)) is None
+                         for unit in units)
     return run.stage("tokenizer", settings, {}, build,
-                     version=2 if heads and recipe.tokenizer.path is None else 1)
+                     version=2 if other and recipe.tokenizer.path is None else 1)
 
 
 def tokenizer_of(run: Run) -> tokenizer.Opened:
@@ -205,8 +208,11 @@ def generic(run: Run) -> Path:
         )
         return {"corpus": meta}
 
-    return run.stage("generic", settings, {"tokenizer": tokens}, build,
-                     version=2 if recipe.data.max_tokens else 1)
+    version = 2 if recipe.data.max_tokens else 1
+    part = subset.subset(units, recipe.data.max_tokens)
+    if part and any(part.most(unit) is None for unit in units):
+        version = 3  # of some shards of many
+    return run.stage("generic", settings, {"tokenizer": tokens}, build, version=version)
 
 
 @once

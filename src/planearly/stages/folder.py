@@ -352,7 +352,7 @@ class Run:
         local = [Path(unit.path) for unit in units if unit.kind != "hub"]
         content = dict(zip(local, self.file_digests(local), strict=True))
         return [digest([content.get(Path(unit.path), unit.path), unit.shard, repr(unit.keep),
-                        *[unit.revision] * bool(unit.revision)]) for unit in units]
+                        *filter(None, (unit.revision, unit.source_field))]) for unit in units]
 
     def file_digests(self, paths: list[Path]) -> list[str]:
         """SHA-256 of each file; remembered in the run folder by path, size and time of change.

@@ -1,0 +1,74 @@
+"""Corpora by name, read from repositories of the same layout."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from planearly.data import corpora, inputs, subset
+from planearly.data.documents import Problems, Unit
+from planearly.data.inputs import resolve
+from planearly.data.readers import read_documents
+from planearly.errors import UserError
+from small_documents import DATA
+from small_hub import corpora as repositories
+
+pytest.importorskip("datasets")
+
+
+def texts(name):
+    return [[f"{name} {file} {n}" for n in range(2)] for file in range(2)]
+
+
+@pytest.fixture
+def local(tmp_path, monkeypatch):
+    """The table with entries that lie in a folder instead of on the hub."""
+    repositories(tmp_path / "hub", texts)
+    monkeypatch.chdir(tmp_path)
+    inputs._tell.cache_clear()
+    for name, corpus in corpora.TABLE.items():
+        entry = corpus.entry.replace("hf://", f"hf://{tmp_path}/hub/")
+        monkeypatch.setitem(corpora.TABLE, name, dataclasses.replace(corpus, entry=entry))
+
+
+@pytest.mark.parametrize("name", corpora.TABLE)
+def test_a_corpus_by_name_is_its_training_split(local, name, capsys):
+    units = resolve([name])
+    assert len(units) == 2 and corpora.TABLE[name].licence in capsys.readouterr().err
+    found = [document for unit in units for document in read_documents(unit, DATA, Problems(0))]
+    assert [d.text for d in found] == [text for file in texts(name) for text in file]
+    repository = corpora.TABLE[name].entry.partition("/hub/")[2].split("/")[1].split(":")[0]
+    assert [d.source for d in found] == (["FreeLaw", "ArXiv"] * 2 if name == "pile"
+                                         else [repository] * 4)
+    some = sum(len(d.text) for d in found)
+    assert some < sum(unit.text_bytes for unit in units) < 500 * some
+
+
+def test_what_lies_here_goes_before_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c4").mkdir()
+    (tmp_path / "c4" / "a.txt").write_text("mine")
+    assert [unit.path for unit in resolve(["c4"])] == ["c4/a.txt"]
+    with pytest.raises(UserError, match="did you mean the corpus 'fineweb-edu'"):
+        resolve(["fineweb_edu"])
+
+
+def test_a_part_of_many_shards_is_heads_of_some_worth_opening():
+    def units(shards, size):
+        return [Unit("hf://x", "hub", size, shard=(i, shards)) for i in range(shards)]
+
+    def heads(units, tokens):
+        part = subset.subset(units, tokens)
+        return {unit.shard[0]: size for unit in units if (size := part.most(unit)) is not None}
+
+    many, few = units(20_000, 600_000_000), units(20, 600_000_000)
+    for tokens, opened in ((1_000_000, 64), (10_000_000, 64), (1_000_000_000, 2_000)):
+        found = heads(many, tokens)
+        assert len(found) == opened
+        assert sum(found.values()) == pytest.approx(32 * tokens)
+        assert max(found) > 19_000 and min(found) < 1_000  # of all parts of the corpus
+    assert heads(many, 10_000_000).keys() <= heads(many, 1_000_000_000).keys()
+    assert len(heads(few, 1_000_000)) == 20  # of few shards every one
+    assert len(heads(units(20_000, 1_000), 10_000)) == 320  # small ones are not asked for more
+    assert max(heads(units(20_000, 1_000), 10_000).values()) <= 1_000
