@@ -160,7 +160,8 @@ def test_a_failure_is_noted_and_tried_again(made, tmp_path, monkeypatch):
         return real(*args, **kwargs)
 
     monkeypatch.setattr(loop, "train", broken)
-    study(recipe, out)
+    with pytest.raises(UserError, match="1 cell failed, slm-nopt on law as: Floating"):
+        study(recipe, out)
     found = read_json(out / RESULTS)
     assert [r["method"] for r in found["rows"]] == ["slm"]
     reason = found["skipped"][0]["reason"]
@@ -169,7 +170,7 @@ def test_a_failure_is_noted_and_tried_again(made, tmp_path, monkeypatch):
     assert "in broken" in log.read_text("utf-8")
     monkeypatch.setattr(loop, "train", real)
     study(recipe, out)
-    assert not read_json(out / RESULTS)["skipped"]
+    assert not read_json(out / RESULTS)["skipped"] and not log.exists()
 
 
 @pytest.mark.slow
@@ -182,10 +183,10 @@ def test_what_cells_share_fails_once_in_a_session(made, tmp_path, monkeypatch):
         raise KeyError("no such thing")
 
     monkeypatch.setattr(loop, "train", broken)
-    study(recipe, out)
-    assert tried == ["slm"]
-    study(recipe, out)
-    assert tried == ["slm", "slm"]
+    for times in (1, 2):
+        with pytest.raises(UserError, match="2 cells failed"):
+            study(recipe, out)
+        assert tried == ["slm"] * times
     one, other = read_json(out / RESULTS)["skipped"]
     assert "KeyError: 'no such thing'" in one["reason"] and one["reason"] == other["reason"]
 
@@ -316,7 +317,8 @@ def test_the_longest_budget_is_pretrained_first_unless_it_fails(made, tmp_path, 
     steps.clear()
     failing = [40]
     out = tmp_path / "failing"
-    study(budgets(made), out)
+    with pytest.raises(UserError, match="1 cell failed"):
+        study(budgets(made), out)
     assert steps == [40, 20, 12] and pretrainings(out) == {20: None, 12: 8}
     skipped = read_json(out / RESULTS)["skipped"]
     assert [cell["settings"]["pretrain_tokens"] for cell in skipped] == [16 * 8 * 40]
@@ -398,7 +400,7 @@ def test_a_forecast_counts_the_steps_that_budgets_share_once(made, rate, own):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["study-nano", "study-smoke", "study-paper"])
+@pytest.mark.parametrize("name", ["study-nano", "study-split", "study-smoke", "study-paper"])
 def test_every_study_recipe_is_forecast(name, monkeypatch):
     monkeypatch.chdir(os.path.dirname(os.path.dirname(__file__)))
     recipe = config.load(name)

@@ -210,13 +210,14 @@ def study(recipe: Recipe, out: Path, suite: Suite, workers: int | None = None,
         The page.
 
     Raises:
-        UserError: the grid is wrong; or a worker stopped, told after the page is written.
+        UserError: the grid is wrong; or, told after the page is written, a worker stopped or cells
+            failed that are not impossible.
     """
     grid.check(recipe)  # before the folder is touched
     if only_report:
-        return report(recipe, out, suite)
+        return report(recipe, out, suite)[0]
     with Run(out, recipe).opened():
-        shutil.rmtree(out / _FAILED / _STAGES, ignore_errors=True)  # another start, another try
+        shutil.rmtree(out / _FAILED, ignore_errors=True)  # another start, another try
         many = workers or max(torch.cuda.device_count(), 1)
         status = 0
         if many > 1:
@@ -224,15 +225,24 @@ def study(recipe: Recipe, out: Path, suite: Suite, workers: int | None = None,
         else:
             work(Study(recipe, out))
         try:
-            return report(recipe, out, suite)
+            page, failed = report(recipe, out, suite)
         finally:
             if status:
                 raise UserError(f"a worker of the study stopped with status {status}; the same "
                                 "command goes on from what is finished")
+        if failed:
+            many, first = len(failed), failed[0]
+            raise UserError(f"{many} cell{'s' * (many > 1)} failed, {first['method']} on "
+                            f"{first['domain']} as: {first['reason']}; {page} has the others, and "
+                            "the same command tries again")
+        return page
 
 
-def report(recipe: Recipe, out: Path, suite: Suite) -> Path:
+def report(recipe: Recipe, out: Path, suite: Suite) -> tuple[Path, list[dict[str, Any]]]:
     """Tables, figures and the page of what is finished, also while others work in the folder.
+
+    Returns:
+        The page, and what it says of the cells that failed.
 
     Raises:
         UserError: there is nothing to tell the domains from.
@@ -314,31 +324,31 @@ def share_of_machine(number: int, workers: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(torch.get_num_threads() // workers, 1))}
 
 
-def conclude(this: Study, suite: Suite) -> Path:
-    """``study.json``, the tables and the page, of what is finished."""
-    rows, skipped, pending = [], [], []
+def conclude(this: Study, suite: Suite) -> tuple[Path, list[dict[str, Any]]]:
+    """``study.json``, the tables and the page of what is finished, and the cells that failed."""
+    rows, impossible, failed, pending = [], [], [], []
     for cell in this.cells:
         entry = {"method": cell.method, "domain": cell.domain, "settings": cell.settings}
         try:
             rows.append(this.row(cell))
         except UserError as error:
-            skipped.append({**entry, "reason": str(error)})
+            impossible.append({**entry, "reason": str(error)})
         except Missing:
             note = this.failed(cell)
             if note.exists():
-                skipped.append({**entry, **read_json(note)})
+                failed.append({**entry, **read_json(note)})
             else:
                 pending.append(entry)
     results = {
         "name": this.recipe.name, "recipe": this.recipe.to_dict(), "device": devices.here(),
         "domains": this.domains, "rows": rows,
         "cost": ledger.add_up([this.out])["total"] if rows else None,
-        "skipped": skipped, "pending": pending, "entropies": dict(_entropies(this)),
+        "skipped": impossible + failed, "pending": pending, "entropies": dict(_entropies(this)),
     }
-    say(f"{len(rows)} cells are finished, {len(skipped)} impossible or failed, "
+    say(f"{len(rows)} cells are finished, {len(impossible)} impossible, {len(failed)} failed, "
         f"{len(pending)} not made yet")
     with this.base.claimed(this.out / "report"):
-        return publish(results, suite, this.out)
+        return publish(results, suite, this.out), failed
 
 
 def publish(results: Mapping[str, Any], suite: Suite, out: Path) -> Path:
