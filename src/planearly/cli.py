@@ -344,7 +344,10 @@ def plan(
     clusters: Annotated[int | None, typer.Option(help="k of that histogram")] = None,
     windows: Annotated[int | None, typer.Option(help="windows of the specialization set")] = None,
     results: Annotated[list[Path] | None, typer.Option(
-        help="results.json of your own small runs, to predict perplexity from")] = None,
+        help="results.json of your own small runs, or a study.json: to predict perplexity from, "
+             "and to choose the split between before and per domain by")] = None,
+    paper: Annotated[bool, typer.Option(
+        "--paper", help="recommend by the paper's Figure 1, whatever --results say")] = False,
     out: Annotated[Path | None, typer.Option(
         callback=usage.local, help="folder for plan.json, plan.html and recipes")] = None,
     as_json: Json = False,
@@ -366,7 +369,7 @@ def plan(
         generic_hours=generic_hours, specialization_hours=specialization_hours,
         generic_money=generic_money, specialization_money=specialization_money, price=price,
         currency=currency, checkpoint=checkpoint, teacher=teacher, entropy=entropy,
-        clusters=clusters, windows=windows, results=results or ())
+        clusters=clusters, windows=windows, results=results or (), paper=paper)
     if as_json:
         return print(line_of_json(content))
     show.text(made, Console())

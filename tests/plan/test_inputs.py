@@ -102,9 +102,9 @@ def test_files_of_another_kind_are_told_in_a_sentence(tmp_path: Path) -> None:
     for text in ("[1]", '{"rows": [3]}', '{"rows": [{"method": "slm"}]}'):
         other.write_text(text)
         with pytest.raises(UserError, match="is not a results"):
-            inputs.laws([other])
+            inputs.evidence([other])
     other.write_text('{"rows": [{"method": "slm", "domain": "a", "settings": {"seed.x": 1}}]}')
-    assert inputs.laws([other]) == {}
+    assert inputs.evidence([other]) == ({}, [])
     (tmp_path / "dataset.json").write_text('["a file of the user"]')
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert inputs.tokens(str(tmp_path), "--generic-tokens") == round(size / 4.2)

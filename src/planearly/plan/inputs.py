@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planearly import units
+from planearly import methods, units
 from planearly.cost import devices
 from planearly.data import corpora
 from planearly.errors import UserError
@@ -36,7 +36,7 @@ def read(
     generic_money: str | None = None, specialization_money: str | None = None,
     price: str | None = None, currency: str = "USD", checkpoint: str | None = None,
     teacher: str | None = None, entropy: float | None = None, clusters: int | None = None,
-    windows: int | None = None, results: Sequence[Path] = (),
+    windows: int | None = None, results: Sequence[Path] = (), paper: bool = False,
 ) -> PlanInput:
     """What the options of ``planearly plan`` say, under their names.
 
@@ -45,6 +45,7 @@ def read(
     """
     sizes.bits(quantization)
     per_hour = None if price is None else units.money(price, "--price")
+    laws, measured = evidence(results)
     sets = [tokens(item, "--spec-tokens") for item in spec_tokens or ["1M"]]
     return PlanInput(
         device=device,
@@ -59,7 +60,8 @@ def read(
                                    "specialization"),
         price=per_hour, currency=currency, quantization=quantization,
         checkpoint=model(checkpoint, "--checkpoint"), teacher=model(teacher, "--teacher"),
-        entropy=entropy, clusters=clusters, windows=windows, laws=laws(results),
+        entropy=entropy, clusters=clusters, windows=windows, laws=laws,
+        measured=measured, paper=paper,
     )
 
 
@@ -158,8 +160,9 @@ def parameters(folder: Path) -> int:
     return total
 
 
-def laws(files: Sequence[Path]) -> dict[str, Law]:
-    """A law for each method that the rows support; the others stay unknown, and are named."""
+def evidence(files: Sequence[Path]) -> tuple[dict[str, Law], list[dict[str, Any]]]:
+    """A law for each method that the rows support, and one for the line of those that adapt or not;
+    the others stay unknown, and are named. And what was measured, by :func:`law.measured`."""
     rows: list[Any] = []
     for file in files:
         content = read_json(file)
@@ -170,9 +173,14 @@ def laws(files: Sequence[Path]) -> dict[str, Law]:
                             "'method' and a 'domain' each")
         rows += law.plain(content)
     fitted = {}
-    for method in sorted({row["method"] for row in rows}):
+    names = sorted({row["method"] for row in rows})
+    for name in [*names, law.LINE] if rows else []:
+        row = methods.TABLE.get(name)
         try:
-            fitted[method] = law.fit(rows, method)
+            if name == law.LINE:
+                fitted[name] = law.fit_line(rows)
+            elif not (row and row.adapts):  # its law is the line's
+                fitted[name] = law.fit(rows, name)
         except UserError as reason:
             say(str(reason))
-    return fitted
+    return fitted, law.measured(rows)

@@ -19,7 +19,7 @@ from planearly.methods import Method
 from planearly.model import flops, memory
 from planearly.model.transformer import Shape
 from planearly.plan import sizes
-from planearly.plan.law import REACH, Law
+from planearly.plan.law import LINE, REACH, Law, line
 from planearly.units import short
 
 CHECKPOINT = "open-checkpoint"
@@ -87,7 +87,11 @@ class PlanInput:
     windows: int | None = None
     """Windows of the specialization set; None: its tokens over the context."""
     laws: dict[str, Law] = field(default_factory=dict)
-    """Fitted loss laws by method."""
+    """Fitted loss laws by method, and by :data:`planearly.plan.law.LINE` that of several."""
+    measured: list[dict[str, Any]] = field(default_factory=list)
+    """What the runs that they are fitted to found (:func:`planearly.plan.law.measured`)."""
+    paper: bool = False
+    """Whether the paper's Figure 1 decides, whatever such runs say."""
 
     @property
     def total_domains(self) -> int:
@@ -242,7 +246,8 @@ def row_of(given: PlanInput, setting: Setting, method: Method,
     costs = model.cost(setting, method, tokens, finetune_tokens)
     obstacle = _obstacle(given, setting, method, costs, replace(afforded, tokens=tokens), cut)
     shape = setting.shape(method)
-    perplexity, note = _perplexity(given, method.name, flops.parameters(shape), tokens)
+    perplexity, note = _perplexity(given, method.name, flops.parameters(shape), tokens,
+                                   1 - setting.own_share(method))
     return Row(method.name, obstacle is None, obstacle or _what(method, setting, tokens), tokens,
                costs, costs.total(given.total_domains),
                model.inference_memory(shape, sizes.bits(given.quantization)), costs.train_bytes,
@@ -451,13 +456,13 @@ def _what(method: Method, setting: Setting, tokens: float) -> str:
     return method.sentence + more
 
 
-def _perplexity(given: PlanInput, method: str, params: int,
-                tokens: float) -> tuple[dict[str, Any] | None, str]:
-    law = given.laws.get(method)
+def _perplexity(given: PlanInput, method: str, params: int, tokens: float,
+                generic_share: float) -> tuple[dict[str, Any] | None, str]:
+    law = (given.laws.get(LINE) if method in line() else None) or given.laws.get(method)
     if law is None:
         return None, "unknown: no law was fitted to runs of your own (--results)"
     try:
-        found = asdict(law.predict(params, tokens, given.spec_tokens))
+        found = asdict(law.predict(params, tokens, given.spec_tokens, generic_share))
         return found, f"predicted for {method} by {law.describe()}"
     except UserError as outside:
         return None, f"unknown for {method}: {outside}"

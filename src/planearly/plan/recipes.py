@@ -16,6 +16,7 @@ from planearly.methods import GENERIC
 from planearly.model.transformer import Shape
 from planearly.plan.options import ADAPTED, CHECKPOINT, Row, method_of
 from planearly.plan.recommend import Plan
+from planearly.plan.split import LEAST_SHARE
 
 _PLACES = {"generic": ["PATH/TO/GENERIC"], "domains": ["PATH/TO/YOUR/DOCUMENTS"]}
 
@@ -62,6 +63,8 @@ def recipe(plan: Plan, row: Row, generic: list[str], domains: list[str]) -> str:
         values["cost"] = {"price_per_hour": plan.given.price, "currency": plan.given.currency}
     if of.taught and plan.given.teacher is not None:
         values["distill"] = {"teacher": plan.given.teacher.name}
+    if of.adapts and setting.adapt_share > LEAST_SHARE:
+        values["adapt"] = {"share": round(setting.adapt_share, 4)}
     if method == CHECKPOINT:
         _begin(values, plan, row)
     chosen = "recommended: " + plan.reason if method == plan.recommended else row.why

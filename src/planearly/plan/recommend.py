@@ -3,7 +3,8 @@
 Figure 1: a large inference budget takes the large model; a small one with a large specialization
 budget takes importance sampling; a small one with a small specialization budget, or many domains,
 takes a projected network or a hard mixture. What it leaves open is decided by what each method
-could do (:mod:`planearly.plan.options`).
+could do (:mod:`planearly.plan.options`). Where the user's own runs tell more, they go before the
+figure (:mod:`planearly.plan.split`), unless the paper is asked for.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from typing import Any, TypeGuard
 from planearly import methods
 from planearly.cost import devices, model
 from planearly.cost.model import MethodCost, Setting, Work
+from planearly.errors import UserError
 from planearly.methods import Method
 from planearly.model import flops
-from planearly.plan import options, sizes
+from planearly.plan import law, options, sizes
+from planearly.plan import split as splits
 from planearly.plan.options import CHECKPOINT, CLUSTERS, MOST_PASSES, PlanInput, Row, method_of
+from planearly.plan.split import Split
 from planearly.units import short
 
 WIDE = 0.7
@@ -47,18 +51,26 @@ class Plan:
     cheaper below it, and ``at`` what quality or tokens they are compared."""
     setting: Setting
     given: PlanInput
+    split: Split | None
+    """How pretraining is split between before and per domain, where runs of the user's own tell."""
+    paper: tuple[str, str]
+    """What the paper's Figure 1 recommends, and why."""
+    frontier: list[dict[str, Any]]
+    """What each total cost buys (:func:`planearly.plan.split.frontier`)."""
 
     def row(self, method: str) -> Row:
         return next(row for row in self.rows if row.method == method)
 
     def to_dict(self) -> dict[str, Any]:
-        given = asdict(self.given)
-        given["laws"] = {name: law.describe() for name, law in self.given.laws.items()}
+        given = asdict(replace(self.given, laws={}))
+        given["laws"] = {name: fitted.describe() for name, fitted in self.given.laws.items()}
         return {
             "recommended": self.recommended, "reason": self.reason, "expert": self.expert,
+            "split": self.split and self.split.to_dict(),
+            "paper": {"recommended": self.paper[0], "reason": self.paper[1]},
             "clusters": self.clusters, "notes": self.notes,
             "methods": [row.to_dict() for row in self.rows],
-            "break_evens": self.break_evens,
+            "break_evens": self.break_evens, "frontier": self.frontier,
             "small": self.setting.small.to_dict(), "large": self.setting.large.to_dict(),
             "projected": asdict(self.setting.projected), "experts": self.setting.experts,
             "device": self.setting.device.label, "given": given,
@@ -77,7 +89,12 @@ def recommend(given: PlanInput) -> Plan:
     rows = options.rows_of(given, setting)
     by_name = {row.method: row for row in rows}
     wide = _wide(given)
-    chosen, reason = _choose(given, setting, by_name, wide)
+    paper = _choose(given, setting, by_name, wide)
+    (chosen, reason), found, unknown = _split(given, setting, by_name, paper)
+    if found:
+        if method_of(chosen).adapts:
+            setting = replace(setting, adapt_share=found.adapt_share)
+        rows = list(by_name.values())
     feasible = [row for row in rows if row.feasible]
     evens = []
     for i, a in enumerate(feasible):
@@ -93,8 +110,59 @@ def recommend(given: PlanInput) -> Plan:
                               "cheaper_below": first.method, "at": at})
     blend = wide and method_of(chosen).bank == "projected"
     return Plan(chosen, reason, "blend" if blend else "lowest-loss", clusters,
-                cluster_notes + _notes(given, setting, by_name, chosen), rows, evens, setting,
-                given)
+                cluster_notes + unknown + _notes(given, setting, by_name, chosen), rows, evens,
+                setting, given, found, paper, splits.frontier(given, setting))
+
+
+def _split(given: PlanInput, setting: Setting, rows: dict[str, Row], paper: tuple[str, str],
+           ) -> tuple[tuple[str, str], Split | None, list[str]]:
+    """What the user's own runs recommend instead of the paper, why, and how pretraining is then
+    split; what the paper does, and a note, where they do not tell. Puts the row of the split in."""
+    name, _ = paper
+    of = method_of(name)
+    if given.paper or of.large or of.taught or name == CHECKPOINT or not rows[name].feasible:
+        return paper, None, []
+    theirs = "" if of.bank is None and not of.per_domain else f"; the paper's Figure 1 takes {name}"
+    try:
+        found = splits.by_law(given, setting, rows[name].total.device_hours)
+    except UserError as unknown:
+        by_study = splits.by_study(given, rows)
+        if by_study is None:
+            return paper, None, [
+                "how to split pretraining between before and per domain is not known here: "
+                f"{unknown}; the paper's Figure 1 decides (a study of {', '.join(law.line())} of "
+                "your own, given as --results, would)"]
+        chosen, ground = by_study
+        if chosen == name:
+            theirs = ""
+        return (chosen, f"it has the lowest perplexity of what was compared in {ground}{theirs}"
+                ), None, [f"the split between before and per domain is by those runs: {unknown}"]
+    row = options.row_of(
+        replace(given, generic_hours=found.before, specialization_hours=found.each),
+        replace(setting, adapt_share=found.adapt_share), method_of(found.method))
+    if not row.feasible:
+        return paper, None, [f"by {found.ground} {found.method} would have the lowest expected "
+                             f"loss, but {row.why}"]
+    other = rows[name].perplexity
+    if of.bank and other and other["nll_per_token"] <= found.nll:
+        return (name, f"{paper[1]}; so do the laws fitted to your own runs: "
+                      f"{other['perplexity']:.2f} is its expected perplexity, and "
+                      f"{math.exp(found.nll or 0):.2f} that of the best split, {found.method}"
+                ), None, []
+    rows[found.method] = row
+    if found.method == name:
+        theirs = ""
+    kinds = [f"{short(tokens)} {what}" for tokens, what in (
+        (found.tokens * (1 - found.adapt_share), "generic tokens before the domain is known"),
+        (found.tokens * found.adapt_share, "per domain")) if tokens]
+    return (found.method, f"of the splits that {_affords(given, name)} it has the lowest expected "
+            f"loss, {found.nll:.3f} nats per token, by {found.ground}: {' and '.join(kinds)}"
+            f"{theirs}"), found, []
+
+
+def _affords(given: PlanInput, paper: str) -> str:
+    stated = given.generic_hours is not None and given.specialization_hours is not None
+    return "the budgets afford" if stated else f"cost what {paper} would in all"
 
 
 def compared(given: PlanInput, setting: Setting, a: Row,
