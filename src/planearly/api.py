@@ -61,13 +61,15 @@ def run(recipe: PathLike | Mapping[str, Any] | Recipe, out: PathLike | None = No
 
 
 def plan(recipe: PathLike | Mapping[str, Any] | Recipe | None = None, out: PathLike | None = None,
-         *, device: str | None = None, **asked: Any) -> dict[str, Any]:
+         *, device: str | None = None, html: PathLike | None = None,
+         **asked: Any) -> dict[str, Any]:
     """``planearly plan``: which method to choose and what each would cost, before anything runs.
 
     Args:
         recipe: tell what this recipe will cost, instead of recommending; ``asked`` are its keys.
         out: folder for plan.json, plan.html and recipes.
         device: ``a100``, ``h100``, ...; None is this machine's own.
+        html: file for one page, on which limits, budgets and domains can be moved.
         asked: the options of the command, with underscores: ``inference_params="126M"``,
             ``generic_tokens="150B"``, ``spec_tokens=["1M"]``, ``generic_hours="650"``.
 
@@ -81,11 +83,12 @@ def plan(recipe: PathLike | Mapping[str, Any] | Recipe | None = None, out: PathL
         return predict(_recipe(recipe, asked), device)
     if "spec_tokens" in asked:
         asked["spec_tokens"] = _many(asked["spec_tokens"])
-    return planned(usage.local(out), device=device, **asked)[1]
+    return planned(usage.local(out), device=device, html=usage.local(html), **asked)[1]
 
 
-def planned(out: Path | None, *, device: str | None, **asked: Any) -> tuple[Plan, dict[str, Any]]:
-    """A plan, as it is and as plain values; written to ``out`` if that is given."""
+def planned(out: Path | None, *, device: str | None, html: Path | None = None,
+            **asked: Any) -> tuple[Plan, dict[str, Any]]:
+    """A plan, as it is and as plain values; written to ``out`` and ``html`` if they are given."""
     from planearly.cost import devices
     from planearly.plan import inputs, page, recommend
 
@@ -94,6 +97,8 @@ def planned(out: Path | None, *, device: str | None, **asked: Any) -> tuple[Plan
     domains = inputs.paths(asked.get("spec_tokens") or ())
     if out is not None:
         page.write(out, made, generic, domains)
+    if html is not None:
+        page.write_page(html, made, limits=True)
     return made, page.content(made, generic, domains)
 
 

@@ -350,6 +350,9 @@ def plan(
         "--paper", help="recommend by the paper's Figure 1, whatever --results say")] = False,
     out: Annotated[Path | None, typer.Option(
         callback=usage.local, help="folder for plan.json, plan.html and recipes")] = None,
+    html: Annotated[Path | None, typer.Option(
+        callback=usage.local, help="file for one page, on which limits, budgets and the number of "
+                                   "domains can be moved")] = None,
     as_json: Json = False,
 ) -> None:
     """Recommend a method, with its reason and what every method would cost."""
@@ -362,7 +365,7 @@ def plan(
         stages = api.predict(loaded, device)
         return print(line_of_json(stages)) if as_json else show.predicted(stages, Console())
     made, content = api.planned(
-        out, device=device, inference_params=inference_params, inference_bytes=inference_bytes,
+        out, html=html, device=device, inference_params=inference_params, inference_bytes=inference_bytes,
         inference_speed=inference_speed, inference_device=inference_device,
         quantization=quantization, generic_tokens=generic_tokens, spec_tokens=spec_tokens or (),
         domains=domains, domains_later=domains_later, devices=devices,
@@ -377,6 +380,8 @@ def plan(
         start = out / f"{made.recommended}.yaml"
         print(f"Recipes, plan.json and plan.html are in {out}"
               + (f"; start with: planearly run {start}" if start.exists() else ""))
+    if html is not None:
+        print(f"{html}: this plan, and what it would be under other limits")
     return None
 
 

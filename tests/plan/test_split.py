@@ -132,7 +132,7 @@ def test_the_paper_s_figure_stays(fitted: law.Law) -> None:
 
 def test_a_law_does_not_speak_beyond_its_evidence(fitted: law.Law) -> None:
     other = planned(laws={law.LINE: fitted}, limit=60 * M)
-    assert other.recommended == other.paper[0] and other.frontier == []
+    assert other.recommended == other.paper[0] and other.frontier() == []
     assert any("was not varied" in note for note in other.notes)
     vast = planned(laws={law.LINE: fitted}, generic_hours=1e5, specialization_hours=1e5,
                    generic_tokens=10**13)
@@ -170,7 +170,7 @@ def test_without_a_law_the_runs_themselves_settle_it_or_do_not() -> None:
 
 
 def test_the_frontier_has_the_ends_and_what_lies_between(fitted: law.Law) -> None:
-    found = planned(laws={law.LINE: fitted}).frontier
+    found = planned(laws={law.LINE: fitted}).frontier()
     assert {row["domains"] for row in found} == set(split.FRONTIER)
     assert {row["method"] for row in found} == set(law.line())
     prices = split.Prices.of(planned().setting)

@@ -1,4 +1,5 @@
-"""A plan in a folder: plan.json, plan.html and one recipe per method that is within the budgets."""
+"""A plan in a folder: plan.json, plan.html and one recipe per method that is within the budgets; or
+as one page, on which its limits can be moved."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from planearly.files import atomic_write, write_json
-from planearly.plan import recipes, show
+from planearly.plan import recipes, show, whatif
 from planearly.plan.recommend import Plan
 from planearly.report import chart, form
 from planearly.report.table import Axis, Column, Figure, Table
@@ -33,9 +34,15 @@ def write(out: Path, plan: Plan, generic: list[str], domains: list[str]) -> None
     """Write the folder; arguments as :func:`content`."""
     recipes.write(plan, out, generic, domains)
     write_json(out / "plan.json", content(plan, generic, domains))
-    with atomic_write(out / "plan.html", "w") as handle:
+    write_page(out / "plan.html", plan)
+
+
+def write_page(place: Path, plan: Plan, limits: bool = False) -> None:
+    """Write the plan as a page; with sliders over its ``limits``, if they are wanted."""
+    plans = whatif.packed(whatif.table(plan.given)) if limits else None
+    with atomic_write(place, "w") as handle:
         handle.write(form.render(Path(__file__).parent / "plan_page.html.j2", title="Plan",
-                                 section=section(plan)))
+                                 section=section(plan), plans=plans))
 
 
 def section(plan: Plan) -> Markup:
@@ -46,7 +53,26 @@ def section(plan: Plan) -> Markup:
              *show.crossings(plan), *plan.notes]
     return Markup(form.render(
         Path(__file__).parent / "section.html.j2", plan=plan, columns=show.COLUMNS, notes=notes,
-        rows=[(row.why, show.cells(plan, row)) for row in plan.rows], figure=curve(plan)))
+        rows=[(row.why, show.cells(plan, row)) for row in plan.rows], figure=curve(plan),
+        frontiers=frontiers(plan)))
+
+
+def frontiers(plan: Plan) -> list[tuple[int, Markup]]:
+    """Expected perplexity over the total cost, a figure for each number of domains; none where no
+    law speaks."""
+    rows = plan.frontier()
+    found = []
+    for domains in dict.fromkeys(row["domains"] for row in rows):
+        drawn = chart.draw(Table(
+            f"frontier-{domains}", f"expected perplexity over total cost, {domains} domains", "",
+            "", [Column("method", "method", "text"), Column("hours", "device-hours", "hours"),
+                 Column("perplexity", "perplexity")],
+            [row for row in rows if row["domains"] == domains],
+            Figure("curves", Axis("hours", "device-hours for all domains", True),
+                   Axis("perplexity", "expected perplexity", True), "method")))
+        if drawn:
+            found.append((domains, drawn.svg))
+    return found
 
 
 def curve(plan: Plan) -> Markup | None:

@@ -10,7 +10,7 @@ figure (:mod:`planearly.plan.split`), unless the paper is asked for.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeGuard
 
@@ -55,8 +55,13 @@ class Plan:
     """How pretraining is split between before and per domain, where runs of the user's own tell."""
     paper: tuple[str, str]
     """What the paper's Figure 1 recommends, and why."""
-    frontier: list[dict[str, Any]]
-    """What each total cost buys (:func:`planearly.plan.split.frontier`)."""
+    costed: list[Row]
+    """All methods as they are before a split is chosen: the same for any number of domains but for
+    ``total``."""
+
+    def frontier(self, domains: Sequence[int] = splits.FRONTIER) -> list[dict[str, Any]]:
+        """What each total cost buys, by :func:`planearly.plan.split.frontier`."""
+        return splits.frontier(self.given, self.setting, domains)
 
     def row(self, method: str) -> Row:
         return next(row for row in self.rows if row.method == method)
@@ -70,15 +75,18 @@ class Plan:
             "paper": {"recommended": self.paper[0], "reason": self.paper[1]},
             "clusters": self.clusters, "notes": self.notes,
             "methods": [row.to_dict() for row in self.rows],
-            "break_evens": self.break_evens, "frontier": self.frontier,
+            "break_evens": self.break_evens, "frontier": self.frontier(),
             "small": self.setting.small.to_dict(), "large": self.setting.large.to_dict(),
             "projected": asdict(self.setting.projected), "experts": self.setting.experts,
             "device": self.setting.device.label, "given": given,
         }
 
 
-def recommend(given: PlanInput) -> Plan:
+def recommend(given: PlanInput, costed: Sequence[Row] | None = None) -> Plan:
     """Cost every method, say which are feasible, and choose one.
+
+    Args:
+        costed: :attr:`Plan.costed` of a plan that differs in its number of domains alone.
 
     Raises:
         UserError: an input that cannot be.
@@ -86,7 +94,9 @@ def recommend(given: PlanInput) -> Plan:
     options.check(given)
     setting = options.setting_of(given)
     clusters, cluster_notes = _clusters(given, setting)
-    rows = options.rows_of(given, setting)
+    rows = options.rows_of(given, setting) if costed is None else [
+        replace(row, total=row.cost.total(given.total_domains)) for row in costed]
+    costed = rows
     by_name = {row.method: row for row in rows}
     wide = _wide(given)
     paper = _choose(given, setting, by_name, wide)
@@ -111,7 +121,7 @@ def recommend(given: PlanInput) -> Plan:
     blend = wide and method_of(chosen).bank == "projected"
     return Plan(chosen, reason, "blend" if blend else "lowest-loss", clusters,
                 cluster_notes + unknown + _notes(given, setting, by_name, chosen), rows, evens,
-                setting, given, found, paper, splits.frontier(given, setting))
+                setting, given, found, paper, costed)
 
 
 def _split(given: PlanInput, setting: Setting, rows: dict[str, Row], paper: tuple[str, str],
