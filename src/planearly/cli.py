@@ -365,7 +365,8 @@ def plan(
         stages = api.predict(loaded, device)
         return print(line_of_json(stages)) if as_json else show.predicted(stages, Console())
     made, content = api.planned(
-        out, html=html, device=device, inference_params=inference_params, inference_bytes=inference_bytes,
+        out, html=html, device=device, inference_params=inference_params,
+        inference_bytes=inference_bytes,
         inference_speed=inference_speed, inference_device=inference_device,
         quantization=quantization, generic_tokens=generic_tokens, spec_tokens=spec_tokens or (),
         domains=domains, domains_later=domains_later, devices=devices,

@@ -64,7 +64,7 @@ def test_a_planted_law_is_found_again(fitted: law.Law) -> None:
         assert fitted.predict(SMALL, tokens, M, share).nll_per_token == \
             pytest.approx(truth(tokens, share), rel=0.002)
     assert "generic_share^4.7" in fitted.describe()
-    with pytest.raises(UserError, match="three shares of generic tokens.*and there are 2"):
+    with pytest.raises(UserError, match=r"three shares of generic tokens.*there are 2"):
         law.fit_line(rows((1.0, 0.0)))
     noisy = law.fit_line(rows(noise=0.01, tokens=(*TOKENS, 64 * B)), refits=30)
     low, high = noisy.predict(SMALL, 8 * B, M, 0.55).ci95
@@ -153,7 +153,7 @@ def test_a_law_of_a_projected_network_is_heard(fitted: law.Law) -> None:
     better, worse = (planned(laws={law.LINE: fitted, "slm-pn": own(floor)}, domains=50)
                      for floor in (1.0, 3.0))
     assert better.paper[0] == "slm-pn" == better.recommended and better.split is None
-    assert "so do the laws fitted to your own runs" in better.reason
+    assert "the laws fitted to your own runs agree" in better.reason
     assert worse.recommended == "slm-adapt"
 
 

@@ -175,11 +175,10 @@ def evidence(files: Sequence[Path]) -> tuple[dict[str, Law], list[dict[str, Any]
     fitted = {}
     names = sorted({row["method"] for row in rows})
     for name in [*names, law.LINE] if rows else []:
-        row = methods.TABLE.get(name)
         try:
             if name == law.LINE:
                 fitted[name] = law.fit_line(rows)
-            elif not (row and row.adapts):  # its law is the line's
+            elif not (name in law.line() and methods.find(name).adapts):  # its law is the line's
                 fitted[name] = law.fit(rows, name)
         except UserError as reason:
             say(str(reason))

@@ -155,9 +155,9 @@ def _split(given: PlanInput, setting: Setting, rows: dict[str, Row], paper: tupl
                              f"loss, but {row.why}"]
     other = rows[name].perplexity
     if of.bank and other and other["nll_per_token"] <= found.nll:
-        return (name, f"{paper[1]}; so do the laws fitted to your own runs: "
-                      f"{other['perplexity']:.2f} is its expected perplexity, and "
-                      f"{math.exp(found.nll or 0):.2f} that of the best split, {found.method}"
+        return (name, f"{paper[1]}; the laws fitted to your own runs agree, which expect a "
+                      f"perplexity of {other['perplexity']:.2f}, and of "
+                      f"{math.exp(found.nll or 0):.2f} by the best split, {found.method}"
                 ), None, []
     rows[found.method] = row
     if found.method == name:

@@ -228,8 +228,8 @@ def frontier(given: PlanInput, setting: Setting,
         tokens = _span(own)
         for n in domains:
             costs = [model.cost(setting, row, float(many)).total(n) for many in tokens]
-            add(n, name, [cost.device_hours for cost in costs], tokens, own.nll(params, tokens, given.spec_tokens),
-                np.zeros(len(tokens)))
+            add(n, name, [cost.device_hours for cost in costs], tokens,
+                own.nll(params, tokens, given.spec_tokens), np.zeros(len(tokens)))
     return found
 
 

@@ -22,6 +22,7 @@ from planearly.model import flops
 from planearly.plan import options, show, sizes
 from planearly.plan.options import CHECKPOINT, LEAST_TOKENS, PlanInput, Row
 from planearly.plan.recommend import Plan, recommend
+from planearly.plan.split import member
 from planearly.progress import progress
 from planearly.report import drawing
 from planearly.units import short
@@ -31,9 +32,6 @@ LIMITS = (30_000_000, 126_000_000, 350_000_000, 771_000_000)
 DOMAINS = (1, 2, 3, 5, 7, 15, 50)
 _BUDGETS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Times a budget, or what a small model takes at 20 tokens per parameter where none is stated."""
-FIELDS = {"limit": "limit", "domains": "domains", "before": "generic_hours",
-          "each": "specialization_hours"}
-"""The sliders, as in the page's address, and the fields of :class:`PlanInput` that they set."""
 
 
 def stops(given: PlanInput) -> dict[str, list[float | None]]:
@@ -53,10 +51,10 @@ def stops(given: PlanInput) -> dict[str, list[float | None]]:
         except UserError:  # below the smallest model
             continue
     setting = options.setting_of(given)
-    token = model.generic_token_cost(setting, methods.find("slm")).device_hours
+    token = model.generic_token_cost(setting, member(0.0)).device_hours
     usual = 2 * LEAST_TOKENS * flops.parameters(setting.small) * token
     return {"limit": [*limits, None],
-            "domains": sorted({*map(float, DOMAINS), float(given.total_domains)}),
+            "domains": [*sorted({*map(float, DOMAINS), float(given.total_domains)})],
             "before": around(given.generic_hours, usual),
             "each": around(given.specialization_hours, usual)}
 
@@ -94,7 +92,8 @@ def table(given: PlanInput) -> dict[str, Any]:
     """
     values = stops(given)
     known: dict[str, list[Row]] = {}
-    texts, several, rows = _Texts(), _Texts(), []
+    texts, several = _Texts(), _Texts()
+    rows: list[Any] = []
     plans: list[Any] = []
     frontiers: dict[str, Any] = {}
     names = [*methods.TABLE, CHECKPOINT]
