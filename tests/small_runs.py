@@ -72,6 +72,13 @@ def recipe(root: Path, **over) -> keys.Recipe:
     return config.build(keys.Recipe, {**values, **over}, "")
 
 
+def results(out: Path) -> dict[str, bytes]:
+    """The files of a run folder that depend on nothing but its recipe and texts."""
+    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()
+            and p.name not in ("manifest.json", "recipe.yaml")
+            and not p.relative_to(out).parts[0].startswith(".")}
+
+
 def command(*words: str, **environment: str) -> list[str]:
     return [sys.executable, "-m", "planearly.cli", *map(str, words)]
 

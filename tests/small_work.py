@@ -6,6 +6,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from planearly import files
 from planearly.engine.work import Shard, Work, shard_function
 from planearly.errors import UserError
@@ -60,12 +62,18 @@ def _bad_data(path: Path) -> None:
     raise UserError("line 7 holds no text: mend it")
 
 
+def _held(path: Path) -> None:
+    while not path.with_name("go").exists():
+        time.sleep(0.01)
+
+
 def _slip(path: Path) -> None:
     raise KeyError("a slip of the pen")
 
 
 TROUBLES = {"killed": _killed, "full disk": _full_disk, "lost file": _lost_file,
-            "no memory": _no_memory, "bad data": _bad_data, "slip": _slip}
+            "no memory": _no_memory, "bad data": _bad_data, "slip": _slip,
+            "held": _held}
 
 
 def work(out: Path, troubles: dict[int, str] | None = None, once: bool = True,
@@ -88,4 +96,13 @@ def log(out: Path) -> list[tuple[int, str, int]]:
 def made(out: Path) -> dict[str, bytes]:
     """What the work left, but its notes of who did what when."""
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*"))
-            if path.is_file() and path.name != "log" and not path.name.startswith("tried-")}
+            if path.is_file() and not path.name.startswith(("log", "go", "tried-"))}
+
+
+def until(true) -> None:
+    """Wait for something to become true."""
+    for _ in range(6_000):
+        if true():
+            return
+        time.sleep(0.01)
+    pytest.fail("it did not come to that in a minute")

@@ -238,9 +238,9 @@ class Recipe:
     pretrain_tokens: int = key("tokens of pretraining, per method (0: fine-tune 'start' as it is)",
                                5_000_000)
     spec_tokens: int | None = key("tokens of each domain's train split to use (null: all)", None)
-    engine: Literal["local", "shared"] = key(
-        "who does the data stages: processes of this machine, or also those of every other "
-        "planearly that is started in the same run folder", "local")
+    engine: Literal["local", "shared", "ray"] = key(
+        "who does the data stages: processes of this machine; also those of every other planearly "
+        "that is started in the same run folder; or workers of a Ray cluster", "local")
     processes: int | None = key("most workers of the data stages (null: one a core, or one a GPU "
                                 "where they compute on GPUs)", None)
     data: Data = section("reading documents", Data)

@@ -6,6 +6,7 @@ import pytest
 
 from planearly.engine import work as engine
 from planearly.engine.local import Inline, Local, Processes
+from planearly.engine.on_ray import OnRay
 from planearly.errors import UserError
 from small_work import log, made, work
 
@@ -15,9 +16,13 @@ def no_pause(monkeypatch):
     monkeypatch.setattr(engine, "PAUSE", 0.0)
 
 
-@pytest.fixture(params=["one process", "local"])
-def executor(request, tmp_path):
-    return {"one process": lambda: Local(1), "local": lambda: Local(2)}[request.param]()
+@pytest.fixture(params=["one process", "local",
+                        pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])])
+def executor(request):
+    if request.param == "ray":
+        request.getfixturevalue("cluster")
+        return OnRay(2)
+    return Local(2 if request.param == "local" else 1)
 
 
 @pytest.fixture
@@ -48,7 +53,7 @@ def test_what_fails_once_is_done_again_and_nothing_else_is(executor, plain, tmp_
     ("full disk", "doubling: shard 3 failed 3 times, the last time as the disk is full while"),
     ("no memory", r"shard 3 failed 3 times, .* as memory ran out \(cannot allocate 9 GB\)"),
     ("lost file", "shard 3 failed 3 times, .*nowhere: it does not exist"),
-    ("killed", "shard 3 failed 3 times, .*killed by signal 9"),
+    ("killed", "shard 3 failed 3 times, .*(killed by signal 9|its Ray worker died)"),
     ("bad data", "^line 7 holds no text: mend it$")])
 def test_what_fails_for_good_stops_with_its_name_and_what_is_done_stays(
         executor, tmp_path, trouble, sentence):

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -18,9 +17,9 @@ from planearly.engine.local import Local
 from planearly.engine.shared import Shared
 from planearly.errors import UserError
 from planearly.stages import pipeline
-from small_runs import corpus
+from small_runs import corpus, results
 from small_runs import recipe as small
-from small_work import log, made, work
+from small_work import log, made, until, work
 
 HELPER = """
 import sys, time
@@ -50,14 +49,6 @@ def helper(tmp_path):
     for process in started:
         process.kill()
         process.wait()
-
-
-def until(true) -> None:
-    for _ in range(6_000):
-        if true():
-            return
-        time.sleep(0.01)
-    pytest.fail("it did not come to that in a minute")
 
 
 def led(tmp_path, begun=lambda: True, **more):
@@ -192,10 +183,5 @@ def test_two_commands_prepare_a_run_folder_together(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "_JOB_BYTES", 20_000)
     pipeline.run(asked, tmp_path / "alone", "prepare")
 
-    def content(out: Path) -> dict[str, bytes]:
-        return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()
-                and p.name not in ("manifest.json", "recipe.yaml")
-                and not p.relative_to(out).parts[0].startswith(".")}
-
-    assert content(tmp_path / "both") == content(tmp_path / "alone")
+    assert results(tmp_path / "both") == results(tmp_path / "alone")
     assert len(list((tmp_path / "both").glob("generic-*/tokens-*"))) > 5

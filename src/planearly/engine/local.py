@@ -14,7 +14,8 @@ from multiprocessing import connection
 
 from planearly.engine.work import Executor, Outcome, Shard, Work, Workers, attempt, served
 
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
+"""Environment of a worker that is one of as many as there are cores."""
 
 
 class Local(Executor):
@@ -27,7 +28,7 @@ class Local(Executor):
         if many <= 1 or sum(shard.size for shard in shards) <= work.small:
             return Inline(work, advance)
         return Processes(work, [
-            _ONE_THREAD | ({"CUDA_VISIBLE_DEVICES": gpus[i]} if gpus else {})
+            ONE_THREAD | ({"CUDA_VISIBLE_DEVICES": gpus[i]} if gpus else {})
             for i in range(many)], advance)
 
 

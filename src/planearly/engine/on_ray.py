@@ -1,0 +1,190 @@
+"""Workers that Ray places on the machines of its cluster: files in, files out, counts back.
+
+A fixed number of actors, each of which has one shard at a time; what goes through Ray is a shard's
+name, paths and counts. The files lie where all machines see them, as with any executor. The cluster
+is the one at ``RAY_ADDRESS``, or one of this machine, started for the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import planearly
+from planearly.engine.local import ONE_THREAD, Inline, cores
+from planearly.engine.work import Executor, Function, Outcome, Shard, Work, Workers, served
+from planearly.errors import UserError, brief
+from planearly.progress import say
+
+_FEWEST_BYTES = 80 << 20  # of Ray's object store, which holds nothing
+_REACHED = 5.0  # seconds in which the cluster has to answer
+_SEEN = 30.0  # seconds in which a file of another machine has to be seen here
+_TOLD = 30.0  # seconds without any worker after which that is told
+_FAILED_STARTS = 3
+
+
+class OnRay(Executor):
+    """Actors of a Ray cluster; this process alone where little is to do."""
+
+    remote = True
+
+    def workers(self, work: Work, shards: Sequence[Shard],
+                advance: Callable[[int, float], None]) -> Workers:
+        if len(shards) <= 1 or sum(shard.size for shard in shards) <= work.small:
+            return Inline(work, advance)
+        ray = _connected(self.processes)
+        found = ray.cluster_resources()
+        gpu = work.gpu and found.get("GPU", 0) >= 1
+        many = self.processes or int(found.get("GPU" if gpu else "CPU", 0)) or 1
+        return _Actors(ray, work, min(many, len(shards)), gpu, advance)
+
+
+def _connected(processes: int | None) -> Any:
+    """The package, connected to a cluster.
+
+    Raises:
+        UserError: it is not installed, or the cluster does not answer.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("engine=ray needs the package 'ray': pip install planearly[ray]"
+                        ) from error
+    if ray.is_initialized():
+        return ray
+    address = os.environ.get("RAY_ADDRESS", "local")
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        if address == "local":
+            ray.init("local", num_cpus=processes or cores(), include_dashboard=False,
+                     object_store_memory=_FEWEST_BYTES, **quiet)
+        else:
+            host, _, port = address.rpartition(":")
+            if host and port.isdigit():  # Ray itself would try for minutes
+                socket.create_connection((host, int(port)), _REACHED).close()
+            elif address != "auto":
+                raise ValueError("not of the form HOST:PORT")
+            ray.init(address, **quiet)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"no Ray cluster can be reached at RAY_ADDRESS={address} ({brief(error)}):"
+                        " give HOST:PORT of its head, or unset it to start one here") from error
+    return ray
+
+
+class _Doer:
+    """An actor: does shards, one after the other."""
+
+    def __init__(self) -> None:
+        os.environ.update(ONE_THREAD)
+
+    def ready(self, folder: str) -> tuple[str, str, bool]:
+        """The version of planearly there, the machine's name, and whether it sees a folder."""
+        return planearly.__version__, os.uname().nodename, os.path.isdir(folder)
+
+    def do(self, function: Function, shard: Shard, folder: str) -> Outcome:
+        return served(function, shard, folder, lambda amount: None)
+
+
+class _Actors:
+    """A fixed number of actors; one that dies is replaced as soon as the cluster has room."""
+
+    def __init__(self, ray: Any, work: Work, many: int, gpu: bool,
+                 advance: Callable[[int, float], None]) -> None:
+        self.ray, self.work, self.advance = ray, work, advance
+        self.actor = ray.remote(_Doer).options(
+            num_cpus=1, num_gpus=int(gpu), max_restarts=0, max_task_retries=0,
+            scheduling_strategy="SPREAD")
+        self.idle: list[Any] = []
+        self.coming: dict[Any, Any] = {}
+        self.busy: dict[Any, tuple[int, Shard, Any]] = {}
+        self.failed_starts, self.since = 0, time.monotonic()
+        for _ in range(many):
+            self._start()
+
+    def _start(self) -> None:
+        actor = self.actor.remote()
+        self.coming[actor.ready.remote(self.work.folder)] = actor
+
+    def free(self) -> bool:
+        return bool(self.idle)
+
+    def give(self, number: int, shard: Shard) -> None:
+        actor = self.idle.pop()
+        ref = actor.do.remote(self.work.function, shard, self.work.folder)
+        self.busy[ref] = number, shard, actor
+
+    def take(self, seconds: float) -> list[tuple[int, Outcome]]:
+        if not self.busy and not self.idle and time.monotonic() - self.since > _TOLD:
+            say(f"waiting for Ray to start a worker: its cluster has {self._room()}")
+            self.since = time.monotonic()
+        refs = [*self.busy, *self.coming]
+        ready, _ = self.ray.wait(refs, num_returns=1, timeout=seconds) if refs else ([], [])
+        ended = []
+        for ref in ready:
+            if ref in self.coming:
+                self._came(ref)
+                continue
+            number, shard, actor = self.busy.pop(ref)
+            try:
+                outcome = self.ray.get(ref)
+            except self.ray.exceptions.RayError as error:
+                outcome = Outcome(passing=True, reason=f"its Ray worker died ({brief(error)}; is "
+                                                       "memory short?)")
+                self._start()
+            else:
+                self.idle.append(actor)
+            if outcome.counts is not None:
+                outcome = _seen(shard, outcome)
+                self.advance(number, shard.size)
+            ended.append((number, outcome))
+        return ended
+
+    def _came(self, ref: Any) -> None:
+        """A new actor is ready, or did not start."""
+        actor = self.coming.pop(ref)
+        try:
+            version, machine, sees = self.ray.get(ref)
+        except self.ray.exceptions.RayError as error:
+            self.failed_starts += 1
+            if self.failed_starts >= _FAILED_STARTS:
+                raise UserError(f"Ray's workers do not start ({brief(error)}): planearly "
+                                f"{planearly.__version__} has to be installed where they run, as "
+                                "here") from error
+            return self._start()
+        if version != planearly.__version__:
+            raise UserError(f"Ray's worker on {machine} has planearly {version}, and this is "
+                            f"{planearly.__version__}: install the same everywhere")
+        if not sees:
+            raise UserError(f"Ray's worker on {machine} does not see {self.work.folder}: start "
+                            "planearly in a folder that all machines share")
+        self.failed_starts, self.since = 0, time.monotonic()
+        self.idle.append(actor)
+        return None
+
+    def _room(self) -> str:
+        found = self.ray.available_resources()
+        return ", ".join(f"{found.get(name, 0):g} {name}s" for name in ("CPU", "GPU")) + " free"
+
+    def close(self) -> None:
+        for actor in [*self.idle, *self.coming.values(), *(a for _, _, a in self.busy.values())]:
+            with contextlib.suppress(self.ray.exceptions.RayError):
+                self.ray.kill(actor)
+
+
+def _seen(shard: Shard, outcome: Outcome) -> Outcome:
+    """The outcome, once what was written is seen on this machine as well."""
+    deadline = time.monotonic() + _SEEN
+    while shard.done() is None:
+        if time.monotonic() > deadline:
+            return Outcome(reason=f"what a Ray worker wrote to {Path(shard.marker).parent} is not "
+                                  "seen here: choose an --out on a file system that all machines "
+                                  "share")
+        time.sleep(0.1)
+    return outcome

@@ -1,0 +1,104 @@
+"""Ray's workers, where they cannot be had, and a node of its cluster that dies."""
+
+import sys
+import threading
+from collections import Counter
+
+import pytest
+
+import planearly
+from planearly.cluster import embed
+from planearly.data import shards
+from planearly.engine import on_ray
+from planearly.engine.local import Inline, Local
+from planearly.engine.on_ray import OnRay
+from planearly.errors import UserError
+from planearly.stages import pipeline
+from small_models import sentence_model
+from small_runs import TOPICS, corpus, results
+from small_runs import recipe as small
+from small_work import log, made, until, work
+
+
+def test_without_ray_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install planearly\[ray\]"):
+        OnRay(2).map(work(tmp_path / "out"))
+    little = work(tmp_path / "little", small=8)
+    assert isinstance(OnRay(2).workers(little, little.shards, print), Inline)  # needs none
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://somewhere", "no-such-host.invalid:6379"])
+def test_an_address_without_a_cluster_is_one_sentence(tmp_path, monkeypatch, address):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match=f"no Ray cluster can be reached at RAY_ADDRESS={address}"):
+        OnRay(2).map(work(tmp_path / "out"))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_workers_that_do_not_fit_are_one_sentence(tmp_path, monkeypatch, cluster):
+    with monkeypatch.context() as patched:
+        patched.setattr(planearly, "__version__", "0.0.0")
+        with pytest.raises(UserError, match=r"has planearly 0\.1.*, and this is 0\.0\.0: install"):
+            OnRay(2).map(work(tmp_path / "out"))
+    nowhere = work(tmp_path / "out")
+    object.__setattr__(nowhere, "folder", "/nowhere/at/all")
+    with pytest.raises(UserError, match="does not see /nowhere/at/all: start planearly in a"):
+        OnRay(2).map(nowhere)
+    monkeypatch.setattr(on_ray, "_SEEN", 0.2)
+    lost = work(tmp_path / "out")
+    for shard in lost.shards:
+        object.__setattr__(shard, "made", (tmp_path / "out" / "not-seen-here",))
+    with pytest.raises(UserError, match="is not seen here: choose an --out on a file system"):
+        OnRay(2).map(lost)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_node_that_dies_loses_its_shard_only(tmp_path, cluster):
+    out = tmp_path / "out"
+    third = cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
+    asked = work(out, {0: "held", 1: "held", 2: "held"}, n=6)
+
+    def kill():
+        until(lambda: (out / "log").exists() and len(log(out)) == 3)  # each node has one
+        cluster.remove_node(third, allow_graceful=False)
+        (out / "go").touch()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    found = OnRay(3).map(asked)
+    killer.join()
+    assert [counts["double"] for counts in found] == [0, 2, 4, 6, 8, 10]
+    Local(1).map(work(tmp_path / "plain", n=6))
+    assert made(out) == made(tmp_path / "plain")
+    begun = Counter(number for _, what, number in log(out) if what == "begin")
+    assert sorted(begun.values()) == [1, 1, 1, 1, 1, 2]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_is_the_same_bytes_on_ray(tmp_path, monkeypatch, cluster):
+    monkeypatch.setattr(shards, "_JOB_BYTES", 30_000)
+    monkeypatch.setattr(shards, "_POOL_MEGABYTES", 0)
+    monkeypatch.setattr(embed, "_FEW", 0)
+    root = corpus(tmp_path / "text")
+    (root / "more.jsonl").write_text((root / "generic.jsonl").read_text().replace("ship", "boat"))
+    words = [word for topic in TOPICS.values() for word in topic.split()]
+    tiny = sentence_model(tmp_path / "embedder", words)
+    used = []
+    monkeypatch.setattr(OnRay, "workers", lambda self, work, *more, real=OnRay.workers: (
+        used.append((work.name, real(self, work, *more))), used[-1][1])[1])
+    for engine in ("local", "ray"):
+        asked = small(root, methods=["slm"], generic=[str(root / "generic.jsonl"),
+                                                      str(root / "more.jsonl")],
+                      cluster={"k": [3], "embedder": str(tiny)}, engine=engine, processes=1
+                      if engine == "local" else None)
+        pipeline.run(asked, tmp_path / engine, "cluster")
+    assert results(tmp_path / "ray") == results(tmp_path / "local")
+    assert {"tokenizing generic corpus", "embedding"} <= {
+        name for name, workers in used if isinstance(workers, on_ray._Actors)}
