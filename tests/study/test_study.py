@@ -372,6 +372,18 @@ def test_a_forecast_counts_shared_trainings_once(made):
     assert found["total"]["flops"] == sum(m["flops"] for m in found["methods"].values())
 
 
+@pytest.mark.parametrize("base", ["slm", "slm-pn"])
+def test_a_forecast_counts_the_plateau_once(made, base):
+    def tokens(*names):
+        recipe = with_grid(made, {"methods": list(names)}, spec_tokens=200,
+                           projected={"experts": 3})
+        return forecast.forecast(recipe, "a100")["total"]["tokens"]
+
+    shared = 17 * 8 * 16  # of 24 steps
+    assert tokens(base, f"{base}-adapt") == pytest.approx(
+        tokens(base) + tokens(f"{base}-adapt") - shared)
+
+
 def test_a_method_of_the_table_is_in_the_forecast(made, monkeypatch):
     monkeypatch.setitem(methods.TABLE, "slm-new", methods.Method("slm-new", "SLM-new", "a new one"))
     found = forecast.forecast(with_grid(made, {"methods": ["slm", "slm-new"]}, spec_tokens=200),

@@ -87,13 +87,25 @@ def longer(name: str, cell: Cell, cells: Iterable[Cell]) -> list[Cell]:
 
 
 def begun(stage: str, cell: Cell, cells: Iterable[Cell]) -> float:
-    """Share of a training's tokens that it takes over from a longer one among ``cells``."""
+    """Share of a training's tokens that it takes over from a longer one among ``cells``, or from
+    the plateau that another method of theirs adapts from."""
     kind, _, name = stage.partition("/")
-    own = cell.variant.recipe
+    own, cells = cell.variant.recipe, list(cells)
     if kind != "pretrain" or own is None:
         return 0.0
-    return max((_shared(name, own, other.variant.recipe) for other in longer(name, cell, cells)
-                if other.variant.recipe), default=0.0)
+    return max((*(_shared(name, own, other.variant.recipe) for other in longer(name, cell, cells)
+                  if other.variant.recipe), _plateau(name, cell, cells)))
+
+
+def _plateau(name: str, cell: Cell, cells: list[Cell]) -> float:
+    """Share of a pretraining's steps that another method among ``cells`` adapts from."""
+    own = cell.variant.recipe
+    for other in cells:
+        row = methods.TABLE.get(other.method)
+        if own and row and row.adapts and row.base == name and identity(
+                f"pretrain/{row.plateau}", cell) == identity(f"pretrain/{row.plateau}", other):
+            return steps.adapted_steps(own)[0] / steps.planned_steps(own)
+    return 0.0
 
 
 def _shared(name: str, shorter: Recipe, longer: Recipe) -> float:
