@@ -43,6 +43,9 @@ def config(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         what = ("has no config.json" if folder.is_dir() else
                 "is no folder" if folder.exists() else "does not exist")
+        if (folder / "adapter_config.json").is_file():
+            raise UserError(f"{folder} holds adapters and no model: merge them into the one that "
+                            "they adapt (merge_and_unload of peft), and give what that saves")
         raise UserError(f"{folder} {what}: give a model folder in Hugging Face format")
     values = read_json(folder / "config.json")
     if not isinstance(values, dict):
@@ -100,8 +103,8 @@ def weight_files(folder: Path) -> list[Path]:
         names = sorted(set(parts.values()))
     for name in names:
         if not (folder / name).is_file():
-            raise UserError(f"{folder} has no {name}: a model folder keeps its weights "
-                            "there, and no other kind is opened")
+            raise UserError(f"{folder} has no {name}: a model folder keeps its weights there, and "
+                            "no other kind is opened; save_pretrained of transformers writes it")
     others = sorted(path.name for path in folder.glob("model*.safetensors")
                     if _WEIGHTS.fullmatch(path.name) and path.name not in names)
     if others:

@@ -103,19 +103,17 @@ def check_folder(place: str, model: Path, context: int) -> None:
         UserError: it lacks the configuration, the tokenizer or the weights, has quantized ones, or
             reads less text.
     """
-    for name in ("config.json", "tokenizer.json"):
-        if not (model / name).is_file():
-            what = f"has no {name}" if model.is_dir() else "does not exist"
-            raise UserError(f"recipe key '{place}': {model} {what}; give a model folder in Hugging "
-                            "Face format")
-    if not any(model.glob("*.safetensors")):
-        raise UserError(f"recipe key '{place}': {model} has no .safetensors file, and no other "
-                        "kind of weights is opened")
-    reading.check_weights(model)
-    reach = reading.config(model).get("max_position_embeddings")
+    try:
+        reach = reading.config(model).get("max_position_embeddings")
+        reading.check_weights(model)
+    except UserError as error:
+        raise UserError(f"recipe key '{place}': {error}") from None
+    if not (model / "tokenizer.json").is_file():
+        raise UserError(f"recipe key '{place}': {model} has no tokenizer.json: copy the model "
+                        "again, whole, or write it there by save_pretrained of transformers")
     if isinstance(reach, int) and reach < context:
         raise UserError(f"recipe key '{place}': the model in {model} reads {reach} tokens, fewer "
-                        f"than 'context', {context}")
+                        f"than 'context', {context}: set 'context={reach}' or less")
 
 
 def check(recipe: Recipe) -> None:
