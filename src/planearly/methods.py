@@ -21,12 +21,14 @@ PLATEAU = "-plateau"
 """Ends the name of a pretraining that others adapt from."""
 
 
+TEACHER = "a larger model fine-tuned on them"
+"""Who teaches a method that is ``taught``, unless a recipe names another model."""
 TUNED = {
     "full": "fine-tuned on the domain's documents",
     "lora": "adapted to the domain's documents by low-rank matrices (LoRA), merged into its "
             "weights",
-    "distill": "fine-tuned on a mix of the domain's documents and the predictions of a larger "
-               "model fine-tuned on them (distillation)"}
+    "distill": "fine-tuned on a mix of the domain's documents and the predictions of "
+               f"{TEACHER} (distillation)"}
 """What each ``tune`` does, in the words of a sentence."""
 
 
@@ -148,8 +150,8 @@ _ROWS = (
     Method("slm-nopt", "SLM-nopt", "small model trained on the domain's documents alone, without "
            "pretraining", draws=None),
     Method("slm-d", "SLM-d", "small model pretrained on the generic corpus, then fine-tuned on a "
-           "mix of the domain's documents and the predictions of a larger model fine-tuned on them "
-           "(distillation)", tune="distill"),
+           f"mix of the domain's documents and the predictions of {TEACHER} (distillation)",
+           tune="distill"),
     Method("slm-is", "SLM-is", "small model pretrained on the generic corpus resampled so that its "
            "clusters are as frequent as in the domain's documents (cluster importance sampling), "
            "then fine-tuned on these", draws="importance"),

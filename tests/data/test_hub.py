@@ -7,11 +7,14 @@ from types import SimpleNamespace
 import pytest
 
 from planearly.data import hub
+from planearly.data.build import tokenize_corpus
 from planearly.data.documents import Problems
 from planearly.data.inputs import resolve
 from planearly.data.readers import read_documents
+from planearly.engine.local import Local
 from planearly.errors import UserError
 from small_documents import DATA, lines, texts
+from small_models import tokenizer_folder
 
 pytest.importorskip("datasets")
 
@@ -111,6 +114,63 @@ def test_a_hub_out_of_reach_is_one_sentence(monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     with pytest.raises(UserError, match=r"cannot read hf://org/set \(no route\): check the name, "):
         resolve(["hf://org/set"])
+
+
+def test_a_gated_or_absent_dataset_is_one_sentence(monkeypatch):
+    from datasets.exceptions import DatasetNotFoundError
+
+    class Hub:
+        def dataset_info(self, name):
+            return SimpleNamespace(sha="abc")
+
+    def refused(*_, **__):
+        raise DatasetNotFoundError(f"Dataset 'org/set' {why}")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    for name in ("load_dataset_builder", "get_dataset_config_names"):
+        monkeypatch.setattr(f"datasets.{name}", refused)
+    for why in ("is a gated dataset on the Hub.\nVisit it to ask for access.", "doesn't exist."):
+        hub._load.cache_clear()
+        with pytest.raises(UserError, match=rf"cannot read hf://org/set \(Dataset 'org/set' "
+                           rf"{why[:9]}.*\): check the name.*logged in \(hf auth login\)"):
+            resolve(["hf://org/set"])
+
+
+def test_a_stream_that_breaks_loses_no_finished_shard(monkeypatch, tmp_path):
+    read = []
+
+    class Lines:
+        def __init__(self, number, breaks):
+            self.number, self.breaks, self.column_names = number, breaks, ("text",)
+
+        def select_columns(self, names):
+            return self
+
+        def __iter__(self):
+            read.append(self.number)
+            yield {"text": f"one {self.number}"}
+            if self.breaks:
+                raise ConnectionError("the other side hung up")
+
+    whole = [True]
+    dataset = SimpleNamespace(
+        shard=lambda num_shards, index: Lines(index, index == 1 and not whole))
+    monkeypatch.setattr(hub, "_load", lambda entry, revision: hub.Loaded(dataset, []))
+    units = [hub.Unit("hf://x", "hub", revision="abc", shard=(i, 3)) for i in range(3)]
+    monkeypatch.setattr("planearly.data.documents._GROUP", 1)  # a job for each
+
+    def made(out):
+        tokenize_corpus(units, tokenizer_folder(tmp_path / "tok"), 16, DATA, tmp_path / out,
+                        executor=Local(1))
+        return (tmp_path / out / "dataset.json").read_text()
+
+    straight = made("straight")
+    whole.clear()
+    with pytest.raises(UserError, match=r"shard 2 of 3 cannot be read after row 1 \(the other"):
+        made("cut")
+    read.clear()
+    whole.append(True)
+    assert made("cut") == straight and read == [1, 2]
 
 
 def test_a_shard_that_breaks_is_one_sentence_that_says_why(monkeypatch):

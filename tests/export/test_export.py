@@ -271,3 +271,23 @@ def test_the_card_claims_nothing_that_did_not_happen() -> None:
         front = yaml.safe_load(card.split("---\n")[1])
         assert front["license"] == "apache-2.0" and front["datasets"] == ["a/b"]
         assert "base_model" not in front
+
+
+def test_the_card_tells_what_of_a_method_did_not_happen_as_it_says(tmp_path: Path) -> None:
+    ours = small_model().shape
+    theirs = outside.shape_in(outside_folder(tmp_path, "qwen3"), 16)
+    taught = model_card(ours, {"method": "slm-d", "teacher": "/home/someone/Large-8B"}, "")
+    assert "the predictions of the model `Large-8B`" in taught
+    assert "fine-tuned on them" not in taught
+    none = {"method": "slm", "best_step": 0}
+    assert "these are the weights before it" in model_card(ours, none, "")
+    assert "the weights before it" not in model_card(ours, none | {"best_step": 9}, "")
+    cost = {"cost": {"tokens": 100}}
+    begun = model_card(theirs, {"start": "Base-1B"} | cost, "")
+    assert "not counted: what `Base-1B` had cost" in begun
+    assert "not counted: the pretraining" in model_card(ours, {"bundle": True} | cost, "")
+    assert "not counted" not in model_card(ours, cost, "")
+    fresh = model_card(ours, {}, "")
+    assert "not taught to follow" in fresh and "not taught to follow" not in begun  # who knows
+    assert "together hold at most 16 tokens" in fresh
+    assert "windows of 16 tokens" in begun and "together hold at most 64 tokens" in begun

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from examples import examples
 from planearly.errors import UserError
 from planearly.export import gguf
-from planearly.model import hf, outside
+from planearly.model import hf, outside, starts
 from small_models import model_folder, tokenizer_folder
 from small_outside import outside_folder
 
@@ -205,6 +205,14 @@ def test_adapters_are_read_on_their_base(adapters):
         torch.testing.assert_close(model(inputs).logits, expected, rtol=0, atol=1e-4)
         assert (hf.load(base)[0](inputs).logits - expected).abs().max() > 0.01
     assert tokenizer.eos_token_id == 0
+
+
+def test_adapters_in_the_place_of_a_model_are_told(adapters):
+    folder, *_ = adapters
+    for read in (hf.from_hf, lambda it: outside.shape_in(it, 8),
+                 lambda it: starts.check_folder("start", it, 8)):
+        with pytest.raises(UserError, match="holds adapters and no model: merge them"):
+            read(folder)
 
 
 def test_adapters_that_cannot_be_read(adapters):

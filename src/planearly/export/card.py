@@ -7,6 +7,7 @@ whoever trained it.
 from __future__ import annotations
 
 import html
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,15 @@ def model_card(shape: AnyShape, card: dict[str, Any], as_gguf: str, begins: bool
 
     Args:
         card: ``method``, ``domain``, ``start`` (the checkpoint that it began as), ``recipe`` (a
-            name), ``seed``; ``untuned`` (fine-tuning is still to come); ``data`` {``generic``: list
-            of places, ``pretrain_tokens``, ``spec_tokens``}; ``cost`` {``tokens``, ``flops``,
-            ``device_hours``, ``device``, ``money``, ``currency``}; ``before`` and ``after``,
-            summaries of :func:`planearly.evaluate.perplexity.summary` on held-out documents;
-            ``front``: what the recipe's ``card`` section gives the front matter (license,
-            base_model, datasets, language).
+            name), ``seed``; ``untuned`` (fine-tuning is still to come) or ``best_step`` (of
+            fine-tuning; 0: the weights are those before it); ``teacher`` (a model that taught it as
+            it was); ``bundle`` (whether experts of a bundle were specialized); ``data``
+            {``generic``: list of places, ``pretrain_tokens``, ``spec_tokens``}; ``cost``
+            {``tokens``, ``flops``, ``device_hours``, ``device``, ``money``, ``currency``};
+            ``before`` and ``after``, summaries of
+            :func:`planearly.evaluate.perplexity.summary` on held-out documents; ``front``: what the
+            recipe's ``card`` section gives the front matter (license, base_model, datasets,
+            language).
         as_gguf: the section of :func:`conversion`.
         begins: the tokenizer puts the token that begins documents before a prompt.
     """
@@ -44,10 +48,11 @@ def model_card(shape: AnyShape, card: dict[str, Any], as_gguf: str, begins: bool
         f"# {_text(domain)}: a small language model" if domain else "# A small language model",
         f"A {_kind(shape)} that was trained on windows of {shape.context} tokens"
         + (f", for text such as that of {_text(domain)}" if domain else "")
-        + ". It continues text; it was not taught to follow instructions.",
-        _method(method, card), _data(card.get("data") or {}), _cost(card.get("cost") or {}),
+        + ". It continues text"
+        + ("." if card.get("start") else "; it was not taught to follow instructions."),
+        _method(method, card), _data(card.get("data") or {}), _cost(card),
         _perplexities(card), _CITATION if method in methods.TABLE else "", _USE.format(
-            context=shape.context, prompt=_PROMPT if begins else _BEGUN_PROMPT), as_gguf,
+            prompt=_PROMPT if begins else _BEGUN_PROMPT), _limit(shape), as_gguf,
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -81,6 +86,11 @@ def _method(method: str, card: dict[str, Any]) -> str:
     if row:
         nothing = (card.get("data") or {}).get("pretrain_tokens") == 0 and row.pretrains
         told = f": {row.tuning if nothing else row.sentence}"
+        if card.get("teacher"):
+            told = told.replace(methods.TEACHER, f"the model `{_code(_name(card['teacher']))}`")
+        if card.get("best_step") == 0 and row.pretrains:
+            told += (". No step of fine-tuning was better on held-out documents: these are the "
+                     "weights before it")
         if card.get("untuned"):
             told += ". This is the pretrained model: fine-tuning is left to who has the documents"
     lines = [f"## Method\n\n`{_code(method)}`{told}."]
@@ -116,8 +126,8 @@ def _name(place: Any) -> str:
     return text if hub else parts[-1] if parts else text
 
 
-def _cost(cost: dict[str, Any]) -> str:
-    lines = []
+def _cost(card: dict[str, Any]) -> str:
+    cost, lines = card.get("cost") or {}, []
     if cost.get("tokens") is not None:
         lines.append(f"- {short(cost['tokens'])} tokens")
     if cost.get("flops") is not None:
@@ -126,6 +136,10 @@ def _cost(cost: dict[str, Any]) -> str:
         lines.append(f"- {cost['device_hours']:.3g} device-hours on {_text(cost.get('device'))}")
     if cost.get("money") is not None:
         lines.append(f"- {cost['money']:.2f} {_text(cost.get('currency', 'USD'))}")
+    if lines and card.get("start"):
+        lines.append(f"- not counted: what `{_code(_name(card['start']))}` had cost before")
+    if lines and card.get("bundle"):
+        lines.append("- not counted: the pretraining of the experts, of which this is one")
     return "## Cost of training\n\n" + "\n".join(lines) if lines else ""
 
 
@@ -156,9 +170,14 @@ tokenizer = AutoTokenizer.from_pretrained(".")
 {prompt}
 text = model.generate(**prompt, max_new_tokens=40, do_sample=True, top_p=0.95)
 print(tokenizer.decode(text[0], skip_special_tokens=True))
-```
+```"""
 
-Prompt and continuation together hold at most {context} tokens."""
+
+def _limit(shape: AnyShape) -> str:
+    if isinstance(shape, Shape):
+        return f"Prompt and continuation together hold at most {shape.context} tokens."
+    most = json.loads(shape.config).get("max_position_embeddings")
+    return f"Prompt and continuation together hold at most {most} tokens." if most else ""
 
 
 def conversion(shape: AnyShape, tokenizer: dict[str, Any]) -> str:

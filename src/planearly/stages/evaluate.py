@@ -117,9 +117,10 @@ def exported(run: Run, trained: Trained) -> Path:
     """The specialized model as a Hugging Face folder, under ``export/`` of the stage."""
     before, after = evaluations(run, trained)
     tokens = corpus.tokenizer_folder(run)
-    companions = checkpoint.companions(run, methods.find(trained.method).large)
+    method = methods.find(trained.method)
+    companions = checkpoint.companions(run, method.large)
     front = {key: value for key, value in asdict(run.recipe.card).items() if value}
-    begun = getattr(run.recipe, methods.find(trained.method).start) if trained.base else None
+    begun = getattr(run.recipe, method.start) if trained.base else None
     if begun and (name := starts.hub_name(begun)):
         front.setdefault("base_model", name.partition("@")[0])
 
@@ -128,7 +129,9 @@ def exported(run: Run, trained: Trained) -> Path:
         state, _ = tensors.load_tensors(trained.tuned / loop.FINAL)
         card = {
             "method": trained.method, "domain": trained.domain,
-            "start": begun,
+            "start": begun, "bundle": bool(run.recipe.bundle),
+            "teacher": run.recipe.distill.teacher if method.taught else None,
+            "best_step": training.outcome_of(trained.tuned)["best_step"],
             "data": {"generic": run.recipe.generic, "spec_tokens": made.get("spec_tokens"),
                      "pretrain_tokens": None if run.recipe.bundle else trained.notes.get(
                          "pretrain_tokens", pretrain_tokens(trained))},
@@ -143,7 +146,8 @@ def exported(run: Run, trained: Trained) -> Path:
 
     inputs = {"model": trained.tuned, "after": after, "tokenizer": tokens,
               **({"companions": companions} if companions else {})}
-    return run.stage(f"model/{trained.name}", {"card": front} if front else {}, inputs, build)
+    return run.stage(f"model/{trained.name}", {"card": front} if front else {}, inputs, build,
+                     version=2)
 
 
 def comparisons(run: Run, all_trained: list[Trained]) -> list[dict[str, Any]]:
