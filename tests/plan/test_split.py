@@ -160,13 +160,20 @@ def test_a_law_of_a_projected_network_is_heard(fitted: law.Law) -> None:
 def test_without_a_law_the_runs_themselves_settle_it_or_do_not() -> None:
     runs = law.measured(rows((1.0, 0.7, 0.0), tokens=(4 * B,)))
     assert [run["method"] for run in runs] == ["slm", "slm-adapt", "slm-is"]
-    made = planned(measured=runs, domains=1, generic_hours=20.0, specialization_hours=20.0)
-    assert made.recommended == "slm-adapt" or made.recommended == "slm-is"
-    wide = planned(measured=runs, generic_hours=20.0, specialization_hours=40.0)
-    assert wide.recommended == "slm-is" and "your own runs" in wide.reason
-    assert "no law of them was fitted" in wide.reason
-    torn = planned(measured=runs, generic_hours=20.0, specialization_hours=6.0)
-    assert torn.recommended == torn.paper[0]  # the better has fewer tokens here
+
+    def chosen(measured: list[dict[str, Any]], each: float) -> Plan:
+        return planned(measured=measured, generic_hours=20.0, specialization_hours=each)
+
+    clear = [{**run, "nll": run["nll"] + 0.1 * (run["method"] != "slm-is")} for run in runs]
+    made = chosen(clear, 40.0)
+    assert made.recommended == "slm-is" and "your own runs of 122M parameters" in made.reason
+    assert "no law of them was fitted" in made.reason and made.split is None
+    for other in (chosen(clear, 6.0),  # the better has fewer tokens here
+                  chosen([{**run, "nll": run["nll"] - 0.02 * (run["method"] == "slm-adapt")}
+                          for run in runs], 40.0),  # two trainings of one kind differ as much
+                  chosen([{**run, "params": SMALL / 50} for run in clear], 40.0)):
+        assert other.recommended == other.paper[0]
+        assert any("is not known here" in note for note in other.notes)
 
 
 def test_the_frontier_has_the_ends_and_what_lies_between(fitted: law.Law) -> None:

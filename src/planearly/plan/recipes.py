@@ -63,8 +63,9 @@ def recipe(plan: Plan, row: Row, generic: list[str], domains: list[str]) -> str:
         values["cost"] = {"price_per_hour": plan.given.price, "currency": plan.given.currency}
     if of.taught and plan.given.teacher is not None:
         values["distill"] = {"teacher": plan.given.teacher.name}
-    if of.adapts and setting.adapt_share > LEAST_SHARE:
-        values["adapt"] = {"share": round(setting.adapt_share, 4)}
+    share = round(1 - row.cost.generic.tokens / max(row.pretrain_tokens, 1), 4)
+    if of.adapts and share > LEAST_SHARE:
+        values["adapt"] = {"share": share}
     if method == CHECKPOINT:
         _begin(values, plan, row)
     chosen = "recommended: " + plan.reason if method == plan.recommended else row.why

@@ -136,7 +136,7 @@ def _split(given: PlanInput, setting: Setting, rows: dict[str, Row], paper: tupl
     try:
         found = splits.by_law(given, setting, rows[name].total.device_hours)
     except UserError as unknown:
-        by_study = splits.by_study(given, rows)
+        by_study = splits.by_study(given, setting, rows)
         if by_study is None:
             return paper, None, [
                 "how to split pretraining between before and per domain is not known here: "

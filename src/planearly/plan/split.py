@@ -23,6 +23,7 @@ from planearly.methods import GENERIC, Method
 from planearly.model import flops
 from planearly.plan import law
 from planearly.plan.options import MOST_PASSES, PlanInput, Row
+from planearly.report.sentences import SEED_SPREAD
 from planearly.units import short
 
 LEAST_SHARE = keys.Optimizer().decay_share
@@ -158,26 +159,32 @@ def by_law(given: PlanInput, setting: Setting, total: float) -> Split:
                  float(nll[best]), ground)
 
 
-def by_study(given: PlanInput, rows: Mapping[str, Row]) -> tuple[str, str] | None:
-    """The method that the user's own runs found no worse than every other at equal tokens, and that
-    has the most tokens here too; with what that is by. None where they do not settle it."""
-    best: dict[str, float] = {}
-    same = _equal_tokens(given.measured)
-    for point in same:
-        row = rows.get(point["method"])
-        if row is not None and row.feasible:
-            best[row.method] = min(point["nll"], best.get(row.method, math.inf))
-    for name, nll in best.items():
-        others = [other for other in best if other != name]
-        if others and all(nll <= best[other] and rows[name].pretrain_tokens
-                          >= 0.99 * rows[other].pretrain_tokens for other in others):
-            told = ", ".join(f"{other} {math.exp(best[other]):.2f}"
-                             for other in sorted(best, key=best.__getitem__))
-            at = same[0]
-            return name, (f"your own runs of {short(at['params'])} parameters at "
-                          f"{short(at['pretrain_tokens'])} tokens each (perplexity: {told}), and "
-                          f"no method has more tokens here; no law of them was fitted")
-    return None
+def by_study(given: PlanInput, setting: Setting,
+             rows: Mapping[str, Row]) -> tuple[str, str] | None:
+    """The method that the user's own runs found better than every other at equal tokens, and that
+    has the most tokens here too; with what that is by.
+
+    None where they do not settle it: by less than two trainings of one kind may differ by, or at
+    sizes or tokens per parameter that are :data:`planearly.plan.law.REACH` times others.
+    """
+    points = _equal_tokens(given.measured)
+    best = {point["method"]: point["nll"] for point in points
+            if point["method"] in rows and rows[point["method"]].feasible}
+    if len(best) < 2:
+        return None
+    name, other = sorted(best, key=best.__getitem__)[:2]
+    at, tokens = points[0], rows[name].pretrain_tokens
+    params = flops.parameters(setting.small)
+    if best[other] - best[name] < SEED_SPREAD or any(
+            tokens < 0.99 * rows[each].pretrain_tokens for each in best) or not all(
+            1 / law.REACH <= ratio <= law.REACH for ratio in (
+                params / at["params"], tokens / params / at["pretrain_tokens"] * at["params"])):
+        return None
+    told = ", ".join(f"{each} {math.exp(best[each]):.2f}"
+                     for each in sorted(best, key=best.__getitem__))
+    return name, (f"your own runs of {short(at['params'])} parameters at "
+                  f"{short(at['pretrain_tokens'])} tokens each (perplexity: {told}), and no method "
+                  "has more tokens here; no law of them was fitted")
 
 
 def _equal_tokens(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
