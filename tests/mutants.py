@@ -1,11 +1,11 @@
 """Change one thing in a module, run its tests, and see whether they notice; again and again.
 
-    python tests/mutants.py cluster/kmeans model/flops --sample 60
+    python tests/mutants.py cluster/kmeans model/loss:model/test_attention --sample 60
 
 Of all mutants that cosmic-ray makes of a module (an operator exchanged, a number moved by one, a
 condition turned, ...) a random sample is tried, each against the tests that mirror the module, or
-those given with ``--tests``; slow tests are left out. Mutants that differ in annotations alone are
-none. What survives is printed as a difference.
+those named behind a colon, between commas; slow tests are left out. Mutants that differ in
+annotations alone are none. What survives is printed as a difference.
 
 Needs ``pip install cosmic-ray`` and a system that can fork: the libraries are imported once, and
 every mutant is a forked process in which the module is compiled from the changed source.
@@ -18,12 +18,15 @@ import ast
 import difflib
 import importlib.abc
 import importlib.machinery
+import itertools
 import os
 import random
+import resource
 import signal
 import sys
 import time
 import types
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -31,26 +34,25 @@ BEFOREHAND = ("numpy", "scipy.stats", "torch", "torch._dynamo", "transformers", 
               "safetensors.torch", "pyarrow", "regex", "hypothesis", "matplotlib.pyplot", "pytest")
 
 
-def mutants(source: str) -> list[str]:
-    """Every changed source that may act differently."""
+def mutants(source: str, order: random.Random) -> Iterator[str]:
+    """Every changed source that may act differently, once, in a random order."""
     from cosmic_ray import plugins
     from cosmic_ray.ast import ast_nodes, get_ast
     from cosmic_ray.mutating import mutate_code
 
-    found, tree, seen = [], get_ast(source), {acting(source)}
-    for name in plugins.operator_names():
-        operator_class = plugins.get_operator(name)
-        if operator_class.arguments():
-            continue
-        operator = operator_class()
-        places = sum(len(list(operator.mutation_positions(node))) for node in ast_nodes(tree))
-        for place in range(places):
-            changed = mutate_code(source, operator, place)
-            acts = acting(changed) if changed else None
-            if acts and acts not in seen:
-                seen.add(acts)
-                found.append(changed)
-    return found
+    nodes = list(ast_nodes(get_ast(source)))
+    operators = [kind() for kind in map(plugins.get_operator, plugins.operator_names())
+                 if not kind.arguments()]
+    places = [(operator, place) for operator in operators for place in range(
+        sum(len(list(operator.mutation_positions(node))) for node in nodes))]
+    order.shuffle(places)
+    seen = {acting(source)}
+    for operator, place in places:
+        changed = mutate_code(source, operator, place)
+        acts = acting(changed) if changed else None
+        if acts and acts not in seen:
+            seen.add(acts)
+            yield changed
 
 
 class _Annotations(ast.NodeTransformer):
@@ -91,8 +93,12 @@ class Changed(importlib.machinery.SourceFileLoader, importlib.abc.MetaPathFinder
         return compile(self.source, self.path, "exec", dont_inherit=True)
 
 
-def survives(name: str, path: Path, source: str, tests: list[str], seconds: float) -> bool:
-    """Whether the tests pass with the changed module, within so many seconds."""
+def survives(name: str, path: Path, source: str, tests: list[str],
+             seconds: float) -> tuple[bool, float]:
+    """Whether the tests pass with the changed module, and the processor's seconds they took.
+
+    They fail after so many of these, or thirty times as many on the clock.
+    """
     child = os.fork()
     if not child:
         status = 1
@@ -101,59 +107,57 @@ def survives(name: str, path: Path, source: str, tests: list[str], seconds: floa
             sink = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):
                 os.dup2(sink, stream)
+            spent = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+            resource.setrlimit(resource.RLIMIT_CPU, (int(spent + seconds) + 1,) * 2)
             import pytest
             sys.meta_path.insert(0, Changed(name, str(path), source))
             status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow",
                                       *tests]))
         finally:
             os._exit(status)
-    until = time.monotonic() + seconds
+    until = time.monotonic() + 30 * seconds
     while True:
-        found, status = os.waitpid(child, os.WNOHANG)
+        found, status, used = os.wait4(child, os.WNOHANG)
         if found:
-            return status == 0
+            return status == 0, used.ru_utime + used.ru_stime
         if time.monotonic() > until:
             os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return False
         time.sleep(0.02)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("modules", nargs="+", help="as cluster/kmeans")
-    parser.add_argument("--tests", nargs="+", help="instead of tests/cluster/test_kmeans.py")
+    parser.add_argument("modules", nargs="+", help="as cluster/kmeans, or MODULE:TESTS")
     parser.add_argument("--sample", type=int, default=60, help="mutants of each module")
     parser.add_argument("--minutes", type=float, default=10, help="for each module, at most")
-    parser.add_argument("--seconds", type=float, default=60, help="for each mutant, at most")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     os.chdir(ROOT)
-    sys.dont_write_bytecode = True
     sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
     for library in BEFOREHAND:
         __import__(library)
-    for module in given.modules:
+    for module, _, named in (word.partition(":") for word in given.modules):
         place, began = ROOT / "src" / "planearly" / f"{module}.py", time.monotonic()
-        name, folder = "planearly." + module.replace("/", "."), Path(module).parent
-        tests = given.tests or [f"tests/{folder}/test_{place.stem}.py"]
+        name = "planearly." + module.replace("/", ".")
+        tests = [f"tests/{test}.py" for test in
+                 (named or f"{Path(module).parent}/test_{place.stem}").split(",")]
         source = place.read_text("utf-8")
-        if not survives(name, place, source, tests, 10 * given.seconds):
-            raise SystemExit(f"{' '.join(tests)} fail without a change of {module}")
-        every = mutants(source)
-        drawn = random.Random(given.seed).sample(every, min(given.sample, len(every)))
-        alive, tried = [], 0
-        for changed in drawn:
+        passes, seconds = survives(name, place, source, tests, 600)
+        if not passes:
+            print(f"{' '.join(tests)} fail without a change of {module}", flush=True)
+            continue
+        alive, tried = 0, 0
+        for changed in itertools.islice(mutants(source, random.Random(given.seed)), given.sample):
             if time.monotonic() - began > 60 * given.minutes:
                 break
             tried += 1
-            if survives(name, place, changed, tests, given.seconds):
-                alive.append(changed)
+            if survives(name, place, changed, tests, 5 * seconds + 10)[0]:
+                alive += 1
                 print("".join(line + "\n" for line in difflib.unified_diff(
                     source.splitlines(), changed.splitlines(), f"{module}.py", lineterm="", n=0)
                     if not line.startswith(("---", "+++ "))), flush=True)
-        print(f"{module}: {len(alive)} of {tried} survived ({len(every)} mutants in all, "
-              f"{time.monotonic() - began:.0f} s)\n", flush=True)
+        print(f"{module}: {alive} of {tried} survived ({time.monotonic() - began:.0f} s; "
+              f"the tests take {seconds:.1f})\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -103,6 +103,28 @@ def test_saving_is_booked_beside_the_hours_and_paid_for() -> None:
     assert (both["device_hours"], both["saving_hours"], both["money"]) == (2, 0.5, 3)
 
 
+def test_utilisation_is_of_the_measured_rate_too(cache: Path) -> None:
+    write_json(devices.calibration_file("abacus"), {
+        "device": "abacus", "matmul_flops": 2e12, "when": "2026-01-01", "shapes": {
+            "slm": {"d_model": 1024, "flops_per_second": 1e12, "tokens_per_second": 100}}})
+    entry = ledger.book("pretrain/slm", 10, 3.6e15, 7200, "abacus")
+    assert entry["utilisation"] == {"data_sheet": "unknown", "measured": pytest.approx(0.25)}
+
+
+def test_steps_of_a_longer_run_are_counted_once(tmp_path: Path) -> None:
+    stage(tmp_path, "pretrain/slm", {}, 10.0)
+    shared = {"tokens": 50, "device_hours": 2.0, "saving_hours": 0.5}
+    write_json(tmp_path / "pretrain/slm-short" / "manifest.json", {
+        "stage": "pretrain/slm", "inputs": {}, "fingerprint": "short", "seconds": 1.0,
+        "begun": shared, "shape": {"d_model": 1024}, "cost": ledger.book(
+            "pretrain/slm", 100, 1e15, 4 * 3600, "abacus", price_per_hour=3.0,
+            saving_seconds=3600)})
+    whole = ledger.add_up([tmp_path])["total"]
+    assert (whole["tokens"], whole["flops"]) == (150, pytest.approx(1.5e15))
+    assert (whole["device_hours"], whole["saving_hours"]) == (12, 0.5)
+    assert whole["money"] == pytest.approx(30 + 15 - 15 * 2.5 / 5)
+
+
 def test_any_projected_pretraining_is_predicted_with_its_projection(
         cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calibrated = {"device": "abacus", "matmul_flops": 2e12, "when": "2026-01-01", "shapes": {

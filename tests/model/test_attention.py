@@ -1,9 +1,14 @@
 """Attention written out, and the output in chunks, against torch's own."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
+from examples import examples
 from planearly.model import attention, loss
 
 
@@ -27,8 +32,9 @@ def test_attention_written_out_is_the_librarys(heads, kv_heads, time):
         k, v = (x.repeat_interleave(heads // kv_heads, 1) for x in (k, v))
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
-    for own, other in both(attention.written_out, librarys, q, k, v):
-        torch.testing.assert_close(own, other, rtol=2e-5, atol=2e-6)
+    for function in (attention.written_out, attention.causal):
+        for own, other in both(function, librarys, q, k, v):
+            torch.testing.assert_close(own, other, rtol=2e-5, atol=2e-6)
 
 
 def test_attention_is_written_out_only_where_it_pays(monkeypatch):
@@ -38,6 +44,25 @@ def test_attention_is_written_out_only_where_it_pays(monkeypatch):
                         (torch.bfloat16, attention.SHORT + 1)):
         attention.causal(*(torch.randn(1, 2, time, 4).to(dtype) for _ in range(3)))
     assert called == [torch.Size([1, 2, 8, 4])]
+
+
+@pytest.mark.parametrize("vocab_size", [257, 8192, 151_936, 1 << 25])
+@pytest.mark.parametrize(("device", "logits"), [("cpu", 1 << 23), ("cuda", 1 << 28),
+                                                ("mps", 1 << 23)])
+def test_a_chunk_is_as_large_as_its_memory_allows(vocab_size, device, logits):
+    positions = loss.chunk_tokens(vocab_size, device)
+    assert positions == 1 or positions * vocab_size <= logits
+    assert (positions + 1) * vocab_size > logits
+
+
+@examples(100)
+@given(st.integers(0, 3000), st.integers(1, 400))
+def test_parts_are_few_even_and_cover_all(n, most):
+    parts = loss.even_parts(n, most)
+    assert [i for part in parts for i in range(n)[part]] == list(range(n))
+    sizes = {part.stop - part.start for part in parts} or {0}
+    assert len(parts) == math.ceil(n / most) and max(sizes) <= most
+    assert max(sizes) - min(sizes) <= 1
 
 
 @pytest.mark.parametrize("most", [7, 1000])
