@@ -238,6 +238,14 @@ def test_shared_keys_and_values_are_cached_once() -> None:
     assert cache[0] == 4 * cache[1] > 0
 
 
+@pytest.mark.parametrize("bits", [4.5, 8, 16])
+def test_a_deployed_model_is_its_weights_and_its_cache(bits: float) -> None:
+    shape = Shape(layers=3, d_model=64, heads=4, d_ff=128, vocab_size=512, context=32)
+    cache = 2 * 3 * 64 * 32 * 2  # keys and values, in two bytes each
+    assert model.inference_memory(shape, bits) == flops.parameters(shape) * bits / 8 + cache
+
+
+
 def test_an_unknown_device_asks_for_a_calibration() -> None:
     with pytest.raises(UserError, match="planearly calibrate"):
         devices.find("abacus")

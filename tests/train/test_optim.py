@@ -35,3 +35,51 @@ def test_matrices_and_tables_have_their_own_rates_under_adamw():
     rates = {id(p): group["peak_lr"] for group in adamw.param_groups for p in group["params"]}
     assert rates[id(model.blocks[0].attn.o.weight)] == 1e-3
     assert rates[id(model.embed.weight)] == rates[id(model.norm.weight)] == 1e-4
+
+
+def test_the_papers_optimiser_is_one_adam_without_decay():
+    model = Transformer(SHAPE)
+    (adam,) = optim.build(model, optim.resolve(keys.Optimizer(preset="paper"), 100_000))
+    assert type(adam) is torch.optim.Adam
+    for group in adam.param_groups:
+        assert group["betas"] == (0.9, 0.999)
+        assert (group["peak_lr"], group["weight_decay"]) == (1e-4, 0.0)
+    assert sum(len(group["params"]) for group in adam.param_groups) == len(
+        list(model.parameters()))
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(5, 1), (10, 1), (200, 20), (499, 49), (10_000, 50)])
+def test_warm_up_is_a_tenth_of_a_short_run(steps, warmup):
+    assert optim.resolve(keys.Optimizer(), steps).warmup_steps == warmup
+    assert optim.resolve(keys.Optimizer(warmup_steps=7), steps).warmup_steps == min(7, warmup)
+
+
+@pytest.mark.parametrize(("preset", "share"), [("paper", 1 / 3), ("adamw", 1 / 30),
+                                               ("modern", 1 / 30)])
+def test_a_checkpoint_goes_on_at_a_share_of_the_rates(preset, share):
+    fresh, going_on = (optim.resolve(keys.Optimizer(preset=preset), 100, 512, continued)
+                       for continued in (False, True))
+    assert going_on.lr == pytest.approx(share * fresh.lr)
+    assert going_on.embedding_lr == pytest.approx(share * fresh.embedding_lr)
+
+
+def test_rates_are_written_as_shares_of_each_groups_peak():
+    model = Transformer(SHAPE)
+    model.norm.weight.lr_scale = 0.5
+    settings = optim.resolve(keys.Optimizer(preset="adamw", lr=2e-3, embedding_lr=1e-3,
+                                            warmup_steps=10), 1_000)
+    (adamw,) = made = optim.build(model, settings)
+    assert optim.set_rates(made, settings, 4, 1_000) == pytest.approx(0.5)
+    rates = {id(p): group["lr"] for group in adamw.param_groups for p in group["params"]}
+    assert rates[id(model.norm.weight)] == pytest.approx(0.25e-3)
+    assert rates[id(model.embed.weight)] == pytest.approx(0.5e-3)
+    assert rates[id(model.blocks[0].attn.o.weight)] == pytest.approx(1e-3)
+    assert {group["betas"] for group in adamw.param_groups} == {(0.9, 0.95)}
+
+
+def test_a_wide_models_rates_are_in_its_fingerprint():
+    assert optim.deviations(keys.Optimizer(), 1024, False) == {"lr": pytest.approx(5e-3)}
+    adamw = keys.Optimizer(preset="adamw")
+    assert optim.deviations(adamw, 1024, False) == {
+        "lr": pytest.approx(3e-3 / 4), "embedding_share": pytest.approx(2.0)}
+    assert optim.deviations(keys.Optimizer(lr=1e-3, embedding_lr=1e-3), 1024, True) == {}
