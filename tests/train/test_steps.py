@@ -5,7 +5,14 @@ from dataclasses import replace
 import pytest
 
 from planearly import keys
-from planearly.train.steps import branching_step, finetune_limits, planned_rows, planned_steps
+from planearly.train.steps import (
+    adapted_steps,
+    branching_step,
+    finetune_limits,
+    generic_rows,
+    planned_rows,
+    planned_steps,
+)
 
 
 @pytest.mark.parametrize("tokens", [1, 1999, 2000, 10_500])
@@ -46,3 +53,19 @@ def test_no_branch_where_the_rates_differ():
     assert branching_step(optimizer, 1000, 100) == 0  # a shorter warm-up
     assert branching_step(optimizer, 100, 1000) == 0
     assert branching_step(keys.Optimizer(schedule="cosine"), 1000, 600) == 0
+
+
+def test_a_domains_own_share_is_not_drawn_of_the_generic_corpus():
+    recipe = keys.Recipe(context=100, pretrain_tokens=10_000, pretrain=keys.Pretrain(
+        batch_tokens=1000, specialization_share=0.3))
+    assert (planned_rows(recipe), generic_rows(recipe)) == (100, 70)
+
+
+@pytest.mark.parametrize(("share", "schedule", "steps"), [
+    (None, "wsd", (7, 3)), (None, "cosine", (0, 10)), (0.0, "wsd", (10, 0)), (0.4, "wsd", (6, 4)),
+    (1.0, "wsd", (0, 10))])
+def test_adapting_takes_its_share_or_the_decay(share, schedule, steps):
+    recipe = keys.Recipe(context=100, pretrain_tokens=10_000, adapt=keys.Adapt(share=share),
+                         pretrain=keys.Pretrain(batch_tokens=1000, optimizer=keys.Optimizer(
+                             schedule=schedule)))
+    assert adapted_steps(recipe) == steps
