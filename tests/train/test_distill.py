@@ -141,8 +141,22 @@ def test_stored_answers_cost_the_teacher_once(tmp_path):
 
 def test_an_unknown_row_is_not_answered_with_another(tmp_path):
     _, inputs, _ = stored(tmp_path, 4)
-    with pytest.raises(KeyError):
-        Stored(tmp_path)((inputs[:1] + 1) % 50)
+    for shift in range(1, 20):  # hashes before, between and beyond those that are stored
+        with pytest.raises(KeyError):
+            Stored(tmp_path)((inputs[:1] + shift) % 50)
+
+
+@pytest.mark.parametrize("vocab_size", [1 << 16, (1 << 16) + 1])
+def test_tokens_of_large_vocabularies_are_stored_whole(tmp_path, vocab_size):
+    last = torch.zeros(vocab_size)
+    last[-1] = 9.0
+    teacher = Live(lambda inputs: last.expand(*inputs.shape, -1), vocab_size, 1.0, 123.0)
+    rows = pack_rows(np.array([16, 16]), np.zeros(2, int), 1, 16, seed=0)
+    dataset = Tokens([16, 16])
+    store(teacher, SimpleNamespace(dataset=dataset, rows=rows, context=16), 1, tmp_path,
+          contextlib.nullcontext, CPU)
+    inputs = torch.from_numpy(dataset.rows([rows.row(0)])[0])
+    assert (Stored(tmp_path)(inputs).ids == vocab_size - 1).all()
 
 
 def test_a_finished_store_is_not_made_again(tmp_path):
