@@ -1,5 +1,6 @@
 """Every executor does every shard once, with the same bytes, whatever fails on the way."""
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -126,3 +127,8 @@ def test_progress_counts_every_shard_once(tmp_path, monkeypatch):
                         lambda self, amount, note="": counted.append(amount))
     Local(2).map(work(tmp_path / "out", {3: "full disk"}))
     assert sum(counted) == pytest.approx(8 * 0.5)  # as much as the function told
+
+
+def test_a_function_that_is_not_marked_is_no_work(tmp_path):
+    with pytest.raises(ValueError, match="is not marked as a shard_function"):
+        dataclasses.replace(work(tmp_path), function=log)

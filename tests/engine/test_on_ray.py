@@ -8,7 +8,7 @@ import pytest
 
 import planearly
 from planearly.cluster import embed
-from planearly.data import shards
+from planearly.data import documents, shards
 from planearly.engine import on_ray
 from planearly.engine.local import Inline, Local
 from planearly.engine.on_ray import OnRay
@@ -83,7 +83,7 @@ def test_a_node_that_dies_loses_its_shard_only(tmp_path, cluster):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_run_is_the_same_bytes_on_ray(tmp_path, monkeypatch, cluster):
-    monkeypatch.setattr(shards, "_JOB_BYTES", 30_000)
+    monkeypatch.setattr(documents, "_GROUP", 30_000)
     monkeypatch.setattr(shards, "_POOL_MEGABYTES", 0)
     monkeypatch.setattr(embed, "_FEW", 0)
     root = corpus(tmp_path / "text")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import planearly
-from planearly.data import shards
+from planearly.data import documents
 from planearly.engine.local import Local
 from planearly.engine.shared import Shared
 from planearly.errors import UserError
@@ -149,8 +149,8 @@ def test_what_is_published_calls_nothing_but_work_on_shards(tmp_path, name):
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from planearly.data import shards
-shards._JOB_BYTES = 20_000
+from planearly.data import documents
+documents._GROUP = 20_000
 if __name__ == "__main__":
     from planearly.cli import main
     from planearly.stages import pipeline
@@ -180,7 +180,7 @@ def test_two_commands_prepare_a_run_folder_together(tmp_path, monkeypatch):
     told = [process.communicate(timeout=300)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], told
     assert "".join(told).count("── generic") == 1  # one led each stage
-    monkeypatch.setattr(shards, "_JOB_BYTES", 20_000)
+    monkeypatch.setattr(documents, "_GROUP", 20_000)
     pipeline.run(asked, tmp_path / "alone", "prepare")
 
     assert results(tmp_path / "both") == results(tmp_path / "alone")

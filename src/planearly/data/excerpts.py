@@ -23,7 +23,7 @@ from planearly.data.readers import read_documents
 from planearly.data.subset import head
 from planearly.data.text import pieces
 from planearly.engine.local import Local
-from planearly.engine.work import Advance, Executor, Shard, Work
+from planearly.engine.work import Advance, Executor, Shard, Work, shard_function
 
 _PIECE = 1 << 16  # characters
 _END = 1 << 64
@@ -83,6 +83,7 @@ def _shards(units: list[Unit], settings: keys.Data, read: float, below: int,
     return shards
 
 
+@shard_function
 def hand_over(item: dict[str, Any], advance: Advance) -> dict[str, Any]:
     """Write the pieces of some units whose place is below a number, each with its place."""
     settings, characters = keys.Data(**item["settings"]), 0

@@ -83,6 +83,7 @@ class Work:
         small: of so much in all, starting processes costs more than they save.
         gpu: computed on a GPU where there is one.
         known: whether the sizes say how much there is to do.
+        function: marked by :func:`shard_function`.
         folder: that the items' relative paths are relative to.
     """
 
@@ -94,6 +95,10 @@ class Work:
     gpu: bool = False
     known: bool = True
     folder: str = field(default_factory=os.getcwd)
+
+    def __post_init__(self) -> None:
+        if not getattr(self.function, "of_shards", False):
+            raise ValueError(f"{self.function} is not marked as a shard_function")
 
 
 def shard_function(function: Function) -> Function:
