@@ -101,7 +101,7 @@ def test_rows_lay_windows_side_by_side(tmp_path, corpus, tokenizer):
     for name in "ab":
         write(corpus / f"{name}.jsonl", [prose(ord(name) * 100 + i, 5) for i in range(20)])
     units = resolve([str(corpus)])
-    work = shards.jobs(units, tokenizer, keys.Data(), tmp_path / "out")
+    work = shards.jobs(list(enumerate(units)), tokenizer, keys.Data(), tmp_path / "out")
     assert len(work) == 1  # small files share a job
     dataset = make(corpus, tokenizer, tmp_path / "out", 64)
     pairs = [np.array([3, 17]), np.array([39]), np.array([], int), np.array([5, 30, 8])]
@@ -228,7 +228,7 @@ def test_of_a_large_dataset_on_the_hub_a_part_is_read(tmp_path, tokenizer, monke
 
 
 def test_finished_work_is_not_done_again(tmp_path, corpus, tokenizer, monkeypatch):
-    monkeypatch.setattr(documents, "_GROUP", 500)
+    monkeypatch.setattr(documents, "_GROUP", 1_200)
     for name in "abc":
         write(corpus / f"{name}.jsonl", [prose(ord(name) * 100 + i) for i in range(5)])
     make(corpus, tokenizer, tmp_path / "straight")
@@ -396,7 +396,7 @@ def test_sources_beyond_a_number_are_counted_together(tmp_path, tokenizer, monke
 def test_jobs_are_bounded_in_number(tmp_path, tokenizer):
     units = [Unit(f"{i}.txt", "text", 3_000) for i in range(20_000)]
     units += [Unit(f"{i}.jsonl", "lines", 40_000_000_000) for i in range(3)]
-    work = shards.jobs(units, tokenizer, keys.Data(), tmp_path)
+    work = shards.jobs(list(enumerate(units)), tokenizer, keys.Data(), tmp_path)
     assert [i for job in work for i, _ in job.units] == list(range(len(units)))
     assert len(work) < 10
 
@@ -404,8 +404,8 @@ def test_jobs_are_bounded_in_number(tmp_path, tokenizer):
 def test_full_disk_is_one_sentence(tmp_path, tokenizer):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    job = shards.jobs(resolve([str(write(tmp_path / "a.jsonl", [prose(1)]))]), tokenizer,
-                      keys.Data(), tmp_path / "out")[0]
+    units = resolve([str(write(tmp_path / "a.jsonl", [prose(1)]))])
+    job = shards.jobs(list(enumerate(units)), tokenizer, keys.Data(), tmp_path / "out")[0]
     (tmp_path / "out").mkdir()
     temporary = files.temporary_name(job.shard)
     temporary.symlink_to("/dev/full")

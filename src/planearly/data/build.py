@@ -12,6 +12,7 @@ import numpy as np
 from planearly import files, keys
 from planearly.data import tokenizer as tk
 from planearly.data.dataset import DOCUMENT, WINDOW, cut_windows
+from planearly.data.divide import divided
 from planearly.data.documents import Problems, Unit
 from planearly.data.shards import PARAGRAPH, SHARD_DOCUMENT, Job, jobs, run_jobs, shard_name
 from planearly.data.subset import Subset, subset
@@ -54,17 +55,19 @@ def tokenize_corpus(units: list[Unit], tokenizer: Path, context: int, settings: 
     executor = executor or Local()
     part = subset(units, max_tokens)
     units = [unit for unit in units if part is None or part.most(unit) is not None]
-    work = jobs(units, tokenizer, settings, out, part)
+    work = jobs(list(enumerate(units)), tokenizer, settings, out, part)
     key = files.digest([[job.key for job in work], context, max_tokens])
     if (out / "dataset.json").is_file():
         meta: dict[str, Any] = files.read_json(out / "dataset.json")
         if meta["key"] == key:
             return meta
     (out / "dataset.json").unlink(missing_ok=True)
+    parts = divided(units, out / "parts" / "divided", executor)
+    work = jobs(parts, tokenizer, settings, out, part)
     markers = run_jobs(work, name, executor)
     while part and max_tokens and (found := _distinct_tokens(work)) < max_tokens:
         part = part.larger(found, max_tokens)
-        work = jobs(units, tokenizer, settings, out, part)
+        work = jobs(parts, tokenizer, settings, out, part)
         markers = run_jobs(work, name, executor)
     problems = Problems(settings.max_bad_share)
     for marker in markers:

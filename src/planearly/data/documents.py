@@ -71,6 +71,24 @@ def keep_from_json(values: dict[str, Any] | None) -> HashRange | Section | None:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A part of a file: lines that begin in the bytes [start, stop) of its text, or the row groups
+    [start, stop) of a Parquet file.
+
+    Attributes:
+        line: lines (rows) that end before ``start``.
+        n_bytes: of text, about.
+        stored: file that holds the part's lines, packed; empty where they are read in place.
+    """
+
+    start: int
+    stop: int
+    line: int
+    n_bytes: float
+    stored: str = ""
+
+
+@dataclass(frozen=True)
 class Unit:
     """One input file, or one shard of a Hugging Face dataset; possibly only a split of it."""
 
@@ -82,6 +100,17 @@ class Unit:
     keep: HashRange | Section | None = None
     revision: str = ""  # of a dataset on the hub: its commit
     source_field: str = ""  # that names a record's source; empty: the recipe's
+    part: Part | None = None  # None: all of it
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the unit's documents depend on, as plain values."""
+        values = asdict(self)
+        if self.part is None:
+            del values["part"]
+        else:
+            del values["part"]["stored"]
+        return values
 
     def to_json(self) -> dict[str, Any]:
         """The unit as :meth:`from_json` reads it."""
@@ -91,11 +120,14 @@ class Unit:
     def from_json(cls, values: dict[str, Any]) -> Unit:
         """A unit, equal to the one that was written."""
         first, shards = values["shard"]
-        return cls(**values | {"shard": (first, shards), "keep": keep_from_json(values["keep"])})
+        return cls(**values | {"shard": (first, shards), "keep": keep_from_json(values["keep"]),
+                               "part": Part(**values["part"]) if values["part"] else None})
 
     @property
     def text_bytes(self) -> float:
         """About how much text it holds: a guess, if it is packed or its size is not known."""
+        if self.part is not None:
+            return self.part.n_bytes
         if self.kind == "hub":
             return self.size or _UNKNOWN
         return unpacked(self.path, self.size)
@@ -106,12 +138,16 @@ def unpacked(path: str, size: int) -> float:
     return size * (_PACKED if path.lower().endswith((".gz", ".zst", ".parquet")) else 1.0)
 
 
-def grouped(units: Sequence[Unit]) -> list[list[tuple[int, Unit]]]:
-    """Units with their numbers, in groups of 64 MB of text or of a 256th of all, if that is more.
+def group_bytes(units: Sequence[Unit]) -> float:
+    """Bytes of text that are read at once: 64 MB, or a 1,024th of all units, if that is more."""
+    return max(_GROUP, sum(unit.text_bytes for unit in units) / 1024)
 
-    A shard of the hub is a group.
+
+def grouped(units: Sequence[Unit]) -> list[list[tuple[int, Unit]]]:
+    """Units with their numbers, in groups of :func:`group_bytes` of text; a shard of the hub is a
+    group.
     """
-    target = max(_GROUP, sum(unit.text_bytes for unit in units) / 256)
+    target = group_bytes(units)
     groups: list[list[tuple[int, Unit]]] = []
     held = target + 1.0
     for numbered in enumerate(units):

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from planearly import keys
 from planearly.data import hub
-from planearly.data.documents import Document, Kind, Problems, Unit, printable
+from planearly.data.documents import Document, Kind, Part, Problems, Unit, printable
 from planearly.errors import UserError, brief
 from planearly.files import reading_error
 
@@ -150,7 +150,7 @@ def _records(unit: Unit, settings: keys.Data,
     line = 0
     for line, record in read(unit, settings, problems):
         yield unit.path, line, record
-    if not line and problems.bad == told:
+    if not line and problems.bad == told and unit.part is None:
         problems.skip(unit.path, 0, "the file holds no records")
     return None
 
@@ -158,6 +158,8 @@ def _records(unit: Unit, settings: keys.Data,
 def _open(unit: Unit) -> IO[bytes]:
     """The unpacked bytes of a file that is still as it was listed."""
     try:
+        if unit.part is not None and unit.part.stored:
+            return hub.zstd_reader(open(unit.part.stored, "rb", buffering=hub.BUFFER))
         file = open(unit.path, "rb", buffering=hub.BUFFER)  # noqa: SIM115
         status = os.fstat(file.fileno())
     except OSError as error:
@@ -221,7 +223,7 @@ def _decoded(data: bytes) -> tuple[str, str]:
 def _lines(unit: Unit, settings: keys.Data, problems: Problems) -> Iterator[tuple[int, Any]]:
     """JSON lines; or, if the first line is no object, a file that is JSON as a whole."""
     field = json.dumps(settings.text_field).encode()
-    begun = False
+    begun = unit.part is not None
     for number, line in _byte_lines(unit, problems):
         line = line.strip().removeprefix(codecs.BOM_UTF8)
         if not line:
@@ -256,6 +258,10 @@ def _byte_lines(unit: Unit, problems: Problems) -> Iterator[tuple[int, bytes]]:
     number = 0
     with _open(unit) as handle:
         try:
+            if unit.part is not None:
+                for number, line in _part_lines(handle, unit.part):
+                    yield number, line
+                return
             head = handle.peek(hub.BUFFER)  # type: ignore[attr-defined]
             encoding = json.detect_encoding(head)
             if encoding.startswith("utf-8") and (b"\n" in head or b"\r" not in head):
@@ -268,8 +274,74 @@ def _byte_lines(unit: Unit, problems: Problems) -> Iterator[tuple[int, bytes]]:
             for number, text in enumerate(io.TextIOWrapper(handle, encoding, errors), 1):
                 yield number, text.encode("utf-8", "surrogateescape")
         except _DAMAGE as error:
-            raise UserError(f"{unit.path} is damaged after line {number} ({error}): "
-                            f"{_MEND}") from error
+            raise _damaged(unit, number, error) from error
+
+
+def _damaged(unit: Unit, line: int, error: Exception) -> UserError:
+    return UserError(f"{unit.path} is damaged after line {line} ({error}): {_MEND}")
+
+
+def _part_lines(handle: IO[bytes], part: Part) -> Iterator[tuple[int, bytes]]:
+    """The lines that begin in a part, numbered as in the whole file."""
+    number, place = part.line, part.start
+    if place and not part.stored:  # the line that reaches into the part is another's
+        handle.seek(place - 1)
+        rest = handle.readline()
+        number, place = number + (rest != b"\n"), place - 1 + len(rest)
+    while place < part.stop and (line := handle.readline()):
+        number, place = number + 1, place + len(line)
+        yield number, line
+
+
+def is_lines(unit: Unit) -> bool:
+    """Whether a file surely is JSON lines in UTF-8, of which parts can be read."""
+    with _open(unit) as handle:
+        try:
+            head = handle.peek(hub.BUFFER)  # type: ignore[attr-defined]
+            if not json.detect_encoding(head).startswith("utf-8") or b"\n" not in head:
+                return False
+            lines = (line.strip().removeprefix(codecs.BOM_UTF8) for line in handle)
+            return isinstance(json.loads(next(filter(None, lines), b"0").decode()), dict)
+        except (*_DAMAGE, ValueError, RecursionError):  # told when it is read
+            return False
+
+
+def line_blocks(unit: Unit, n_bytes: int) -> Iterator[list[bytes]]:
+    """The lines of a file, about ``n_bytes`` at a time.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    number = 0
+    with _open(unit) as handle:
+        try:
+            while block := handle.readlines(n_bytes):
+                number += len(block)
+                yield block
+        except _DAMAGE as error:
+            raise _damaged(unit, number, error) from error
+
+
+def line_ends(unit: Unit, start: int, stop: int, n_bytes: int) -> Iterator[tuple[int, int]]:
+    """(bytes, ends of lines among them) of the bytes [start, stop) of a file, some at a time."""
+    with _open(unit) as handle:
+        handle.seek(start)
+        while start < stop and (data := handle.read(min(n_bytes, stop - start))):
+            start += len(data)
+            yield len(data), data.count(b"\n")
+
+
+def row_groups(unit: Unit) -> list[tuple[int, int]]:
+    """(rows, bytes) of the row groups of a Parquet file; none of one that is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with _open(unit) as handle, pq.ParquetFile(handle) as table:
+            found = [table.metadata.row_group(i) for i in range(table.num_row_groups)]
+            return [(group.num_rows, group.total_byte_size) for group in found]
+    except (pa.ArrowException, *_DAMAGE):  # told when it is read
+        return []
 
 
 def _twice(line: bytes, field: str) -> bool:
@@ -342,11 +414,12 @@ def _parquet(unit: Unit, settings: keys.Data, problems: Problems) -> Iterator[tu
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    row = 0
+    row = unit.part.line if unit.part else 0
+    groups = range(unit.part.start, unit.part.stop) if unit.part else None
     try:
         with _open(unit) as handle, pq.ParquetFile(handle) as table:
             columns = _columns(unit, table.schema_arrow, settings)
-            for batch in table.iter_batches(batch_size=256, columns=columns):
+            for batch in table.iter_batches(256, groups, columns):
                 for i in range(batch.num_rows):
                     row += 1
                     try:

@@ -1,14 +1,14 @@
 """Tokenize files in parallel; each job writes one shard.
 
-A job reads one big file or several small ones. It writes the tokens, an index of their documents
-and paragraphs, and what it counted; a job that is done is not run again, so work that was killed
-goes on where it was. A shard depends on nothing but its files and the tokenizer: any number of
-workers writes the same ones. Memory is that of a batch per worker.
+A job reads a file, several small ones or a part of a large one. It writes the tokens, an index of
+their documents and paragraphs, and what it counted; a job that is done is not run again, so work
+that was killed goes on where it was. A shard depends on nothing but its files and the tokenizer:
+any number of workers writes the same ones. Memory is that of a batch per worker.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -90,19 +90,21 @@ def shard_name(shard: int) -> str:
     return f"tokens-{shard:05d}.bin"
 
 
-def jobs(units: list[Unit], tokenizer: Path, settings: keys.Data, out: Path,
+def jobs(units: Sequence[tuple[int, Unit]], tokenizer: Path, settings: keys.Data, out: Path,
          subset: Subset | None = None) -> list[Job]:
     """A job for each group of neighbouring files.
 
     Args:
+        units: the files, or parts of them, with the files' numbers.
         subset: the documents to tokenize (None: all).
     """
     encodes = tk.opened(tokenizer).digest
     part = None if subset is None else asdict(subset)
     return [Job(number, share, tokenizer, settings, out, subset,
-                files.digest([_FORMAT, [(i, asdict(unit)) for i, unit in share], encodes, part,
+                files.digest([_FORMAT, [(i, unit.identity) for i, unit in share], encodes, part,
                               settings.text_field, settings.source_field]))
-            for number, share in enumerate(grouped(units))]
+            for number, group in enumerate(grouped([unit for _, unit in units]))
+            for share in [[(units[i][0], unit) for i, unit in group]]]
 
 
 def run_jobs(jobs: list[Job], name: str, executor: Executor) -> list[dict[str, Any]]:
