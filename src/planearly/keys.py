@@ -243,6 +243,8 @@ class Recipe:
         "that is started in the same run folder; or workers of a Ray cluster", "local")
     processes: int | None = key("most workers of the data stages (null: one a core, or one a GPU "
                                 "where they compute on GPUs)", None)
+    track: Literal["tensorboard", "wandb", "trackio"] | None = key(
+        "where else what metrics.jsonl gets is sent", None)
     data: Data = section("reading documents", Data)
     tokenizer: Tokenizer = section("the tokenizer", Tokenizer)
     cluster: Cluster = section("embedding and clustering", Cluster)

@@ -41,6 +41,7 @@ from planearly.files import (
 )
 from planearly.keys import Recipe
 from planearly.progress import say
+from planearly.train import track
 
 MANIFEST = "manifest.json"
 
@@ -160,7 +161,7 @@ class Run:
         if not isinstance(before, dict):
             raise UserError(f"{path} is not the recipe of a run: remove it, or choose another "
                             "--out")
-        how = {name: now[name] for name in ("engine", "processes")}
+        how = {name: now[name] for name in ("engine", "processes", "track")}
         return sorted(differences({**before, **how}, now)), now
 
     def _note_recipe(self) -> None:
@@ -240,7 +241,8 @@ class Run:
                         sweep(folder)
                 if every_rank:
                     parallel.barrier()
-                with contextlib.nullcontext() if every_rank else self.by_first_alone():
+                with (contextlib.nullcontext() if every_rank else self.by_first_alone(),
+                      track.following(self.recipe.track, self.out, self.recipe.to_dict())):
                     facts = build(folder) or {}
                 if every_rank:
                     parallel.barrier()  # all have written what they write

@@ -35,6 +35,7 @@ from planearly.stages import (
 )
 from planearly.stages import pretrain as pretraining
 from planearly.stages.folder import Run, facts, once
+from planearly.train import track
 
 
 @dataclass
@@ -319,6 +320,7 @@ def check(recipe: Recipe) -> None:
         _check_row(row)
         if row.adapts:
             adapt.check(recipe, row)
+    track.check(recipe.track)
     starts.check(recipe)
     experts.check_bundle(recipe)
     for row in rows:

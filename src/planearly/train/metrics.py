@@ -1,4 +1,5 @@
-"""``metrics.jsonl``: one JSON object a line, cut back to the checkpoint when a run resumes."""
+"""``metrics.jsonl``: one JSON object a line, cut back to the checkpoint when a run resumes; and, by
+:mod:`planearly.train.track`, what else is told of it."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from planearly.files import atomic_write
+from planearly.train import track
 
 
 class Metrics:
@@ -19,13 +21,23 @@ class Metrics:
         with atomic_write(path, "w") as handle:
             handle.writelines(json.dumps(record) + "\n" for record in kept)
         self._handle = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
+        self._tracker = track.tracker(path.parent)
+        for record in kept:
+            self._track(record)
 
     def write(self, record: dict[str, Any]) -> None:
         self._handle.write(json.dumps(record, allow_nan=False) + "\n")
         self._handle.flush()
+        self._track(record)
 
     def close(self) -> None:
         self._handle.close()
+        if self._tracker:
+            self._tracker.close()
+
+    def _track(self, record: dict[str, Any]) -> None:
+        if self._tracker:
+            self._tracker.log(record)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
