@@ -132,6 +132,9 @@ class Train:
     microbatch_tokens: int | None = key("tokens per forward pass (null: fits the device)", None)
     precision: Literal["auto", "bf16", "fp32"] = key("matrix products (auto: bf16 if fast)", "auto")
     compile: Literal["auto", "yes", "no"] = key("torch.compile (auto: where it pays)", "auto")
+    shard: Literal["auto", "yes", "no"] = key(
+        "torchrun's processes divide weights and optimiser state (auto: where one device's memory "
+        "does not hold them)", "auto")
     log_steps: int = key("steps between two lines of metrics", 20)
     validate_steps: int | None = key("steps between validations (null: 10 in the run)", None)
     checkpoint_seconds: float = key(

@@ -1,7 +1,7 @@
-"""Processes and devices: the only module that calls torch.distributed.
+"""Processes and devices: with :mod:`planearly.sharding` alone with torch.distributed.
 
 Started under ``torchrun`` a run finds its place in the environment; alone, every function here is
-the identity. The model stays whole on every process and gradients are summed once per step
+the identity. A model that fits stays whole on every process and gradients are summed once per step
 (data parallelism); losses are sums and token counts are global, so the number of processes changes
 nothing but the order of additions.
 

@@ -190,12 +190,23 @@ def test_what_is_planned_is_the_runs_own_microbatch_on_one_device() -> None:
     card = replace(devices.find("h100"), memory=24e9)
     for count in (1, 8):
         row = methods.find("slm")
-        needed, tokens = model.memory_of(setting(device=card, devices=count), row, 60e9)
+        needed, tokens, sharded = model.memory_of(setting(device=card, devices=count), row, 60e9)
+        assert not sharded
         job = memory.Job(SMALL, processes=count)
         assert tokens == memory.fitting_microbatch(24e9, job, 262_144 // count)
         assert needed == memory.training_bytes(job, tokens) <= 0.9 * 24e9
     small = model.memory_of(setting(device=replace(card, memory=1e9)), methods.find("llm"), 60e9)
     assert small[1] == 0 and small[0] > 0.9e9
+
+
+def test_what_one_device_cannot_hold_is_planned_as_the_run_divides_it() -> None:
+    card = replace(devices.find("h100"), memory=8e9)
+    row = methods.find("llm")
+    assert model.memory_of(setting(device=card), row, 60e9)[1:] == (0, False)
+    needed, tokens, sharded = model.memory_of(setting(device=card, devices=8), row, 60e9)
+    job = memory.Job(setting().large, processes=8, sharded=True)
+    assert sharded and tokens == memory.fitting_microbatch(8e9, job, 262_144 // 8) > 0
+    assert needed == memory.training_bytes(job, tokens) <= 0.9 * 8e9
 
 
 @pytest.mark.parametrize("name", ["slm", "slm-pn", "llm-lora", "slm-d"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from examples import examples
-from planearly import keys
+from planearly import keys, sharding
 from planearly.data.streams import Batch
+from planearly.files import read_json, write_json
 from planearly.model import lora, memory, parts
 from planearly.model.memory import Job
 from planearly.model.projected import Projected
@@ -33,23 +35,19 @@ class Peak(TorchDispatchMode):
 
     def __init__(self, *modules: torch.nn.Module) -> None:
         super().__init__()
-        self.now = self.most = 0
-        self.alive: set[int] = set()
+        self.most = 0
+        self.alive: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         for module in modules:
             for parameter in module.parameters():
                 self.count(parameter)
 
-    def count(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self.alive:
-            self.alive.add(storage._cdata)
-            self.now += storage.nbytes()
-            self.most = max(self.most, self.now)
-            weakref.finalize(storage, self.forget, storage._cdata, storage.nbytes())
+    @property
+    def now(self) -> int:
+        return sum(storage.nbytes() for storage in self.alive.values())  # some change in size
 
-    def forget(self, which: int, size: int) -> None:
-        self.alive.discard(which)
-        self.now -= size
+    def count(self, tensor: torch.Tensor) -> None:
+        storage = sharding.part(tensor).untyped_storage()
+        self.alive[storage._cdata] = storage
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (),
                            kwargs: Any = None) -> Any:
@@ -57,6 +55,7 @@ class Peak(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self.count(tensor)
+        self.most = max(self.most, self.now)
         return result
 
 
@@ -75,6 +74,8 @@ def peaks(job: Job, rows: int, batch_rows: int = 32) -> tuple[int, int]:
     taught = distill.Distillation(live, keys.Distill())
     objective: Objective = taught if job.teacher else NextToken()
     rate = optim.resolve(settings.optimizer, 100)
+    if job.sharded:
+        made.divide(job.bf16)
     optimizers = optim.build(made.module, rate)
     random = np.random.default_rng(0)
     groups = job.projected.at_once if job.projected else 1
@@ -93,6 +94,36 @@ def peaks(job: Job, rows: int, batch_rows: int = 32) -> tuple[int, int]:
             mode.most = mode.now
             loop.apply(made.module, optimizers, counted, rate.clip)
     return passes, mode.most
+
+
+DEEP = replace(SMALL, layers=6)
+DIVIDED = [
+    (Job(DEEP, sharded=True), 4), (Job(DEEP, "adamw", bf16=False, sharded=True), 1),
+    (Job(replace(SMALL, tie_embeddings=False, vocab_size=4096), "adamw", sharded=True), 1),
+    (Job(SMALL, projected=BANK, sharded=True), 4),
+]
+
+
+def _divided(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=4)
+    muon.parallel.bf16_is_fast = lambda device: True
+    for number, (job, rows) in enumerate(DIVIDED):
+        job = replace(job, device="cpu", processes=4)
+        found = peaks(job, rows, 32 if job.projected else 2 * rows)
+        write_json(Path(folder) / f"{number}-{rank}.json", found)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_divided_step_takes_what_the_formula_says(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_divided, (str(tmp_path),), nprocs=4)
+    for number, (job, rows) in enumerate(DIVIDED):
+        job = replace(job, device="cpu", processes=4)
+        passes, update = map(max, zip(*(
+            read_json(tmp_path / f"{number}-{rank}.json") for rank in range(4)), strict=True))
+        assert memory.passes_bytes(job, rows * 64) == pytest.approx(passes, rel=0.15)
+        assert memory.update_bytes(job) == pytest.approx(update, rel=0.15)
 
 
 @pytest.mark.parametrize(("job", "rows"), [

@@ -24,7 +24,7 @@ from planearly.model import flops, grouped
 from planearly.model.mixture import Mixture
 from planearly.model.projected import Projected, by_group
 from planearly.model.transformer import Shape, Transformer
-from planearly.train import loop
+from planearly.train import arithmetic, loop
 
 GATED = Shape(layers=2, d_model=32, heads=2, d_ff=48, vocab_size=61, context=12)
 PLAIN = Shape(layers=2, d_model=32, heads=2, d_ff=64, vocab_size=61, context=12, ffn="gelu",
@@ -291,13 +291,16 @@ def _made(blends: bool) -> Projected:
 
 def _two(rank: int, folder: str, blends: bool) -> None:
     torch.set_num_threads(1)
+    arithmetic.bf16_is_fast = lambda device: False  # measured, processes may differ
     torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
     loop.train(_made(blends), Made(5), 4, TRAIN, Path(folder) / "two", name="pn")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("blends", [False, True])
-def test_two_processes_are_one(blends: bool, tmp_path: Path) -> None:
+def test_two_processes_are_one(blends: bool, tmp_path: Path,
+                               monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arithmetic, "bf16_is_fast", lambda device: False)
     torch.multiprocessing.spawn(_two, (str(tmp_path), blends), nprocs=2)
     alone, start = _made(blends), _made(blends)
     loop.train(alone, Made(5), 4, TRAIN, tmp_path / "one", name="pn")

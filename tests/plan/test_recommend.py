@@ -100,12 +100,16 @@ def test_equal_quality_is_what_ones_own_laws_predict() -> None:
     assert "laws" in even["at"]
 
 
-def test_a_bank_too_large_for_one_device_takes_a_mixture_however_many_there_are() -> None:
+def test_a_bank_too_large_for_one_device_takes_a_mixture_or_is_divided() -> None:
     t4 = devices.from_sheet(next(s for s in devices.SHEETS if s.name == "T4"))
-    for count in (1, 4):
-        made = planned(device=t4, devices=count, generic_hours=10_000)
-        assert made.recommended == "slm-mix" and "memory" in made.row("slm-pn").why
+    made = planned(device=t4, generic_hours=10_000)
+    assert made.recommended == "slm-mix" and "memory" in made.row("slm-pn").why
     assert any("float32" in note for note in made.notes)
+    several = planned(device=t4, devices=4, generic_hours=10_000)
+    assert several.recommended == "slm-pn" and several.row("slm-pn").cost.sharded
+    assert several.row("slm-pn").why.endswith("; sharded over 4 devices")
+    assert any("slm-pn is sharded over 4 devices" in note for note in several.notes)
+    assert not several.row("slm").cost.sharded and "sharded" not in several.row("slm").why
 
 
 @examples(60)
@@ -129,19 +133,25 @@ def test_no_plan_recommends_what_cannot_start(
         if row.feasible:
             assert row.microbatch_tokens >= made.setting.small.context
             assert row.train_bytes_per_device <= 0.9 * card.memory
-    # by hand: weights, gradients and one moment of eight billion parameters are more than any card
-    assert flops.parameters(made.setting.large) * 12 < gigabytes * 1e9 \
-        or not made.row("llm").feasible
+            assert ("sharded over" in row.why) == row.cost.sharded
+    # by hand: weights, gradients and one moment, whole on a card or a part on each
+    whole = flops.parameters(made.setting.large) * 12
+    if (large := made.row("llm")).feasible:
+        assert whole / (devices_ if large.cost.sharded else 1) < gigabytes * 1e9
+        assert not large.cost.sharded or whole > 0.3 * gigabytes * 1e9
+    if devices_ == 1:
+        assert not any(row.cost.sharded for row in made.rows)
 
 
 @pytest.mark.parametrize("count", [1, 8])
-def test_the_large_model_is_sized_to_one_device_however_many_there_are(count: int) -> None:
-    """An 8B model was planned on eight cards of 80 GB; weights, moments and gradients are 96."""
+def test_the_large_model_is_sized_to_what_the_devices_hold(count: int) -> None:
+    """An 8B model's weights, moments and gradients are 96 GB: too much for one card of 80."""
     made = planned(device=devices.find("h100"), devices=count, limit=8 * B, generic_hours=None,
                    generic_tokens=15_000 * B, specialization_hours=None)
-    assert made.recommended == "llm"
-    assert 2 * B < flops.parameters(made.setting.large) < 6 * B
-    assert any("the memory of one H100" in note for note in made.notes)
+    assert made.recommended == "llm" and made.row("llm").cost.sharded == (count == 8)
+    low, high = (2 * B, 6 * B) if count == 1 else (7 * B, 8 * B)
+    assert low < flops.parameters(made.setting.large) < high
+    assert any("the memory of one H100" in note for note in made.notes) == (count == 1)
 
 
 def test_a_named_checkpoint_that_cannot_start_is_not_asked_for_again() -> None:

@@ -86,3 +86,7 @@ def test_processes_divide_the_matrices_and_end_as_one_alone(tmp_path):
         assert note["count"] == 3 * 4
         for name, tensor in alone.items():
             assert torch.equal(tensor, together[name]), name
+
+
+def test_no_matrices_are_none():
+    assert orthogonalise(torch.empty(0, 24, 40)).shape == (0, 24, 40)

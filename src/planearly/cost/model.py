@@ -67,7 +67,7 @@ class Setting:
     batch_tokens: int = BATCH_TOKENS
     """Tokens of a pretraining step, where the projection of a projected network is paid."""
     devices: int = 1
-    """They divide a step's rows, and each holds the whole model and its state."""
+    """They divide a step's rows; each holds the whole model and its state where it can."""
     expert: str = "lowest-loss"
     """How a bank's expert is chosen, as the recipe key says."""
     adapt_share: float = 0.3
@@ -101,6 +101,8 @@ class MethodCost:
     microbatch_tokens: int
     """Of pretraining (of fine-tuning, where nothing is pretrained); 0 where some stage cannot run
     one row in the device's memory, and ``train_bytes`` is what that row would need."""
+    sharded: bool = False
+    """Whether some training has its weights and optimiser state divided over the devices."""
 
     def total(self, domains: int) -> Work:
         """C(N) = C_generic + N x C_specialization (paper, section 4.2)."""
@@ -125,8 +127,10 @@ def work(setting: Setting, tokens: float, flops_per_token: float, d_model: int,
 
 
 def job_on(device: Device, devices: int, shape: Shape, **more: Any) -> Job:
-    """What fixes a planned training's memory; ``more`` as of :class:`memory.Job`."""
-    return Job(shape, bf16=device.bf16, device=device.kind, processes=devices, **more)
+    """What fixes a planned training's memory, divided among the devices where it must be; ``more``
+    as of :class:`memory.Job`."""
+    return memory.regime(device.memory, Job(shape, bf16=device.bf16, device=device.kind,
+                                            processes=devices, **more))
 
 
 def trainings(setting: Setting, row: Method, pretrain_tokens: float) -> list[tuple[Job, int]]:
@@ -153,21 +157,22 @@ def trainings(setting: Setting, row: Method, pretrain_tokens: float) -> list[tup
     return found
 
 
-def memory_of(setting: Setting, row: Method, pretrain_tokens: float) -> tuple[float, int]:
-    """``train_bytes`` and ``microbatch_tokens`` of :class:`MethodCost`.
+def memory_of(setting: Setting, row: Method, pretrain_tokens: float) -> tuple[float, int, bool]:
+    """``train_bytes``, ``microbatch_tokens`` and ``sharded`` of :class:`MethodCost`.
 
     The microbatch is the one that the run takes, by :func:`memory.fitting_microbatch`.
     """
     device = setting.device
-    needed, first = 0.0, None
+    needed, first, sharded = 0.0, None, False
     for job, batch in trainings(setting, row, pretrain_tokens):
         tokens = memory.fitting_microbatch(
             device.memory, job, batch, memory.MOST_TOKENS[device.kind])
         if tokens == 0:
-            return memory.training_bytes(job, job.shape.context), 0
+            return memory.training_bytes(job, job.shape.context), 0, job.sharded
+        sharded |= job.sharded
         first = tokens if first is None else first
         needed = max(needed, memory.training_bytes(job, tokens))
-    return needed, first or 0
+    return needed, first or 0, sharded
 
 
 def step_tokens(pretrain_tokens: float, context: int) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from planearly.data.dataset import TokenDataset
+from planearly.data.dataset import IGNORE, TokenDataset
 from planearly.data.pack import Rows
 from planearly.data.sample import BlendSampler, Draws, Interleave
 
@@ -39,6 +39,12 @@ class Batch:
     def take(self, rows: np.ndarray) -> Batch:
         index = torch.from_numpy(np.ascontiguousarray(rows))
         return Batch(self.inputs[index], self.targets[index], self.groups[rows])
+
+    def filled(self, rows: int) -> Batch:
+        """As many rows, with some at the end that have no targets."""
+        more = self.take(np.minimum(np.arange(rows), len(self) - 1))
+        more.targets[len(self):] = IGNORE
+        return more
 
 
 class Stream(Protocol):

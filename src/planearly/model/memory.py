@@ -1,8 +1,9 @@
 """How many bytes a training step needs on one device: the one formula.
 
 The training loop chooses its microbatch by it, the planner promises by it, and
-tests/model/test_memory.py holds it against what torch allocates. Model and optimiser state are
-whole on every device (data parallelism), so one device's memory decides, however many there are.
+tests/model/test_memory.py holds it against what torch allocates. Where one device's memory holds
+model and optimiser state, they are whole on every device (data parallelism), however many there
+are; else the devices divide them (:mod:`planearly.sharding`), if they then fit.
 
 A step has two peaks that are never there together: the passes (activations of one microbatch, the
 gradients so far) and the update (all gradients, what the optimiser works with). The larger counts.
@@ -22,7 +23,7 @@ block of width d and feed-forward f, in bytes, under autocast to bfloat16 (in fl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from planearly import keys, parallel
@@ -49,6 +50,11 @@ _MUON = 8
 these put together, the iterate and the next one (:mod:`planearly.train.muon`)."""
 
 
+_GATHERED = 3
+"""Layers of a divided model whose weights are whole on a device at once: the one that computes, the
+next one, and the buffer in which that arrived. Gradients leave as activations are freed."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What fixes a training step's memory, beside the tokens of its microbatch."""
@@ -68,11 +74,15 @@ class Job:
     """Most positions whose logits exist at once; None: a chunk of :mod:`planearly.model.loss`."""
     device: Literal["cuda", "cpu"] = "cuda"
     processes: int = 1
+    sharded: bool = False
+    """The processes divide parameters and what goes with them: of a projected network its bank, of
+    any other model all matrices, of which the tables and a few layers are gathered in the passes.
+    """
 
 
 def state_bytes(job: Job) -> float:
     """Parameters and the optimiser's moments: what lasts from step to step."""
-    hidden, other = _trained(job)
+    hidden, other = _held(job)
     frozen = flops.parameters(job.shape) if job.adapter_rank else 0
     moments = 4.0 * hidden + 8.0 * other
     teacher = 4.0 * flops.parameters(job.teacher) if job.teacher else 0.0
@@ -112,6 +122,14 @@ def passes_bytes(job: Job, tokens: int) -> float:
                        else _shared(job))
     weights = flops.parameters(shape)
     copies = 2.0 * weights if job.bf16 else 0.0  # of matrices, for the products
+    tables = gathered = 0.0
+    if job.sharded and not job.projected:
+        gradients /= job.processes
+        tables = 4.0 * (weights - _hidden(shape))
+        narrow = job.bf16 and job.logit_tokens is None  # models of others are gathered in float32
+        gathered = _GATHERED * (2 if narrow else 4) * _hidden(shape) / shape.layers
+        if narrow:
+            copies = 2.0 * table
     slices = by_row = 0.0
     if job.projected:
         at_once = job.projected.at_once
@@ -133,20 +151,37 @@ def passes_bytes(job: Job, tokens: int) -> float:
     # one block's gradients on the way back; the head's waits for the embedding's
     block = tokens * size * (12.0 * d + 3 * len(FFN_MATRICES[shape.ffn]) * shape.d_ff) + by_row
     head = 4.0 * table
-    return (state_bytes(job) + gradients + copies + slices + activation_bytes(job, tokens) + head
-            + max(logits, block))
+    beside = max(activation_bytes(job, tokens) + head + max(logits, block + gathered),
+                 2 * tables)  # their gradients, and these on their way to the others
+    return state_bytes(job) + gradients + copies + slices + tables + beside
 
 
 def update_bytes(job: Job) -> float:
     """State, all gradients, and what adding up and the optimiser work with."""
-    hidden, other = _trained(job)
+    hidden, other = _held(job)
     work = 0.0
     if hidden:
         largest = _largest_of_one_size(job)
         work = (_MUON + 1) * largest + 4.0 * _largest(job)
-    if job.processes > 1:
+    if job.sharded:
+        # gloo has no all-to-all: every process receives all rows, and puts them together
+        own = _MUON + 1 + (4.0 * job.processes if job.device == "cpu" else 0.0)
+        work = own * _piece(job) if hidden else 0.0
+    elif job.processes > 1:
         work = max(work, 4.0 * (parallel.BUCKET + _largest(job)))
     return state_bytes(job) + 4.0 * (hidden + other) + work
+
+
+def regime(memory: float | None, job: Job) -> Job:
+    """The job as several processes do it: whole on each of them where a device's memory holds it,
+    else divided; adapters are never."""
+    alone = job.processes == 1 or job.adapter_rank or fits(memory, job)
+    return job if alone else replace(job, sharded=True)
+
+
+def fits(memory: float | None, job: Job) -> bool:
+    """Whether a device can train with a row at a time; see :func:`fitting_microbatch`."""
+    return fitting_microbatch(memory, job, job.shape.context) > 0
 
 
 def training_bytes(job: Job, tokens: int) -> float:
@@ -197,6 +232,18 @@ def _trained(job: Job) -> tuple[int, int]:
     return hidden, whole - hidden
 
 
+def _held(job: Job) -> tuple[float, float]:
+    """The same, of those that one device has."""
+    hidden, other = map(float, _trained(job))
+    if not job.sharded:
+        return hidden, other
+    if not job.projected:
+        return hidden / job.processes, other / job.processes
+    bank = job.projected.rank * flops.projected_weights(job.shape, job.projected)
+    gone = bank * (1 - 1 / job.processes)
+    return (hidden - gone, other) if hidden else (hidden, other - gone)
+
+
 def _hidden(shape: Shape) -> int:
     """Numbers in the matrices of all blocks."""
     return flops.non_embedding(shape) - (2 * shape.layers + 1) * shape.d_model
@@ -218,6 +265,15 @@ def _largest_of_one_size(job: Job) -> float:
         for matrix in job.projected.matrices:
             sizes[matrix == "down"] += (job.projected.rank - 1) * d * f
     return float(shape.layers * max(sizes))
+
+
+def _piece(job: Job) -> float:
+    """Numbers of the matrices that one of the processes that divide them orthogonalises at once.
+    """
+    matrix = float(job.shape.d_model * max(job.shape.d_ff, sum(job.shape.qkv_widths)))
+    together = min(_largest_of_one_size(job) / job.processes,
+                   parallel.BUCKET + _largest(job) / job.processes)
+    return max(together, matrix)
 
 
 def _largest(job: Job) -> float:

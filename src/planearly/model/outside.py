@@ -188,6 +188,15 @@ def hold(theirs: Any, context: int, shape: Configured | None = None) -> Outside 
     return model if apart <= 1e-5 else None
 
 
+def layers(model: AnyModel) -> list[nn.Module]:
+    """The layers that a model is made of, first to last; none where they are not found."""
+    if isinstance(model, Transformer):
+        return list(model.blocks)
+    count = model.theirs.config.get_text_config().num_hidden_layers
+    return next((list(module) for module in model.theirs.modules()
+                 if isinstance(module, nn.ModuleList) and len(module) == count), [])
+
+
 class Outside(nn.Module):
     """A causal model of `transformers` as the loop, the evaluation and the objectives see a model.
 

@@ -11,6 +11,10 @@ memory, so it is done once per optimiser step: one product makes the dense weigh
 in the step, microbatches run an ordinary dense model over them, whose gradients gather per cluster,
 and two products return these to the bank and the coefficients at the end. A microbatch holds rows
 of several clusters, sorted; only the projected matrices see the difference.
+
+Where several processes divide the bank, each has some output rows of all its slices, projects these
+rows for the clusters of all processes, and receives the others'; it gets back its rows of the sum
+of all processes' gradients. So the bank itself never travels.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from planearly import keys, parallel, tensors
+from planearly import keys, parallel, sharding, tensors
 from planearly.errors import UserError
 from planearly.model.grouped import GroupedLinear
 from planearly.model.transformer import FFN_MATRICES, Shape, Transformer, initial_std
@@ -136,6 +140,7 @@ class Projected(nn.Module):
             self._places.append((place, attribute))
         self._grouped = all(isinstance(place, GroupedLinear) for place, _ in self._places)
         self.blends: Tensor | None = None
+        self._divided = False
         self._slot: dict[int, int] = {}
         self._here = torch.empty(0)
         self._vectors = torch.empty(0)
@@ -192,6 +197,18 @@ class Projected(nn.Module):
 
     # Training: planearly.train.loop.Trainable --------------------------------------------------
 
+    undivided = None
+
+    def divide(self, bf16: bool) -> bool:
+        """Divide the banks among the processes; all else, which a small model has too, stays whole.
+        """
+        for name in self.names:
+            bank = self.bank(name)
+            if bank.slices.dim() == 3:
+                bank.slices = sharding.divide(bank.slices, dim=1)
+        self._divided = True
+        return False
+
     def microbatches(self, groups: np.ndarray, rows: int) -> list[np.ndarray]:
         """Rows sorted by cluster, in equal parts (one cluster each where norms, say, differ too).
         """
@@ -213,6 +230,8 @@ class Projected(nn.Module):
                 f"and the projected network has experts 0 to {count - 1}: train it on "
                 "generic text alone, clustered into as many clusters as it has experts"
             )
+        if self._divided:
+            here = np.flatnonzero(parallel.sum_scalars(*np.bincount(here, minlength=count)))
         self._slot = {int(group): slot for slot, group in enumerate(here)}
         number, experts = torch.from_numpy(here), self.experts.detach()
         self._here = parallel.send(number if self.blends is None else
@@ -222,8 +241,8 @@ class Projected(nn.Module):
     def select(self, groups: np.ndarray) -> None:
         """Let the body run rows of these groups of the step, sorted, as ``microbatches`` does."""
         assert np.all(np.diff(groups) >= 0)
-        slots, counts = np.unique([self._slot[int(group)] for group in groups], return_counts=True)
-        self.bind(int(slots[0]), counts)
+        slots = np.array([self._slot[int(group)] for group in groups])
+        self.bind(int(slots[0]), np.bincount(slots - slots[0]))  # others' in between have no rows
 
     @torch.no_grad()
     def end(self) -> None:
@@ -244,7 +263,12 @@ class Projected(nn.Module):
         for name in self.names:
             bank = self.bank(name)
             coefficients = vectors @ bank.mixing
-            weights = coefficients @ bank.slices.flatten(1)
+            slices = sharding.part(bank.slices)
+            weights = coefficients @ slices.flatten(1)
+            if sharding.divided(bank.slices):
+                weights = sharding.gathered(
+                    weights.view(-1, *slices.shape[1:]), (len(vectors), *bank.slices.shape[1:]),
+                    dim=1).flatten(1)
             self._projections.append(
                 _Projection(coefficients, weights, torch.zeros_like(weights) if gradients else None)
             )
@@ -274,20 +298,26 @@ class Projected(nn.Module):
         """From the dense weights' gradients, that [n, m] of the vectors projected; unbinds them.
 
         With W = C T, C = V M: dT = C^T dW, dC = dW T^T, dM = V^T dC, dV = dC M^T. Gradients of T
-        and M are added to their ``grad``, if ``bank_too``.
+        and M are added to their ``grad``, if ``bank_too``. Of a divided T: that of T is the sum
+        over the processes, and the others add up over them to theirs.
         """
         gradient = torch.zeros_like(self._vectors)
         for (place, attribute), name in zip(self._places, self.names, strict=True):
             setattr(place, attribute, None)
             bank, made = self.bank(name), self._projections.pop(0)
-            assert made.gradients is not None
+            weights = made.gradients
+            assert weights is not None
             del made.weights  # its memory serves the bank's gradient
-            by_coefficient = made.gradients @ bank.slices.flatten(1).T
+            slices = sharding.part(bank.slices)
+            if sharding.divided(bank.slices):
+                weights = sharding.summed_part(weights.view(-1, *bank.slices.shape[1:]),
+                                               dim=1).flatten(1)
+            by_coefficient = weights @ slices.flatten(1).T
             gradient += by_coefficient @ bank.mixing.T
             if bank_too:
                 _add_gradient(bank.mixing, self._vectors.T @ by_coefficient)
-                _add_gradient(bank.slices, (made.coefficients.T @ made.gradients)
-                              .view_as(bank.slices))
+                _add_gradient(bank.slices, sharding.as_part(
+                    (made.coefficients.T @ weights).view_as(slices), bank.slices))
         return gradient
 
     # Experts -----------------------------------------------------------------------------------

@@ -133,9 +133,19 @@ class Block(nn.Module):
         self.ffn_norm = nn.RMSNorm(shape.d_model, eps=shape.norm_eps)
         self.ffn = FeedForward(shape)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, run: Run | None = None) -> Tensor:
+        """
+        Args:
+            run: :meth:`compute`, or a compiled form of it.
+        """
+        return (run or Block.compute)(self, x, cos, sin)
+
+    def compute(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x = x + self.attn(self.attn_norm(x), cos, sin)
         return x + self.ffn(self.ffn_norm(x))
+
+
+Run = Callable[[Block, Tensor, Tensor, Tensor], Tensor]
 
 
 def initial_std(name: str, matrix: Tensor, shape: Shape) -> float:
@@ -159,7 +169,7 @@ class Kernels:
     serve every layer and every chunk, so compiling takes no longer for a deeper model.
     """
 
-    block: Callable[[Block, Tensor, Tensor, Tensor], Tensor] = Block.forward
+    block: Run = Block.compute
     chunk: loss.Chunk = loss.chunk
 
 
@@ -214,9 +224,8 @@ class Transformer(nn.Module):
         time = inputs.shape[1]
         cos, sin = self.cos[:time], self.sin[:time]
         x = self.embed(inputs)
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            x = self.kernels.block(block, x, cos, sin)
+        for block in self.blocks:  # as modules: their weights may have to be gathered
+            x = block(x, cos, sin, self.kernels.block)
         return self.norm(x)
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -193,7 +193,7 @@ def setting_of(given: PlanInput) -> Setting:
 
 
 def _affordable(given: PlanInput, limit: int) -> Shape:
-    """The largest shape within the limit that one device holds in training and that corpus and
+    """The largest shape within the limit that the devices hold in training and that corpus and
     hours train compute-optimally, and not below the paper's large one."""
     params = limit
     while params > sizes.PAPER_LARGE:
@@ -209,9 +209,8 @@ def _affordable(given: PlanInput, limit: int) -> Shape:
 
 
 def fits(given: PlanInput, shape: Shape) -> bool:
-    """Whether one device can train a plain model of this shape, a row at a time."""
-    job = model.job_on(given.device, given.devices, shape)
-    return memory.fitting_microbatch(given.device.memory, job, shape.context) > 0
+    """Whether the devices can train a plain model of this shape, a row at a time."""
+    return memory.fits(given.device.memory, model.job_on(given.device, given.devices, shape))
 
 
 def _checkpoint_shape(given: PlanInput, setting: Setting) -> Shape:
@@ -248,8 +247,9 @@ def row_of(given: PlanInput, setting: Setting, method: Method,
     shape = setting.shape(method)
     perplexity, note = _perplexity(given, method.name, flops.parameters(shape), tokens,
                                    1 - setting.own_share(method))
-    return Row(method.name, obstacle is None, obstacle or _what(method, setting, tokens), tokens,
-               costs, costs.total(given.total_domains),
+    return Row(method.name, obstacle is None,
+               obstacle or _what(method, setting, tokens, costs.sharded), tokens, costs,
+               costs.total(given.total_domains),
                model.inference_memory(shape, sizes.bits(given.quantization)), costs.train_bytes,
                costs.microbatch_tokens, equal, perplexity, note)
 
@@ -414,8 +414,9 @@ def _obstacle(given: PlanInput, setting: Setting, method: Method, costs: MethodC
                 "(paper, Table 3 and section 5)")
     if costs.microbatch_tokens == 0:
         assert given.device.memory is not None
+        holds = f"though {given.devices} divide" if costs.sharded else "which holds the whole of"
         return (f"a training step of one row needs {short(costs.train_bytes)}B of memory on every "
-                f"device, which holds the whole model and its state, and {given.device.name} has "
+                f"device, {holds} the model and its state, and {given.device.name} has "
                 f"{short(memory.USABLE * given.device.memory)}B for it")
     if cut:
         return (f"{given.specialization_hours:g} device-hours per domain are not enough for one "
@@ -439,7 +440,7 @@ def _obstacle(given: PlanInput, setting: Setting, method: Method, costs: MethodC
             f"{afforded.needed:.3g} device-hours")
 
 
-def _what(method: Method, setting: Setting, tokens: float) -> str:
+def _what(method: Method, setting: Setting, tokens: float, sharded: bool) -> str:
     """What a method is, and what this plan or the paper adds to that."""
     if method is ADAPTED and tokens < 1:
         return "open model, fine-tuned on the domain's documents as it is"
@@ -453,6 +454,8 @@ def _what(method: Method, setting: Setting, tokens: float) -> str:
                "paper"
     elif not method.pretrains:
         more = "; far worse in the paper (perplexity 227 against 18 at 1M tokens)"
+    if sharded:
+        more += f"; sharded over {setting.devices} devices"
     return method.sentence + more
 
 

@@ -356,8 +356,8 @@ def _notes(given: PlanInput, setting: Setting, rows: dict[str, Row], chosen: str
         notes.append(f"the large model is sized to {short(flops.parameters(setting.large))} "
                      "parameters by " + (
                          "what corpus and hours train at 20 tokens per parameter" if held else
-                         f"the memory of one {device.name}: every device holds the whole model "
-                         "and its state"))
+                         f"the memory of one {device.name}" if given.devices == 1 else
+                         f"the memory of {given.devices} {device.name} that divide it"))
     taught = _first(rows, lambda m: m.taught)
     if given.teacher is not None and _can(taught) and chosen != taught.method:
         notes.append(f"a teacher exists: {taught.method} costs "
@@ -376,8 +376,12 @@ def _notes(given: PlanInput, setting: Setting, rows: dict[str, Row], chosen: str
                      "are about as good as new text")
     if given.devices > 1:
         notes.append(f"hours are device-hours: {given.devices} devices take {given.devices} times "
-                     "less time on the clock where work divides evenly; each holds the whole "
-                     "model and its state")
+                     "less time on the clock where work divides evenly; " + (
+                         f"{chosen} is sharded over {given.devices} devices, because one of them "
+                         "does not hold its weights and optimiser state: they gather the weights "
+                         "from each other in every pass, which takes links between them that are "
+                         "made for it and is not in the hours" if row.cost.sharded else
+                         "each holds the whole model and its state"))
     if given.entropy is None and of.clustered:
         notes.append("whether the domain is wide is not known yet: `planearly run` reports its "
                      "cluster entropy before any training, to be given here as --entropy")

@@ -98,12 +98,12 @@ def projected_for(shape: Shape, device: Device, devices: int) -> keys.Projected 
     756M at the 126M shape.
 
     Returns:
-        None if neither can train one row in the memory of one device.
+        None if neither can train one row in the memory of the devices.
     """
     matrices = ["up", "down"] if shape.ffn != "swiglu" else ["gate", "up", "down"]
     for experts, rank in ((32, 23), (16, 12)):
         projected = keys.Projected(experts=experts, rank=rank, matrices=matrices)
         job = model.job_on(device, devices, shape, projected=projected)
-        if memory.fitting_microbatch(device.memory, job, shape.context):
+        if memory.fits(device.memory, job):
             return projected
     return None

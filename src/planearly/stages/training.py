@@ -100,9 +100,9 @@ def validator(run: Run, name: str) -> Validate:
 
 
 _NOT_OF_THE_RESULT = ("log_steps", "checkpoint_seconds", "specialization_share", "branch_tokens",
-                      "microbatch_tokens", "compile")
+                      "microbatch_tokens", "compile", "shard")
 """Keys that a stage's result does not depend on, or that it has among its settings itself."""
-_OLDER = ("log_steps", "checkpoint_seconds", "specialization_share", "branch_tokens")
+_OLDER = ("log_steps", "checkpoint_seconds", "specialization_share", "branch_tokens", "shard")
 """The same in run folders of an older layout, which counted how steps are computed, too."""
 
 

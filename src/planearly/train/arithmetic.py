@@ -63,9 +63,14 @@ class Arithmetic:
     def autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
 
-    def validating(self, device: torch.device) -> torch.autocast:
-        """The same for validation."""
-        return torch.autocast(device.type, torch.bfloat16, enabled=bool(self.fast_bf16))
+    def validating(self, device: torch.device, cached: bool = True) -> torch.autocast:
+        """The same for validation.
+
+        Args:
+            cached: whether to keep the weights in bfloat16 beside, which saves time.
+        """
+        return torch.autocast(device.type, torch.bfloat16, enabled=bool(self.fast_bf16),
+                              cache_enabled=cached)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -87,6 +92,8 @@ def settle(settings: keys.Train, context: int, device: torch.device, folder: Pat
     if kept and settings.microbatch_tokens is not None:
         # lowered after it was killed for want of memory
         made.rows = min(made.rows, microbatch_rows(settings, context, device))
+    if kept and file.exists():  # noted by a process that ran out of memory while others waited
+        made.rows = min(made.rows, read_json(file)["rows"])
     if kept is None and settings.compile != "auto":
         made.decided = True
         made.compiled_from = 0 if settings.compile == "yes" and can_compile() else None
@@ -153,8 +160,35 @@ def job_of(model: nn.Module, body: AnyModel, preset: str, teacher: AnyShape | No
         device="cuda" if device.type == "cuda" else "cpu", processes=parallel.world())
 
 
+def divides(settings: keys.Train, job: memory.Job, device: torch.device, undivided: str | None,
+            name: str) -> bool:
+    """Whether the processes divide what a training keeps: as the recipe says, else where they must
+    and can.
+
+    Args:
+        undivided: what cannot be divided; None: all can.
+
+    Raises:
+        UserError: the recipe asks for what cannot be.
+    """
+    if settings.shard == "no":
+        return False
+    if settings.shard == "yes":
+        if undivided:
+            raise UserError(f"{name}: {undivided} is not divided among processes: "
+                            "leave recipe key 'shard' of this training at 'auto'")
+        return True
+    job = dataclasses.replace(job, bf16=use_bf16(settings.precision, device))
+    must = not undivided and memory.regime(_available(device), job).sharded
+    return parallel.sum_scalars(float(must))[0] > 0
+
+
 def _available(device: torch.device) -> float:
-    """Bytes of a GPU that this process has or can have: what other programs have not taken."""
+    """Bytes that this process has or can have: of a GPU what other programs have not taken, of a
+    machine's memory as much as every other process there."""
+    if device.type == "cpu":
+        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return pages / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     free, _ = torch.cuda.mem_get_info(device)
     return float(free + torch.cuda.memory_reserved(device))
 
@@ -195,7 +229,7 @@ def compile_kernels(body: AnyModel) -> None:
     if not isinstance(body, Transformer):
         return
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
-    body.kernels = Kernels(torch.compile(own_code(Block.forward)),
+    body.kernels = Kernels(torch.compile(own_code(Block.compute)),
                            torch.compile(own_code(loss.chunk)))
 
 

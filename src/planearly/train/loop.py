@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,12 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from planearly import keys, parallel, tensors
+from planearly import keys, parallel, sharding, tensors
 from planearly.data.dataset import IGNORE
 from planearly.data.streams import Batch, Stream, prefetch
 from planearly.errors import UserError
 from planearly.files import read_json, write_json
+from planearly.model import outside
 from planearly.model.outside import AnyModel
+from planearly.model.transformer import Transformer
 from planearly.progress import progress, say
 from planearly.train import arithmetic, optim, state
 from planearly.train.arithmetic import Arithmetic, Compiler
@@ -69,6 +71,20 @@ class Trainable(Protocol):
     def end(self) -> None:
         """All microbatches are done: gradients of ``module`` are to be complete."""
 
+    @property
+    def undivided(self) -> str | None:
+        """What of it cannot be divided among processes; None: it can."""
+
+    def divide(self, bf16: bool) -> bool:
+        """Divide what is large of ``module`` among the processes, see :mod:`planearly.sharding`.
+
+        Args:
+            bf16: layers compute in it.
+
+        Returns:
+            Whether a microbatch takes all processes together; if not, a step's begin and end do.
+        """
+
 
 class Dense:
     """A dense model as a :class:`Trainable`."""
@@ -87,6 +103,18 @@ class Dense:
 
     def end(self) -> None:
         pass
+
+    @property
+    def undivided(self) -> str | None:
+        if not all(parameter.requires_grad for parameter in self.body.parameters()):
+            return "a model whose adapters alone are trained"
+        return None if outside.layers(self.body) else "a model whose layers are not found"
+
+    def divide(self, bf16: bool) -> bool:
+        # a model of others may have matrices that are not to be rounded
+        narrow = bf16 and isinstance(self.body, Transformer)
+        sharding.divide_layers(self.body, outside.layers(self.body), "hidden", narrow)
+        return True
 
 
 @dataclass
@@ -151,32 +179,47 @@ def train(
             another run to go on from.
 
     Returns:
-        The outcome; ``final.safetensors`` holds the weights, and ``model`` has them too.
+        The outcome; ``final.safetensors`` holds the weights, and ``model`` has them too (its part
+        of them, where processes divide it).
 
     Raises:
-        UserError: the loss is no longer finite; or a step has fewer rows than there are processes.
+        UserError: the loss is no longer finite; a step has fewer rows than there are processes; or
+            the model is to be divided among them and cannot be.
     """
     final, outcome_path = folder / FINAL, folder / OUTCOME
     device = parallel.device()
-    model.module.to(device)
     saved = folder / CHECKPOINT
     lefts = (saved, folder / BEST, folder / arithmetic.KEPT)
     if parallel.first_process(outcome_path.exists())[0]:
-        tensors.set_weights(model.module, tensors.load_tensors(final)[0], final)
+        tensors.set_weights(model.module.to(device), tensors.load_tensors(final)[0], final)
         if parallel.rank() == 0:
             _remove(lefts)  # by a run that was killed when it was done
         return Outcome(**read_json(outcome_path))
     if device.type == "cpu":
         arithmetic.tune_allocator()
     rate = optimizer or optim.resolve(settings.optimizer, steps)
+    rows = rows_per_step(settings.batch_tokens, stream.context)
+    parallel.check_rows(rows)
+    goal = objective or NextToken()
+    teacher = (goal.teacher_shape or model.body.shape) if goal.flops_per_token else None
+    job = arithmetic.job_of(model.module, model.body, rate.preset, teacher, device)
+    divided = parallel.world() > 1 and arithmetic.divides(
+        settings, job, device, model.undivided, name)
+    resumed = bool(parallel.first_process(saved.exists())[0])
+    note = tensors.note(saved) if resumed else {}
+    how = arithmetic.settle(settings, stream.context, device, folder, note.get("arithmetic"),
+                            replace(job, sharded=divided))
+    together = divided and model.divide(how.bf16)
+    sharding.move(model.module, device)
+    if divided:
+        say(f"{name}: {parallel.world()} processes divide weights and optimiser state")
     optimizers = optim.build(model.module, rate)
+    optim.compute(optimizers, bool(how.fast_bf16))
     outcome, since = Outcome(optimizer=asdict(rate)), Since()
     bad = 0
-    kept = None
-    resumed = bool(parallel.first_process(saved.exists())[0])
     if resumed:
-        note = state.load_training(saved, model.module, optimizers)
-        outcome, bad, kept = Outcome(**note["outcome"]), note["bad"], note.get("arithmetic")
+        state.load_training(saved, model.module, optimizers)
+        outcome, bad = Outcome(**note["outcome"]), note["bad"]
         since = Since(**note["since"])  # tokens are all processes', so is the loss that was kept
         if parallel.rank() > 0:
             since.loss = 0.0
@@ -185,13 +228,6 @@ def train(
         _check_start(model.module, name)
     parallel.barrier()
 
-    rows = rows_per_step(settings.batch_tokens, stream.context)
-    parallel.check_rows(rows)
-    goal = objective or NextToken()
-    teacher = (goal.teacher_shape or model.body.shape) if goal.flops_per_token else None
-    job = arithmetic.job_of(model.module, model.body, rate.preset, teacher, device)
-    how = arithmetic.settle(settings, stream.context, device, folder, kept, job)
-    optim.compute(optimizers, bool(how.fast_bf16))
     compiler = Compiler(model.body, how, folder, name, steps, device,
                         f"{type(model).__name__} {type(goal).__name__}")
     every = validate_steps or settings.validate_steps or max(steps // 10, 1)
@@ -204,13 +240,14 @@ def train(
             yield parallel.share(step * rows, (step + 1) * rows)
 
     saving = 0.0
+    writes = divided or parallel.rank() == 0  # what is divided comes from all of them
 
     def save(path: Path) -> None:
         nonlocal saving
         began = time.monotonic()
         (loss,) = parallel.sum_scalars(since.loss)
         finite(loss)  # a state that has diverged is not kept
-        if parallel.rank() == 0:
+        if writes:
             note = {"outcome": asdict(outcome), "bad": bad, "arithmetic": how.to_dict(),
                     "since": asdict(Since(loss, since.tokens, since.seconds))}
             state.save_training(path, model.module, optimizers, note)
@@ -226,8 +263,9 @@ def train(
     def validation() -> None:
         nonlocal bad
         assert validate is not None
-        with arithmetic.uncompiled(model.body), how.validating(device):
+        with arithmetic.uncompiled(model.body), how.validating(device, cached=not divided):
             own = validate(model.body)
+        sharding.release(model.body)
         # one value for all processes: they must agree on when to stop
         value = finite(parallel.sum_scalars(own)[0] / parallel.world())
         if outcome.first_validation is None:
@@ -235,7 +273,7 @@ def train(
         record(validation=value)
         if outcome.best_validation is None or value < outcome.best_validation:
             outcome.best_validation, outcome.best_step, bad = value, outcome.steps, 0
-            if patience is not None and parallel.rank() == 0:
+            if patience is not None and writes:
                 tensors.save_tensors(folder / BEST, tensors.weights(model.module), {})
         else:
             bad += 1
@@ -277,7 +315,10 @@ def train(
             if timed:
                 take_loss()  # what is queued on the device is not of this step
             began = time.monotonic()
-            step_loss, counted = fitting(model, batch, how, goal, device, name)
+            if together:  # as many passes as the others
+                batch = batch.filled(-(-rows // parallel.world()))
+            step_loss, counted = fitting(model, batch, how, goal, device, name, divided,
+                                         folder if together else None)
             factor = optim.set_rates(optimizers, rate, outcome.steps, steps)
             norm = apply(model.module, optimizers, counted, rate.clip)
             outcome.steps += 1
@@ -321,10 +362,11 @@ def train(
         tensors.set_weights(model.module, tensors.load_tensors(best)[0], best)
         parallel.barrier()  # all have read it before the first removes it
     arithmetic.release(model.body)
+    if writes:
+        tensors.save_tensors(final, tensors.weights(model.module), {})
     if parallel.rank() == 0:
         assert metrics is not None
         metrics.close()
-        tensors.save_tensors(final, tensors.weights(model.module), {})
         write_json(outcome_path, asdict(outcome))
         _remove(lefts)
     parallel.barrier()
@@ -340,18 +382,25 @@ def _remove(files: Collection[Path]) -> None:
 
 
 def fitting(model: Trainable, batch: Batch, how: Arithmetic, goal: Objective,
-            device: torch.device, name: str) -> tuple[Tensor, float]:
+            device: torch.device, name: str, divided: bool = False,
+            together: Path | None = None) -> tuple[Tensor, float]:
     """:func:`accumulate` in as many rows at once as the device's memory holds.
 
     Where it runs out, the step is begun again in passes of half the rows, and those after it go
-    on so. Gradients exist within a step only, so nothing is lost; other processes do not notice.
+    on so. Gradients exist within a step only, so nothing is lost; other processes do not notice,
+    or where the model is ``divided`` do the same.
+
+    Args:
+        together: the training's folder, where a pass takes all processes. A process that is left
+            without memory then leaves the others waiting: it notes how to go on, and ends.
 
     Raises:
-        UserError: a single row does not fit.
+        UserError: a single row does not fit; or half as many would do, to be started again.
     """
     while True:
         try:
-            return accumulate(model, batch, how.rows, goal, how.autocast(device), device)
+            return accumulate(model, batch, how.rows, goal, how.autocast(device), device,
+                              divided and not together)
         except torch.OutOfMemoryError:
             rows = how.rows
         model.module.zero_grad(set_to_none=True)
@@ -362,33 +411,47 @@ def fitting(model: Trainable, batch: Batch, how: Arithmetic, goal: Objective,
                 f"{name}: the device's memory does not hold one row of {batch.inputs.shape[1]} "
                 "tokens: choose a smaller model or recipe key 'context', or a larger device")
         how.rows = max(min(rows, len(batch)) // 2, 1)
+        if together:
+            write_json(together / arithmetic.KEPT, how.to_dict())
+            raise UserError(f"{name}: out of memory with {rows} rows at once: run the same command "
+                            f"again, it goes on with {how.rows} from the last checkpoint "
+                            "(`torchrun --max-restarts` does so by itself)")
         say(f"{name}: out of memory with {rows} rows at once, goes on with {how.rows} "
             f"(recipe key 'microbatch_tokens' sets it)")
 
 
 def accumulate(
     model: Trainable, batch: Batch, per_pass: int, goal: Objective,
-    context: contextlib.AbstractContextManager[Any], device: torch.device,
+    context: contextlib.AbstractContextManager[Any], device: torch.device, agreed: bool = False,
 ) -> tuple[Tensor, float]:
     """Backward passes over a step's rows; gradients of the *summed* loss end up in the module.
 
     Args:
         per_pass: most rows of a pass.
         context: forward passes run in it (autocast).
+        agreed: whether all processes are out of memory where one is.
 
     Returns:
         This process's summed loss (float64 scalar on the device), and the global target count.
     """
     model.begin(batch.groups)
     loss = torch.zeros((), device=device, dtype=torch.float64)
-    for rows in model.microbatches(batch.groups, per_pass):
-        part = batch.take(rows)
-        model.select(part.groups)
-        with context:
-            value = goal(model.body, parallel.send(part.inputs, device),
-                         parallel.send(part.targets, device))
-        value.backward()
-        loss += value.detach()
+    lacking = None
+    try:
+        for rows in model.microbatches(batch.groups, per_pass):
+            part = batch.take(rows)
+            model.select(part.groups)
+            with context:
+                value = goal(model.body, parallel.send(part.inputs, device),
+                             parallel.send(part.targets, device))
+            value.backward()
+            loss += value.detach()
+    except torch.OutOfMemoryError as error:
+        if not agreed:
+            raise
+        lacking = str(error)
+    if agreed and parallel.sum_scalars(float(lacking is not None))[0]:
+        raise torch.OutOfMemoryError(lacking or "another process is out of memory")
     model.end()
     (counted,) = parallel.sum_scalars(float((batch.targets != IGNORE).sum()))
     return loss, counted
@@ -404,10 +467,11 @@ def apply(
     """
     trained = [p for p in module.parameters() if p.grad is not None]
     gradients = [p.grad for p in trained if p.grad is not None]
-    parallel.sum_gradients(gradients)
-    norm = nn.utils.get_total_norm(gradients) / counted
+    parallel.sum_gradients(g for g in gradients if not sharding.divided(g))  # others are sums
+    norm = sharding.norm(gradients) / counted
     # one pass over the gradients does both: the mean over targets and the clipping
-    torch._foreach_mul_(gradients, torch.clamp(clip / (norm + 1e-6), max=1.0) / counted)
+    torch._foreach_mul_([sharding.part(g) for g in gradients],
+                        torch.clamp(clip / (norm + 1e-6), max=1.0) / counted)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -422,7 +486,8 @@ def _check_start(module: nn.Module, name: str) -> None:
         UserError: some are not finite.
     """
     parameters = dict(module.named_parameters())
-    whole = torch.stack([torch.isfinite(p).all() for p in parameters.values()]).tolist()
+    whole = torch.stack([torch.isfinite(sharding.part(p)).all()
+                         for p in parameters.values()]).tolist()
     for parameter, good in zip(parameters, whole, strict=True):
         if not good:
             raise UserError(f"{name}: the weights it begins with are not finite ('{parameter}'): "

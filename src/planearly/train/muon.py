@@ -2,20 +2,20 @@
 
 torch has one for matrices; this one takes stacks of them too, [..., out, in], each orthogonalised
 by itself: the slices of a projected network's bank. Matrices of one size are worked on together,
-and divided among processes.
+and dealt to the processes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from planearly import parallel
+from planearly import parallel, sharding
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
@@ -62,35 +62,76 @@ class Muon(Optimizer):
         """One update from the gradients, which are the same on every process.
 
         Orthogonalising is the work: each process does it for its part of the matrices and receives
-        the others' updates. The momentum, one pass over memory, is kept whole on all of them: so
-        the first can save it alone, and training resumes at any number of processes.
+        the others' updates. The momentum, one pass over memory, is kept whole on all of them; of
+        parameters whose rows are divided among the processes every one keeps its part.
         """
         assigned = 0
         for group in self.param_groups:
-            momentum = group["momentum"]
-            sizes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+            sizes: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    sizes.setdefault(parameter.shape[-2:], []).append((parameter, parameter.grad))
+                    sizes.setdefault(parameter.shape[-2:], []).append(parameter)
             # largest matrices first, so that the processes' work differs by at most one of them
             for size in sorted(sizes, key=lambda size: size.numel() * min(size), reverse=True):
-                first, counts, own = assigned, [], []
-                for parameter, gradient in sizes[size]:
-                    state = self.state[parameter]
-                    if not state:
-                        state["momentum_buffer"] = torch.zeros_like(parameter)
-                    average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-                    matrices = gradient.reshape(-1, *size)
-                    part = parallel.deal(len(matrices), assigned)
-                    ahead = matrices[part].lerp(average.reshape(-1, *size)[part], momentum)
-                    own.append(ahead.bfloat16())
-                    counts.append(len(matrices))
-                    assigned += len(matrices)
+                if sharding.divided(sizes[size][0]):
+                    for some in _pieces(sizes[size], size):
+                        self._update(group, some, size, self._of_parts(group, some, size))
+                    continue
+                first, own = assigned, []
+                for parameter in sizes[size]:
+                    count = parameter.numel() // size.numel()
+                    part = parallel.deal(count, assigned)
+                    own.append(self._ahead(group, parameter, size, part))
+                    assigned += count
                 updates = parallel.gather(orthogonalise(torch.cat(own), self.bf16),
                                           assigned - first, first)
-                rate = group["lr"] * 0.2 * math.sqrt(max(size))
-                for (parameter, _), update in zip(
-                    sizes[size], updates.split(counts), strict=True
-                ):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update.view_as(parameter), alpha=-rate)
+                self._update(group, sizes[size], size, updates)
+
+    def _ahead(self, group: dict[str, Any], parameter: Tensor, size: torch.Size,
+               part: slice) -> Tensor:
+        """Some matrices of a parameter's Nesterov momentum, as far as this process has them."""
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        assert parameter.grad is not None
+        gradient, average = (sharding.part(t) for t in (parameter.grad, state["momentum_buffer"]))
+        average.lerp_(gradient, 1 - group["momentum"])
+        shape = (parameter.numel() // size.numel(), gradient.shape[-2], size[-1])
+        gradient, average = gradient.reshape(shape)[part], average.reshape(shape)[part]
+        return gradient.lerp(average, group["momentum"]).bfloat16()
+
+    def _of_parts(self, group: dict[str, Any], parameters: list[Tensor],
+                  size: torch.Size) -> Tensor:
+        """This process's rows of the updates of parameters whose rows are divided.
+
+        The processes exchange rows of all matrices for whole matrices, and those back for rows.
+        """
+        rows = torch.cat([self._ahead(group, p, size, slice(None)) for p in parameters])
+        every = (len(rows), *size)
+        own = sharding.exchanged(rows, every, had=1, gets=0)
+        return sharding.exchanged(orthogonalise(own, self.bf16), every, had=0, gets=1)
+
+    def _update(self, group: dict[str, Any], parameters: list[Tensor], size: torch.Size,
+                updates: Tensor) -> None:
+        rate = group["lr"] * 0.2 * math.sqrt(max(size))
+        counts = [p.numel() // size.numel() for p in parameters]
+        for parameter, update in zip(parameters, updates.split(counts), strict=True):
+            own = sharding.part(parameter)
+            own.mul_(1 - group["lr"] * group["weight_decay"])
+            own.add_(update.view_as(own), alpha=-rate)
+
+
+def _pieces(parameters: list[Tensor], size: torch.Size) -> Iterator[list[Tensor]]:
+    """Parameters whose matrices are orthogonalised together: at least one for every process, and
+    for each about :data:`parallel.BUCKET` numbers."""
+    enough = parallel.world() * max(parallel.BUCKET // size.numel(), 1)
+    some: list[Tensor] = []
+    count = 0
+    for parameter in parameters:
+        some.append(parameter)
+        count += parameter.numel() // size.numel()
+        if count >= enough:
+            yield some
+            some, count = [], 0
+    if some:
+        yield some

@@ -32,7 +32,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from planearly import keys
+from planearly import keys, sharding
 from planearly.train import schedule
 from planearly.train.muon import Muon
 
@@ -176,8 +176,9 @@ def build(module: nn.Module, settings: Settings) -> list[Optimizer]:
     activations alone, whichever optimiser they have. The peak rate of a group is kept in its
     ``peak_lr``; :func:`set_rates` writes the current one.
     """
-    hidden: dict[float, list[nn.Parameter]] = {}
-    other: dict[float, list[nn.Parameter]] = {}
+    Kind = tuple[float, bool]  # no group mixes what is divided among processes with what is whole
+    hidden: dict[Kind, list[nn.Parameter]] = {}
+    other: dict[Kind, list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -185,12 +186,12 @@ def build(module: nn.Module, settings: Settings) -> list[Optimizer]:
         matrix = parameter.dim() >= 2 and not getattr(parameter, "elementwise", False)
         table = name.endswith(("embed.weight", "head.weight"))
         use = hidden if matrix and not table else other
-        use.setdefault(scale, []).append(parameter)
+        use.setdefault((scale, sharding.divided(parameter)), []).append(parameter)
 
-    def groups(of: dict[float, list[nn.Parameter]], lr: float,
+    def groups(of: dict[Kind, list[nn.Parameter]], lr: float,
                decay: float) -> list[dict[str, object]]:
         return [{"params": p, "lr": lr * s, "peak_lr": lr * s, "weight_decay": decay}
-                for s, p in sorted(of.items())]
+                for (s, _), p in sorted(of.items(), key=lambda item: item[0])]
 
     if settings.preset == "paper":
         every = [*groups(hidden, settings.lr, 0.0), *groups(other, settings.lr, 0.0)]

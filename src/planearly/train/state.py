@@ -1,8 +1,8 @@
 """Training state: parameters and optimiser state in one safetensors file.
 
 Holds every trainable parameter, every tensor of the optimisers' state under "parameter name / state
-name", and in the header what is not a tensor (step, seconds, best validation). A replicated state
-does not depend on the number of processes that wrote it.
+name", and in the header what is not a tensor (step, seconds, best validation). Tensors that
+processes have divided are whole in the file: any number of processes goes on from it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from planearly.sharding import as_part, part_of
 from planearly.tensors import load_tensors, save_tensors, set_weights, weights
 
 _STATE = "optimizer/"
@@ -51,6 +52,8 @@ def load_training(path: Path, module: nn.Module, optimizers: list[Optimizer]) ->
         if name.startswith(_STATE):
             parameter_name, _, entry = name.removeprefix(_STATE).rpartition("/")
             parameter = parameters[parameter_name]
+            if tensor.shape == parameter.shape:
+                tensor = as_part(part_of(tensor, parameter), parameter)
             # the step count too: fused optimisers read it on the device
             owner[id(parameter)].state[parameter][entry] = tensor.to(parameter.device)
     return note

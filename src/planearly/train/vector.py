@@ -36,6 +36,11 @@ class Vector:
     def select(self, groups: np.ndarray) -> None:
         pass
 
+    undivided = "a network of which one vector is trained"
+
+    def divide(self, bf16: bool) -> bool:
+        raise NotImplementedError(self.undivided)
+
     def end(self) -> None:
         gradient = self.network.return_gradients(bank_too=False)[0]
         self.vector.grad = gradient if self.vector.grad is None else self.vector.grad + gradient
