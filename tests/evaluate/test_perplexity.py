@@ -69,12 +69,27 @@ def test_equals_brute_force_whatever_the_batch(
 ) -> None:
     lengths, documents = [list(column) for column in zip(*windows, strict=True)]
     data = dataset(lengths, documents)
-    nll = perplexity.score(perplexity.forward_of(model),
-                           lambda ids: data.rows([np.array([i]) for i in ids]),
+    forward, sizes = perplexity.forward_of(model), []
+
+    def counted(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        sizes.append(inputs.shape)
+        return forward(inputs, targets)
+
+    nll = perplexity.score(counted, lambda ids: data.rows([np.array([i]) for i in ids]),
                            np.array(lengths), batch)
+    assert all(rows == 1 or rows * time <= batch for rows, time in sizes)
     expected = [brute(model, stream) for stream in data.streams]
     found = [part.sum(dtype=np.float64) for part in np.split(nll, np.cumsum(lengths)[:-1])]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("device", "vocab_size", "positions"), [
+    ("cpu", 8192, 1 << 11), ("cpu", 1 << 18, 1 << 10), ("cuda", 8192, 1 << 15),
+    ("cuda", 1 << 18, 1 << 14)])
+def test_a_pass_is_as_long_as_its_logits_allow(monkeypatch: pytest.MonkeyPatch, device: str,
+                                               vocab_size: int, positions: int) -> None:
+    monkeypatch.setattr(perplexity.parallel, "device", lambda: torch.device(device))
+    assert perplexity.batch_tokens(vocab_size) == positions
 
 
 def test_documents_are_the_units(model: Transformer) -> None:

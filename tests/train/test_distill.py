@@ -16,6 +16,7 @@ from planearly.data.pack import pack_rows
 from planearly.model import parts
 from planearly.model.transformer import Shape, Transformer
 from planearly.train.distill import Distillation, Live, Stored, Taught, divergence, largest, store
+from planearly.train.objective import NextToken
 from small_trainings import Words
 
 STUDENT = Shape(layers=2, d_model=32, heads=2, d_ff=48, vocab_size=50, context=16)
@@ -137,6 +138,8 @@ def test_stored_answers_cost_the_teacher_once(tmp_path):
     assert goal.flops_per_token == 0
     assert goal.flops_before == 123.0 * inputs.numel()
     assert Distillation(live(), keys.Distill()).flops_per_token == 123.0
+    plain = NextToken()
+    assert plain.flops_per_token == plain.flops_before == plain.seconds_before == 0
 
 
 def test_an_unknown_row_is_not_answered_with_another(tmp_path):
