@@ -5,7 +5,9 @@ Peers: transformers.Trainer, and a plain torch loop as a good engineer writes it
 random tokens with AdamW, in processes of their own, in turns, with the allocator settings that our
 loop makes. ``ratio`` and ``ratio_plain`` are against the peers in bfloat16, compiled;
 ``ratio_best`` and ``ratio_plain_best`` against the peer's better of bfloat16 and float32, since
-bfloat16 is the slower on processors without units for it. Compilation and first steps are left out.
+bfloat16 is the slower on processors without units for it. ``ratio_outside`` is our loop on the
+library's own Llama, as it trains a model of others, against our loop on our Transformer.
+Compilation and first steps are left out.
 
     python benchmarks/train_throughput.py --json
 """
@@ -22,7 +24,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -33,6 +35,7 @@ SKIP = 3
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 VARIANTS: dict[str, tuple[str, str]] = {
     "ours": ("ours", "auto"),
+    "ours, a model of others": ("outside", "auto"),
     "trainer, bfloat16": ("trainer", "bf16"),
     "trainer, float32": ("trainer", "fp32"),
     "plain loop, bfloat16": ("plain", "bf16"),
@@ -52,8 +55,26 @@ def tokens(rows: int, context: int, vocab: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, vocab, (rows, context + 1))
 
 
-def ours(recipe_name: str, steps: int, precision: Precision) -> float:
-    """Tokens per second of planearly's loop."""
+def equal_llama(model_shape: Any) -> dict[str, Any]:
+    """The configuration of a LlamaForCausalLM of the same shape."""
+    from planearly.model import hf
+
+    settings = hf.hf_config(model_shape, 0, 0)
+    return {k: v for k, v in settings.items() if k not in ("architectures", "dtype")}
+
+
+def outside(recipe_name: str, steps: int, precision: Precision) -> float:
+    """Tokens per second of planearly's loop on the library's own Llama."""
+    from planearly.model import outside as others
+
+    model_shape, _ = shape(recipe_name)
+    config = json.dumps(equal_llama(model_shape) | {"architectures": ["LlamaForCausalLM"]})
+    model = others.build(others.Configured(config, model_shape.context, model_shape.vocab_size), 0)
+    return ours(recipe_name, steps, precision, model)
+
+
+def ours(recipe_name: str, steps: int, precision: Precision, model: Any = None) -> float:
+    """Tokens per second of planearly's loop, on its own model or another."""
     import torch
 
     from planearly import keys
@@ -62,6 +83,7 @@ def ours(recipe_name: str, steps: int, precision: Precision) -> float:
     from planearly.train import loop
 
     model_shape, recipe = shape(recipe_name)
+    model = Transformer(model_shape) if model is None else model
 
     class Random:
         context = model_shape.context
@@ -77,7 +99,7 @@ def ours(recipe_name: str, steps: int, precision: Precision) -> float:
         precision=precision, compile="yes", optimizer=keys.Optimizer(preset="adamw"),
     )
     with tempfile.TemporaryDirectory() as folder:
-        loop.train(loop.Dense(Transformer(model_shape)), Random(), steps + SKIP, settings,
+        loop.train(loop.Dense(model), Random(), steps + SKIP, settings,
                    Path(folder), name="ours")
         lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").open()]
     return statistics.median(line["tokens_per_second"] for line in lines[SKIP:])
@@ -94,12 +116,8 @@ def trainer(recipe_name: str, steps: int, precision: Precision) -> float:
         TrainingArguments,
     )
 
-    from planearly.model import hf
-
     model_shape, recipe = shape(recipe_name)
-    settings = hf.hf_config(model_shape, 0, 0)
-    model = LlamaForCausalLM(LlamaConfig(**{k: v for k, v in settings.items()
-                                            if k not in ("architectures", "dtype")}))
+    model = LlamaForCausalLM(LlamaConfig(**equal_llama(model_shape)))
     rows = recipe.pretrain.batch_tokens // model_shape.context
     per_pass = max(4096 // model_shape.context, 1)
     drawn = torch.from_numpy(
@@ -220,7 +238,8 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, metavar=("SIDE", "PRECISION"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
-        side = {"ours": ours, "trainer": trainer, "plain": plain, "limit": limit_of}[asked.one[0]]
+        side = {"ours": ours, "outside": outside, "trainer": trainer, "plain": plain,
+                "limit": limit_of}[asked.one[0]]
         print(json.dumps(side(asked.recipe, asked.steps, asked.one[1])))
         return
 
@@ -245,7 +264,7 @@ def main() -> None:
     for name, values in found.items():
         print(f"| {name} | {medians[name]:,.0f} | {', '.join(f'{v:,.0f}' for v in values)} |")
     ours_ = medians["ours"]
-    ratios = {}
+    ratios = {"ratio_outside": medians["ours, a model of others"] / ours_}
     for key, peer in (("ratio", "trainer"), ("ratio_plain", "plain loop")):
         ratios[key] = ours_ / medians[f"{peer}, bfloat16"]
         ratios[f"{key}_best"] = ours_ / max(v for n, v in medians.items() if n.startswith(peer))
