@@ -96,7 +96,8 @@ def log(out: Path) -> list[tuple[int, str, int]]:
 def made(out: Path) -> dict[str, bytes]:
     """What the work left, but its notes of who did what when."""
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*"))
-            if path.is_file() and not path.name.startswith(("log", "go", "tried-"))}
+            if path.is_file() and not path.name.startswith(("log", "go", "tried-"))
+            and path.suffix != ".tmp"}  # of workers that were killed
 
 
 def until(true) -> None:

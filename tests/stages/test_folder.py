@@ -272,6 +272,7 @@ def test_a_manifest_holds_sizes_and_digests_of_its_files(run):
     def build(folder):
         (folder / "part").mkdir()
         (folder / "part" / "x").write_text("hello")
+        (folder / "part" / ".y.1.tmp").write_text("by a worker that was killed")
 
     made = facts(run.stage("a", {}, {}, build))["files"]
     assert made == {"part/x": [5, hashlib.sha256(b"hello").hexdigest()]}

@@ -177,7 +177,8 @@ def _work(dataset: TokenDataset, tokenizer: Opened, embedder: Embedder, out: Pat
             item["cache"] = str(parts)
             with atomic_write(parts / table.name) as copy, open(table, "rb") as handle:
                 shutil.copyfileobj(handle, copy)
-    made = [embedder.digest, tokenizer.digest, dataset.meta["key"], digest(wanted), rows]
+    made = [embedder.digest, tokenizer.digest, dataset.meta["key"], n, rows,
+            item["windows"] and file_digest(parts / "windows.npy")]
     shards = []
     for number, start in enumerate(range(0, n, rows)):
         stop, to = min(start + rows, n), _part(out, number)

@@ -38,6 +38,9 @@ _BLOCK = 4096
 Texts = Callable[[np.ndarray], list[str]]
 """Texts of the windows with these numbers."""
 
+Weigh = Callable[[np.ndarray], np.ndarray]
+"""Log weights of all candidates, by what every bucket counts for."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -102,7 +105,7 @@ class Hasher:
 
 
 def dsir(generic: Texts, candidates: np.ndarray, domain: Texts, own: np.ndarray, size: np.ndarray,
-         need: float, seed: int, advance: Callable[[int], None] = lambda n: None) -> np.ndarray:
+         need: float, seed: int, weigh: Weigh | None = None) -> np.ndarray:
     """Data selection via importance resampling (Xie et al. 2023, arXiv 2302.03169).
 
     Bag-of-n-grams models of the specialization set and of the generic corpus give each generic
@@ -114,7 +117,7 @@ def dsir(generic: Texts, candidates: np.ndarray, domain: Texts, own: np.ndarray,
         domain, own: texts of the domain's windows; the numbers of its specialization set.
         size: share of a row that each generic window fills ``[n_windows]``.
         need: rows to fill.
-        advance: told of every block of windows that is done.
+        weigh: gives the log weights of the candidates (default: :func:`log_weights` of all).
 
     Returns:
         int64 ``[n]``: numbers of the windows taken, by falling weight.
@@ -124,14 +127,26 @@ def dsir(generic: Texts, candidates: np.ndarray, domain: Texts, own: np.ndarray,
     target = _frequencies(hasher, domain, own)
     raw = _frequencies(hasher, generic, candidates[::every])
     gain = np.log(target + _SMOOTHING) - np.log(raw + _SMOOTHING)
-    weight = np.empty(len(candidates))
-    for start, block in _blocks(candidates):
-        grams, text = hasher(generic(block))
-        weight[start : start + len(block)] = np.bincount(text, gain[grams], len(block))
-        advance(len(block))
+    weight = weigh(gain) if weigh else log_weights(hasher, generic, candidates, gain)
     noise = np.random.default_rng(seed).gumbel(size=len(candidates))
     order = np.argsort(-(weight + noise), kind="stable")
     return enough(candidates[order], size, need)
+
+
+def log_weights(hasher: Hasher, texts: Texts, windows: np.ndarray, gain: np.ndarray,
+                advance: Callable[[int], None] = lambda n: None) -> np.ndarray:
+    """Sum of the ``gain`` of each window's n-grams, float64 ``[n]``.
+
+    Args:
+        gain: of every bucket.
+        advance: told of every block of windows that is done.
+    """
+    weight = np.empty(len(windows))
+    for start, block in _blocks(windows):
+        grams, text = hasher(texts(block))
+        weight[start : start + len(block)] = np.bincount(text, gain[grams], len(block))
+        advance(len(block))
+    return weight
 
 
 def _frequencies(hasher: Hasher, texts: Texts, windows: np.ndarray) -> np.ndarray:

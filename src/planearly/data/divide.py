@@ -19,7 +19,7 @@ from planearly.data.documents import Part, Unit, group_bytes
 from planearly.data.readers import is_lines, line_blocks, line_ends, row_groups
 from planearly.engine.work import Advance, Executor, Shard, Work, shard_function
 
-_LARGE = 2.0  # times what is read at once
+_LARGE = 1.5  # times what is read at once
 _BLOCK = 1 << 22  # bytes
 _FEW = 2_000.0  # megabytes whose lines are counted in seconds
 

@@ -248,8 +248,7 @@ class Run:
                     parallel.barrier()  # all have written what they write
                 if parallel.rank() == 0:
                     seconds = round(time.monotonic() - began, 3)
-                    if self.executor.shares:
-                        sweep(folder)
+                    sweep(folder)  # of what workers that died have left
                     write_json(folder / MANIFEST, {
                         **identity, "fingerprint": fingerprint,
                         "folders": {key: os.path.relpath(path, self.out)

@@ -10,15 +10,19 @@ from typing import Any
 import numpy as np
 
 from planearly.cluster import embed, select
+from planearly.cluster.ngrams import weigh_windows
 from planearly.cluster.select import Selection
 from planearly.data.dataset import TokenDataset
 from planearly.data.pack import Rows
 from planearly.errors import UserError
 from planearly.files import read_array, write_array
-from planearly.progress import progress, say
+from planearly.progress import say
 from planearly.stages import clusters, corpus
 from planearly.stages.folder import Run, facts, once
 from planearly.train.steps import generic_rows
+
+Choose = Callable[[Path], Selection]
+"""Makes a selection; the folder is that of its stage, for what is handed over on the way."""
 
 
 @dataclass(frozen=True)
@@ -62,26 +66,26 @@ def index(run: Run, name: str) -> Index:
                  needed(run, float(size[candidates].sum())))
 
 
-def dsir(run: Run, name: str) -> tuple[dict[str, Path], Callable[[], Selection]]:
+def dsir(run: Run, name: str) -> tuple[dict[str, Path], Choose]:
     """Importance resampling on hashed n-grams."""
-    def choose() -> Selection:
-        has = index(run, name)
-        words = corpus.tokenizer_of(run).tokenizer
-        with progress("weighing n-grams", len(has.candidates), "windows") as meter:
-            windows = select.dsir(
-                lambda ids: has.generic.texts(ids, words), has.candidates,
-                lambda ids: has.dataset.texts(ids, words), has.own,
-                has.size, has.need, run.recipe.seed, meter.advance)
+    def choose(folder: Path) -> Selection:
+        has, by = index(run, name), corpus.tokenizer_of(run)
+        windows = select.dsir(
+            lambda ids: has.generic.texts(ids, by.tokenizer), has.candidates,
+            lambda ids: has.dataset.texts(ids, by.tokenizer), has.own,
+            has.size, has.need, run.recipe.seed,
+            lambda gain: weigh_windows(has.generic, by, has.candidates, gain, folder / "parts",
+                                       run.executor))
         return select.chosen(len(has.generic), windows)
 
     return {}, choose
 
 
-def nearest(run: Run, name: str) -> tuple[dict[str, Path], Callable[[], Selection]]:
+def nearest(run: Run, name: str) -> tuple[dict[str, Path], Choose]:
     """Nearest neighbours by embedding."""
     embedded, mine = clusters.embeddings(run), clusters.domain_clusters(run, name)
 
-    def choose() -> Selection:
+    def choose(folder: Path) -> Selection:
         has = index(run, name)
         windows, rank = select.neighbours(
             embed.open_embeddings(embedded / "blocks"), has.candidates,
@@ -91,12 +95,12 @@ def nearest(run: Run, name: str) -> tuple[dict[str, Path], Callable[[], Selectio
     return {"embeddings": embedded, "domain-clusters": mine}, choose
 
 
-def top_cluster(run: Run, name: str) -> tuple[dict[str, Path], Callable[[], Selection]]:
+def top_cluster(run: Run, name: str) -> tuple[dict[str, Path], Choose]:
     """Only the domain's most frequent cluster, at the k of importance sampling."""
     weights, mine = clusters.importance_weights(run, name), clusters.domain_clusters(run, name)
     clustered = clusters.clusters(run)
 
-    def choose() -> Selection:
+    def choose(folder: Path) -> Selection:
         has, k = index(run, name), facts(weights)["k"]
         share = np.asarray(has.dataset.windows["length"][has.own], np.float64)
         cluster = select.most_frequent(read_array(mine / f"assignment-{k}.npy")[has.own], share, k)
@@ -127,7 +131,7 @@ def selection(run: Run, draws: str, name: str) -> Path:
     }
 
     def build(folder: Path) -> dict[str, Any]:
-        made = choose()
+        made = choose(folder)
         packed = clusters.pack(TokenDataset(everything), made.groups, len(made.weights),
                              read_array(kept / "excluded.npy"), recipe.seed, folder)
         epochs = _explain(run, draws, name, Rows.load(folder))
