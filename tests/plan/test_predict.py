@@ -45,6 +45,7 @@ def test_of_a_corpus_by_name_a_plan_tells_what_is_downloaded() -> None:
         return {corpus["corpus"]: corpus["downloads"] for corpus in found}
 
     assert downloads() == {}  # it names a dataset, of which a plan knows nothing
+    assert downloads("data.max_tokens=1M") == {}
     for name, corpus in corpora.TABLE.items():
         one = [f"generic=[{name}]", "tokenizer.path=x"]
         assert downloads(*one) == {name: corpus.download}

@@ -88,4 +88,4 @@ def read_share(n_bytes: float, max_tokens: int | None) -> float:
     """Share of ``n_bytes`` of text on the hub that is read for ``max_tokens`` of it (None: all)."""
     if max_tokens is None:
         return 1.0
-    return min(_READ_AHEAD * max_tokens * _BYTES_PER_TOKEN / n_bytes, 1.0)
+    return min(_READ_AHEAD * max_tokens * _BYTES_PER_TOKEN / max(n_bytes, 1), 1.0)
