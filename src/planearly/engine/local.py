@@ -143,6 +143,8 @@ def _serve(link: connection.Connection, environment: dict[str, str]) -> None:
     """Do the shards that come, until the parent ends; even if that one is killed."""
     os.environ.update(environment)  # before the libraries that read it are imported
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers itself
+    # a lock that a library makes here (tqdm does) is then not left over by a worker that is ended
+    multiprocessing.set_start_method("fork", force=True)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
