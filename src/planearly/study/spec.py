@@ -157,8 +157,21 @@ class Listing:
 
 
 def tables(cells: Cells, specifications: Iterable[Averages | Listing]) -> list[Table]:
-    """The tables that the study has the rows for, in the order of their specifications."""
-    return [made for one in specifications if (made := one.table(cells))]
+    """The tables that the study has the rows for, in the order of their specifications.
+
+    Numbers have twelve digits: those beyond differ with the order in which floats are added up, and
+    so with the version of Python.
+    """
+    return [replace(made, rows=_rounded(made.rows)) for one in specifications
+            if (made := one.table(cells))]
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.12g}")
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    return type(value)(map(_rounded, value)) if isinstance(value, list | tuple) else value
 
 
 def words(note: str, cells: Cells) -> str:
