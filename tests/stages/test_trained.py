@@ -152,7 +152,7 @@ def test_bad_input_is_one_sentence_before_anything_runs(made, tmp_path):
             distill={"teacher": str(teacher)})
     for weights in teacher.glob("*.safetensors"):
         weights.unlink()
-    refused(made, out, r"no \.safetensors", **d, distill={"teacher": str(teacher)})
+    refused(made, out, r"no model\.safetensors", **d, distill={"teacher": str(teacher)})
     assert not out.exists()
 
 
