@@ -3,6 +3,7 @@
 import sys
 import threading
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -66,7 +67,10 @@ def test_a_node_that_dies_loses_its_shard_only(tmp_path, cluster):
 
     def kill():
         until(lambda: (out / "log").exists() and len(log(out)) == 3)  # each node has one
+        workers = {process for process, _, _ in log(out)}
         cluster.remove_node(third, allow_graceful=False)
+        # its worker ends a moment after it, and must not finish meanwhile
+        until(lambda: sum(Path(f"/proc/{worker}").exists() for worker in workers) == 2)
         (out / "go").touch()
 
     killer = threading.Thread(target=kill)
