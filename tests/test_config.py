@@ -203,6 +203,11 @@ def test_small_recipes_are_small(name):
     assert 1e6 < flops.parameters(shape) < 8e6
 
 
+def test_a_typed_value_is_not_blamed_on_the_recipe_file():
+    with pytest.raises(UserError, match=r"^recipe key 'pretrain\.shard' is 'maybe'"):
+        config.load("demo", ["pretrain.shard=maybe"])
+
+
 def test_reference_names_every_key():
     text = config.reference()
     for key in ("context", "model.layers", "finetune.optimizer.lr", "importance.max_epochs"):

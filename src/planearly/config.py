@@ -265,11 +265,14 @@ def build(kind: type[Any], values: Any, where: str) -> Any:
 
 
 class _Located(UserError):
-    """An error that says file and line already."""
+    """An error that says where it is already."""
 
 
 def _located(error: UserError, origin: str) -> UserError:
-    return error if isinstance(error, _Located) or not origin else _Located(f"{origin}: {error}")
+    """The error with the place of the innermost key that it is of; a typed key has none."""
+    if isinstance(error, _Located):
+        return error
+    return _Located(f"{origin}: {error}" if origin else str(error))
 
 
 def _unknown(name: str, known: list[str], where: str) -> str:
