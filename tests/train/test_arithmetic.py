@@ -34,6 +34,7 @@ def quick_compiler(cache, monkeypatch):
         return graph.forward
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    monkeypatch.setattr(arithmetic, "_shared", {})
     return graphs
 
 
@@ -45,6 +46,24 @@ def test_every_training_compiles_on_its_own(tmp_path, quick_compiler):
         run(tmp_path / str(number), 2, settings(compile="yes", microbatch_tokens=16 * (number + 1)))
         of_each.append(len(quick_compiler) - before)
     assert min(of_each) >= 2, of_each  # a block's, and the output's
+
+
+def test_trainings_of_one_shape_share_what_is_compiled(tmp_path, quick_compiler):
+    _, first = run(tmp_path / "first", 3, settings(compile="yes"))
+    graphs = len(quick_compiler)
+    _, again = run(tmp_path / "again", 3, settings(compile="yes"))
+    assert len(quick_compiler) == graphs and same(first, again)
+    run(tmp_path / "other", 3, settings(compile="yes", microbatch_tokens=16))
+    assert len(quick_compiler) > graphs
+
+
+def test_sharing_costs_nothing_to_start_compiled(tmp_path, quick_compiler):
+    run(tmp_path / "first", 9, settings(compile="yes"))
+    assert len(arithmetic._shared) == 1
+    how = Arithmetic(False, 8)
+    of = Compiler(Transformer(SHAPE), how, tmp_path, "t", 9, CPU, "test")
+    arithmetic.compile_kernels(of.body, of._purpose)
+    assert of.expected()[0] == 0.0
 
 
 def test_blocks_of_one_shape_are_compiled_once(tmp_path, quick_compiler):
@@ -79,13 +98,14 @@ def test_it_compiles_where_it_saves_more_than_it_costs(tmp_path, quick_compiler,
     assert json.loads((tmp_path / arithmetic.KEPT).read_text()) == how.to_dict()
 
 
-def test_what_compiling_came_to_is_known_next_time(tmp_path, quick_compiler):
+def test_what_compiling_came_to_is_known_next_time(tmp_path, quick_compiler, monkeypatch):
     made = Compiler(Transformer(SHAPE), Arithmetic(False, 8), tmp_path, "t", 9999, CPU, "test")
     assert made.expected() == (arithmetic._COLD["cpu"], arithmetic._GAIN["cpu"][0])
     for done, seconds in enumerate((9.0, 3.0, 12.0, 2.0, 2.1), 1):
         made.before(done - 1)
         if made.due(done):
             made.after(done, seconds)
+    monkeypatch.setattr(arithmetic, "_shared", {})  # another process
     again = Compiler(Transformer(SHAPE), Arithmetic(False, 8), tmp_path, "t", 9999, CPU, "test")
     assert again.expected() == (10.0, 1.5)
 

@@ -218,10 +218,20 @@ def can_compile() -> bool:
     return True
 
 
-def compile_kernels(body: AnyModel) -> None:
+_shared: dict[str, Kernels] = {}
+"""Compiled kernels of this process's trainings, by what they are compiled for; those longest
+unused first."""
+_MOST_SHARED = 16
+
+
+def compile_kernels(body: AnyModel, purpose: str = "") -> None:
     """Compile a model's blocks and its output, each once for all layers and chunks.
 
     A model of others runs as its library has it.
+
+    Args:
+        purpose: trainings of one purpose and shape share kernels, for as long as the process
+            lives: the hundreds of small trainings of a study compile a few times only.
 
     Inductor's files go to the user's cache folder, so that the next training of the same shape,
     and the next run, find them (``TORCHINDUCTOR_CACHE_DIR`` says otherwise).
@@ -229,8 +239,15 @@ def compile_kernels(body: AnyModel) -> None:
     if not isinstance(body, Transformer):
         return
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
-    body.kernels = Kernels(torch.compile(own_code(Block.compute)),
-                           torch.compile(own_code(loss.chunk)))
+    key = _key(body, purpose)
+    body.kernels = _shared[key] = _shared.pop(key, None) or Kernels(
+        torch.compile(own_code(Block.compute)), torch.compile(own_code(loss.chunk)))
+    if len(_shared) > _MOST_SHARED:
+        del _shared[next(iter(_shared))]
+
+
+def _key(body: Transformer, purpose: str) -> str:
+    return digest([purpose, body.shape.to_dict()])
 
 
 def own_code(function: F) -> F:
@@ -280,9 +297,9 @@ class Compiler:
         """
         self.body, self.arithmetic, self.folder, self.name = body, arithmetic, folder, name
         self.steps, self.device = steps, device
-        self._note = cache_folder() / "compiling" / (digest(
-            [torch.__version__, device.type, body.shape.to_dict(), arithmetic.bf16,
-             arithmetic.rows, kind])[:16] + ".json")
+        self._purpose = digest([torch.__version__, device.type, body.shape.to_dict(),
+                                arithmetic.bf16, arithmetic.rows, kind])[:16]
+        self._note = cache_folder() / "compiling" / f"{self._purpose}.json"
         self._eager: float | None = None
         self._compiled: list[float] = []
         self._began: int | None = None
@@ -292,7 +309,7 @@ class Compiler:
         wanted = self.arithmetic.compiled_from
         if self._began is not None or wanted is None or step < wanted:
             return False
-        compile_kernels(self.body)
+        compile_kernels(self.body, self._purpose)
         self._began = step
         return True
 
@@ -325,12 +342,18 @@ class Compiler:
         if not can_compile():
             say("torch.compile finds no C++ compiler here: training runs uncompiled, more slowly")
             return False
-        say(f"{self.name}: compiling, which takes about {duration(cost)} and saves about "
-            f"{duration(saved)}")
+        if cost:
+            say(f"{self.name}: compiling, which takes about {duration(cost)} and saves about "
+                f"{duration(saved)}")
         return True
 
     def expected(self) -> tuple[float, float]:
         """Seconds that compiling takes, and uncompiled over compiled time of a step."""
+        cost, gain = self._noted()
+        shared = isinstance(self.body, Transformer) and _key(self.body, self._purpose) in _shared
+        return (0.0 if shared else cost), gain
+
+    def _noted(self) -> tuple[float, float]:
         with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
             note = read_json(self._note)
             return float(note["seconds"]), float(note["gain"])
@@ -338,9 +361,9 @@ class Compiler:
 
     def _learn(self) -> None:
         first, *later = self._compiled
-        if self._eager is None or parallel.rank() > 0:
-            return
         usual = min(later)
+        if self._eager is None or parallel.rank() > 0 or first < 2 * usual:
+            return  # the last: nothing had to be compiled
         with contextlib.suppress(UserError, OSError):  # a cache that cannot be written is no harm
             write_json(self._note, {"seconds": max(first - usual, 0.0),
                                     "gain": self._eager / usual})

@@ -229,7 +229,7 @@ def train(
     parallel.barrier()
 
     compiler = Compiler(model.body, how, folder, name, steps, device,
-                        f"{type(model).__name__} {type(goal).__name__}")
+                        f"{type(model).__name__} {type(goal).__name__} {rows}")
     every = validate_steps or settings.validate_steps or max(steps // 10, 1)
     metrics = None
     if parallel.rank() == 0:  # of a run that kept no checkpoint no line counts
