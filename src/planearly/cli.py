@@ -84,10 +84,10 @@ def study(
 ) -> None:
     """Compare methods over domains, set sizes and budgets: tables, figures and a page."""
     if only_report and Path(recipe).suffix == ".json":
-        from planearly.studies.paper import SUITE
+        from planearly.studies import suite
         from planearly.study.run import again
 
-        again(Path(recipe), out or Path(recipe).parent, SUITE)
+        again(Path(recipe), out or Path(recipe).parent, suite)
         return None
     loaded = config.load(recipe, settings or [])
     place = out or Path("runs") / loaded.name
@@ -95,12 +95,12 @@ def study(
         from planearly.study import forecast
 
         return forecast.show(forecast.forecast(loaded, device))
-    from planearly.studies.paper import SUITE
+    from planearly.studies import suite
     from planearly.study import run as studies
 
     if worker:
         return studies.work(studies.Study(loaded, place, wait=False))
-    studies.study(loaded, place, SUITE, workers, only_report)
+    studies.study(loaded, place, suite(loaded.study.suite), workers, only_report)
     return None
 
 

@@ -214,6 +214,9 @@ class Block:
 
 @dataclass(frozen=True)
 class Study:
+    suite: Literal["paper", "split"] = key(
+        "tables and claims: the paper's, or those of ways to split a budget between before the "
+        "domain is known and after", "paper")
     main: dict[str, int] = key(
         "method: its tokens of pretraining in the main comparison, where they are not "
         "'pretrain_tokens', and in blocks without that key", {})

@@ -8,15 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from planearly.config import look_up
 from planearly.errors import UserError
 from planearly.files import read_json, write_json
 from planearly.report import table
+from planearly.studies import suite
 from planearly.studies.paper import SUITE
 from planearly.study import view
 from planearly.study.run import again
 
 NANO = Path(__file__).parents[2] / "docs/results/nano"
-ANEW = f"make it anew: planearly study {NANO.relative_to(NANO.parents[2])}/study.json --report"
+KEPT = sorted(path.parent for path in NANO.parent.glob("*/study.json"))
+ANEW = "make it anew: planearly study docs/results/NAME/study.json --report"
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +32,22 @@ def seen(nano):
     return view.view(nano, SUITE)
 
 
-def test_the_kept_page_and_readme_are_those_of_the_kept_rows(seen):
-    page = (NANO / "index.html").read_text("utf-8")
+@pytest.mark.parametrize("folder", KEPT, ids=lambda path: path.name)
+def test_a_kept_page_and_its_tables_are_those_of_the_kept_rows(folder):
+    study = read_json(folder / "study.json")
+    this = view.view(study, suite(look_up(study["recipe"], "study.suite") or "paper"))
+    page = (folder / "index.html").read_text("utf-8")
     page = re.sub("<figure>.*?</figure>\n", "", page, flags=re.DOTALL)
-    assert view.text(seen, "study_page.html.j2") == page, ANEW
-    assert view.text(seen, "readme.md.j2") == (NANO / "README.md").read_text("utf-8"), ANEW
-
-
-def test_the_kept_tables_are_those_of_the_kept_rows(nano, seen):
-    names = {path.stem for path in (NANO / "tables").glob("*.json")}
-    assert names == {one.name for one in seen.tables}
-    for one in seen.tables:
-        kept = table.read(NANO / "tables" / f"{one.name}.json")
+    assert view.text(this, "study_page.html.j2") == page, ANEW
+    assert view.text(this, "readme.md.j2") == (folder / "README.md").read_text("utf-8"), ANEW
+    names = {path.stem for path in (folder / "tables").glob("*.json")}
+    assert names == {one.name for one in this.tables}
+    for one in this.tables:
+        kept = table.read(folder / "tables" / f"{one.name}.json")
         assert json.loads(json.dumps(one.to_dict())) == kept.to_dict(), f"{one.name}: {ANEW}"
+
+
+def test_the_kept_claims_are_of_the_kept_rows(nano, seen):
     rows = [row for row in nano["rows"] if row["method"] == "slm" and row["settings"] == {
         **row["settings"], "pretrain_tokens": 4_000_000, "spec_tokens": 50_000, "seed": 0,
         "pretrain.optimizer.preset": "modern", "finetune.replay_share": 0.0,
@@ -56,12 +62,12 @@ def test_a_file_of_other_rows_is_refused(tmp_path, rows):
     other = tmp_path / "other.json"
     write_json(other, {"name": "other", "recipe": {}, "rows": rows})
     with pytest.raises(UserError, match=r"other\.json is not a study\.json"):
-        again(other, tmp_path, SUITE)
+        again(other, tmp_path, suite)
 
 
 def test_a_study_file_alone_makes_its_page_anew(tmp_path, nano, monkeypatch):
     monkeypatch.setattr(view.chart, "draw", lambda table: None)  # slow, and not what is asked
-    assert again(NANO / "study.json", tmp_path, SUITE) == tmp_path / "index.html"
+    assert again(NANO / "study.json", tmp_path, suite) == tmp_path / "index.html"
     assert read_json(tmp_path / "study.json") == nano
     for name in ("README.md", "tables/table-04-baselines.csv"):
         assert (tmp_path / name).read_bytes() == (NANO / name).read_bytes(), ANEW

@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from planearly import keys
 from planearly.cluster import histogram
+from planearly.config import look_up
 from planearly.cost import devices, ledger
 from planearly.data.dataset import TokenDataset
 from planearly.errors import UserError
@@ -361,8 +363,11 @@ def publish(results: Mapping[str, Any], suite: Suite, out: Path) -> Path:
     return out / written
 
 
-def again(file: Path, out: Path, suite: Suite) -> Path:
+def again(file: Path, out: Path, suites: Callable[[str], Suite]) -> Path:
     """The same of a study's file, whatever became of its run folder.
+
+    Args:
+        suites: by the name in its recipe.
 
     Raises:
         UserError: the file is not a study's.
@@ -372,7 +377,8 @@ def again(file: Path, out: Path, suite: Suite) -> Path:
             or not isinstance(results["rows"], list)
             or not all("settings" in row for row in results["rows"])):
         raise UserError(f"{file} is not a study.json: give the file that 'planearly study' wrote")
-    return publish(results, suite, out)
+    asked = look_up(results["recipe"], "study.suite") or keys.Study().suite  # 0.1 names none
+    return publish(results, suites(asked), out)
 
 
 def _entropies(this: Study) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -117,8 +117,8 @@ def summary(study: Mapping[str, Any], claims: Sequence[Claim], further: Sequence
     """What came out, in sentences for somebody who reads nothing else."""
     rows, pending = study.get("rows", ()), len(study.get("pending", ()))
     said = []
-    if claims:
-        said.append(_counted([claim for claim in claims if not claim.ours],
+    if papers := [claim for claim in claims if not claim.ours]:
+        said.append(_counted(papers,
                              "the paper's claims, each at every budget that it hangs on"))
     if own := [claim for claim in claims if claim.ours]:
         said.append(_counted(own, "claims of our own"))

@@ -1,0 +1,93 @@
+"""Tables and figures of the ways to spend a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planearly.report import form
+from planearly.report.form import number, si
+from planearly.report.table import Axis, Column, Figure, Table
+from planearly.studies.split.claims import pairs
+from planearly.studies.split.rows import DOMAINS, frontier, ways
+from planearly.study.compare import Cells, difference
+from planearly.study.spec import (
+    AFTER,
+    AFTER_AXIS,
+    BUDGETS,
+    DOMAIN,
+    GENERIC_COST,
+    METHOD,
+    OWN_COST,
+    PAIRED,
+    Averages,
+    Listing,
+    Rows,
+    alone,
+)
+
+SETTING = Column("setting", "settings", "text")
+TOTAL = "split-total"
+
+
+def total_cost(n: int) -> Averages:
+    plural = "domain" if n == 1 else "domains"
+    return Averages(
+        f"{TOTAL}-{n:02d}", f"What a budget buys for {n} {plural}", "",
+        f"C(N) at N = {n}: what is paid once for all domains, and N times what is paid for each, "
+        "fine-tuning included. On the frontier is what no cheaper way equals. The paper's "
+        "scenarios are slm and slm-pn (before) and slm-is (after).",
+        lambda cells: alone(ways(cells)), (), Figure(
+            "lines", Axis("total_flops", f"FLOPs for {n} {plural}", True),
+            Axis("after", AFTER_AXIS.label, True), "series", "after_ci"),
+        columns=[METHOD, SETTING, BUDGETS, *AFTER, Column("frontier", "on the frontier", "text"),
+                 Column("total_tokens", "tokens", "tokens"),
+                 Column("total_flops", "FLOPs", "flops"),
+                 Column("total_hours", "device-hours", "hours")], then=frontier(n))
+
+
+def per_domain(cells: Cells) -> Rows:
+    """Each pair of ways on each domain, wide domains last."""
+    rows = []
+    for words, a, b in pairs(cells):
+        for domain, row in cells.rows(a).items():
+            if found := difference(cells, a, b, [domain]):
+                rows.append({"pair": words, "domain": domain, "difference": found.nats,
+                             "difference_ci": found.interval,
+                             "entropy": cells.entropy(domain, _clusters(cells, row.get("k")))})
+    return sorted(rows, key=lambda row: (row["pair"], row["entropy"] or 0.0))
+
+
+def _clusters(cells: Cells, k: int | None) -> int | None:
+    """Those of the row, else the most that the study knows of."""
+    known = [int(each) for by_k in (cells.study.get("entropies") or {}).values() for each in by_k]
+    return k or max(known, default=None)
+
+
+TABLES: list[Averages | Listing] = [
+    *(total_cost(n) for n in DOMAINS),
+    Averages(
+        "split-ways", "Every way, before and after fine-tuning", "",
+        "At the recipe's own seed. The baseline is slm with as many tokens of pretraining per "
+        "domain.", ways, [METHOD, SETTING, BUDGETS], before=True, extra=[*GENERIC_COST, *OWN_COST]),
+    Listing(
+        "split-domains", "Every domain", "",
+        "Nats per token on the same documents, at the recipe's own seed; below 0 the first named "
+        "is better. Entropy is of the domain's cluster histogram: the larger, the wider.",
+        [Column("pair", "pair", "text"), DOMAIN, Column("entropy", "entropy", "nats"), *PAIRED],
+        per_domain, Figure("points", Axis("entropy", "entropy of the domain, nats"),
+                           Axis("difference", "nats per token"), "pair", "difference_ci")),
+]
+
+
+def cheapest(tables: Sequence[Table]) -> list[str]:
+    """For each number of domains, the ways that no cheaper one equals."""
+    said = []
+    for table in tables:
+        front = [row for row in table.rows if row.get("frontier")] if (
+            table.name.startswith(TOTAL)) else []
+        if front:
+            said.append(f"{table.title}: " + "; ".join(
+                f"{row['series']} ({si(row['budget'])} tokens) {number(row['after'])} for "
+                f"{form.flops(row['total_flops'])} FLOPs" for row in front[-4:])
+                + f" (perplexity over {front[0]['over']}; no cheaper way equals these).")
+    return said
