@@ -240,8 +240,9 @@ def compile_kernels(body: AnyModel, purpose: str = "") -> None:
         return
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
     key = _key(body, purpose)
-    body.kernels = _shared[key] = _shared.pop(key, None) or Kernels(
+    kernels = _shared.pop(key) if key in _shared else Kernels(
         torch.compile(own_code(Block.compute)), torch.compile(own_code(loss.chunk)))
+    body.kernels = _shared[key] = kernels
     if len(_shared) > _MOST_SHARED:
         del _shared[next(iter(_shared))]
 
