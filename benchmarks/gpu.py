@@ -25,8 +25,9 @@ from planearly.data.streams import Batch
 from planearly.model import flops, memory
 from planearly.model.projected import Projected
 from planearly.model.transformer import Shape, Transformer
-from planearly.train import arithmetic, loop, optim
+from planearly.train import arithmetic, optim, update
 from planearly.train.objective import NextToken
+from planearly.train.trainable import Dense, Trainable
 
 ROOT = Path(__file__).parent.parent
 PAPER = Shape(layers=7, d_model=1024, heads=8, d_ff=4096, vocab_size=32_768, context=1024,
@@ -57,7 +58,7 @@ def batches(shape: Shape, rows: int, groups: int = 1) -> Any:
 class Side:
     """A model in training, step by step as the loop makes them."""
 
-    def __init__(self, model: loop.Trainable, shape: Shape, batch_tokens: int, preset: str,
+    def __init__(self, model: Trainable, shape: Shape, batch_tokens: int, preset: str,
                  device: torch.device, groups: int = 1, compiled: bool = True) -> None:
         self.model, self.device = model, device
         self.rows = batch_tokens // shape.context
@@ -80,8 +81,8 @@ class Side:
         batch = next(self.stream)
         wait(self.device)
         began = time.perf_counter()
-        _, counted = loop.fitting(self.model, batch, self.how, NextToken(), self.device, "step")
-        loop.apply(self.model.module, self.optimizers, counted, self.rate.clip)
+        _, counted = update.fitting(self.model, batch, self.how, NextToken(), self.device, "step")
+        update.apply(self.model.module, self.optimizers, counted, self.rate.clip)
         wait(self.device)
         return time.perf_counter() - began
 
@@ -155,7 +156,7 @@ def matrix_rate(device: torch.device) -> float:
 
 def small(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
     shape, batch = (TOY, 1024) if toy else (PAPER, 262_144)
-    ours = Side(loop.Dense(Transformer(shape)), shape, batch, "adamw", device, compiled=not toy)
+    ours = Side(Dense(Transformer(shape)), shape, batch, "adamw", device, compiled=not toy)
     plain = Plain(shape, batch, device, compiled=not toy)
     seconds = in_turns({"ours": ours, "plain": plain}, 3 if toy else 12)
     speed = {name: batch / value for name, value in seconds.items()}
@@ -170,7 +171,7 @@ def projected(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
     shape, batch = (TOY, 1024) if toy else (PAPER, 262_144)
     ratios = {}
     for preset in ("adamw", "modern"):
-        plain = Side(loop.Dense(Transformer(shape)), shape, batch, preset, device,
+        plain = Side(Dense(Transformer(shape)), shape, batch, preset, device,
                      compiled=not toy)
         for rank in (3,) if toy else (12, 46):
             bank = keys.Projected(experts=4 if toy else 16, rank=rank, embedding=min(rank, 16))
@@ -189,7 +190,7 @@ def projected(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
 
 def large(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
     shape, batch = (TOY, 1024) if toy else (LARGE, 262_144)
-    side = Side(loop.Dense(Transformer(shape)), shape, batch, "modern", device, compiled=not toy)
+    side = Side(Dense(Transformer(shape)), shape, batch, "modern", device, compiled=not toy)
     seconds = in_turns({"ours": side}, 2 if toy else 4)["ours"]
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
     note = {"tokens_per_second": batch / seconds, "peak_bytes": peak,

@@ -22,8 +22,9 @@ from planearly.data.streams import Batch
 from planearly.model import flops
 from planearly.model.transformer import Shape, Transformer
 from planearly.plan import calibrate
-from planearly.train import arithmetic, loop, optim
+from planearly.train import arithmetic, optim, update
 from planearly.train.objective import NextToken
+from planearly.train.trainable import Dense
 
 
 def kind(name: str) -> str:
@@ -46,7 +47,7 @@ def main() -> None:
     shape = Shape.of(recipe.model, recipe.tokenizer.vocab_size, recipe.context)
     settings: keys.Train = recipe.pretrain
     arithmetic.tune_allocator()
-    model = loop.Dense(Transformer(shape).to(device))
+    model = Dense(Transformer(shape).to(device))
     rate = optim.resolve(settings.optimizer, 1000)
     optimizers = optim.build(model.module, rate)
     how = arithmetic.Arithmetic(arithmetic.use_bf16(asked.precision, device),
@@ -61,9 +62,9 @@ def main() -> None:
                 random.integers(0, shape.vocab_size, (rows, shape.context + 1)))
             batch = Batch(drawn[:, :-1].contiguous(), drawn[:, 1:].contiguous(),
                           np.zeros(rows, np.int64))
-        _, counted = loop.fitting(model, batch, how, NextToken(), device, "step")
+        _, counted = update.fitting(model, batch, how, NextToken(), device, "step")
         with record_function("part: optimiser"):
-            loop.apply(model.module, optimizers, counted, rate.clip)
+            update.apply(model.module, optimizers, counted, rate.clip)
 
     for _ in range(2):
         step()

@@ -29,8 +29,9 @@ from planearly.data.sample import Interleave
 from planearly.data.streams import Batch
 from planearly.model.projected import Projected, by_group
 from planearly.model.transformer import Shape, Transformer
-from planearly.train import arithmetic, loop, optim
+from planearly.train import arithmetic, optim, update
 from planearly.train.objective import NextToken
+from planearly.train.trainable import Dense, Trainable
 
 CPU = Shape(layers=3, d_model=96, heads=4, d_ff=256, vocab_size=8192, context=256)
 GPU = Shape(layers=7, d_model=1024, heads=8, d_ff=4096, vocab_size=32_768, context=1024, ffn="gelu")
@@ -72,13 +73,13 @@ class Batches:
         return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), groups)
 
 
-def arm(name: str, shape: Shape, projected: keys.Projected) -> loop.Trainable:
+def arm(name: str, shape: Shape, projected: keys.Projected) -> Trainable:
     if name == "plain":
-        return loop.Dense(Transformer(shape))
+        return Dense(Transformer(shape))
     return (Projected if name == "ours" else Naive)(shape, projected)
 
 
-def stepper(model: loop.Trainable, shape: Shape, settings: keys.Train,
+def stepper(model: Trainable, shape: Shape, settings: keys.Train,
             device: torch.device) -> Callable[[Batch], float]:
     """Runs one optimiser step as the loop does; returns its seconds."""
     model.module.to(device)
@@ -91,8 +92,8 @@ def stepper(model: loop.Trainable, shape: Shape, settings: keys.Train,
 
     def step(batch: Batch) -> float:
         began = time.perf_counter()
-        _, counted = loop.fitting(model, batch, how, NextToken(), device, "step")
-        loop.apply(model.module, optimizers, counted, rate.clip)
+        _, counted = update.fitting(model, batch, how, NextToken(), device, "step")
+        update.apply(model.module, optimizers, counted, rate.clip)
         if device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - began

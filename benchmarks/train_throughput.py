@@ -28,6 +28,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from planearly.train.trainable import Dense
+
 Precision = Literal["auto", "bf16", "fp32"]
 SKIP = 3
 """Steps at the start that do not count."""
@@ -99,7 +101,7 @@ def ours(recipe_name: str, steps: int, precision: Precision, model: Any = None) 
         precision=precision, compile="yes", optimizer=keys.Optimizer(preset="adamw"),
     )
     with tempfile.TemporaryDirectory() as folder:
-        loop.train(loop.Dense(model), Random(), steps + SKIP, settings,
+        loop.train(Dense(model), Random(), steps + SKIP, settings,
                    Path(folder), name="ours")
         lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").open()]
     return statistics.median(line["tokens_per_second"] for line in lines[SKIP:])

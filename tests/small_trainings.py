@@ -11,8 +11,8 @@ from planearly import keys, tensors
 from planearly.data.dataset import IGNORE
 from planearly.data.streams import Batch
 from planearly.model.transformer import Shape, Transformer
-from planearly.train import loop
-from planearly.train.loop import Dense
+from planearly.train import loop, update
+from planearly.train.trainable import Dense
 
 SHAPE = Shape(layers=2, d_model=32, heads=2, d_ff=48, vocab_size=50, context=16)
 
@@ -55,7 +55,7 @@ class Killed(BaseException):
 
 def killed_after_steps(steps: int, train: Callable[[], object]) -> None:
     """Run a training that is killed in the step after so many."""
-    accumulate, done = loop.accumulate, []
+    accumulate, done = update.accumulate, []
 
     def interrupted(*args):
         if len(done) == steps:
@@ -64,5 +64,5 @@ def killed_after_steps(steps: int, train: Callable[[], object]) -> None:
         return accumulate(*args)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop, "accumulate", interrupted)
+        patch.setattr(update, "accumulate", interrupted)
         train()

@@ -10,7 +10,8 @@ from planearly import keys, parallel, tensors
 from planearly.model import grouped
 from planearly.model.projected import Projected
 from planearly.model.transformer import Transformer
-from planearly.train import arithmetic, loop
+from planearly.train import arithmetic, loop, update
+from planearly.train.trainable import Dense
 from small_trainings import SHAPE, Words, killed_after_steps, run, same, settings
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(
@@ -74,7 +75,7 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("build", [
-    lambda: loop.Dense(Transformer(SHAPE).cuda()),
+    lambda: Dense(Transformer(SHAPE).cuda()),
     lambda: Projected(SHAPE, keys.Projected(experts=3, rank=4, embedding=4)).cuda()])
 def test_a_step_waits_for_the_device_only_where_it_logs(build):
     model = build()
@@ -84,7 +85,7 @@ def test_a_step_waits_for_the_device_only_where_it_logs(build):
         how = arithmetic.Arithmetic(True, 4)
         rate = loop.optim.resolve(settings().optimizer, 100)
         optimizers = loop.optim.build(model.module, rate)
-        _, counted = loop.fitting(model, batch, how, loop.NextToken(), parallel.device(), "t")
-        loop.apply(model.module, optimizers, counted, rate.clip)
+        _, counted = update.fitting(model, batch, how, loop.NextToken(), parallel.device(), "t")
+        update.apply(model.module, optimizers, counted, rate.clip)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -20,7 +20,8 @@ from planearly.errors import UserError
 from planearly.model import flops, lora, memory
 from planearly.model.projected import Projected
 from planearly.model.transformer import Shape, Transformer
-from planearly.train import arithmetic, loop
+from planearly.train import arithmetic
+from planearly.train.trainable import Dense
 
 SMALL = Shape(layers=7, d_model=1024, heads=8, d_ff=4096, vocab_size=32_768, context=1024,
               ffn="gelu")
@@ -217,7 +218,7 @@ def test_the_memory_that_is_planned_is_that_of_the_loops_own_trainings(name: str
     row, cuda, preset = methods.find(name), torch.device("cuda"), keys.Optimizer().preset
     planned = [job for job, _ in model.trainings(tiny, row, 1e6)]
     body = Transformer(tiny.shape(row))
-    before = Projected(small, tiny.projected) if row.bank else loop.Dense(body)
+    before = Projected(small, tiny.projected) if row.bank else Dense(body)
     found = [arithmetic.job_of(before.module, before.body, preset, None, cuda)]
     if row.tune == "lora":
         lora.add_adapters(body, tiny.lora, 0)

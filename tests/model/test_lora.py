@@ -13,6 +13,7 @@ from planearly.errors import UserError
 from planearly.model import flops, lora
 from planearly.model.transformer import Shape, Transformer
 from planearly.train import loop, optim
+from planearly.train.trainable import Dense
 from small_trainings import Words, killed_after_steps, same, settings
 
 SHAPE = Shape(layers=2, d_model=32, heads=2, d_ff=48, vocab_size=50, context=16)
@@ -27,7 +28,7 @@ def adapted(ffn: str = "swiglu", seed: int = 3, kv_heads: int | None = None) -> 
 
 
 def train(model: Transformer, folder: Path, steps: int = 6) -> loop.Outcome:
-    return loop.train(loop.Dense(model), Words(), steps, settings(), folder, name="t")
+    return loop.train(Dense(model), Words(), steps, settings(), folder, name="t")
 
 
 @pytest.mark.parametrize(("ffn", "kv_heads"), [("swiglu", None), ("gelu", None), ("swiglu", 1)])

@@ -23,8 +23,9 @@ from planearly.model import lora, memory, parts
 from planearly.model.memory import Job
 from planearly.model.projected import Projected
 from planearly.model.transformer import Shape, Transformer
-from planearly.train import arithmetic, distill, loop, muon, optim
+from planearly.train import arithmetic, distill, muon, optim, update
 from planearly.train.objective import NextToken, Objective
+from planearly.train.trainable import Dense, Trainable
 
 SMALL = Shape(layers=3, d_model=128, heads=2, d_ff=352, vocab_size=512, context=64)
 BANK = keys.Projected(experts=8, rank=6, embedding=6)
@@ -64,8 +65,8 @@ def peaks(job: Job, rows: int, batch_rows: int = 32) -> tuple[int, int]:
     model = Transformer(job.shape)
     if job.adapter_rank:
         lora.add_adapters(model, keys.Lora(rank=job.adapter_rank), 0)
-    made: loop.Trainable = Projected(job.shape, job.projected) if job.projected \
-        else loop.Dense(model)
+    made: Trainable = Projected(job.shape, job.projected) if job.projected \
+        else Dense(model)
     settings = keys.Pretrain(precision="bf16" if job.bf16 else "fp32",
                              optimizer=keys.Optimizer(preset=job.preset))  # type: ignore[arg-type]
     teacher = Transformer(job.teacher or job.shape).requires_grad_(False)
@@ -87,12 +88,12 @@ def peaks(job: Job, rows: int, batch_rows: int = 32) -> tuple[int, int]:
                 random.integers(0, job.shape.vocab_size, (batch_rows, job.shape.context + 1)))
             batch = Batch(tokens[:, :-1], tokens[:, 1:], random.integers(0, groups, batch_rows))
             mode.most = mode.now
-            _, counted = loop.accumulate(
+            _, counted = update.accumulate(
                 made, batch, rows, objective,
                 arithmetic.autocast(settings.precision, torch.device("cpu")), torch.device("cpu"))
             passes = mode.most
             mode.most = mode.now
-            loop.apply(made.module, optimizers, counted, rate.clip)
+            update.apply(made.module, optimizers, counted, rate.clip)
     return passes, mode.most
 
 

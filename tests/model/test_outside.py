@@ -16,6 +16,7 @@ from planearly.model import flops, lora, outside, parts
 from planearly.model.transformer import Shape
 from planearly.train import loop, optim
 from planearly.train.muon import Muon
+from planearly.train.trainable import Dense
 from small_outside import FAMILIES, logits, outside_folder
 from small_trainings import Words, killed_after_steps, same, settings
 
@@ -119,7 +120,7 @@ def test_killed_and_resumed_is_as_if_uninterrupted(family, tmp_path, monkeypatch
     folder = outside_folder(tmp_path / "model", family)
 
     def train(place: Path) -> dict[str, torch.Tensor]:
-        loop.train(loop.Dense(outside.read(folder, CONTEXT)), Words(), 6, settings(), place,
+        loop.train(Dense(outside.read(folder, CONTEXT)), Words(), 6, settings(), place,
                    name="t")
         return load_file(place / loop.FINAL)
 

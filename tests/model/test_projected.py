@@ -25,6 +25,7 @@ from planearly.model.mixture import Mixture
 from planearly.model.projected import Projected, by_group
 from planearly.model.transformer import Shape, Transformer
 from planearly.train import arithmetic, loop
+from planearly.train.trainable import Dense
 
 GATED = Shape(layers=2, d_model=32, heads=2, d_ff=48, vocab_size=61, context=12)
 PLAIN = Shape(layers=2, d_model=32, heads=2, d_ff=64, vocab_size=61, context=12, ffn="gelu",
@@ -262,7 +263,7 @@ def test_trains_below_one_model_for_all(tmp_path: Path) -> None:
     settings = keys.Train(**{**TRAIN.__dict__, "optimizer": keys.Optimizer(),
                                "batch_tokens": 16 * 12})
     pn = Projected(GATED, SETTINGS)
-    one = loop.Dense(Transformer(GATED))
+    one = Dense(Transformer(GATED))
     stream = Shifted(5)
     ours = loop.train(pn, stream, 60, settings, tmp_path / "pn", name="pn")
     plain = loop.train(one, stream, 60, settings, tmp_path / "plain", name="plain")

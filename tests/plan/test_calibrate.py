@@ -13,7 +13,7 @@ from planearly.cost import devices
 from planearly.model import flops
 from planearly.model.transformer import Shape, Transformer
 from planearly.plan import calibrate
-from planearly.train import loop
+from planearly.train.trainable import Dense
 
 
 def tiny() -> keys.Recipe:
@@ -52,7 +52,7 @@ def test_a_step_trains() -> None:
     shape = Shape.of(recipe.model, 300, 16)
     model = Transformer(shape)
     before = model.blocks[0].attn.qkv.weight.clone()  # type: ignore[union-attr, operator]
-    found = calibrate.steps(loop.Dense(model), shape, recipe.pretrain, 1, torch.device("cpu"), 0.0)
+    found = calibrate.steps(Dense(model), shape, recipe.pretrain, 1, torch.device("cpu"), 0.0)
     assert found["steps"] == 3 and found["tokens_per_second"] > 0
     assert not torch.equal(before, model.blocks[0].attn.qkv.weight)  # type: ignore[union-attr]
 

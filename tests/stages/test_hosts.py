@@ -25,13 +25,14 @@ torch.set_num_threads(1)
 import small_trainings as small
 from planearly import parallel
 from planearly.train import loop
+from planearly.train.trainable import Dense
 parallel.start()
 folder = Path(sys.argv[1])
 (folder / f"pid-{{parallel.rank()}}").write_text(str(os.getpid()))
 settings = small.settings(log_steps=1, checkpoint_seconds=0.0, shard="yes",
                           optimizer=small.keys.Optimizer(preset="adamw"))
 model = small.Transformer(small.SHAPE, seed=1).double()
-loop.train(loop.Dense(model), small.Words(), {steps}, settings, folder, name="t")
+loop.train(Dense(model), small.Words(), {steps}, settings, folder, name="t")
 """
 
 

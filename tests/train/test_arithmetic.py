@@ -12,8 +12,9 @@ from planearly.errors import UserError
 from planearly.model import memory
 from planearly.model.projected import Projected
 from planearly.model.transformer import Transformer
-from planearly.train import arithmetic, distill, loop
+from planearly.train import arithmetic, distill, loop, update
 from planearly.train.arithmetic import Arithmetic, Compiler
+from planearly.train.trainable import Dense
 from small_trainings import SHAPE, Words, killed_after_steps, run, same, settings
 
 CPU = torch.device("cpu")
@@ -136,7 +137,7 @@ def test_a_resumed_run_keeps_its_precision(tmp_path, monkeypatch):
 
 def test_out_of_memory_halves_the_microbatch_and_loses_nothing(tmp_path, monkeypatch, capsys):
     train = settings(microbatch_tokens=8 * 16)
-    accumulate, sizes = loop.accumulate, []
+    accumulate, sizes = update.accumulate, []
 
     def short_of_memory(model, batch, rows, *rest):
         sizes.append(rows)
@@ -146,7 +147,7 @@ def test_out_of_memory_halves_the_microbatch_and_loses_nothing(tmp_path, monkeyp
         return accumulate(model, batch, rows, *rest)
 
     expected = run(tmp_path / "small", train=settings(microbatch_tokens=2 * 16))[1]
-    monkeypatch.setattr(loop, "accumulate", short_of_memory)
+    monkeypatch.setattr(update, "accumulate", short_of_memory)
     outcome, weights = run(tmp_path / "large", train=train)
     assert same(expected, weights)
     assert sizes[:4] == [8, 4, 2, 2] and set(sizes[4:]) == {2}
@@ -158,7 +159,7 @@ def test_a_row_that_does_not_fit_is_one_sentence(tmp_path, monkeypatch):
     def never(*args):
         raise torch.OutOfMemoryError("injected")
 
-    monkeypatch.setattr(loop, "accumulate", never)
+    monkeypatch.setattr(update, "accumulate", never)
     with pytest.raises(UserError, match="does not hold one row of 16 tokens: choose"):
         run(tmp_path)
 
@@ -197,7 +198,7 @@ def test_weights_that_are_not_finite_blame_no_rate(tmp_path):
     with torch.no_grad():
         model.blocks[0].attn.o.weight[0, 0] = torch.nan
     with pytest.raises(UserError, match=r"begins with are not finite \('blocks\.0\.attn\.o"):
-        loop.train(loop.Dense(model), Words(), 3, settings(), tmp_path, name="t")
+        loop.train(Dense(model), Words(), 3, settings(), tmp_path, name="t")
 
 
 def test_fine_tuning_that_diverges_before_its_first_line_is_the_same_sentence(tmp_path):

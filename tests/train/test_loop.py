@@ -23,9 +23,9 @@ from planearly.data.dataset import IGNORE
 from planearly.data.streams import MixedStream, prefetch
 from planearly.errors import UserError
 from planearly.model.transformer import Shape, Transformer
-from planearly.train import arithmetic, loop, metrics, muon, optim, schedule, state
-from planearly.train.loop import Dense
+from planearly.train import arithmetic, loop, metrics, muon, optim, schedule, state, update
 from planearly.train.objective import NextToken
+from planearly.train.trainable import Dense
 from small_trainings import SHAPE, Killed, Words, killed_after_steps, run, same, settings
 
 
@@ -86,7 +86,7 @@ def test_microbatches_change_only_the_order_of_additions():
     gradients = []
     for rows in (8, 3, 1):
         model = Transformer(SHAPE, seed=2).double()
-        counted = loop.accumulate(
+        counted = update.accumulate(
             Dense(model), batch, rows, NextToken(), contextlib.nullcontext(),
             torch.device("cpu"))[1]
         gradients.append([p.grad.clone() for p in model.parameters()])
@@ -102,7 +102,7 @@ def test_update_divides_by_targets_and_clips():
     model.weight.grad = torch.tensor([[30.0, 40.0, 0.0]])
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)
     start = model.weight.detach().clone()
-    norm = loop.apply(model, [sgd], counted=10.0, clip=1.0)
+    norm = update.apply(model, [sgd], counted=10.0, clip=1.0)
     assert norm.item() == pytest.approx(5.0)
     moved = (start - model.weight.detach())[0]
     torch.testing.assert_close(moved, torch.tensor([0.6, 0.8, 0.0]), rtol=1e-5, atol=1e-6)
@@ -135,7 +135,7 @@ def test_early_stopping_survives_a_kill(tmp_path, monkeypatch):
     def validate(model):
         return values_by_step()[step["now"]]
 
-    accumulate = loop.accumulate
+    accumulate = update.accumulate
 
     def counting(fail_at):
         def call(*args):
@@ -145,13 +145,13 @@ def test_early_stopping_survives_a_kill(tmp_path, monkeypatch):
             return accumulate(*args)
         return call
 
-    monkeypatch.setattr(loop, "accumulate", counting(None))
+    monkeypatch.setattr(update, "accumulate", counting(None))
     expected = run(tmp_path / "a", 100, validate=validate, validate_steps=2, patience=3)
     step["now"] = 0
-    monkeypatch.setattr(loop, "accumulate", counting(7))
+    monkeypatch.setattr(update, "accumulate", counting(7))
     with pytest.raises(Killed):
         run(tmp_path / "b", 100, validate=validate, validate_steps=2, patience=3)
-    monkeypatch.setattr(loop, "accumulate", counting(None))
+    monkeypatch.setattr(update, "accumulate", counting(None))
     got = run(tmp_path / "b", 100, validate=validate, validate_steps=2, patience=3)
     assert same(expected[1], got[1])
     assert got[0].best_step == expected[0].best_step == 4
@@ -312,7 +312,7 @@ def lagging(monkeypatch):
     """A clock by which every step takes a device 100 s, which the host waits for only where it
     reads something back."""
     now, queued = [0.0], [0]
-    accumulate, item = loop.accumulate, torch.Tensor.item
+    accumulate, item = update.accumulate, torch.Tensor.item
 
     def enqueue(*args):
         queued[0] += 1
@@ -327,7 +327,7 @@ def lagging(monkeypatch):
         now[0] += 0.001
         return now[0]
 
-    monkeypatch.setattr(loop, "accumulate", enqueue)
+    monkeypatch.setattr(update, "accumulate", enqueue)
     monkeypatch.setattr(torch.Tensor, "item", wait)
     monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=tick))
 
@@ -394,7 +394,7 @@ def test_a_resume_without_a_step_asks_alike_on_every_process(tmp_path, monkeypat
 def test_killed_before_the_first_checkpoint_no_line_stands_twice(tmp_path, monkeypatch):
     patient = {"validate": lambda model: 5.0, "validate_steps": 9, "patience": 2}
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        killed_after(patch, loop, "accumulate", lambda *args: True)
+        killed_after(patch, update, "accumulate", lambda *args: True)
         run(tmp_path, 3, **patient)
     run(tmp_path, 3, **patient)
     assert [line["step"] for line in metrics.read(tmp_path / "metrics.jsonl")] == [0, 3, 3]

@@ -16,6 +16,7 @@ from planearly.data.streams import Batch
 from planearly.model.transformer import Shape, Transformer
 from planearly.train import loop, optim
 from planearly.train.steps import finetune_limits
+from planearly.train.trainable import Dense
 
 
 @pytest.mark.parametrize("width", [64, 96, 192, 256])
@@ -117,7 +118,7 @@ def test_a_checkpoint_continued_by_default_keeps_what_it_knew(tmp_path: Path, pr
             return float(model.loss(inputs, targets)) / targets.numel()
 
     model = Transformer(shape, 1)
-    loop.train(loop.Dense(model), Text(text), 600, train, tmp_path / "a", name="first")
+    loop.train(Dense(model), Text(text), 600, train, tmp_path / "a", name="first")
     before, state = nats(model), {k: v.clone() for k, v in model.state_dict().items()}
     rises = {}
     for continued in (True, False):
@@ -129,7 +130,7 @@ def test_a_checkpoint_continued_by_default_keeps_what_it_knew(tmp_path: Path, pr
             return seen[-1]
 
         rate = replace(optim.resolve(train.optimizer, 100, 64, continued), schedule="constant")
-        loop.train(loop.Dense(model), Later(text), 100, train, tmp_path / str(continued),
+        loop.train(Dense(model), Later(text), 100, train, tmp_path / str(continued),
                    name="on", optimizer=rate, validate=watch, validate_steps=50)
         rises[continued] = max(math.exp(value - before) - 1 for value in seen)
     assert rises[True] < 0.02 < rises[False]

@@ -19,8 +19,9 @@ from planearly.model import lora, memory, outside
 from planearly.model.projected import Projected
 from planearly.model.transformer import Transformer
 from planearly.stages import training as stages
-from planearly.train import arithmetic, loop, metrics, muon, optim
+from planearly.train import arithmetic, loop, metrics, muon, optim, update
 from planearly.train.objective import NextToken
+from planearly.train.trainable import Dense, Trainable
 from planearly.train.vector import Vector
 from small_outside import outside_folder
 from small_trainings import SHAPE, Words, killed_after_steps
@@ -33,14 +34,14 @@ LARGE = replace(SHAPE, d_ff=9, tie_embeddings=False)
 BANK = keys.Projected(experts=3, rank=3, embedding=4, bank_lr=2.0)
 
 
-def of_others() -> loop.Trainable:
+def of_others() -> Trainable:
     folder = Path(os.environ["OTHERS"])
-    return loop.Dense(outside.read(folder, SHAPE.context))
+    return Dense(outside.read(folder, SHAPE.context))
 
 
 MODELS = {
-    "slm": lambda: loop.Dense(Transformer(SHAPE, seed=1)),
-    "llm": lambda: loop.Dense(Transformer(LARGE, seed=1)),
+    "slm": lambda: Dense(Transformer(SHAPE, seed=1)),
+    "llm": lambda: Dense(Transformer(LARGE, seed=1)),
     "slm-pn": lambda: Projected(SHAPE, BANK, seed=1),
     "open": of_others,
 }
@@ -145,8 +146,8 @@ def test_what_cannot_be_divided_is_told_in_one_sentence() -> None:
     network = Projected(SHAPE, BANK)
     adapted = Transformer(SHAPE)
     lora.add_adapters(adapted, keys.Lora(rank=2), 0)
-    assert loop.Dense(model).undivided is None and network.undivided is None
-    for other in (loop.Dense(adapted), Vector(network, network.vector(0))):
+    assert Dense(model).undivided is None and network.undivided is None
+    for other in (Dense(adapted), Vector(network, network.vector(0))):
         with pytest.raises(UserError, match=r"t: .* is not divided among .*: leave .*'auto'"):
             arithmetic.divides(TRAIN, memory.Job(SHAPE), CPU, other.undivided, "t")
 
@@ -173,7 +174,7 @@ class Narrow(NextToken):
 def test_out_of_memory_in_a_pass_of_all_processes_is_to_be_started_again(tmp_path: Path) -> None:
     how = arithmetic.Arithmetic(bf16=False, rows=8)
     with pytest.raises(UserError, match=r"t: out of memory with 8 rows .* same .* 4 "):
-        loop.fitting(loop.Dense(Transformer(SHAPE)), Words().batch(0, 8), how, Narrow(), CPU, "t",
+        update.fitting(Dense(Transformer(SHAPE)), Words().batch(0, 8), how, Narrow(), CPU, "t",
                      divided=True, together=tmp_path)
     kept = {**how.to_dict(), "rows": 8}  # of the last checkpoint
     assert arithmetic.settle(TRAIN, 4, CPU, tmp_path, kept).rows == 4
@@ -186,7 +187,7 @@ def test_out_of_memory_on_one_process_halves_the_rows_of_all(
         own if own > 1 else max(own, next(asked))])
     how = arithmetic.Arithmetic(bf16=False, rows=2)
     batch = Words().batch(0, 2)
-    _, counted = loop.fitting(loop.Dense(Transformer(SHAPE)), batch, how, Narrow(), CPU, "t",
+    _, counted = update.fitting(Dense(Transformer(SHAPE)), batch, how, Narrow(), CPU, "t",
                               divided=True)
     assert how.rows == 1 and counted == (batch.targets != IGNORE).sum()
 

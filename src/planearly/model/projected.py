@@ -96,7 +96,7 @@ class _Projection:
 
 
 class Projected(nn.Module):
-    """All experts of a projected network; a :class:`planearly.train.loop.Trainable`.
+    """All experts of a projected network; a :class:`planearly.train.trainable.Trainable`.
 
     ``body`` is the dense model. Its shared parameters are this module's own; in place of each
     projected one it holds a leaf tensor of the cluster selected last.
@@ -195,7 +195,7 @@ class Projected(nn.Module):
         """alpha [n, h] of every projected matrix, of expert vectors [n, m]."""
         return {name: vectors @ self.bank(name).mixing for name in self.names}
 
-    # Training: planearly.train.loop.Trainable --------------------------------------------------
+    # Training: planearly.train.trainable.Trainable ---------------------------------------------
 
     undivided = None
 

@@ -27,9 +27,10 @@ from planearly.model.projected import Projected
 from planearly.model.transformer import Shape, Transformer
 from planearly.parallel import bf16_is_fast
 from planearly.progress import say
-from planearly.train import arithmetic, loop, optim
+from planearly.train import arithmetic, optim, update
 from planearly.train.objective import NextToken
 from planearly.train.steps import rows_per_step
+from planearly.train.trainable import Dense, Trainable
 from planearly.units import duration, short
 
 _WARM_STEPS, _LEAST_STEPS = 2, 3
@@ -61,11 +62,11 @@ def calibrate(recipe: keys.Recipe, seconds: float = 60.0) -> Path:
     small = Shape.of(recipe.model, entries, recipe.context)
     large = Shape.of(recipe.large, entries, recipe.context)
     plans: dict[str, tuple[Shape, Callable[[], Any], int]] = {
-        "slm": (small, lambda: loop.Dense(Transformer(small)), 1),
+        "slm": (small, lambda: Dense(Transformer(small)), 1),
         "pn": (small, lambda: Projected(small, recipe.projected), recipe.projected.at_once),
     }
     if large.d_model != small.d_model:
-        plans["llm"] = (large, lambda: loop.Dense(Transformer(large)), 1)
+        plans["llm"] = (large, lambda: Dense(Transformer(large)), 1)
     measured = {}
     for key, (shape, make, groups) in plans.items():
         measured[key] = steps(make(), shape, recipe.pretrain, groups, device,
@@ -84,7 +85,7 @@ def calibrate(recipe: keys.Recipe, seconds: float = 60.0) -> Path:
     return path
 
 
-def steps(model: loop.Trainable, shape: Shape, settings: keys.Train, groups: int,
+def steps(model: Trainable, shape: Shape, settings: keys.Train, groups: int,
           device: torch.device, seconds: float) -> dict[str, Any]:
     """Real optimiser steps on random tokens, by the training loop's own parts.
 
@@ -107,9 +108,9 @@ def steps(model: loop.Trainable, shape: Shape, settings: keys.Train, groups: int
             random.integers(0, shape.vocab_size, (rows, shape.context + 1)))
         batch = Batch(tokens[:, :-1], tokens[:, 1:], random.integers(0, groups, rows))
         start = time.perf_counter()
-        loss, counted = loop.fitting(model, batch, how, NextToken(), device, "calibration")
+        loss, counted = update.fitting(model, batch, how, NextToken(), device, "calibration")
         optim.set_rates(optimizers, rate, number, 1_000_000)
-        loop.apply(model.module, optimizers, counted, rate.clip)
+        update.apply(model.module, optimizers, counted, rate.clip)
         loss.item()  # waits for the device
         taken = time.perf_counter() - start
         number += 1

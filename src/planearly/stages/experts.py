@@ -31,6 +31,7 @@ from planearly.stages import adapt, checkpoint, clusters, corpus, finetune, pret
 from planearly.stages.folder import Run, facts, once
 from planearly.train import loop, optim
 from planearly.train.steps import rows_per_step
+from planearly.train.trainable import Dense
 
 
 def count(recipe: keys.Recipe, method: str) -> int:
@@ -234,7 +235,7 @@ def chosen(run: Run, method: str, name: str) -> Path:
         def tune(expert: int, state: dict[str, Tensor]) -> float:
             dense = Transformer(model.shape)
             tensors.set_weights(dense, state, f"expert {expert}")
-            outcome = finetune.finetune(run, name, loop.Dense(dense), folder / f"tuned-{expert}",
+            outcome = finetune.finetune(run, name, Dense(dense), folder / f"tuned-{expert}",
                                         f"{method}.{name}, expert {expert}")
             spent.add(outcome.tokens, flops.training(model.shape), outcome.seconds)
             assert outcome.best_validation is not None

@@ -20,6 +20,7 @@ from planearly.stages.folder import Run, once
 from planearly.train import loop, optim, vector
 from planearly.train.objective import NextToken, Objective
 from planearly.train.steps import finetune_limits, rows_per_step
+from planearly.train.trainable import Dense, Trainable
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def tuning(run: Run, name: str, replay: Replay | None = None, scratch: bool = Fa
     return Tuning(own, stream, steps, tokens, factor, continued)
 
 
-def finetune(run: Run, name: str, model: loop.Trainable, folder: Path, label: str) -> loop.Outcome:
+def finetune(run: Run, name: str, model: Trainable, folder: Path, label: str) -> loop.Outcome:
     """Fine-tune any model as the recipe says, with early stopping; not a stage of its own."""
     settings, plan = run.recipe.finetune, tuning(run, name)
     return loop.train(
@@ -153,7 +154,7 @@ def specialize(
             flops_per_token = flops.lora_training(shape, adapters.rank)
         goal = objective(folder, plan.own) if objective else NextToken()
         outcome = loop.train(
-            loop.Dense(model), plan.stream, steps, tune, place, name=stage,
+            Dense(model), plan.stream, steps, tune, place, name=stage,
             optimizer=plan.rates(recipe, width, steps, times), objective=goal,
             validate=training.validator(run, name), patience=tune.patience,
         )

@@ -24,6 +24,7 @@ from planearly.train.steps import (
     planned_steps,
     rows_per_step,
 )
+from planearly.train.trainable import Dense, Trainable
 
 BEGUN = "begun.json"
 
@@ -39,7 +40,7 @@ class Network:
         stream: of its rows, in place of the one by the groups' weights.
     """
 
-    make: Callable[[], loop.Trainable]
+    make: Callable[[], Trainable]
     flops_per_step: float
     settings: Mapping[str, Any]
     inputs: Mapping[str, Path] = field(default_factory=dict)
@@ -119,9 +120,9 @@ def pretrain(
                      fits=training.as_precise(recipe.pretrain))
 
 
-def dense(run: Run, shape: AnyShape, origin: Path | None) -> loop.Dense:
+def dense(run: Run, shape: AnyShape, origin: Path | None) -> Dense:
     """A dense model to pretrain: fresh, or the recipe's checkpoint ``origin``."""
-    return loop.Dense(training.load_model(origin) if origin
+    return Dense(training.load_model(origin) if origin
                       else outside.build(shape, run.recipe.seed))
 
 

@@ -9,112 +9,34 @@ ends with the weights that an uninterrupted one ends with.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from planearly import keys, parallel, sharding, tensors
-from planearly.data.dataset import IGNORE
-from planearly.data.streams import Batch, Stream, prefetch
+from planearly.data.streams import Stream, prefetch
 from planearly.errors import UserError
 from planearly.files import read_json, write_json
-from planearly.model import outside
 from planearly.model.outside import AnyModel
-from planearly.model.transformer import Transformer
 from planearly.progress import progress, say
-from planearly.train import arithmetic, optim, state
-from planearly.train.arithmetic import Arithmetic, Compiler
+from planearly.train import arithmetic, optim, state, update
+from planearly.train.arithmetic import Compiler
 from planearly.train.metrics import Metrics
 from planearly.train.objective import NextToken, Objective
 from planearly.train.steps import rows_per_step
+from planearly.train.trainable import Trainable
 from planearly.units import short
 
 CHECKPOINT, BEST, FINAL, OUTCOME = (
     "checkpoint.safetensors", "best.safetensors", "final.safetensors", "outcome.json"
 )
-
-
-class Trainable(Protocol):
-    """A model the loop can train: microbatches run through one dense ``body``.
-
-    A dense model is its own body (:class:`Dense`). A projected network makes the dense weights of
-    the groups in a step once, binds them to the body microbatch by microbatch, and returns their
-    gradients to its own parameters at the end of the step.
-    """
-
-    @property
-    def module(self) -> nn.Module:
-        """Holds the trained parameters."""
-
-    @property
-    def body(self) -> AnyModel:
-        """Runs a microbatch."""
-
-    def microbatches(self, groups: np.ndarray, rows: int) -> list[np.ndarray]:
-        """Divide a step's rows, given by their groups, into index arrays of at most ``rows``."""
-
-    def begin(self, groups: np.ndarray) -> None:
-        """A step with rows of these groups starts."""
-
-    def select(self, groups: np.ndarray) -> None:
-        """The next microbatch holds rows of these groups."""
-
-    def end(self) -> None:
-        """All microbatches are done: gradients of ``module`` are to be complete."""
-
-    @property
-    def undivided(self) -> str | None:
-        """What of it cannot be divided among processes; None: it can."""
-
-    def divide(self, bf16: bool) -> bool:
-        """Divide what is large of ``module`` among the processes, see :mod:`planearly.sharding`.
-
-        Args:
-            bf16: layers compute in it.
-
-        Returns:
-            Whether a microbatch takes all processes together; if not, a step's begin and end do.
-        """
-
-
-class Dense:
-    """A dense model as a :class:`Trainable`."""
-
-    def __init__(self, model: AnyModel) -> None:
-        self.module = self.body = model
-
-    def microbatches(self, groups: np.ndarray, rows: int) -> list[np.ndarray]:
-        return np.array_split(np.arange(len(groups)), math.ceil(len(groups) / rows))
-
-    def begin(self, groups: np.ndarray) -> None:
-        pass
-
-    def select(self, groups: np.ndarray) -> None:
-        pass
-
-    def end(self) -> None:
-        pass
-
-    @property
-    def undivided(self) -> str | None:
-        if not all(parameter.requires_grad for parameter in self.body.parameters()):
-            return "a model whose adapters alone are trained"
-        return None if outside.layers(self.body) else "a model whose layers are not found"
-
-    def divide(self, bf16: bool) -> bool:
-        # a model of others may have matrices that are not to be rounded
-        narrow = bf16 and isinstance(self.body, Transformer)
-        sharding.divide_layers(self.body, outside.layers(self.body), "hidden", narrow)
-        return True
 
 
 @dataclass
@@ -317,10 +239,10 @@ def train(
             began = time.monotonic()
             if together:  # as many passes as the others
                 batch = batch.filled(-(-rows // parallel.world()))
-            step_loss, counted = fitting(model, batch, how, goal, device, name, divided,
+            step_loss, counted = update.fitting(model, batch, how, goal, device, name, divided,
                                          folder if together else None)
             factor = optim.set_rates(optimizers, rate, outcome.steps, steps)
-            norm = apply(model.module, optimizers, counted, rate.clip)
+            norm = update.apply(model.module, optimizers, counted, rate.clip)
             outcome.steps += 1
             outcome.tokens += int(counted)
             pending += step_loss
@@ -379,103 +301,6 @@ def train(
 def _remove(files: Collection[Path]) -> None:
     for file in files:
         file.unlink(missing_ok=True)
-
-
-def fitting(model: Trainable, batch: Batch, how: Arithmetic, goal: Objective,
-            device: torch.device, name: str, divided: bool = False,
-            together: Path | None = None) -> tuple[Tensor, float]:
-    """:func:`accumulate` in as many rows at once as the device's memory holds.
-
-    Where it runs out, the step is begun again in passes of half the rows, and those after it go
-    on so. Gradients exist within a step only, so nothing is lost; other processes do not notice,
-    or where the model is ``divided`` do the same.
-
-    Args:
-        together: the training's folder, where a pass takes all processes. A process that is left
-            without memory then leaves the others waiting: it notes how to go on, and ends.
-
-    Raises:
-        UserError: a single row does not fit; or half as many would do, to be started again.
-    """
-    while True:
-        try:
-            return accumulate(model, batch, how.rows, goal, how.autocast(device), device,
-                              divided and not together)
-        except torch.OutOfMemoryError:
-            rows = how.rows
-        model.module.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        if rows == 1:
-            raise UserError(
-                f"{name}: the device's memory does not hold one row of {batch.inputs.shape[1]} "
-                "tokens: choose a smaller model or recipe key 'context', or a larger device")
-        how.rows = max(min(rows, len(batch)) // 2, 1)
-        if together:
-            write_json(together / arithmetic.KEPT, how.to_dict())
-            raise UserError(f"{name}: out of memory with {rows} rows at once: run the same command "
-                            f"again, it goes on with {how.rows} from the last checkpoint "
-                            "(`torchrun --max-restarts` does so by itself)")
-        say(f"{name}: out of memory with {rows} rows at once, goes on with {how.rows} "
-            f"(recipe key 'microbatch_tokens' sets it)")
-
-
-def accumulate(
-    model: Trainable, batch: Batch, per_pass: int, goal: Objective,
-    context: contextlib.AbstractContextManager[Any], device: torch.device, agreed: bool = False,
-) -> tuple[Tensor, float]:
-    """Backward passes over a step's rows; gradients of the *summed* loss end up in the module.
-
-    Args:
-        per_pass: most rows of a pass.
-        context: forward passes run in it (autocast).
-        agreed: whether all processes are out of memory where one is.
-
-    Returns:
-        This process's summed loss (float64 scalar on the device), and the global target count.
-    """
-    model.begin(batch.groups)
-    loss = torch.zeros((), device=device, dtype=torch.float64)
-    lacking = None
-    try:
-        for rows in model.microbatches(batch.groups, per_pass):
-            part = batch.take(rows)
-            model.select(part.groups)
-            with context:
-                value = goal(model.body, parallel.send(part.inputs, device),
-                             parallel.send(part.targets, device))
-            value.backward()
-            loss += value.detach()
-    except torch.OutOfMemoryError as error:
-        if not agreed:
-            raise
-        lacking = str(error)
-    if agreed and parallel.sum_scalars(float(lacking is not None))[0]:
-        raise torch.OutOfMemoryError(lacking or "another process is out of memory")
-    model.end()
-    (counted,) = parallel.sum_scalars(float((batch.targets != IGNORE).sum()))
-    return loss, counted
-
-
-def apply(
-    module: nn.Module, optimizers: list[torch.optim.Optimizer], counted: float, clip: float
-) -> Tensor:
-    """One update from summed gradients: mean over targets and processes, clipped to norm ``clip``.
-
-    Returns:
-        The gradient norm before clipping.
-    """
-    trained = [p for p in module.parameters() if p.grad is not None]
-    gradients = [p.grad for p in trained if p.grad is not None]
-    parallel.sum_gradients(g for g in gradients if not sharding.divided(g))  # others are sums
-    norm = sharding.norm(gradients) / counted
-    # one pass over the gradients does both: the mean over targets and the clipping
-    torch._foreach_mul_([sharding.part(g) for g in gradients],
-                        torch.clamp(clip / (norm + 1e-6), max=1.0) / counted)
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return norm
 
 
 @torch.no_grad()

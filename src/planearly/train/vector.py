@@ -14,10 +14,11 @@ from planearly.data.streams import Stream
 from planearly.model.outside import AnyModel
 from planearly.model.projected import Projected
 from planearly.train import loop, optim
+from planearly.train.trainable import Dense
 
 
 class Vector:
-    """One expert vector of a frozen network as a :class:`planearly.train.loop.Trainable`."""
+    """One expert vector of a frozen network as a :class:`planearly.train.trainable.Trainable`."""
 
     def __init__(self, network: Projected, start: Tensor) -> None:
         self.network, self.body = network, network.body
@@ -27,7 +28,7 @@ class Vector:
 
     def microbatches(self, groups: np.ndarray, rows: int) -> list[np.ndarray]:
         """As a dense model's: all rows run through the one vector."""
-        return loop.Dense(self.body).microbatches(groups, rows)
+        return Dense(self.body).microbatches(groups, rows)
 
     def begin(self, groups: np.ndarray) -> None:
         self.network.project(self.vector.detach()[None])
