@@ -10,6 +10,7 @@ import contextlib
 import gzip
 import hashlib
 import json
+import os
 import threading
 import urllib.parse
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from planearly.data.shards import Job, run_job
+from planearly.engine.work import shard_function
 from small_documents import lines, zstd
 
 
@@ -122,6 +125,34 @@ def serving(root: Path) -> Iterator[Any]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def note_loads() -> None:
+    """Have every dataset that this process loads noted in the file ``NOTED_LOADS``."""
+    import datasets
+
+    real = datasets.load_dataset_builder
+    if real.__module__ == __name__:
+        return
+
+    def load_dataset_builder(path: str, *words: Any, **more: Any) -> Any:
+        _note(os.environ["NOTED_LOADS"], (words or (path,))[0])
+        return real(path, *words, **more)
+
+    datasets.load_dataset_builder = load_dataset_builder
+
+
+@shard_function
+def noting_loads(item: dict[str, Any], advance: Any) -> dict[str, Any]:
+    """A shard of a corpus, tokenized by a process that notes what it loads."""
+    note_loads()
+    _note(f"{os.environ['NOTED_LOADS']}.jobs", item["number"])
+    return run_job(Job.from_item(item), advance)
+
+
+def _note(path: str, what: Any) -> None:
+    with open(path, "a") as handle:
+        handle.write(f"{os.getpid()} {what}\n")
 
 
 _FINEWEB = """---

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from planearly.data import hub
+from planearly.data import hub, shards
 from planearly.data.build import tokenize_corpus
 from planearly.data.documents import Problems
 from planearly.data.inputs import resolve
@@ -14,9 +14,10 @@ from planearly.data.readers import read_documents
 from planearly.engine.local import Local
 from planearly.errors import UserError
 from small_documents import DATA, lines, texts
+from small_hub import note_loads, noting_loads
 from small_models import tokenizer_folder
 
-pytest.importorskip("datasets")
+datasets = pytest.importorskip("datasets")
 
 CARD = """---
 configs:
@@ -114,6 +115,45 @@ def test_a_hub_out_of_reach_is_one_sentence(monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     with pytest.raises(UserError, match=r"cannot read hf://org/set \(no route\): check the name, "):
         resolve(["hf://org/set"])
+
+
+def test_a_slip_of_our_own_is_not_told_as_the_hubs(monkeypatch, repository):
+    monkeypatch.setattr(hub, "Loaded", None)
+    with pytest.raises(TypeError):
+        resolve([f"{repository}/law"])
+    monkeypatch.setattr(hub, "_parse", lambda entry: None)
+    with pytest.raises(TypeError):
+        hub._misnamed(f"{repository}/law", {})
+
+    class Hub:
+        def dataset_info(self, name):
+            return None.sha
+
+    monkeypatch.undo()
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    with pytest.raises(AttributeError):
+        resolve(["hf://org/set"])
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_dataset_is_loaded_once_by_each_process(repository, tmp_path, monkeypatch, processes):
+    for number in range(8):
+        (tmp_path / "mine" / "sea" / f"more-{number}.jsonl").write_bytes(lines({"text": "sea"}))
+    monkeypatch.setenv("NOTED_LOADS", str(tmp_path / "loads"))
+    monkeypatch.setattr(shards, "tokenize", noting_loads)
+    monkeypatch.setattr(shards, "_POOL_MEGABYTES", 0)
+    monkeypatch.setattr("planearly.data.documents._GROUP", 1)  # a job for each
+    hub._load.cache_clear()
+    monkeypatch.setattr(datasets, "load_dataset_builder", datasets.load_dataset_builder)
+    note_loads()
+    tokenize_corpus(resolve([f"{repository}/sea", f"{repository}/law"]),
+                    tokenizer_folder(tmp_path / "tok"), 16, DATA, tmp_path / "out",
+                    executor=Local(processes))
+    loads, jobs = ([line.split() for line in (tmp_path / name).read_text().splitlines()]
+                   for name in ("loads", "loads.jobs"))
+    assert len(jobs) == 11 and len({process for process, _ in jobs}) == processes
+    assert {process for process, _ in loads} >= {process for process, _ in jobs}
+    assert len(loads) == len({tuple(each) for each in loads})  # none by one process twice
 
 
 def test_a_gated_or_absent_dataset_is_one_sentence(monkeypatch):

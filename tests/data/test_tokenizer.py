@@ -272,6 +272,8 @@ def test_bytes_without_a_token_are_counted():
         assert encoder.unknown == 2 * unknown
     with pytest.raises(UserError, match="cannot encode this text"):
         Encoder(Tokenizer(models.Unigram([("a", -1.0)]))).encode(["лодка"])
+    with pytest.raises(TypeError):  # the caller's fault, not the text's
+        Encoder(Tokenizer(models.Unigram([("a", -1.0)]))).encode([1])
 
 
 def test_much_unknown_text_is_refused_and_little_is_told(capsys):

@@ -91,6 +91,13 @@ def test_what_the_hub_refuses_is_one_sentence(
         hub.push(model_folder(tmp_path), "someone/law", endpoint=standin.address)
     with pytest.raises(UserError, match="neither a model folder nor a bundle"):
         hub.push(tmp_path, "someone/law", endpoint=standin.address)
+    standin.shutdown()
+    standin.server_close()
+    with pytest.raises(UserError, match=r"did not take .* as 'someone/law'"):
+        hub.push(tmp_path / "export", "someone/law", endpoint=standin.address)
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda self: "")
+    with pytest.raises(TypeError):  # a slip of our own
+        hub.push(tmp_path / "export", "someone/law", endpoint=standin.address)
 
 
 def test_the_card_of_a_bundle() -> None:

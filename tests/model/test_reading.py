@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from examples import examples
 from planearly.errors import UserError
 from planearly.export import gguf
-from planearly.model import hf, outside, starts
+from planearly.model import hf, outside, reading, starts
 from small_models import model_folder, tokenizer_folder
 from small_outside import outside_folder
 
@@ -50,6 +50,19 @@ READERS: list[Callable[[Path], Any]] = [
 @pytest.fixture(params=READERS, ids=["evaluate", "start", "gguf"])
 def read(request: pytest.FixtureRequest) -> Callable[[Path], Any]:
     return request.param
+
+
+def test_a_slip_of_our_own_is_not_blamed_on_a_folder(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"^transformers cannot \(Expecting"), \
+            hf.refused("transformers cannot"):
+        json.loads("{")
+    with pytest.raises(AttributeError), hf.refused("transformers cannot"):
+        reading.number(None, "layers", tmp_path)  # type: ignore[arg-type]
+    outside_folder(tmp_path, "gpt2")
+    monkeypatch.delattr(outside, "_Given")
+    with pytest.raises(NameError):
+        outside.read(tmp_path, 16)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama-3.2", "gpt2", "gpt-neox"])

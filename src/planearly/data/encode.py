@@ -89,7 +89,9 @@ class Encoder:
         if not self._splitting:
             try:
                 encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-            except Exception as error:  # the Rust side raises a bare Exception
+            except Exception as error:
+                if type(error) is not Exception:  # the Rust side's are bare
+                    raise
                 raise UserError(f"the tokenizer cannot encode this text ({error}): take another, "
                                 "or train one (tokenizer.path=null)") from error
             parts = [np.array(e.ids, self.dtype) for e in encoded]

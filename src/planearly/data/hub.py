@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from planearly.data.documents import Unit, printable, unpacked
-from planearly.errors import UserError, brief
+from planearly.errors import UserError, brief, ours
 from planearly.files import digest
 
 BUFFER = 1 << 17  # bytes
@@ -85,7 +85,7 @@ def _size(path: str, files: list[str], revision: str) -> float:
         names = [name.partition(f"@{revision}/")[2] for name in some]
         try:
             found = HfApi().get_paths_info(path, names, revision=revision, repo_type="dataset")
-        except Exception:  # nothing but an estimate
+        except unanswered():  # nothing but an estimate
             return 0.0
         sizes = {each.path: getattr(each, "size", 0) for each in found}
     return sum(unpacked(*each) for each in sizes.items()) * len(files) / max(len(sizes), 1)
@@ -97,8 +97,15 @@ def _commit(entry: str, name: str) -> str:
 
     try:
         return str(HfApi().dataset_info(name).sha)
-    except Exception as error:
+    except unanswered() as error:
         raise _unreadable(entry, error) from error
+
+
+def unanswered() -> tuple[type[Exception], ...]:
+    """What `huggingface_hub` raises where the hub refuses, or no answer of it comes."""
+    from huggingface_hub.errors import HTTPError
+
+    return OSError, ValueError, HTTPError
 
 
 def records(unit: Unit, columns: list[str]) -> Iterator[dict[str, Any]]:
@@ -125,6 +132,8 @@ def records(unit: Unit, columns: list[str]) -> Iterator[dict[str, Any]]:
             yield record
             row += 1
     except Exception as error:  # datasets raises what its readers, and theirs, raise
+        if ours(error):
+            raise
         raise UserError(f"{unit.path}: shard {number + 1} of {shards} cannot be read after row "
                         f"{row} ({printable(brief(error))}); start again, or mend that "
                         "record") from error
@@ -183,6 +192,8 @@ def _load(entry: str, revision: str) -> Loaded:
     except UserError:
         raise
     except Exception as error:  # datasets raises what its readers, and theirs, raise
+        if ours(error):
+            raise
         raise _misnamed(entry, at) or _unreadable(entry, error) from error
 
 
@@ -207,7 +218,9 @@ def _misnamed(entry: str, at: dict[str, str]) -> UserError | None:
             return UserError(f"{entry} has no configuration '{configuration}'; it has "
                              f"{', '.join(known[:20])}")
         splits = datasets.get_dataset_split_names(path, configuration, **at)
-    except Exception:  # then the first error says more
+    except Exception as error:  # then the first error says more
+        if ours(error):
+            raise
         return None
     if split not in splits:
         return UserError(f"{entry} has no split '{split}'; it has {', '.join(splits)}")

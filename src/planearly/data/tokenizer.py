@@ -208,7 +208,9 @@ def _read(path: Path) -> Tokenizer:
         raise UserError(f"there is no tokenizer at {path}: name a folder that holds one")
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust side raises a bare Exception for anything it cannot read
+    except Exception as error:
+        if type(error) is not Exception:  # the Rust side's are bare, for all that it cannot read
+            raise
         raise UserError(f"{path} is not a tokenizer of the package tokenizers ({error}): save it "
                         "again, or take another") from error
 

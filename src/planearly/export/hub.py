@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from planearly.data.hub import unanswered
 from planearly.errors import UserError
 from planearly.export import bundle
 from planearly.model import flops
@@ -52,7 +53,7 @@ def push(folder: Path, name: str, *, private: bool = False, endpoint: str | None
     try:
         address = str(api.create_repo(name, private=private, exist_ok=True))
         api.create_commit(name, operations, commit_message="Upload with planearly")
-    except Exception as error:  # of the hub's client and its transport
+    except (*unanswered(), RuntimeError) as error:  # the last is of the transport in Rust, hf_xet
         brief = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"the hub did not take {folder} as '{name}' ({brief}); log in with 'hf "
                         "auth login', and name a repository that you may write") from error

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from planearly import parallel
-from planearly.errors import UserError
+from planearly.errors import UserError, ours
 from planearly.files import read_json
 from planearly.model import reading
 from planearly.model.transformer import GATED, Shape
@@ -147,12 +147,10 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
     values = reading.config(folder)
     reading.check_weights(folder)
 
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+    check_known(values, folder)
 
-    if values.get("auto_map") and values.get("model_type") not in list(CONFIG_MAPPING):
-        raise UserError(f"transformers knows no models of type '{values.get('model_type')}': the "
-                        f"one in {folder} needs code of its own ('auto_map'), which is not run")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
     device = parallel.device()
     logging.set_verbosity_error()
@@ -164,7 +162,9 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
             dtype=kind, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False)
-    names = tokenizer.vocab_files_names.values()
+    names = list(tokenizer.vocab_files_names.values())
+    if tokenizer.is_fast and "tokenizer.json" not in names:  # which the class does not name itself
+        names.append("tokenizer.json")
     if names and not any((folder / name).is_file() for name in names):  # it would know no text
         raise UserError(f"{folder} has no tokenizer ({', '.join(names)}): copy the model's folder "
                         "again, whole")
@@ -185,6 +185,24 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
         raise UserError(f"the model in {folder} is not causal: what it says of a token depends on "
                         "the tokens after it")
     return model, tokenizer
+
+
+def check_known(values: dict[str, Any], folder: Path) -> None:
+    """Refuse a model that would need code of its own.
+
+    Args:
+        values: what the ``config.json`` in the folder holds.
+
+    Raises:
+        UserError: `transformers` has no code for its ``model_type``.
+    """
+    from transformers import CONFIG_MAPPING
+
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        why = ("needs code of its own ('auto_map'), which is not run" if values.get("auto_map")
+               else "may need a newer transformers, or is no model's")
+        raise UserError(f"transformers knows no models of type '{kind}': the one in {folder} {why}")
 
 
 def _adapted(folder: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
@@ -233,7 +251,9 @@ def refused(what: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # such a folder makes a library raise anything
+        if ours(error):
+            raise
         brief = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{what} ({brief})") from error
 
