@@ -23,6 +23,11 @@ from planearly.model.projected import Projected
 from small_models import EOT, TEXT, check_batches, small_model, tokenizer_folder
 from small_outside import FAMILIES, outside_folder
 
+PLAIN = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}],
+         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+         "special_tokens": {}}
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+"""Steps at the end of published tokenizers that add nothing to a text."""
 SUMMARY = {"perplexity": 12.345, "ci95": [11.0, 14.0], "bits_per_byte": 1.2345, "tokens": 98_765}
 
 
@@ -226,11 +231,41 @@ def test_a_checkpoint_keeps_its_tokenizer_and_chat_template(tmp_path: Path) -> N
     model = small_model()
     export(model.state_dict(), model.shape, tokenizer_folder(tmp_path / "tok"), tmp_path / "m", {},
            companions=beside)
-    for name in ("chat_template.jinja", "generation_config.json", "tokenizer.json"):
+    for name in ("chat_template.jinja", "generation_config.json"):
         assert (tmp_path / "m" / name).read_bytes() == (beside / name).read_bytes()
+    found, given = (json.loads((place / "tokenizer.json").read_text())
+                    for place in (tmp_path / "m", beside))
+    assert {**found, "post_processor": None} == {**given, "post_processor": None}
     config = json.loads((tmp_path / "m/tokenizer_config.json").read_text())
     assert config["pad_token"] == EOT
-    assert "first = tokenizer.bos_token" in (tmp_path / "m/README.md").read_text()
+    assert "first = tokenizer.bos_token" not in (tmp_path / "m/README.md").read_text()
+    again = small_model()
+    export(again.state_dict(), again.shape, tokenizer_folder(tmp_path / "tok"),
+           tmp_path / "again", {}, companions=tmp_path / "m")  # one that begins texts already
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "m" / name).read_bytes()
+
+
+@pytest.mark.parametrize(("family", "kind", "processor"), [
+    ("qwen3", "Qwen2Tokenizer", BYTES), ("gpt2", "GPT2Tokenizer", None),
+    ("gpt-neox", "GPTNeoXTokenizer", PLAIN), ("llama-3.2", "PreTrainedTokenizerFast", BYTES),
+    ("phi3", "LlamaTokenizer", PLAIN)])
+def test_an_exported_checkpoint_begins_texts_as_in_training(
+        family: str, kind: str, processor: Any, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    begun = outside_folder(tmp_path / "begun", family)
+    for name, key, value in (("tokenizer_config.json", "tokenizer_class", kind),
+                             ("tokenizer.json", "post_processor", processor)):
+        values = json.loads((begun / name).read_text())
+        (begun / name).write_text(json.dumps({**values, key: value}))
+    shape, state = outside.weights_in(begun, 64)
+    export(state, shape, begun, tmp_path / "m", {}, companions=begun)
+    theirs, ours = (AutoTokenizer.from_pretrained(place) for place in (begun, tmp_path / "m"))
+    assert ours.special_tokens_map == theirs.special_tokens_map | {"pad_token": EOT}
+    for text in (*TEXT[:3], "", " a  b\n"):
+        assert ours(text).input_ids == [ours.bos_token_id, *theirs(text).input_ids]
+        assert ours.decode(ours(text).input_ids, skip_special_tokens=True) == text
 
 
 def test_a_checkpoint_without_a_tokenizer_configuration_gets_the_runs(tmp_path: Path) -> None:

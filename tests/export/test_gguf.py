@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,25 @@ def test_llama_cpp_computes_the_same(ffn: str, kind: str, most: float, tmp_path:
         assert len(theirs) == 10
         for one in theirs:
             assert ours[one["id"]].item() == pytest.approx(one["logprob"], abs=most)
+
+
+def test_a_checkpoints_prompts_have_the_ids_of_its_folder(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    model, tokens = small_model(context=64), tokenizer_folder(tmp_path / "tok")
+    exported = tmp_path / "exported"
+    export(model.state_dict(), model.shape, tokens, exported, {}, companions=tokens)
+    published = tmp_path / "published"  # with a tokenizer that begins nothing
+    export(model.state_dict(), model.shape, tokens, published, {})
+    shutil.copyfile(tokens / "tokenizer.json", published / "tokenizer.json")
+    for folder, more in ((exported, 1), (published, 0)):
+        server = llama_cpp(gguf.write(folder, tmp_path / f"{folder.name}.gguf"))
+        own = AutoTokenizer.from_pretrained(folder)
+        for text in TEXTS[:2]:
+            answer = server.handle_completions({"prompt": text, "n_predict": 1})
+            ids = own(text).input_ids
+            assert answer["usage"]["prompt_tokens"] == len(ids)
+            assert len(ids) == len(own(text, add_special_tokens=False).input_ids) + more
 
 
 @pytest.mark.parametrize("kind", ["f32", "f16"])

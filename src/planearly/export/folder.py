@@ -16,6 +16,7 @@ from torch import Tensor
 from planearly import files, tensors
 from planearly.export.card import conversion, model_card
 from planearly.export.tokens import (
+    CONFIG,
     TOKENIZER_FILES,
     begins_itself,
     complete,
@@ -27,7 +28,8 @@ from planearly.model.hf import hf_config, to_hf
 from planearly.model.outside import AnyShape, Configured, Outside
 from planearly.model.transformer import Shape
 
-COMPANIONS = (*TOKENIZER_FILES, "generation_config.json")
+GENERATION = "generation_config.json"
+COMPANIONS = (*TOKENIZER_FILES, GENERATION)
 """What lies beside the weights of an open checkpoint and is as much a part of it."""
 
 
@@ -41,7 +43,7 @@ def export(state: dict[str, Tensor], shape: AnyShape, tokenizer_folder: Path, ou
         tokenizer_folder: where ``tokenizer.json`` and its companions lie.
         card: what :func:`planearly.export.card.model_card` tells; every key may be absent.
         companions: folder with the :data:`COMPANIONS` of the checkpoint that it began as, which it
-            keeps as they are: tokenizer, chat template, special tokens.
+            keeps: tokenizer (made to begin texts as in training), chat template, special tokens.
 
     Raises:
         UserError: no tokenizer there, one with more entries than the model has, or a full disk.
@@ -52,21 +54,17 @@ def export(state: dict[str, Tensor], shape: AnyShape, tokenizer_folder: Path, ou
         if isinstance(shape, Shape):
             named = {name: tensor.to(target) for name, tensor in to_hf(state, shape).items()}
             files.write_json(folder / "config.json", hf_config(shape, bos, eos, dtype))
-            files.write_json(folder / "generation_config.json", {
+            files.write_json(folder / GENERATION, {
                 "bos_token_id": bos, "eos_token_id": eos, "pad_token_id": eos})
             with files.atomic_write(folder / "model.safetensors") as handle:
                 handle.write(save(named, metadata={"format": "pt"}))
         else:
             _save_others(state, shape, folder, target)
-        if companions:
-            for name in COMPANIONS:
-                if (companions / name).is_file():
-                    shutil.copyfile(companions / name, folder / name)
-            if not (folder / "tokenizer_config.json").is_file():  # older checkpoints have none
-                shutil.copyfile(tokenizer_folder / "tokenizer_config.json",
-                                folder / "tokenizer_config.json")
-        else:
-            write_tokenizer(tokenizer_folder, folder, bos)
+        if companions and (companions / GENERATION).is_file():
+            shutil.copyfile(companions / GENERATION, folder / GENERATION)
+        if companions and not (companions / CONFIG).is_file():  # older checkpoints have none
+            shutil.copyfile(tokenizer_folder / CONFIG, folder / CONFIG)
+        write_tokenizer(companions or tokenizer_folder, folder, bos)
         complete(folder, shape.context if isinstance(shape, Shape) else None)
         tokenizer = files.read_json(folder / "tokenizer.json")
         with files.atomic_write(folder / "README.md", "w") as handle:

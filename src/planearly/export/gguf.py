@@ -19,7 +19,7 @@ import yaml
 from planearly import files
 from planearly.data import tokenizer
 from planearly.errors import UserError
-from planearly.export.tokens import special_tokens
+from planearly.export.tokens import begins_itself, special_tokens
 from planearly.model import flops, hf
 from planearly.model.outside import AnyShape
 from planearly.model.transformer import Shape
@@ -106,7 +106,7 @@ def write(folder: Path, out: Path, kind: str = "f16") -> Path:
         writer.add_vocab_size(shape.vocab_size)
         writer.add_file_type(gguf.LlamaFileType[
             "ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}"])
-        _add_tokenizer(writer, spec, shape.vocab_size, ends)
+        _add_tokenizer(writer, spec, shape.vocab_size, ends, begins_itself(folder, ends[0]))
         names = gguf.get_tensor_name_map(arch, shape.layers)
         for name, tensor in hf.to_hf(state, shape).items():
             data = _interleaved(name, tensor.numpy(), shape)
@@ -187,9 +187,13 @@ def _interleaved(name: str, weight: np.ndarray, shape: Shape) -> np.ndarray:
     return halves.swapaxes(1, 2).reshape(weight.shape)
 
 
-def _add_tokenizer(writer: Any, spec: dict[str, Any], entries: int,
-                   ends: tuple[int, int]) -> None:
-    """Tokens with their kinds, merges, and the token that begins and ends a document."""
+def _add_tokenizer(writer: Any, spec: dict[str, Any], entries: int, ends: tuple[int, int],
+                   begins: bool) -> None:
+    """Tokens with their kinds, merges, and the tokens that begin and end a document.
+
+    Args:
+        begins: the first of them is put before a text, as the folder's tokenizer does.
+    """
     from gguf import TokenType
 
     kinds = [TokenType.UNUSED] * entries
@@ -208,4 +212,4 @@ def _add_tokenizer(writer: Any, spec: dict[str, Any], entries: int,
     writer.add_token_merges(merges)
     writer.add_bos_token_id(ends[0])
     writer.add_eos_token_id(ends[1])
-    writer.add_add_bos_token(True)  # in training, every document began with it
+    writer.add_add_bos_token(begins)

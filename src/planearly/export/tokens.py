@@ -14,9 +14,11 @@ from planearly import files
 from planearly.data import tokenizer
 from planearly.errors import UserError
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                   "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model",
-                   "chat_template.jinja")
+CONFIG = "tokenizer_config.json"
+TOKENIZER_FILES = ("tokenizer.json", CONFIG, "special_tokens_map.json", "added_tokens.json",
+                   "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja")
+_GENERIC = "PreTrainedTokenizerFast"
+"""The class of `transformers` that takes ``tokenizer.json`` as it is."""
 
 
 def special_tokens(folder: Path, entries: int) -> tuple[int, int]:
@@ -29,7 +31,7 @@ def special_tokens(folder: Path, entries: int) -> tuple[int, int]:
         UserError: no tokenizer there, none of its tokens ends a document, or it has more entries
             than the model.
     """
-    config = files.read_json(folder / "tokenizer_config.json")
+    config = files.read_json(folder / CONFIG)
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder} has no tokenizer.json: it is not a tokenizer folder")
     loaded = tokenizer.load(folder)
@@ -53,25 +55,40 @@ def special_tokens(folder: Path, entries: int) -> tuple[int, int]:
 
 
 def write_tokenizer(source: Path, folder: Path, bos: int) -> None:
-    """Copy a run's tokenizer into a model folder, made to begin texts as documents began.
+    """Copy a tokenizer into a model folder, made to begin texts as documents began.
 
     Args:
+        source: of a run, or an open checkpoint whose tokenizer may do so already.
         bos: of :func:`special_tokens`.
     """
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+    loaded = tokenizer.load(folder)
+    token = loaded.id_to_token(bos)
+    if token is None or begins_itself(folder, bos):
+        return
     spec = files.read_json(folder / "tokenizer.json")
-    token = tokenizer.load(source).id_to_token(bos)
     first = {"SpecialToken": {"id": token, "type_id": 0}}
-    spec["post_processor"] = {
+    begun = {
         "type": "TemplateProcessing",
         "single": [first, {"Sequence": {"id": "A", "type_id": 0}}],
         "pair": [first, {"Sequence": {"id": "A", "type_id": 0}},
                  {"Sequence": {"id": "B", "type_id": 0}}],
         "special_tokens": {token: {"id": token, "ids": [bos], "tokens": [token]}},
     }
+    own = spec.get("post_processor")
+    spec["post_processor"] = {"type": "Sequence", "processors": [own, begun]} if own else begun
     files.write_json(folder / "tokenizer.json", spec)
+    config = files.read_json(folder / CONFIG)
+    if config.get("tokenizer_class") != _GENERIC:  # others may make one of their own of the file
+        from transformers import AutoTokenizer
+
+        read = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if read("a").input_ids[:1] != [bos]:
+            named = {key: text for key, text in read.special_tokens_map.items()
+                     if isinstance(text, str) and loaded.token_to_id(text) is not None}
+            files.write_json(folder / CONFIG, {**named, **config, "tokenizer_class": _GENERIC})
 
 
 def complete(folder: Path, context: int | None) -> None:
@@ -82,17 +99,17 @@ def complete(folder: Path, context: int | None) -> None:
     Args:
         context: most tokens that the model reads; None: as the tokenizer says.
     """
-    config = files.read_json(folder / "tokenizer_config.json")
+    config = files.read_json(folder / CONFIG)
     config["padding_side"] = "left"
     if context is not None:
         config["model_max_length"] = context
-    files.write_json(folder / "tokenizer_config.json", config)
+    files.write_json(folder / CONFIG, config)
     place = folder / "special_tokens_map.json"
     named: dict[str, Any] = files.read_json(place) if place.is_file() else {}
     if config.get("pad_token") or named.get("pad_token"):
         return
     pad = named.get("eos_token") or config.get("eos_token")
-    files.write_json(folder / "tokenizer_config.json", {**config, "pad_token": pad})
+    files.write_json(folder / CONFIG, {**config, "pad_token": pad})
     if named:
         files.write_json(place, {**named, "pad_token": pad})
 

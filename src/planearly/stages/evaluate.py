@@ -147,7 +147,7 @@ def exported(run: Run, trained: Trained) -> Path:
     inputs = {"model": trained.tuned, "after": after, "tokenizer": tokens,
               **({"companions": companions} if companions else {})}
     return run.stage(f"model/{trained.name}", {"card": front} if front else {}, inputs, build,
-                     version=2)
+                     version=3 if companions else 2)
 
 
 def comparisons(run: Run, all_trained: list[Trained]) -> list[dict[str, Any]]:

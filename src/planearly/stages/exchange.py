@@ -123,7 +123,8 @@ def handed(run: Run, row: Method, name: str) -> Path:
 
     inputs = {"model": base, "tokenizer": tokens,
               **({"companions": companions} if companions else {})}
-    made = run.stage(f"model/{row.name}.{name}", {"card": front, "tune": home}, inputs, build)
+    made = run.stage(f"model/{row.name}.{name}", {"card": front, "tune": home}, inputs, build,
+                     version=2 if companions else 1)
     model = made / "export"
     say(f"for the owner of {name}: {model}; at home: planearly run {model / TUNE} start={model} "
         "'domains=[DOCUMENTS]'")
