@@ -13,7 +13,7 @@ TORCH_BUILD = $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test smoke quick soak lowest lm-eval lint site clean
+.PHONY: help setup demo test smoke quick soak lowest newest pythons lm-eval lint site clean
 
 help:
 	@echo "make demo    set up, then train and compare small models on an embedded corpus (runs/demo)"
@@ -21,7 +21,9 @@ help:
 	@echo "make smoke   a small study of every method (runs/study-smoke), minutes"
 	@echo "make quick   the tests that take seconds"
 	@echo "make soak    kill a small study KILLS times (200), its results must not change"
-	@echo "make lowest  the quick tests with the lowest versions of the packages, in $(VENV)-lowest"
+	@echo "make lowest  some tests with the lowest packages, on Python 3.11 and 3.13 (PYTHONS='3.12 3.13')"
+	@echo "make newest  the same with the newest packages"
+	@echo "make pythons both"
 	@echo "make lm-eval bits per byte in lm-evaluation-harness, which it installs"
 	@echo "make lint    style and types"
 	@echo "make site    the documents as a site (build/site)"
@@ -54,15 +56,13 @@ KILLS ?= 200
 soak: setup
 	$(BIN)/python tests/soak.py --kills $(KILLS) --out runs/soak-$(KILLS)
 
-# with another Python: make lowest PYTHON=python3.12 VENV=.venv-3.12
-LOWEST := $(VENV)-lowest/bin/python
-lowest:
-	$(PYTHON) -m venv $(VENV)-lowest
-	$(LOWEST) -m pip install --quiet --upgrade pip
-	mkdir -p build
-	$(LOWEST) tests/lowest.py > build/lowest.txt
-	$(LOWEST) -m pip install --quiet -c build/lowest.txt -e '.[hub,lora,dev]'
-	OMP_NUM_THREADS=1 $(LOWEST) -m pytest -n 2 --dist loadfile -m "not slow"
+# both ends of the ranges in pyproject.toml: make pythons PYTHONS=3.12
+PYTHONS ?= 3.11 3.13
+lowest newest:
+	$(PYTHON) tests/pythons.py $@ --pythons $(PYTHONS) $(TORCH:%=--torch %)
+
+pythons:
+	$(PYTHON) tests/pythons.py lowest newest --pythons $(PYTHONS) $(TORCH:%=--torch %)
 
 lm-eval: setup
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[lm-eval]'
@@ -79,4 +79,4 @@ site:
 	NO_MKDOCS_2_WARNING=1 build/site-venv/bin/mkdocs build --quiet
 
 clean:
-	rm -rf $(VENV) $(VENV)-lowest runs build dist
+	rm -rf $(VENV) runs build dist

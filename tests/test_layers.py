@@ -1,6 +1,7 @@
 """No import goes up, and no two modules import each other."""
 
 import ast
+import importlib
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -68,6 +69,11 @@ def test_no_circles():
         TopologicalSorter(graph).prepare()
     except CycleError as circle:
         pytest.fail(f"modules import each other: {' -> '.join(circle.args[1])}")
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_every_module_is_imported(module):
+    importlib.import_module(f"planearly.{module}")
 
 
 def test_every_package_says_what_it_is_for():

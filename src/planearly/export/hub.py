@@ -50,10 +50,12 @@ def push(folder: Path, name: str, *, private: bool = False, endpoint: str | None
     api = HfApi(endpoint=endpoint)
     say(f"uploading {len(operations)} files, {sum(p.stat().st_size for p in files) / 1e6:.1f} MB, "
         f"to {name}")
+    refusals: tuple[type[Exception], ...] = (  # the last is of the transport in Rust, hf_xet
+        *unanswered(), RuntimeError)
     try:
         address = str(api.create_repo(name, private=private, exist_ok=True))
         api.create_commit(name, operations, commit_message="Upload with planearly")
-    except (*unanswered(), RuntimeError) as error:  # the last is of the transport in Rust, hf_xet
+    except refusals as error:
         brief = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"the hub did not take {folder} as '{name}' ({brief}); log in with 'hf "
                         "auth login', and name a repository that you may write") from error
