@@ -13,7 +13,7 @@ TORCH_BUILD = $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test smoke quick soak lowest newest pythons lm-eval lint site clean
+.PHONY: help setup demo test smoke quick soak lowest newest pythons lm-eval s3 lint site clean
 
 help:
 	@echo "make demo    set up, then train and compare small models on an embedded corpus (runs/demo)"
@@ -25,6 +25,7 @@ help:
 	@echo "make newest  the same with the newest packages"
 	@echo "make pythons both"
 	@echo "make lm-eval bits per byte in lm-evaluation-harness, which it installs"
+	@echo "make s3      reading from a server of S3, which it installs"
 	@echo "make lint    style and types"
 	@echo "make site    the documents as a site (build/site)"
 
@@ -67,6 +68,15 @@ pythons:
 lm-eval: setup
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[lm-eval]'
 	$(TESTS) -m lm_eval
+
+# in a folder of its own: botocore wants an older python-dateutil than the one that is pinned
+S3 := $(CURDIR)/build/s3
+s3: setup
+	mkdir -p build
+	sed '/^python-dateutil/d' constraints.txt > build/s3.txt
+	test -d $(S3)/moto || $(BIN)/python -m pip install --quiet --target $(S3) -c build/s3.txt \
+	  s3fs 'moto[s3]' flask flask-cors
+	PYTHONPATH=$(S3) $(TESTS) -m s3
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks

@@ -103,6 +103,15 @@ def test_a_file_for_a_folder_and_a_folder_for_a_file_are_told_apart(tmp_path, ca
     assert f"{folder} is a folder: name a file" in told(capsys, "study", str(folder), "--report")
 
 
+def test_a_store_without_the_corpus_is_told_before_anything_is_written(tmp_path, memory, capsys):
+    for setting in (f"generic=[{memory}/none]", f"domains=[{memory}/*/law]", "generic=[foo://a]",
+                    f"domains_root={memory}/none"):
+        for verb, recipe in (("run", "nano"), ("study", "study-smoke")):
+            said = told(capsys, verb, recipe, setting, "--out", str(tmp_path / "run"))
+            assert "does not exist: check the b" in said or "foo:// is not known" in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_study_without_a_grid_leaves_a_folder_alone(tmp_path, capsys):
     for words in ([], ["--report"]):
         said = told(capsys, "study", "demo", "--out", str(tmp_path / "run"), *words)

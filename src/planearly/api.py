@@ -116,7 +116,7 @@ def evaluate(model: PathLike, documents: PathLike | Sequence[PathLike], *,
 
     Args:
         model: folder in Hugging Face format.
-        documents: files, folders, globs or ``hf://NAME``.
+        documents: files, folders, globs, URLs (``s3://...``) or ``hf://NAME``.
         context: most targets of a window; None takes what the model reads, at most 1,024.
         text_field: field of JSONL or Parquet records that holds the text.
 

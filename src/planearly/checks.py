@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterator
 from typing import Any
 
-from planearly import keys
+from planearly import keys, storage
 from planearly.errors import UserError
 
 
@@ -135,17 +134,19 @@ def _relations(recipe: keys.Recipe) -> None:
     need(recipe.tokenizer.path is not None or recipe.tokenizer.vocab_size >= 260,
          "tokenizer.vocab_size", recipe.tokenizer.vocab_size,
          "at least 260, 256 bytes and the special tokens")
-    for place, values, hub in (
-            ("generic", recipe.generic, True), ("domains", recipe.domains, True),
-            ("domains_root", [recipe.domains_root], False), ("bundle", [recipe.bundle], False),
-            ("start", [recipe.start], True), ("large_start", [recipe.large_start], True),
-            ("tokenizer.path", [recipe.tokenizer.path], False),
-            ("cluster.embedder", [recipe.cluster.embedder], False),
-            ("distill.teacher", [recipe.distill.teacher], True)):
-        for value in values:
-            scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value or "")
-            need(scheme is None or (hub and scheme[0] == "hf://"), place, value,
-                 f"on this machine{' or hf://NAME' * hub}: {scheme and scheme[0]} is not supported")
+    for place, values, also in (
+            ("generic", recipe.generic, "a URL or hf://NAME"),
+            ("domains", recipe.domains, "a URL or hf://NAME"),
+            ("domains_root", [recipe.domains_root], "a URL"), ("bundle", [recipe.bundle], ""),
+            ("start", [recipe.start], "hf://NAME"),
+            ("large_start", [recipe.large_start], "hf://NAME"),
+            ("tokenizer.path", [recipe.tokenizer.path], ""),
+            ("cluster.embedder", [recipe.cluster.embedder], ""),
+            ("distill.teacher", [recipe.distill.teacher], "hf://NAME")):
+        for value in filter(None, values):
+            hub = str(value).startswith("hf://")
+            need(not (hub or storage.is_url(value)) or (("hf" if hub else "URL") in also), place,
+                 value, "on this machine" + f" or {also}" * bool(also))
     starts = recipe.start is not None or recipe.large_start is not None
     need(recipe.pretrain_tokens > 0 or starts, "pretrain_tokens", 0,
          "positive, or 0 to fine-tune 'start' as it is")

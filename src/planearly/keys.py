@@ -229,8 +229,9 @@ class Study:
 class Recipe:
     name: str = key("shown in reports", "recipe")
     seed: int = key("of the split, the sampler and the weights", 0)
-    generic: list[str] = key("files, folders, globs, hf://NAME or a corpus by name (c4, fineweb, "
-                             "fineweb-edu, dclm, pile) of generic text; or pydocs", [])
+    generic: list[str] = key("files, folders, globs, URLs (s3://...), hf://NAME or a corpus by "
+                             "name (c4, fineweb, fineweb-edu, dclm, pile) of generic text; or "
+                             "pydocs", [])
     bundle: str | None = key("specialise from this pretrained slm-pn or slm-mix, offline; or "
                              "count by these clusters", None)
     start: str | None = key("begin the small model, or every expert, as this model: a folder, or "

@@ -15,7 +15,7 @@ from typing import Any
 import typer
 import typer.core
 
-from planearly import config, keys
+from planearly import config, keys, storage
 from planearly.errors import UserError
 
 WINDOWS = os.name == "nt"
@@ -104,7 +104,7 @@ def names_documents(word: str) -> bool:
     """Whether a word with a "=" names documents: it is no recipe key, and they are there."""
     place = os.path.expanduser(word)
     key = word.partition("=")[0].partition(".")[0] in keys.Recipe.__dataclass_fields__
-    return word.startswith("hf://") or (
+    return word.startswith("hf://") or storage.is_url(word) or (
         not key and (os.path.exists(place) or bool(glob.glob(place, recursive=True))))
 
 

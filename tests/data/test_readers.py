@@ -362,12 +362,6 @@ def test_what_may_not_be_read(tmp_path, capsys):
     assert "closed is passed over: it cannot be read" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("entry", ["s3://bucket/x", "gs://b", "https://host/a.jsonl"])
-def test_places_of_other_kinds_are_refused_by_name(entry):
-    with pytest.raises(UserError, match=rf"{entry.split('/')[0]}// is not supported; copy"):
-        resolve([entry])
-
-
 def test_a_broken_record_of_a_hub_folder_is_named(tmp_path):
     pytest.importorskip("datasets")
     (tmp_path / "train.jsonl").write_bytes(lines(*[{"text": "x"}] * 5, b'{"text": broken'))

@@ -17,6 +17,7 @@ from planearly.stages.folder import Run, facts
 from planearly.train.steps import planned_rows
 from small_documents import domain_splits
 from small_runs import recipe
+from small_stores import fill, put
 
 
 def opened(root, out, **over) -> Run:
@@ -40,6 +41,28 @@ def test_held_out_text_in_the_generic_corpus_is_told_and_not_trained_on(
         rows = Rows.load(clusters.rows(run, 3))
         trained = set(dataset.windows["document"][rows.windows].tolist())
         assert not trained & set(excluded.tolist())
+
+
+def test_a_corpus_in_a_store_gives_what_a_local_copy_gives(made, tmp_path, memory):
+    fill(memory, made)
+    here = {"generic": [f"{memory}/*.jsonl"], "domains_root": f"{memory}/domains"}
+    runs = [opened(made, tmp_path / "local"), opened(made, tmp_path / "store", **here)]
+    found = []
+    for run in runs:
+        with run.opened():
+            folders = [corpus.generic(run), corpus.kept(run), corpus.domain(run, "law")]
+        found.append([{path.relative_to(folder): path.read_bytes()
+                       for path in sorted(folder.rglob("*.npy")) + sorted(folder.rglob("*.bin"))}
+                      for folder in folders])
+    assert found[0] == found[1] and all(found[0])
+    again = opened(made, tmp_path / "store", **here)
+    with again.opened():
+        assert corpus.kept(again) and not again.made
+    put(f"{memory}/domains/law/test.jsonl", (made / "domains/law/test.jsonl").read_bytes() + b"\n")
+    changed = opened(made, tmp_path / "store", **here)
+    with changed.opened():
+        corpus.kept(changed)
+        assert [folder.name.split("-")[0] for folder in changed.made] == ["law", "kept"]
 
 
 def test_a_domain_that_is_the_corpus_is_told_so(made, tmp_path):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from planearly.data.text import sections, text_hash
 from planearly.errors import UserError
 from planearly.progress import say
+from planearly.storage import is_url
 
 Kind = Literal["lines", "parquet", "text", "hub"]
 
@@ -90,7 +91,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Unit:
-    """One input file, or one shard of a Hugging Face dataset; possibly only a split of it."""
+    """One input file, of this machine or of a store, or one shard of a Hugging Face dataset;
+    possibly only a split of it.
+    """
 
     path: str
     kind: Kind
@@ -98,9 +101,14 @@ class Unit:
     modified: int = 0
     shard: tuple[int, int] = (0, 1)
     keep: HashRange | Section | None = None
-    revision: str = ""  # of a dataset on the hub: its commit
+    revision: str = ""  # of a dataset on the hub: its commit; of a store's file: its version
     source_field: str = ""  # that names a record's source; empty: the recipe's
     part: Part | None = None  # None: all of it
+
+    @property
+    def stored(self) -> bool:
+        """Whether it is a file of a store, which ``path`` is the URL of."""
+        return self.kind != "hub" and is_url(self.path)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from planearly import keys
+from planearly import keys, storage
 from planearly.data.documents import HashRange, Problems, Section, Unit, printable, split_hash
-from planearly.data.inputs import file_unit, folder_files, known_files, resolve
-from planearly.data.readers import bare_name, kind_of, read_documents
+from planearly.data.inputs import children, resolve
+from planearly.data.readers import bare_name, read_documents
 from planearly.data.text import sections
 from planearly.errors import UserError
 from planearly.progress import say
@@ -41,9 +41,13 @@ def domain_names(root: str) -> list[str]:
         UserError: there is no such folder, or nothing in it.
     """
     folder = Path(root).expanduser()
-    if not folder.is_dir():
+    if storage.is_url(root):
+        names = [name for name in storage.folders_in(root) if not name.startswith(".")]
+    elif not folder.is_dir():
         raise UserError(f"domains_root: {root} is not a folder")
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    else:
+        names = sorted(p.name for p in folder.iterdir()
+                       if p.is_dir() and not p.name.startswith("."))
     if not names:
         raise UserError(f"domains_root: {root} has no subfolders, one per domain")
     return names
@@ -55,14 +59,13 @@ def given_splits(root: str | None, entry: str,
 
     Args:
         root: folder of domains by name, or None.
-        entry: a name under ``root``; or a file, folder, glob or ``hf://`` name.
+        entry: a name under ``root``; or a file, folder, glob, URL or ``hf://`` name.
         pinned: as of :func:`planearly.data.inputs.resolve`.
 
     Raises:
         UserError: nothing there, or no train split.
     """
-    named = Path(root).expanduser() / entry if root else None
-    where = str(named) if named is not None and named.exists() else entry
+    where, is_folder = _place(root, entry)
     if where == entry and "://" not in entry and not Path(entry).expanduser().exists():
         try:
             units = resolve([entry], pinned)
@@ -70,12 +73,21 @@ def given_splits(root: str | None, entry: str,
             place = f"under domains_root ({root}) or as a path" if root else "as a path"
             told = f"exists neither {place}" if root else f"does not exist {place}"
             raise UserError(f"the domain '{entry}' {told}: check its name") from error
-        given: dict[str, list[Unit]] = {"train": units}
-    elif Path(where).expanduser().is_dir():
-        given = _as_split(Path(where).expanduser()) or {"train": resolve([where], pinned)}
-    else:
-        given = {"train": resolve([where], pinned)}
-    return given
+        return {"train": units}
+    return (is_folder and _as_split(where)) or {"train": resolve([where], pinned)}
+
+
+def _place(root: str | None, entry: str) -> tuple[str, bool]:
+    """Where a domain is, under ``root`` or by itself, and whether it is a folder."""
+    if storage.is_url(entry) or (root and storage.is_url(root)):
+        url = entry if storage.is_url(entry) else storage.join(str(root), entry)
+        found = storage.look(url)
+        if found:
+            return found.url, found.is_folder
+        return entry, False
+    named = Path(root).expanduser() / entry if root else None
+    path = named if named is not None and named.exists() else Path(entry).expanduser()
+    return (str(path), True) if path.is_dir() else (str(named) if path == named else entry, False)
 
 
 def missing(given: dict[str, list[Unit]]) -> list[str]:
@@ -83,7 +95,7 @@ def missing(given: dict[str, list[Unit]]) -> list[str]:
     return [split for split in SPLITS[1:] if split not in given]
 
 
-def _as_split(folder: Path) -> dict[str, list[Unit]]:
+def _as_split(folder: str) -> dict[str, list[Unit]]:
     """The splits that a folder's names tell of; empty if they tell of none.
 
     Names mean splits where there is a ``train`` and another one, or nothing else but a README. Text
@@ -94,27 +106,28 @@ def _as_split(folder: Path) -> dict[str, list[Unit]]:
     Raises:
         UserError: there is a split but none for training, and nothing else.
     """
-    given: dict[str, list[Path]] = {}
+    given: dict[str, list[Unit]] = {}
     others: list[str] = []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name.lower().startswith("readme."):
+    texts_only, sole = True, ""
+    for name, is_folder, units in children(folder):
+        if not units:
             continue
-        paths = folder_files(path) if path.is_dir() else known_files([path], folder)
-        if not paths:
-            continue
-        name = _SPLIT_NAME.fullmatch(bare_name(path.name).lower())
-        if name is None:
-            others.append(path.name)
+        meant = _SPLIT_NAME.fullmatch(bare_name(name).lower())
+        if meant is None:
+            others.append(name)
+            sole = name if is_folder else ""
         else:
-            given.setdefault(_NAMES[name[1]], []).extend(paths)
-    texts_only = all(path.parent == folder and kind_of(path) == "text"
-                     for paths in given.values() for path in paths)
-    if not given and len(others) == 1 and (folder / others[0]).is_dir():
-        return {} if (folder / others[0]).is_symlink() else _as_split(folder / others[0])
+            given.setdefault(_NAMES[meant[1]], []).extend(units)
+            texts_only = texts_only and not is_folder and units[0].kind == "text"
+    if not given and len(others) == 1 and sole:
+        if storage.is_url(folder):
+            return _as_split(storage.join(folder, sole))
+        path = Path(folder) / sole
+        return {} if path.is_symlink() else _as_split(str(path))
     if not given or (texts_only and (others or list(given) == ["train"])):
         ends = {_NAMES[found[1]]: name for name in others
                 if (found := _SPLIT_END.fullmatch(bare_name(name).lower()))}
-        some = [path.name for paths in (given.values() if others else ()) for path in paths[:1]]
+        some = _first(given) if others else []
         if "train" in given and len(given) > 1 and others:
             say(f"{folder}: {_some(some)} are not taken for splits, as {_some(others)} lies beside "
                 "these texts: all is used and split anew")
@@ -123,15 +136,20 @@ def _as_split(folder: Path) -> dict[str, list[Unit]]:
                 "begin with 'train', 'valid' or 'test': all is used and split anew")
         return {}
     if others and not ("train" in given and len(given) > 1):
-        say(f"{folder}: {', '.join(path.name for paths in given.values() for path in paths[:1])} "
-            f"is not taken for a split, as {_some(others)} lies beside: all is used and split anew")
+        say(f"{folder}: {', '.join(_first(given))} is not taken for a split, as {_some(others)} "
+            "lies beside: all is used and split anew")
         return {}
     if not given.get("train"):
         raise UserError(f"{folder} has a {' and a '.join(given)} split but no train split")
     if others:
         say(f"{folder} is taken as split by its names; {_some(others)} belongs to no split and is "
             "left out")
-    return {split: [file_unit(path) for path in paths] for split, paths in given.items()}
+    return given
+
+
+def _first(given: dict[str, list[Unit]]) -> list[str]:
+    """The name of a file of each split."""
+    return [Path(units[0].path).name for units in given.values()]
 
 
 def _some(names: list[str]) -> str:

@@ -1,4 +1,5 @@
-"""The input files behind files, folders, globs and names of Hugging Face datasets."""
+"""The input files behind files, folders and globs, of this machine or of a store, and names of
+Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -6,13 +7,14 @@ import difflib
 import functools
 import glob
 import os
-import re
 import stat
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, TypeVar
 
+from planearly import storage
 from planearly.data import corpora, hub
 from planearly.data.documents import Unit, printable
 from planearly.data.readers import KNOWN, kind_of
@@ -20,10 +22,15 @@ from planearly.errors import UserError
 from planearly.files import reading_error
 from planearly.progress import say
 
+_UNKNOWN = f"{{}}: cannot tell its format by its name; it should be {KNOWN}"
+_NOTHING = f"{{}} holds no documents: no file there is {KNOWN}"
+_ABSENT = "{} does not exist: check the bucket and the name"
+_Path = TypeVar("_Path", bound=PurePath)
+
 
 def resolve(paths: list[str], pinned: dict[str, Any] | None = None) -> list[Unit]:
-    """The input files behind files, folders, globs, ``hf://NAME[/CONFIG][:SPLIT]`` names and
-    corpora by name (:mod:`planearly.data.corpora`).
+    """The input files behind files, folders, globs, URLs of these (:mod:`planearly.storage`),
+    ``hf://NAME[/CONFIG][:SPLIT]`` names and corpora by name (:mod:`planearly.data.corpora`).
 
     Folders are searched to the bottom, sorted (:func:`folder_files`). A file named twice is read
     once.
@@ -32,7 +39,7 @@ def resolve(paths: list[str], pinned: dict[str, Any] | None = None) -> list[Unit
         pinned: commits of datasets on the hub, by entry; those that are found out are added.
 
     Raises:
-        UserError: nothing is there, or nothing that can be read; a place of another kind.
+        UserError: nothing is there, or nothing that can be read; a store that cannot be asked.
     """
     if not paths:
         raise UserError("no documents are named: give files, folders, globs or hf://NAME")
@@ -46,9 +53,9 @@ def resolve(paths: list[str], pinned: dict[str, Any] | None = None) -> list[Unit
         if entry.startswith("hf://"):
             units.update((f"{entry}#{u.shard[0]}", u) for u in hub.resolve(entry, pinned))
             continue
-        if (scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", entry)):
-            raise UserError(f"'{entry}': {scheme[0]} is not supported; copy the documents to a "
-                            "folder of this machine, or give hf://NAME")
+        if storage.is_url(entry):
+            units.update((unit.path, unit) for unit in _stored(entry))
+            continue
         for path in _files(entry):
             real = os.path.realpath(path)
             # a file's own name says its format better than a link's
@@ -65,6 +72,84 @@ def file_unit(path: Path) -> Unit:
     except OSError as error:
         raise reading_error(error, path) from error
     return Unit(str(path), kind, status.st_size, status.st_mtime_ns)
+
+
+def check_urls(entries: list[str | None]) -> None:
+    """Refuse URLs at which there is nothing, without reading or listing what there is.
+
+    Args:
+        entries: as of :func:`resolve`, others of which are left alone.
+
+    Raises:
+        UserError: nothing is there, or the store cannot be asked.
+    """
+    for entry in filter(storage.is_url, entries):
+        place = str(entry)
+        while glob.has_magic(place) and storage.look(place) is None:
+            place = place.rpartition("/")[0]
+        if not storage.is_url(place) or storage.look(place) is None:
+            raise UserError(_ABSENT.format(entry))
+
+
+def children(folder: str) -> Iterator[tuple[str, bool, list[Unit]]]:
+    """(name, whether it is a folder, its documents) of what lies in a folder, by name; neither what
+    is hidden nor READMEs."""
+    def aside(name: str) -> bool:
+        return name.startswith(".") or name.lower().startswith("readme.")
+
+    if not storage.is_url(folder):
+        for path in sorted(Path(folder).iterdir()):
+            if not aside(path.name):
+                within = folder_files(path) if path.is_dir() else known_files([path], folder)
+                yield path.name, path.is_dir(), [file_unit(each) for each in within]
+        return
+    files = storage.files_under(folder)
+    for name in sorted({storage.within(file.url, folder).partition("/")[0] for file in files}):
+        if not aside(name):
+            place = storage.join(folder, name)
+            inside = [file for file in files if file.url.startswith(f"{place}/")]
+            yield name, bool(inside), (_stored_files(inside, place) if inside else _stored_units(
+                [file for file in files if file.url == place], folder))
+
+
+def _stored(entry: str) -> list[Unit]:
+    """The input files behind the URL of a file, a folder or a glob."""
+    found = storage.look(entry)
+    if found is None and glob.has_magic(entry):
+        named = PurePath(entry).parts  # what is hidden is matched by its own name alone
+        matches = [match for match in storage.matching(entry) if not any(
+            part.startswith(".") and part not in named for part in PurePath(match.url).parts)]
+        units = [unit for match in matches if match.is_folder
+                 for unit in _stored_files(storage.files_under(match.url), match.url)]
+        units += _stored_units([match for match in matches if not match.is_folder], entry)
+        units.sort(key=lambda unit: PurePath(unit.path))
+    elif found is None:
+        raise UserError(_ABSENT.format(entry))
+    elif found.is_folder:
+        units = _stored_files(storage.files_under(found.url), found.url)
+    elif kind_of(PurePath(found.url)) is None:
+        raise UserError(_UNKNOWN.format(entry))
+    else:
+        units = _stored_units([found], entry)
+    if not units:
+        raise UserError(_NOTHING.format(entry))
+    return units
+
+
+def _stored_files(files: list[storage.Entry], folder: str) -> list[Unit]:
+    """The documents among the files of a folder in a store."""
+    shown = [file for file in files if not any(
+        part.startswith(".") for part in storage.within(file.url, folder).split("/"))]
+    units = _stored_units(shown, folder)
+    beside = {PurePath(unit.path).parent for unit in units if unit.kind != "text"}
+    return [unit for unit in units if PurePath(unit.path).parent not in beside
+            or not PurePath(unit.path).name.lower().startswith("readme.")]
+
+
+def _stored_units(files: list[storage.Entry], place: str) -> list[Unit]:
+    known = set(_known([PurePath(file.url) for file in files], place))
+    return [Unit(file.url, kind, file.size, revision=file.version) for file in files
+            if PurePath(file.url) in known and (kind := kind_of(PurePath(file.url)))]
 
 
 def _files(entry: str) -> list[Path]:
@@ -84,7 +169,7 @@ def _files(entry: str) -> list[Path]:
                         "file, and give that")
     elif mode is not None:
         if kind_of(path) is None:
-            raise UserError(f"{entry}: cannot tell its format by its name; it should be {KNOWN}")
+            raise UserError(_UNKNOWN.format(entry))
         return [path]
     elif glob.has_magic(entry):
         found = []
@@ -99,7 +184,7 @@ def _files(entry: str) -> list[Path]:
         raise UserError(f"{entry} does not exist: check the path"
                         + (f", or did you mean the corpus '{near[0]}'?" if near else ""))
     if not found:
-        raise UserError(f"{entry} holds no documents: no file there is {KNOWN}")
+        raise UserError(_NOTHING.format(entry))
     return found
 
 
@@ -134,11 +219,8 @@ def folder_files(folder: Path) -> list[Path]:
 
 def known_files(paths: list[Path], place: Path | str) -> list[Path]:
     """Those of the paths that are files of a known format; the others are told."""
-    found, others = [], Counter[str]()
-    for path in paths:
-        if kind_of(path) is None:
-            others[path.suffix.lower() or path.name] += 1
-            continue
+    found = []
+    for path in _known(paths, place):
         try:
             regular = stat.S_ISREG(path.stat().st_mode)
         except OSError as error:
@@ -149,12 +231,18 @@ def known_files(paths: list[Path], place: Path | str) -> list[Path]:
             found.append(path)
         else:
             _tell(f"{path} is passed over: it is no regular file")
+    return found
+
+
+def _known(paths: list[_Path], place: Path | str) -> list[_Path]:
+    """Those of the paths whose names say a known format; the others are told."""
+    others = Counter(path.suffix.lower() or path.name for path in paths if kind_of(path) is None)
     if others:
         most = sorted(others.items(), key=lambda counted: (-counted[1], counted[0]))[:4]
         kinds = ", ".join(f"{kind} {n}" for kind, n in most)
         _tell(f"{place}: {others.total()} files are passed over, as their names say no known "
               f"format ({kinds}{', ...' if len(others) > 4 else ''})")
-    return found
+    return [path for path in paths if kind_of(path) is not None]
 
 
 @functools.cache

@@ -16,10 +16,10 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any
 
-from planearly import keys
+from planearly import keys, storage
 from planearly.data import hub
 from planearly.data.documents import Document, Kind, Part, Problems, Unit, printable
 from planearly.errors import UserError, brief
@@ -39,7 +39,7 @@ _MOST_CONTROLS = 0.05  # share of control characters in a text
 _STRAY_CONTROLS = 3  # of a record, however short, are no sign of binary data
 
 
-def kind_of(path: Path) -> Kind | None:
+def kind_of(path: PurePath) -> Kind | None:
     """How a file is read, by its name; None if it is not."""
     suffixes = [s.lower() for s in path.suffixes]
     if suffixes and suffixes[-1] in _CODECS:
@@ -155,16 +155,26 @@ def _records(unit: Unit, settings: keys.Data,
     return None
 
 
-def _open(unit: Unit) -> IO[bytes]:
-    """The unpacked bytes of a file that is still as it was listed."""
+def _open(unit: Unit, until: int | None = None) -> IO[bytes]:
+    """The unpacked bytes of a file that is still as it was listed.
+
+    Args:
+        until: where the bytes that are wanted of a plain file end (None: with the file or part).
+    """
+    file: IO[bytes]
     try:
         if unit.part is not None and unit.part.stored:
             return hub.zstd_reader(open(unit.part.stored, "rb", buffering=hub.BUFFER))
-        file = open(unit.path, "rb", buffering=hub.BUFFER)  # noqa: SIM115
-        status = os.fstat(file.fileno())
+        if unit.stored:
+            if unit.part is not None and unit.kind == "lines":
+                until = unit.part.stop
+            file = storage.reader(storage.Entry(unit.path, unit.size, unit.revision), until)
+        else:
+            file = open(unit.path, "rb", buffering=hub.BUFFER)  # noqa: SIM115
+            status = os.fstat(file.fileno())
     except OSError as error:
         raise reading_error(error, unit.path) from error
-    if (status.st_size, status.st_mtime_ns) != (unit.size, unit.modified):
+    if not unit.stored and (status.st_size, status.st_mtime_ns) != (unit.size, unit.modified):
         file.close()
         raise UserError(f"{unit.path} has changed since it was listed: start again")
     codec = Path(unit.path).suffix.lower()
@@ -324,7 +334,7 @@ def line_blocks(unit: Unit, n_bytes: int) -> Iterator[list[bytes]]:
 
 def line_ends(unit: Unit, start: int, stop: int, n_bytes: int) -> Iterator[tuple[int, int]]:
     """(bytes, ends of lines among them) of the bytes [start, stop) of a file, some at a time."""
-    with _open(unit) as handle:
+    with _open(unit, stop) as handle:
         handle.seek(start)
         while start < stop and (data := handle.read(min(n_bytes, stop - start))):
             start += len(data)

@@ -50,7 +50,7 @@ def evaluate_files(model_folder: Path, files: list[str], context: int | None = N
     """Evaluate a model on documents.
 
     Args:
-        files: files, folders, globs or hf://NAME, as for every corpus.
+        files: files, folders, globs, URLs or hf://NAME, as for every corpus.
         context: most targets of a window; None takes the most that the model reads, at most 1,024.
             A model exported by planearly says the context it was trained with.
         text_field: field that holds the text in JSONL or Parquet records.

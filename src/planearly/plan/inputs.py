@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planearly import methods, units
+from planearly import methods, storage, units
 from planearly.cost import devices
 from planearly.data import corpora
+from planearly.data.inputs import resolve
 from planearly.errors import UserError
 from planearly.files import read_json
 from planearly.model import reading
@@ -67,7 +68,8 @@ def read(
 
 def paths(texts: Sequence[str]) -> list[str]:
     """Those that name files, folders or corpora, for the recipes of the plan."""
-    return [text for text in texts if Path(text).exists() or text in corpora.TABLE]
+    return [text for text in texts
+            if Path(text).exists() or text in corpora.TABLE or storage.is_url(text)]
 
 
 def limit(params: str | None, size: str | None, speed: float | None, on: str | None,
@@ -87,10 +89,12 @@ def limit(params: str | None, size: str | None, speed: float | None, on: str | N
 
 
 def tokens(given: object, flag: str) -> int:
-    """A count, or the tokens of a corpus by name, or about those of a file, a folder or a token
-    dataset."""
+    """A count, or the tokens of a corpus by name, or about those of a file, a folder (also by URL)
+    or a token dataset."""
     text = str(given)
     path = Path(text)
+    if storage.is_url(text):
+        return _tokens_of([(Path(unit.path), unit.size) for unit in resolve([text])], text, flag)
     if not path.exists():
         if text in corpora.TABLE:
             return round(corpora.TABLE[text].tokens)
@@ -106,7 +110,12 @@ def tokens(given: object, flag: str) -> int:
         if isinstance(dataset, dict) and "n_tokens" in dataset:  # else a file of the user's own
             return int(dataset["n_tokens"])
     files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-    size = sum(p.stat().st_size * _PACKED.get(p.suffix, 1.0) for p in files)
+    return _tokens_of([(p, p.stat().st_size) for p in files], text, flag)
+
+
+def _tokens_of(files: list[tuple[Path, int]], text: str, flag: str) -> int:
+    """About how many tokens files of these sizes hold."""
+    size = sum(n_bytes * _PACKED.get(file.suffix, 1.0) for file, n_bytes in files)
     if size == 0:
         raise UserError(f"{flag}: {text} holds no text: name files that do, or give a number of "
                         "tokens")

@@ -46,6 +46,15 @@ def sources(run: Run) -> tuple[list[str], str | None, list[str]]:
         recipe.domains)
 
 
+def check(recipe: keys.Recipe) -> None:
+    """Refuse places in stores that cannot be read, before anything is written.
+
+    Raises:
+        UserError: nothing is there, or the store cannot be asked.
+    """
+    inputs.check_urls([*recipe.generic, recipe.domains_root, *recipe.domains])
+
+
 @contextlib.contextmanager
 def pinned(run: Run) -> Iterator[dict[str, Any]]:
     """Commits of the run's datasets on the hub: resolved once, then a run asks nobody."""
@@ -94,7 +103,7 @@ def needed_domains(run: Run, what: str) -> dict[str, str]:
 
 
 def histogram_file(run: Run, name: str) -> Path:
-    """The file that a domain of the recipe would be given by."""
+    """The file that a domain of the recipe would be given by; one of this machine."""
     entry, root = domain_names(run)[name], sources(run)[1]
     named = Path(root).expanduser() / entry if root else Path(entry)
     return named if named.exists() else Path(entry).expanduser()

@@ -349,8 +349,9 @@ class Run:
             yield
 
     def unit_digests(self, units: Sequence[Unit]) -> list[str]:
-        """What each input is: a file's content, or the name and part of a hub dataset."""
-        local = [Path(unit.path) for unit in units if unit.kind != "hub"]
+        """What each input is: a file's content, the URL and version of a store's file, or the name
+        and part of a hub dataset."""
+        local = [Path(unit.path) for unit in units if unit.kind != "hub" and not unit.stored]
         content = dict(zip(local, self.file_digests(local), strict=True))
         return [digest([content.get(Path(unit.path), unit.path), unit.shard, repr(unit.keep),
                         *filter(None, (unit.revision, unit.source_field))]) for unit in units]

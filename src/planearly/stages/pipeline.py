@@ -40,6 +40,7 @@ def run(recipe: Recipe, out: Path, until: str = "report",
         UserError: a recipe that cannot work.
     """
     trained.check(recipe)
+    corpus.check(recipe)
     rows = [methods.find(name) for name in recipe.methods]
     reach = VERBS.index(until)
     if recipe.mixture.expert is not None and reach > VERBS.index("pretrain"):

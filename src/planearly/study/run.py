@@ -218,6 +218,7 @@ def study(recipe: Recipe, out: Path, suite: Suite, workers: int | None = None,
     grid.check(recipe)  # before the folder is touched
     if only_report:
         return report(recipe, out, suite)[0]
+    corpus.check(recipe)
     with Run(out, recipe).opened():
         shutil.rmtree(out / _FAILED, ignore_errors=True)  # another start, another try
         many = workers or max(torch.cuda.device_count(), 1)

@@ -1,0 +1,248 @@
+"""Files of stores (``s3://``, ``gs://`` and what else ``fsspec`` opens): found and read.
+
+A file there is known by its URL and its version: its size and the tag that the store gives its
+content, or else its time of change. Nothing that a store said is remembered, so what has changed is
+seen. Addresses and credentials are those that the store's own tools take.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import io
+import re
+import time
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+from planearly.errors import UserError, brief
+
+_URL = re.compile(r"(?!hf://)([A-Za-z][A-Za-z0-9+.-]+)://")  # names of the hub are another matter
+_PACKAGES = {"s3": "planearly[s3]", "s3a": "planearly[s3]", "gs": "planearly[gcs]",
+             "gcs": "planearly[gcs]", "abfs": "adlfs", "abfss": "adlfs", "az": "adlfs",
+             "http": "aiohttp", "https": "aiohttp", "sftp": "paramiko", "ssh": "paramiko"}
+_TAGS = ("ETag", "md5Hash", "etag", "content_md5", "Content-MD5")
+_TIMES = ("LastModified", "updated", "last_modified", "Last-Modified", "mtime", "modified",
+          "created")
+_LEAST, _MOST = 1 << 18, 1 << 23  # bytes asked for at once
+_PAUSES = (1.0, 4.0, 16.0)
+"""Seconds before a block is asked for again."""
+_FOR_GOOD = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError,
+             TypeError, NotImplementedError, ImportError)
+_INVALID = (errno.EINVAL, errno.ENAMETOOLONG, errno.EPERM)
+_NO_BUCKET = re.compile("bucket (does not exist|not found)", re.IGNORECASE)
+_CREDENTIALS = re.compile(r"Credential|Token|RefreshError|ProfileNotFound|Auth")
+
+
+class Entry(NamedTuple):
+    """What a store has at a URL: a file, or a folder, which has no version."""
+
+    url: str
+    size: int = 0
+    version: str = ""
+
+    @property
+    def is_folder(self) -> bool:
+        return not self.version
+
+
+def is_url(place: object) -> bool:
+    """Whether a place is of a store; names of the hub (``hf://``) are not."""
+    return bool(_URL.match(str(place)))
+
+
+def join(url: str, name: str) -> str:
+    return f"{url.rstrip('/')}/{name}"
+
+
+def within(url: str, folder: str) -> str:
+    """The path of a URL from a folder that it lies in."""
+    return url.removeprefix(folder.rstrip("/")).lstrip("/")
+
+
+def look(url: str) -> Entry | None:
+    """What is at a URL now; None: nothing.
+
+    Raises:
+        UserError: no such bucket, no right to look, or one of those that any call raises: no
+            package for the scheme, no credentials, no connection.
+    """
+    with _asking(url):
+        store, path = _store(url)
+        try:
+            return _entry(store, store.info(path))
+        except FileNotFoundError as error:
+            if _NO_BUCKET.search(str(error)):
+                raise
+            return None
+
+
+def files_under(folder: str) -> list[Entry]:
+    """All files of a folder, to the bottom, in the order of their paths as of a local folder."""
+    with _asking(folder):
+        store, path = _store(folder)
+        return _sorted(_entry(store, info) for info in store.find(path, detail=True).values()
+                       if not info["name"].endswith("/"))  # an object that marks a folder
+
+
+def matching(pattern: str) -> list[Entry]:
+    """The files and folders that a glob matches, in the order of their paths."""
+    with _asking(pattern):
+        store, path = _store(pattern)
+        return _sorted(_entry(store, info) for info in store.glob(path, detail=True).values())
+
+
+def folders_in(folder: str) -> list[str]:
+    """The names of a folder's own folders, sorted."""
+    with _asking(folder):
+        store, path = _store(folder)
+        found = [info["name"] for info in store.ls(path, detail=True)
+                 if info["type"] == "directory"]
+        return sorted(PurePosixPath(name).name for name in found)
+
+
+def reader(file: Entry, until: int | None = None) -> io.BufferedReader:
+    """The bytes of a file, which is still as it was listed.
+
+    Args:
+        until: where the bytes that are wanted end (None: the file); beyond, less is read ahead.
+
+    A block that could not be had is asked for again. Reading raises :class:`UserError` where the
+    file has changed or gone, or the store cannot be reached.
+    """
+    return io.BufferedReader(_Blocks(file, file.size if until is None else until), _LEAST >> 1)
+
+
+class _Blocks(io.RawIOBase):
+    """A file of a store, in blocks that grow while it is read in order."""
+
+    def __init__(self, file: Entry, until: int) -> None:
+        self.file, self.until = file, until
+        self._place = self._start = 0
+        self._block = b""
+        self._ahead = _LEAST >> 1
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self.file.size}[whence]
+        self._place = max(origin + place, 0)
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def readinto(self, into: Any) -> int:
+        if self._place >= self.file.size:
+            return 0
+        end = self._start + len(self._block)
+        if not self._start <= self._place < end:
+            self._ahead = min(2 * self._ahead, _MOST) if self._place == end else _LEAST
+            ahead = max(min(self._place + self._ahead, self.until), self._place + _LEAST)
+            stop = min(max(self._place + len(into), ahead), self.file.size)
+            self._start, self._block = self._place, _fetch(self.file, self._place, stop)
+        first = self._place - self._start
+        data = self._block[first:first + len(into)]
+        into[:len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+
+def _fetch(file: Entry, start: int, stop: int) -> bytes:
+    """The bytes [start, stop) of a file, which afterwards is still as it was listed."""
+    with _asking(file.url):
+        for pause in (*_PAUSES, None):
+            try:
+                store, path = _store(file.url)
+                data = store.cat_file(path, start=start, end=stop)
+                now = look(file.url)
+                if now is None or now.version != file.version:
+                    raise UserError(f"{file.url} has changed since it was listed: start again")
+                if len(data) == stop - start:
+                    return bytes(data)
+                raise ConnectionError(f"{len(data)} bytes came of {stop - start}")
+            except UserError:
+                raise
+            except Exception as error:  # clients raise what theirs raise
+                if pause is None or not _passes(error):
+                    raise
+                time.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _store(url: str) -> tuple[Any, str]:
+    """The file system of a URL, which remembers no listings, and the path there."""
+    scheme = url.partition("://")[0]
+    try:
+        from fsspec.core import url_to_fs
+
+        store, path = url_to_fs(url)
+    except ImportError as error:
+        package = _PACKAGES.get(scheme.lower())
+        how = f"pip install '{package}'" if package else brief(error)
+        raise UserError(f"{url}: {scheme}:// needs a package: {how}") from error
+    store.invalidate_cache()
+    return store, path
+
+
+def _entry(store: Any, info: dict[str, Any]) -> Entry:
+    url = store.unstrip_protocol(info["name"])
+    if info["type"] == "directory":
+        return Entry(url)
+    if info.get("size") is None:
+        raise UserError(f"{url} cannot be read in parts, as its server does not tell its size: "
+                        "download it")
+    told = next((info[name] for name in (*_TAGS, *_TIMES) if info.get(name)), "")
+    told = told.timestamp() if isinstance(told, datetime.datetime) else told
+    return Entry(url, int(info["size"]), f"{info['size']} {told}".replace('"', "").rstrip())
+
+
+def _sorted(entries: Iterator[Entry]) -> list[Entry]:
+    return sorted(entries, key=lambda entry: PurePosixPath(entry.url))
+
+
+@contextlib.contextmanager
+def _asking(url: str) -> Iterator[None]:
+    """Whatever a client raises as one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not _passes(error):
+            raise _refused(url, error) from error
+        lost = OSError(errno.ETIMEDOUT, brief(error))  # so that it counts as one that may pass
+        lost.__cause__ = error
+        raise UserError(f"cannot reach {url} ({brief(error)}): check the connection and the "
+                        "address of the store (docs/data.md), and start again") from lost
+
+
+def _passes(error: Exception) -> bool:
+    """Whether an error is of the connection, so that asking again may help."""
+    if isinstance(error, OSError) and error.errno in _INVALID:
+        return False
+    return not isinstance(error, _FOR_GOOD) and not _CREDENTIALS.search(type(error).__name__)
+
+
+def _refused(url: str, error: Exception) -> UserError:
+    """One sentence for an error that asking again does not mend."""
+    scheme, why = url.partition("://")[0], brief(error)
+    if _CREDENTIALS.search(type(error).__name__):
+        return UserError(f"{url} needs credentials ({why}): set them as for the store's own tools, "
+                         "or say that it is public (docs/data.md)")
+    if isinstance(error, PermissionError):
+        return UserError(f"the store refuses {url} ({why}): check what your credentials may do")
+    if isinstance(error, FileNotFoundError):
+        where = " (no such bucket)" if _NO_BUCKET.search(str(error)) else ""
+        return UserError(f"{url} does not exist{where}: check its name")
+    if isinstance(error, ValueError) and "protocol" in why.lower():
+        return UserError(f"'{url}': {scheme}:// is not known; give s3://, gs://, hf://NAME or a "
+                         "place on this machine")
+    return UserError(f"cannot read {url} ({why}): check its name and the settings of the store "
+                     "(docs/data.md)")
