@@ -6,7 +6,7 @@ from hypothesis import is_hypothesis_test
 import examples
 from planearly.cluster import embed
 from small_runs import Words, corpus
-from small_stores import hasty, memory, s3, s3_server  # noqa: F401
+from small_stores import fresh_cache, hasty, memory, s3, s3_server  # noqa: F401
 
 
 @pytest.fixture

@@ -24,7 +24,16 @@ def put(url: str, data: bytes) -> str:
 
 
 @pytest.fixture
-def memory():
+def fresh_cache(monkeypatch, tmp_path_factory):
+    """An empty folder for copies."""
+    place = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("PLANEARLY_CACHE", str(place))
+    storage.local.cache_clear()
+    return place
+
+
+@pytest.fixture
+def memory(fresh_cache):
     """The URL of an empty folder in this process's memory."""
     store = fsspec.filesystem("memory")
     store.store.clear()
@@ -49,7 +58,7 @@ def s3_server():
 
 
 @pytest.fixture
-def s3(s3_server, monkeypatch, tmp_path):
+def s3(s3_server, fresh_cache, monkeypatch, tmp_path):
     """The URL of an empty bucket, whose server and credentials the environment names."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)

@@ -12,6 +12,7 @@ from planearly import api, config, keys
 from planearly.cli import main
 from small_models import TEXT, model_folder
 from small_runs import corpus, recipe
+from small_stores import fill, put
 
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "first-run.ipynb"
 ASKED = {"inference_params": "126M", "generic_tokens": 150_000_000_000, "spec_tokens": "1M",
@@ -69,6 +70,29 @@ def test_a_model_is_evaluated_and_tried(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(found))
     said = planearly.generate(model, "The quick", tokens=4, temperature=0)
     assert said.startswith("The quick")
+
+
+def test_a_model_in_a_store_is_evaluated_and_tried(tmp_path, memory, capsys):
+    model = model_folder(tmp_path)
+    (tmp_path / "a.txt").write_text(TEXT[0])
+    fill(f"{memory}/model", model)
+    url = put(f"{memory}/a.txt", TEXT[0].encode())
+    found = planearly.evaluate(f"{memory}/model", url)
+    assert list(found.pop("files")) == [url]
+    ours = planearly.evaluate(model, tmp_path / "a.txt")
+    assert ours.pop("files") and found == ours
+    capsys.readouterr()
+    for words in (["evaluate", f"{memory}/model", url, "--json"],
+                  ["generate", f"{memory}/model", "a", "--tokens", "2"],
+                  ["gguf", f"{memory}/model", "--out", str(tmp_path / "m.gguf")]):
+        main(words)
+    evaluated, continued = capsys.readouterr().out.splitlines()[:2]
+    assert json.loads(evaluated)["perplexity"] == found["perplexity"]
+    assert continued == planearly.generate(model, "a", tokens=2).splitlines()[0]
+    assert (tmp_path / "m.gguf").stat().st_size > 1_000
+    with pytest.raises(SystemExit):
+        main(["generate", f"{memory}/none", "a"])
+    assert "none does not exist: check the bucket" in capsys.readouterr().err
 
 
 def test_importing_brings_no_torch():

@@ -61,9 +61,9 @@ def test_overrides_reach_every_depth(recipe):
     ("cluster.nested=maybe", "should be true or false"), ("lora.alpha=inf", "finite"),
     ("lora.alpha=1e999", "finite"), ("finetune.patience=0", "between 1 and"),
     ("pretrain.optimizer.lr=-1", "above 0"), ("tokenizer={a: {b: c}}", "'tokenizer.a'"),
-    ("start=https://hf.co/a/b", "'start' is https://hf.co/a/b; it must be on this machine or hf"),
-    ("bundle=s3://a/b", "'bundle' is s3://a/b; it must be on this machine"),
-    ("domains_root=hf://a/b", "'domains_root' is hf://a/b; it must be on this machine or a URL"),
+    ("start=https://hf.co/a/b", "start' is https://hf.co/a/b; it must be on this machine or in a"),
+    ("cluster.embedder=s3://a/b", "it must be on this machine"),
+    ("domains_root=hf://a/b", "'domains_root' is hf://a/b; it must be on this machine or in a s"),
     ("=3", "unknown recipe key ''"), ("model.layers.x=3", "'layers' is not a section"),
 ])
 def test_a_bad_setting_is_one_sentence(recipe, setting, sentence):

@@ -339,3 +339,51 @@ def test_other_processes_write_the_dataset_of_a_local_copy(s3, tmp_path, monkeyp
 def test_names_are_texts_too(memory):
     put(f"{memory}/ab cd/é #1.txt", b"odd")
     assert texts(f"{memory}/ab cd/é #1.txt") == texts(f"{memory}/*/*.txt") == ["odd"]
+
+
+def test_a_copy_is_made_once_for_each_version(store, fresh_cache, tmp_path, monkeypatch, capsys):
+    for name in ("config.json", "model.safetensors", "pickled.bin", "deep/er/x.json"):
+        put(f"{store}/m/{name}", name.encode() * 1_000)
+    names = ("*.json", "*.safetensors")
+    folder = storage.local(f"{store}/m", names)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        name: name.encode() * 1_000 for name in ("config.json", "model.safetensors")}
+    assert folder.name == "m" and folder.is_relative_to(fresh_cache)
+    assert f"fetching {store}/m: 0.028 MB" in capsys.readouterr().err
+    everything = storage.local(f"{store}/m")
+    assert (everything / "deep/er/x.json").stat().st_size == 14_000
+    one = storage.local(f"{store}/m/config.json")
+    assert one.read_bytes() == b"config.json" * 1_000 and one.name == "config.json"
+
+    def another():  # another process
+        storage.local.cache_clear()
+        capsys.readouterr()
+        return storage.local(f"{store}/m", names), "fetching" in capsys.readouterr().err
+
+    assert another() == (folder, False)
+    put(f"{store}/m/config.json", b"{}")
+    assert storage.local(f"{store}/m", names) == folder  # a process keeps what it began with
+    changed, fetched = another()
+    assert fetched and changed != folder and (changed / "config.json").read_bytes() == b"{}"
+    assert storage.local(str(tmp_path)) == tmp_path
+    for place, told in ((f"{store}/none", "does not exist"), (f"{store}/m/deep", r"no \*\.json")):
+        with pytest.raises(UserError, match=told):
+            storage.local(place, names)
+
+
+def test_a_copy_that_was_interrupted_goes_on(memory, monkeypatch):
+    for name in "abc":
+        put(f"{memory}/m/{name}", name.encode() * 1_000)
+    fetch, fetched = storage._fetch, []
+
+    def stopped(file, start, stop):
+        fetched.append(file.url[-1])
+        if file.url.endswith("b") and len(fetched) == 2:
+            raise KeyboardInterrupt
+        return fetch(file, start, stop)
+
+    monkeypatch.setattr(storage, "_fetch", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        storage.local(f"{memory}/m")
+    assert sorted(p.name for p in storage.local(f"{memory}/m").iterdir()) == ["a", "b", "c"]
+    assert fetched == ["a", "b", "b", "c"]

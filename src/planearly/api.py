@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planearly import config, usage
+from planearly import config, storage, usage
 from planearly.errors import UserError
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def evaluate(model: PathLike, documents: PathLike | Sequence[PathLike], *,
     """``planearly evaluate``: perplexity and bits per byte of a model folder on documents.
 
     Args:
-        model: folder in Hugging Face format.
+        model: folder in Hugging Face format, or its URL.
         documents: files, folders, globs, URLs (``s3://...``) or ``hf://NAME``.
         context: most targets of a window; None takes what the model reads, at most 1,024.
         text_field: field of JSONL or Parquet records that holds the text.
@@ -129,7 +129,8 @@ def evaluate(model: PathLike, documents: PathLike | Sequence[PathLike], *,
     """
     from planearly.evaluate.files import evaluate_files
 
-    return evaluate_files(Path(model), _many(documents), context=context, text_field=text_field)
+    return evaluate_files(model_folder(model), _many(documents), context=context,
+                          text_field=text_field)
 
 
 def generate(model: PathLike, prompt: str, *, tokens: int = 80, temperature: float = 0.8,
@@ -137,6 +138,7 @@ def generate(model: PathLike, prompt: str, *, tokens: int = 80, temperature: flo
     """``planearly generate``: the prompt and its continuation by a model folder.
 
     Args:
+        model: folder in Hugging Face format, or its URL.
         tokens: most new ones.
         temperature: 0 takes the likeliest token every time.
         top_p: draws from the smallest set of tokens with this probability.
@@ -144,7 +146,7 @@ def generate(model: PathLike, prompt: str, *, tokens: int = 80, temperature: flo
     """
     from planearly.generate import generate as continued
 
-    return continued(Path(model), prompt, tokens, temperature, top_p, seed)
+    return continued(model_folder(model), prompt, tokens, temperature, top_p, seed)
 
 
 def specialize(bundle: PathLike, documents: PathLike | Sequence[PathLike],
@@ -152,7 +154,7 @@ def specialize(bundle: PathLike, documents: PathLike | Sequence[PathLike],
     """``planearly specialize BUNDLE DOCUMENTS``: a small model for a new domain, offline.
 
     Args:
-        bundle: folder that the pretraining of a method with experts left.
+        bundle: folder that the pretraining of a method with experts left, or its URL.
         documents: of the domain.
         out: run folder; None takes ``runs/specialize``.
         changes: recipe keys that the bundle does not settle.
@@ -163,12 +165,20 @@ def specialize(bundle: PathLike, documents: PathLike | Sequence[PathLike],
     usage.supported()
     from planearly.stages import experts, pipeline
 
-    made = experts.from_bundle(Path(bundle), _many(documents), [])
+    made = experts.from_bundle(storage.local(str(bundle)), _many(documents), [])
     made = config.variant(made, changes) if changes else made
     return pipeline.run(made, usage.local(out) or Path("runs") / made.name)
 
 
+def model_folder(model: PathLike) -> Path:
+    """A model's folder; of a URL, its copy."""
+    from planearly.model.starts import WANTED
+
+    return storage.local(str(model), WANTED)
+
+
 def _recipe(recipe: PathLike | Mapping[str, Any] | Recipe, changes: Mapping[str, Any]) -> Recipe:
+    recipe = storage.local(recipe) if storage.is_url(recipe) else recipe
     if isinstance(recipe, str | Path) and Path(recipe).is_dir():
         from planearly.stages.experts import from_bundle
 

@@ -137,16 +137,18 @@ def _relations(recipe: keys.Recipe) -> None:
     for place, values, also in (
             ("generic", recipe.generic, "a URL or hf://NAME"),
             ("domains", recipe.domains, "a URL or hf://NAME"),
-            ("domains_root", [recipe.domains_root], "a URL"), ("bundle", [recipe.bundle], ""),
-            ("start", [recipe.start], "hf://NAME"),
-            ("large_start", [recipe.large_start], "hf://NAME"),
-            ("tokenizer.path", [recipe.tokenizer.path], ""),
+            ("domains_root", [recipe.domains_root], "in a store"),
+            ("bundle", [recipe.bundle], "in a store"),
+            ("start", [recipe.start], "in a store or hf://NAME"),
+            ("large_start", [recipe.large_start], "in a store or hf://NAME"),
+            ("tokenizer.path", [recipe.tokenizer.path], "in a store"),
             ("cluster.embedder", [recipe.cluster.embedder], ""),
-            ("distill.teacher", [recipe.distill.teacher], "hf://NAME")):
-        for value in filter(None, values):
-            hub = str(value).startswith("hf://")
-            need(not (hub or storage.is_url(value)) or (("hf" if hub else "URL") in also), place,
-                 value, "on this machine" + f" or {also}" * bool(also))
+            ("distill.teacher", [recipe.distill.teacher], "in a store or hf://NAME")):
+        for value in map(str, filter(None, values)):
+            kind = ("hf://" if value.startswith("hf://") else "" if not storage.is_url(value)
+                    else "URL" if value.startswith("http") else "store" if "store" in also
+                    else "URL")  # pages cannot be listed as folders of a store can
+            need(kind in also, place, value, "on this machine" + f" or {also}" * bool(also))
     starts = recipe.start is not None or recipe.large_start is not None
     need(recipe.pretrain_tokens > 0 or starts, "pretrain_tokens", 0,
          "positive, or 0 to fine-tune 'start' as it is")

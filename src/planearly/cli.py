@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from planearly import __version__, api, config, files, usage
+from planearly import __version__, api, config, files, storage, usage
 from planearly.errors import UserError
 from planearly.files import line_of_json
 from planearly.progress import say
@@ -58,7 +58,7 @@ def _of_bundle(folder: str, words: list[str] | None, verb: str) -> Recipe:
         raise UserError(f"name the documents: planearly {verb} BUNDLE DOCS...")
     from planearly.stages.experts import from_bundle
 
-    return from_bundle(Path(folder), documents,
+    return from_bundle(storage.local(folder), documents,
                        [word for word in words or [] if word not in documents])
 
 
@@ -135,7 +135,7 @@ def weigh(
 ) -> None:
     """Importance weights of the clusters, and what they mean, before any training."""
     more: dict[str, Any] = {"share": share, "epsilon": epsilon}
-    if Path(recipe).is_dir():
+    if usage.is_folder(recipe):
         made = _of_bundle(recipe, settings, "weigh")
         api.run(made, out, until="weigh", **more)
     else:
@@ -163,7 +163,7 @@ def specialize(
     out: Out = None,
 ) -> None:
     """Fine-tune on the domains; or specialise a bundle on documents, offline."""
-    if not Path(recipe).is_dir():
+    if not usage.is_folder(recipe):
         return _run(recipe, settings, out, "specialize")
     api.run(_of_bundle(recipe, settings, "specialize"), out)
     return None
@@ -208,7 +208,8 @@ def doctor(
 
 @app.command()
 def gguf(
-    model: Annotated[Path, typer.Argument(help="a model folder that planearly exported")],
+    model: Annotated[str, typer.Argument(
+        help="a model folder that planearly exported, or its URL")],
     out: Annotated[Path, typer.Option(
         help="file to write", callback=usage.local)] = Path("model.gguf"),
     weights: Annotated[str, typer.Option(help="f32, f16, bf16 or q8_0")] = "f16",
@@ -219,10 +220,11 @@ def gguf(
     from planearly.export.gguf import modelfile as write_modelfile
     from planearly.export.gguf import write
 
-    size = write(model, out, weights).stat().st_size
+    folder = api.model_folder(model)
+    size = write(folder, out, weights).stat().st_size
     say(f"{out}: {size / 1e6:.1f} MB of {weights} weights; try it: llama-cli -m {out} -p \"...\"")
     if modelfile:
-        made = write_modelfile(model, out)
+        made = write_modelfile(folder, out)
         say(f"{made}: for Ollama: ollama create NAME -f {made}")
 
 
@@ -241,7 +243,8 @@ def push(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="a Hugging Face model folder, or a recipe")],
+    model: Annotated[str, typer.Argument(
+        help="a Hugging Face model folder or its URL, or a recipe")],
     files: Annotated[list[str] | None, typer.Argument(help="documents (or recipe keys)")] = None,
     as_json: Json = False,
     context: Annotated[int | None, typer.Option(help="most tokens of a window")] = None,
@@ -249,7 +252,7 @@ def evaluate(
     out: Out = None,
 ) -> None:
     """Perplexity and bits per byte of any causal model folder on documents."""
-    if not Path(model).is_dir():
+    if not usage.is_folder(model):
         if Path(model).suffix in (".yaml", ".yml") or not files or "=" in files[0]:
             config.find(model)
             return _run(model, files, out, "evaluate")
@@ -264,7 +267,8 @@ def evaluate(
 
 @app.command()
 def generate(
-    model: Annotated[Path, typer.Argument(help="a model folder in Hugging Face format")],
+    model: Annotated[str, typer.Argument(
+        help="a model folder in Hugging Face format, or its URL")],
     prompt: Annotated[str, typer.Argument(help="text to continue")],
     tokens: Annotated[int, typer.Option(min=1, max=10**6, help="most new tokens")] = 80,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 0.8,

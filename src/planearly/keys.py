@@ -234,8 +234,8 @@ class Recipe:
                              "pydocs", [])
     bundle: str | None = key("specialise from this pretrained slm-pn or slm-mix, offline; or "
                              "count by these clusters", None)
-    start: str | None = key("begin the small model, or every expert, as this model: a folder, or "
-                            "a name on the Hugging Face hub", None)
+    start: str | None = key("begin the small model, or every expert, as this model: a folder, a "
+                            "URL, or a name on the Hugging Face hub", None)
     large_start: str | None = key("the same for the large model", None)
     domains_root: str | None = key("folder with NAME/{train,valid,test}.* per domain", None)
     domains: list[str] = key("names under domains_root, or paths, also of histograms that 'weigh "

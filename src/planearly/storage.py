@@ -1,4 +1,4 @@
-"""Files of stores (``s3://``, ``gs://`` and what else ``fsspec`` opens): found and read.
+"""Files of stores (``s3://``, ``gs://`` and what else ``fsspec`` opens): found, read and fetched.
 
 A file there is known by its URL and its version: its size and the tag that the store gives its
 content, or else its time of change. Nothing that a store said is remembered, so what has changed is
@@ -10,14 +10,19 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import fcntl
+import fnmatch
+import functools
 import io
 import re
 import time
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from planearly.errors import UserError, brief
+from planearly.files import atomic_write, cache_folder, digest, storage_error, write_json
+from planearly.progress import progress
 
 _URL = re.compile(r"(?!hf://)([A-Za-z][A-Za-z0-9+.-]+)://")  # names of the hub are another matter
 _PACKAGES = {"s3": "planearly[s3]", "s3a": "planearly[s3]", "gs": "planearly[gcs]",
@@ -26,6 +31,7 @@ _PACKAGES = {"s3": "planearly[s3]", "s3a": "planearly[s3]", "gs": "planearly[gcs
 _TAGS = ("ETag", "md5Hash", "etag", "content_md5", "Content-MD5")
 _TIMES = ("LastModified", "updated", "last_modified", "Last-Modified", "mtime", "modified",
           "created")
+_WHOLE = ".whole.json"
 _LEAST, _MOST = 1 << 18, 1 << 23  # bytes asked for at once
 _PAUSES = (1.0, 4.0, 16.0)
 """Seconds before a block is asked for again."""
@@ -113,6 +119,69 @@ def reader(file: Entry, until: int | None = None) -> io.BufferedReader:
     file has changed or gone, or the store cannot be reached.
     """
     return io.BufferedReader(_Blocks(file, file.size if until is None else until), _LEAST >> 1)
+
+
+@functools.lru_cache
+def local(place: str, wanted: tuple[str, ...] = ()) -> Path:
+    """A place on this machine as it is; of a file or folder of a store the copy in the user's
+    cache.
+
+    A version is copied once, by whoever comes first; a copy that was interrupted goes on with the
+    files that it lacks. What a process has copied, it does not ask for again.
+
+    Args:
+        wanted: of a folder only its own files of such names (:mod:`fnmatch`); empty: all files, to
+            the bottom.
+
+    Raises:
+        UserError: nothing is there, the store cannot be asked, or the disk is full.
+    """
+    if not is_url(place):
+        return Path(place).expanduser()
+    found = look(place)
+    if found is None:
+        raise UserError(f"{place} does not exist: check the bucket and the name")
+    named = {file: within(file.url, found.url) for file in files_under(found.url)} if (
+        found.is_folder) else {found: PurePosixPath(found.url).name}
+    if found.is_folder and wanted:
+        named = {file: name for file, name in named.items() if "/" not in name and any(
+            fnmatch.fnmatch(name, each) for each in wanted)}
+    if not named:
+        raise UserError(f"{place} holds no {', '.join(wanted) or 'files'}: check the name")
+    made = cache_folder() / "stores" / digest([[*file] for file in named])[:16]
+    folder = made / PurePosixPath(found.url).name if found.is_folder else made
+    with _locked(made):
+        if not (made / _WHOLE).is_file():
+            _copy(place, {folder / name: file for file, name in named.items()})
+            write_json(made / _WHOLE, {"url": found.url, "files": [[*file] for file in named]})
+    return folder if found.is_folder else folder / next(iter(named.values()))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """While no other process of this machine makes a folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise storage_error(error, folder) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _copy(url: str, files: dict[Path, Entry]) -> None:
+    there = {path for path, file in files.items()
+             if path.is_file() and path.stat().st_size == file.size}
+    total, done = (sum(files[path].size for path in some) / 1e6 for some in (files, there))
+    with progress(f"fetching {url}", total, "MB", done) as meter:
+        for path, file in files.items():
+            if path in there:
+                continue
+            with atomic_write(path) as out, reader(file) as source:
+                while block := source.read(_MOST):
+                    out.write(block)
+                    meter.advance(len(block) / 1e6)
 
 
 class _Blocks(io.RawIOBase):

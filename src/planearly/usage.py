@@ -108,6 +108,11 @@ def names_documents(word: str) -> bool:
         not key and (os.path.exists(place) or bool(glob.glob(place, recursive=True))))
 
 
+def is_folder(place: str) -> bool:
+    """Whether a word that may be a recipe is a model's or a bundle's folder, or the URL of one."""
+    return storage.is_url(place) or Path(place).is_dir()
+
+
 def local(place: Path | str | None) -> Path | None:
     """A place to write to, if it is one of this machine.
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from planearly import config, keys, tensors
+from planearly import config, keys, storage, tensors
 from planearly.cost import devices
 from planearly.data import tokenizer
 from planearly.errors import UserError
@@ -23,12 +23,13 @@ from planearly.model.transformer import Transformer
 from planearly.plan import recipes
 from planearly.plan.options import CHECKPOINT, OpenModel, PlanInput
 from planearly.plan.recommend import recommend
-from planearly.stages import checkpoint, corpus, pipeline, training
+from planearly.stages import checkpoint, corpus, pipeline, trained, training
 from planearly.stages.folder import Run
 from planearly.train import loop
 from small_models import tokenizer_folder
 from small_outside import FAMILIES, logits, outside_folder
 from small_runs import recipe
+from small_stores import fill, put
 from small_trainings import killed_after_steps
 
 PROJECTED = {"experts": 3, "rank": 2, "embedding": 3}
@@ -63,6 +64,30 @@ def expected(folder: Path, inputs: torch.Tensor) -> torch.Tensor:
 
     with torch.no_grad():
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(inputs).logits
+
+
+def test_a_model_in_a_store_is_that_of_a_folder(made, llama, tmp_path, memory):
+    fill(f"{memory}/llama", llama)
+    for place in (llama, f"{memory}/llama"):
+        run = Run(tmp_path / "run", settings(made, place))
+        with run.opened():
+            checkpoint.checkpoint(run), checkpoint.companions(run), corpus.tokenizer_folder(run)
+    assert not run.made and len(run.reused) == 3
+    taught = config.variant(settings(made, None), {
+        "methods": ["slm-d"], "distill": {"teacher": f"{memory}/llama"},
+        "tokenizer": {"path": f"{memory}/llama/tokenizer.json"}})
+    trained.check(taught)
+    tokens = []
+    for _ in range(2):
+        run = Run(tmp_path / "taught", taught)
+        with run.opened():
+            tokens.append(corpus.tokenizer_folder(run))
+        assert tokenizer.other_vocabulary(tokenizer.load(tokens[-1]), llama) is None
+        put(f"{memory}/llama/tokenizer_config.json", b"{}")
+        storage.local.cache_clear()
+    assert tokens[0] != tokens[1]  # the files have changed
+    with pytest.raises(UserError, match=r"here/none does not exist: check the bucket"):
+        trained.check(settings(made, f"{memory}/none"))
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from planearly.stages.folder import Run, facts
 from planearly.train import loop
 from small_models import check_batches
 from small_runs import TOPICS, Words, recipe
+from small_stores import fill
 from small_trainings import killed_after_steps
 
 PROJECTED = {"experts": 3, "rank": 2, "embedding": 3}
@@ -31,7 +32,7 @@ def settings(root, **over) -> keys.Recipe:
 
 @pytest.mark.slow
 def test_both_write_their_rows_and_a_bundle_specialises_offline(
-        made, tmp_path, monkeypatch):
+        made, tmp_path, memory, monkeypatch):
     monkeypatch.setattr(bundle_module, "load_embedder", lambda name, cache=None: Words())
     out = tmp_path / "run"
     results = pipeline.run(settings(made), out)
@@ -63,6 +64,12 @@ def test_both_write_their_rows_and_a_bundle_specialises_offline(
                 for root in (out, tmp_path / "offline"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     check_batches(tmp_path / "offline" / again["model"])
+
+    fill(f"{memory}/bundle", bundle)  # the same from a store
+    there = config.variant(offline, {"bundle": f"{memory}/bundle"})
+    experts.check_bundle(there)
+    with Run(tmp_path / "offline", there).opened() as run:
+        assert corpus.bundle(run) and not run.made
 
 
 @pytest.mark.slow

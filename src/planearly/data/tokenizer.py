@@ -21,7 +21,7 @@ import numpy as np
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from planearly import files, keys
+from planearly import files, keys, storage
 from planearly.data import excerpts
 from planearly.data.documents import Problems, Unit
 from planearly.engine.work import Executor
@@ -277,15 +277,24 @@ class Taken(NamedTuple):
     begin: str
 
 
+def located(name: str) -> Path:
+    """Where the tokenizer of a name is on this machine; of a URL, its copy."""
+    if not storage.is_url(name):
+        return Path(name).expanduser()
+    folder, _, file = name.rpartition("/") if name.endswith(".json") else (name, "", "")
+    return storage.local(folder, ("tokenizer*.json", "special_tokens_map.json",
+                                  "added_tokens.json")) / file
+
+
 def take(name: str) -> Taken:
-    """A tokenizer from a tokenizer.json, a model folder or the hub.
+    """A tokenizer from a tokenizer.json, a model folder, either by its URL, or the hub.
 
     Where it does not say how documents begin, they begin as they end.
 
     Raises:
         UserError: there is none, or it has no token that ends a text.
     """
-    path = Path(name).expanduser()
+    path = located(name)
     path = path / "tokenizer.json" if (path / "tokenizer.json").is_file() else path
     end: str | None
     if path.is_file():

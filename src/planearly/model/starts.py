@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from planearly import methods
+from planearly import methods, storage
 from planearly.errors import UserError
 from planearly.keys import Recipe
 from planearly.methods import Method
@@ -22,7 +22,7 @@ from planearly.model.projected import check_dense_start
 from planearly.progress import say
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
-_WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+WANTED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 """Files of a repository that a model folder is made of: no code, nothing pickled."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -47,17 +47,17 @@ def hub_name(name: str) -> str | None:
 
 
 def located(name: str) -> Path:
-    """The folder of a model: its place on this machine, or ``organisation/model[@revision]`` of the
-    hub, fetched once.
+    """The folder of a model: its place on this machine, or of ``organisation/model[@revision]`` of
+    the hub or of a URL (:mod:`planearly.storage`) that of a copy, fetched once.
 
     What was fetched before is taken as it is, without asking: a run goes on with the commit that it
     began with, and without a network.
 
     Raises:
-        UserError: the hub has no such model, does not give it, or cannot be reached.
+        UserError: the hub or store has no such model, does not give it, or cannot be reached.
     """
     hub = hub_name(name)
-    return _fetched(hub) if hub else Path(name).expanduser()
+    return _fetched(hub) if hub else storage.local(name, WANTED)
 
 
 @functools.lru_cache
@@ -66,7 +66,7 @@ def _fetched(name: str) -> Path:
 
     repository, _, revision = name.partition("@")
     wanted: dict[str, Any] = {"repo_id": repository, "revision": revision or None,
-                              "allow_patterns": _WANTED}
+                              "allow_patterns": [*WANTED]}
     try:
         found = Path(snapshot_download(**wanted, local_files_only=True))
         reading.weight_files(found)  # raises where a fetch was interrupted

@@ -13,7 +13,7 @@ from planearly.data import corpora
 from planearly.data.inputs import resolve
 from planearly.errors import UserError
 from planearly.files import read_json
-from planearly.model import reading
+from planearly.model import reading, starts
 from planearly.plan import law, sizes
 from planearly.plan.options import OpenModel, PlanInput
 from planearly.progress import say
@@ -135,14 +135,14 @@ def hours(text: str | None, amount: str | None, price: float | None, what: str) 
 
 
 def model(text: str | None, flag: str) -> OpenModel | None:
-    """A model folder, or NAME:PARAMETERS.
+    """A model folder, also by URL, or NAME:PARAMETERS.
 
     Raises:
         UserError: a folder that no run would open, or a name without a number.
     """
     if text is None:
         return None
-    folder = Path(text)
+    folder = starts.located(text) if storage.is_url(text) else Path(text)
     if folder.is_dir():
         reach = reading.config(folder).get("max_position_embeddings")
         return OpenModel(text, parameters(folder), reach if isinstance(reach, int) else None)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from planearly import keys, parallel
+from planearly import keys, parallel, storage
 from planearly.cluster import shared
 from planearly.data import domains, excerpts, inputs, overlap, pydocs, subset, tokenizer
 from planearly.data.build import tokenize_corpus
@@ -131,7 +131,7 @@ def _reading(run: Run) -> dict[str, Any]:
 @once
 def bundle(run: Run) -> Path:
     """The recipe's bundle, checked, as a stage: ``bundle/`` in its folder."""
-    given = Path(run.recipe.bundle or "").expanduser()
+    given = storage.local(run.recipe.bundle or "")
     files = run.file_digests(sorted(p for p in given.rglob("*") if p.is_file()))
 
     def build(folder: Path) -> dict[str, Any]:
@@ -163,6 +163,10 @@ def tokenizer_folder(run: Run) -> Path:
     settings: dict[str, Any] = asdict(recipe.tokenizer)
     if recipe.tokenizer.path is None:
         settings |= {"generic": run.unit_digests(units), **_reading(run)}
+    elif storage.is_url(recipe.tokenizer.path):
+        copied = tokenizer.located(recipe.tokenizer.path)
+        settings["files"] = run.file_digests(sorted(
+            (copied if copied.is_dir() else copied.parent).glob("[a-z]*.json")))
 
     def build(folder: Path) -> dict[str, Any]:
         return tokenizer.build(recipe.tokenizer, recipe.data, units, folder, run.executor)

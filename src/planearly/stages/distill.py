@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from planearly import parallel
+from planearly import parallel, storage
 from planearly.data import tokenizer
 from planearly.data.streams import RowStream
 from planearly.errors import UserError
@@ -44,8 +44,9 @@ def check(recipe: Recipe) -> None:
     if settings.teacher:
         folder = starts.located(str(settings.teacher))
         starts.check_folder("distill.teacher", folder, recipe.context)
-        if recipe.tokenizer.path and Path(recipe.tokenizer.path).expanduser().exists():
-            same_vocabulary(tokenizer.take(recipe.tokenizer.path)[0], folder)
+        path = recipe.tokenizer.path
+        if path and (storage.is_url(path) or Path(path).expanduser().exists()):
+            same_vocabulary(tokenizer.take(path)[0], folder)
 
 
 def check_vocabulary(run: Run) -> None:

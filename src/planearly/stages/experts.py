@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from planearly import config, keys, methods, parallel, tensors
+from planearly import config, keys, methods, parallel, storage, tensors
 from planearly.cost import ledger
 from planearly.cost.model import EXPERT_CHOICE_TOKENS
 from planearly.errors import UserError
@@ -405,7 +405,7 @@ def check_bundle(recipe: keys.Recipe) -> None:
     """
     if not recipe.bundle:
         return
-    brought = _brought(Path(recipe.bundle).expanduser())
+    brought = _brought(storage.local(recipe.bundle))
     for place, asked in config.leaves(recipe.to_dict()):
         if (place.startswith(_FIXED) and place != "projected.tune_vector"
                 and asked != config.value_of(brought, place)):
