@@ -25,7 +25,7 @@ help:
 	@echo "make newest  the same with the newest packages"
 	@echo "make pythons both"
 	@echo "make lm-eval bits per byte in lm-evaluation-harness, which it installs"
-	@echo "make s3      reading from a server of S3, which it installs"
+	@echo "make s3      reading from and writing to a server of S3, which it installs"
 	@echo "make lint    style and types"
 	@echo "make site    the documents as a site (build/site)"
 

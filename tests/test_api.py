@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import planearly
-from planearly import api, config, keys
+from planearly import api, config, keys, storage
 from planearly.cli import main
 from small_models import TEXT, model_folder
 from small_runs import corpus, recipe
@@ -84,12 +84,16 @@ def test_a_model_in_a_store_is_evaluated_and_tried(tmp_path, memory, capsys):
     capsys.readouterr()
     for words in (["evaluate", f"{memory}/model", url, "--json"],
                   ["generate", f"{memory}/model", "a", "--tokens", "2"],
-                  ["gguf", f"{memory}/model", "--out", str(tmp_path / "m.gguf")]):
+                  ["gguf", f"{memory}/model", "--out", str(tmp_path / "m.gguf")],
+                  ["gguf", f"{memory}/model", "--out", f"{memory}/m.gguf", "--modelfile"],
+                  ["push", str(model), f"{memory}/pushed"]):
         main(words)
     evaluated, continued = capsys.readouterr().out.splitlines()[:2]
     assert json.loads(evaluated)["perplexity"] == found["perplexity"]
     assert continued == planearly.generate(model, "a", tokens=2).splitlines()[0]
-    assert (tmp_path / "m.gguf").stat().st_size > 1_000
+    assert (tmp_path / "m.gguf").read_bytes() == storage.local(f"{memory}/m.gguf").read_bytes()
+    assert "FROM ./m.gguf" in storage.local(f"{memory}/Modelfile").read_text()
+    assert planearly.generate(f"{memory}/pushed", "a", tokens=2) == continued
     with pytest.raises(SystemExit):
         main(["generate", f"{memory}/none", "a"])
     assert "none does not exist: check the bucket" in capsys.readouterr().err

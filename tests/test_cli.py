@@ -86,7 +86,9 @@ def test_a_misspelt_verb_names_the_nearest(verb, capsys):
     (["plan", "--device", "a100", "--inference-speed", "1e-300"], "is no speed of a model"),
     (["run", "a\nb\x1b[31m"], "there is no recipe 'a\\nb\\x1b[31m'"),
     *[([*words, "--out", "s3://b/run"], "cannot write to s3://: give a folder of this machine")
-      for words in (["run", "demo"], ["study", "demo"], ["gguf", "m"], ["plan"])],
+      for words in (["run", "demo"], ["study", "demo"], ["plan"])],
+    (["run", "demo", "--to", "models"], "'models' is no URL of a store, as s3://bucket/models"),
+    (["push", "m", "foo://a/b"], "m is neither a model folder nor a bundle"),
     (["gguf", "a", "b"], "unexpected extra argument"),
     (["recipes", "--reference=yes"], "does not take a value"),
 ])

@@ -23,7 +23,7 @@ PathLike = str | Path
 
 def run(recipe: PathLike | Mapping[str, Any] | Recipe, out: PathLike | None = None, *,
         until: str = "report", share: PathLike | None = None, epsilon: float | None = None,
-        **changes: Any) -> dict[str, Any] | None:
+        to: str | None = None, **changes: Any) -> dict[str, Any] | None:
     """``planearly run``: all of a recipe, or its stages up to a verb; what is done is kept.
 
     Args:
@@ -34,6 +34,7 @@ def run(recipe: PathLike | Mapping[str, Any] | Recipe, out: PathLike | None = No
         share: with ``until="cluster"`` a folder for the clusters, with ``"weigh"`` a file for the
             histogram of the domain.
         epsilon: of the noise on that histogram.
+        to: URL of a folder in a store to publish models, bundles, results and page in at the end.
         changes: recipe keys.
 
     Returns:
@@ -57,7 +58,7 @@ def run(recipe: PathLike | Mapping[str, Any] | Recipe, out: PathLike | None = No
     return pipeline.run(
         loaded, usage.local(out) or Path("runs") / loaded.name, until,
         None if place is None else (lambda run: exchange.share_clusters(run, place))
-        if until == "cluster" else (lambda run: exchange.share_histogram(run, place, epsilon)))
+        if until == "cluster" else (lambda run: exchange.share_histogram(run, place, epsilon)), to)
 
 
 def plan(recipe: PathLike | Mapping[str, Any] | Recipe | None = None, out: PathLike | None = None,

@@ -28,6 +28,8 @@ Settings = Annotated[list[str] | None, typer.Argument(
     help="recipe keys: key=value", autocompletion=usage.settings)]
 Out = Annotated[Path | None, typer.Option(
     help="run folder [default: runs/NAME]", callback=usage.local)]
+To = Annotated[str | None, typer.Option(
+    help="URL of a folder to publish models, bundles, results and page in, as s3://bucket/models")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Device = Annotated[str | None, typer.Option(
     help="a100, h100, l4, rtx-4090, ...; what the driver calls it; or here [default: here]")]
@@ -63,9 +65,9 @@ def _of_bundle(folder: str, words: list[str] | None, verb: str) -> Recipe:
 
 
 @app.command()
-def run(recipe: RecipeArg, settings: Settings = None, out: Out = None) -> None:
+def run(recipe: RecipeArg, settings: Settings = None, out: Out = None, to: To = None) -> None:
     """Do all of it: prepare, cluster, weigh, pretrain, specialize, evaluate, export, report."""
-    _run(recipe, settings, out, "report")
+    _run(recipe, settings, out, "report", to=to)
 
 
 @app.command()
@@ -170,15 +172,21 @@ def specialize(
 
 
 @app.command()
-def export(recipe: RecipeArg, settings: Settings = None, out: Out = None) -> None:
-    """Write the specialized models as Hugging Face folders."""
-    _run(recipe, settings, out, "export")
+def export(
+    recipe: Annotated[str, typer.Argument(
+        help="a recipe, or the run folder of one", autocompletion=usage.recipes)],
+    settings: Settings = None, out: Out = None, to: To = None,
+) -> None:
+    """Write the specialized models as Hugging Face folders; or publish those of a run."""
+    if (noted := Path(recipe) / "recipe.yaml").is_file():
+        recipe, out = str(noted), out or Path(recipe)
+    _run(recipe, settings, out, "export", to=to)
 
 
 @app.command()
-def report(recipe: RecipeArg, settings: Settings = None, out: Out = None) -> None:
+def report(recipe: RecipeArg, settings: Settings = None, out: Out = None, to: To = None) -> None:
     """Write the report of a run, as one HTML file."""
-    _run(recipe, settings, out, "report")
+    _run(recipe, settings, out, "report", to=to)
 
 
 @app.command()
@@ -210,8 +218,7 @@ def doctor(
 def gguf(
     model: Annotated[str, typer.Argument(
         help="a model folder that planearly exported, or its URL")],
-    out: Annotated[Path, typer.Option(
-        help="file to write", callback=usage.local)] = Path("model.gguf"),
+    out: Annotated[str, typer.Option(help="file to write, or its URL")] = "model.gguf",
     weights: Annotated[str, typer.Option(help="f32, f16, bf16 or q8_0")] = "f16",
     modelfile: Annotated[bool, typer.Option(
         "--modelfile", help="write a Modelfile beside it, for Ollama")] = False,
@@ -221,21 +228,25 @@ def gguf(
     from planearly.export.gguf import write
 
     folder = api.model_folder(model)
-    size = write(folder, out, weights).stat().st_size
-    say(f"{out}: {size / 1e6:.1f} MB of {weights} weights; try it: llama-cli -m {out} -p \"...\"")
-    if modelfile:
-        made = write_modelfile(folder, out)
-        say(f"{made}: for Ollama: ollama create NAME -f {made}")
+    with storage.written(out) as place:
+        size = write(folder, place, weights).stat().st_size
+        made = write_modelfile(folder, place) if modelfile else None
+    told = f"; try it: llama-cli -m {out} -p \"...\"" if not storage.is_url(out) else ""
+    say(f"{out}: {size / 1e6:.1f} MB of {weights} weights{told}")
+    if made:
+        say(f"{made.name} beside it: for Ollama: ollama create NAME -f {made.name}"
+            if storage.is_url(out) else f"{made}: for Ollama: ollama create NAME -f {made}")
 
 
 @app.command()
 def push(
     folder: Annotated[Path, typer.Argument(help="an exported model folder, or a bundle")],
-    name: Annotated[str, typer.Argument(help="organisation/repository on the Hugging Face hub")],
+    name: Annotated[str, typer.Argument(
+        help="organisation/repository on the Hugging Face hub, or the URL of a folder")],
     private: Annotated[bool, typer.Option(
         "--private", help="a new repository is seen by its owners alone")] = False,
 ) -> None:
-    """Upload a model or a bundle to the Hugging Face hub, with its card."""
+    """Upload a model or a bundle to the Hugging Face hub, with its card, or to a store."""
     from planearly.export import hub
 
     print(hub.push(folder, name, private=private))

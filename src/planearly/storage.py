@@ -1,4 +1,5 @@
-"""Files of stores (``s3://``, ``gs://`` and what else ``fsspec`` opens): found, read and fetched.
+"""Files of stores (``s3://``, ``gs://`` and what else ``fsspec`` opens): found, read, copied from
+there and published there.
 
 A file there is known by its URL and its version: its size and the tag that the store gives its
 content, or else its time of change. Nothing that a store said is remembered, so what has changed is
@@ -14,14 +15,23 @@ import fcntl
 import fnmatch
 import functools
 import io
+import json
 import re
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from planearly.errors import UserError, brief
-from planearly.files import atomic_write, cache_folder, digest, storage_error, write_json
+from planearly.files import (
+    atomic_write,
+    cache_folder,
+    digest,
+    file_digest,
+    storage_error,
+    write_json,
+)
 from planearly.progress import progress
 
 _URL = re.compile(r"(?!hf://)([A-Za-z][A-Za-z0-9+.-]+)://")  # names of the hub are another matter
@@ -32,14 +42,18 @@ _TAGS = ("ETag", "md5Hash", "etag", "content_md5", "Content-MD5")
 _TIMES = ("LastModified", "updated", "last_modified", "Last-Modified", "mtime", "modified",
           "created")
 _WHOLE = ".whole.json"
+_RECORD = ".published.json"
 _LEAST, _MOST = 1 << 18, 1 << 23  # bytes asked for at once
 _PAUSES = (1.0, 4.0, 16.0)
-"""Seconds before a block is asked for again."""
+"""Seconds before a store is asked again."""
 _FOR_GOOD = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError,
              TypeError, NotImplementedError, ImportError)
 _INVALID = (errno.EINVAL, errno.ENAMETOOLONG, errno.EPERM)
 _NO_BUCKET = re.compile("bucket (does not exist|not found)", re.IGNORECASE)
 _CREDENTIALS = re.compile(r"Credential|Token|RefreshError|ProfileNotFound|Auth")
+
+
+T = TypeVar("T")
 
 
 class Entry(NamedTuple):
@@ -131,7 +145,7 @@ def local(place: str, wanted: tuple[str, ...] = ()) -> Path:
 
     Args:
         wanted: of a folder only its own files of such names (:mod:`fnmatch`); empty: all files, to
-            the bottom.
+            the bottom. Hidden ones are left out.
 
     Raises:
         UserError: nothing is there, the store cannot be asked, or the disk is full.
@@ -143,9 +157,11 @@ def local(place: str, wanted: tuple[str, ...] = ()) -> Path:
         raise UserError(f"{place} does not exist: check the bucket and the name")
     named = {file: within(file.url, found.url) for file in files_under(found.url)} if (
         found.is_folder) else {found: PurePosixPath(found.url).name}
-    if found.is_folder and wanted:
-        named = {file: name for file, name in named.items() if "/" not in name and any(
-            fnmatch.fnmatch(name, each) for each in wanted)}
+    if found.is_folder:
+        named = {file: name for file, name in named.items()
+                 if not any(part.startswith(".") for part in name.split("/")) and (
+                     not wanted or ("/" not in name and any(
+                         fnmatch.fnmatch(name, each) for each in wanted)))}
     if not named:
         raise UserError(f"{place} holds no {', '.join(wanted) or 'files'}: check the name")
     made = cache_folder() / "stores" / digest([[*file] for file in named])[:16]
@@ -225,24 +241,140 @@ class _Blocks(io.RawIOBase):
 
 def _fetch(file: Entry, start: int, stop: int) -> bytes:
     """The bytes [start, stop) of a file, which afterwards is still as it was listed."""
+    def ask() -> bytes:
+        store, path = _store(file.url)
+        data = store.cat_file(path, start=start, end=stop)
+        now = look(file.url)
+        if now is None or now.version != file.version:
+            raise UserError(f"{file.url} has changed since it was listed: start again")
+        if len(data) != stop - start:
+            raise ConnectionError(f"{len(data)} bytes came of {stop - start}")
+        return bytes(data)
+
     with _asking(file.url):
-        for pause in (*_PAUSES, None):
-            try:
-                store, path = _store(file.url)
-                data = store.cat_file(path, start=start, end=stop)
-                now = look(file.url)
-                if now is None or now.version != file.version:
-                    raise UserError(f"{file.url} has changed since it was listed: start again")
-                if len(data) == stop - start:
-                    return bytes(data)
-                raise ConnectionError(f"{len(data)} bytes came of {stop - start}")
-            except UserError:
+        return _patiently(ask)
+
+
+def check_writable(url: str) -> None:
+    """Refuse a folder to publish in that cannot be written, before anything is made for it.
+
+    Raises:
+        UserError: it is no URL, or the store does not take a file there.
+    """
+    if not is_url(url):
+        raise UserError(f"'{url}' is no URL of a store, as s3://bucket/models: give one, or copy "
+                        "what the run folder holds")
+    with _asking(url):
+        store, root = _store(url)
+        store.pipe_file(f"{root}/{_RECORD}", json.dumps(_record(store, root)).encode())
+
+
+def publish(files: Mapping[str, Path], url: str, last: str = "") -> int:
+    """Make a folder of a store hold these files, by their paths there.
+
+    What is there already, with the same content, is not sent again; what was published there before
+    and is not among them is removed. A file appears whole or not at all.
+
+    Args:
+        last: the file by which readers know that the others are whole: it goes before one of them
+            changes, and comes after them.
+
+    Returns:
+        How many files were sent.
+
+    Raises:
+        UserError: the store does not take them, or cannot be reached.
+    """
+    with _asking(url):
+        store, root = _store(url)
+        base = store.unstrip_protocol(root)
+        there = {within(entry.url, base): entry.version for entry in files_under(url)}
+        record = _record(store, root)
+        known = {name: file_digest(path) for name, path in files.items()}
+        new = [name for name in files if name not in there
+               or record.get(name) != [known[name], there[name]]]
+        gone = [name for name in record if name in there and name not in files]
+        if last in there and last in files and {*new, *gone} - {last}:
+            gone.append(last)
+            new.append(last)
+        new = sorted({*new}, key=lambda name: (name == last, name))
+        if not new and not gone:
+            return 0
+        try:
+            for name in reversed(gone):  # the last one first
+                _patiently(lambda name=name: store.rm_file(f"{root}/{name}"))  # type: ignore[misc]
+                record.pop(name, None)
+            for name, version in _sent({name: files[name] for name in new}, store, root, url):
+                record[name] = [known[name], version]
+        finally:
+            with contextlib.suppress(Exception):  # then all is sent again
+                store.pipe_file(f"{root}/{_RECORD}", json.dumps(record).encode())
+    return len(new)
+
+
+@contextlib.contextmanager
+def written(place: Path | str) -> Iterator[Path]:
+    """Where to write a file; for a URL a temporary place, from where it is sent, with what was
+    written beside it.
+
+    Raises:
+        UserError: the store does not take it.
+    """
+    if not is_url(place):
+        yield Path(place)
+        return
+    folder, _, name = str(place).rpartition("/")
+    with tempfile.TemporaryDirectory() as made:
+        yield Path(made, name)
+        with _asking(folder):
+            store, root = _store(folder)
+            files = {path.name: path for path in sorted(Path(made).iterdir())}
+            for _ in _sent(files, store, root, folder):
+                pass
+
+
+def _sent(files: Mapping[str, Path], store: Any, root: str,
+          url: str) -> Iterator[tuple[str, str]]:
+    """Send files; the name and the version there of each, as it is sent."""
+    from fsspec.callbacks import Callback
+
+    with progress(f"publishing in {url}", sum(path.stat().st_size for path in files.values()) / 1e6,
+                  "MB") as meter:
+        class Told(Callback):
+            def relative_update(self, inc: int = 1) -> None:
+                meter.advance(inc / 1e6)
+
+        for name, path in files.items():
+            place = f"{root}/{name}"
+            _patiently(lambda: store.put_file(str(path), place, callback=Told()))  # noqa: B023
+            sent = look(join(url, name))
+            if sent is None or sent.size != path.stat().st_size:
+                raise UserError(f"{join(url, name)} was changed by another while it was published: "
+                                "start again")
+            yield name, sent.version
+
+
+def _record(store: Any, root: str) -> dict[str, list[str]]:
+    """Digest and version of the files that were published in a folder; empty if none were."""
+    try:
+        found = json.loads(store.cat_file(f"{root}/{_RECORD}"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    """What is asked for, again and again while the connection fails."""
+    for pause in _PAUSES:
+        try:
+            return ask()
+        except UserError:
+            raise
+        except Exception as error:  # clients raise what theirs raise
+            if not _passes(error):
                 raise
-            except Exception as error:  # clients raise what theirs raise
-                if pause is None or not _passes(error):
-                    raise
-                time.sleep(pause)
-    raise AssertionError("the last attempt returns or raises")
+            time.sleep(pause)
+    return ask()
 
 
 def _store(url: str) -> tuple[Any, str]:
@@ -313,5 +445,5 @@ def _refused(url: str, error: Exception) -> UserError:
     if isinstance(error, ValueError) and "protocol" in why.lower():
         return UserError(f"'{url}': {scheme}:// is not known; give s3://, gs://, hf://NAME or a "
                          "place on this machine")
-    return UserError(f"cannot read {url} ({why}): check its name and the settings of the store "
-                     "(docs/data.md)")
+    return UserError(f"{url} cannot be read or written ({why}): check its name and the settings of "
+                     "the store (docs/data.md)")

@@ -12,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from planearly import storage
 from small_models import sentence_model
 from small_runs import TOPICS, call, command, corpus
+from small_stores import fill
 
 SETTINGS = [
     "name=small", "methods=[slm,slm-is]", "context=16", "pretrain_tokens=20000",
@@ -54,6 +56,26 @@ def whole(recipe, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
     call("run", recipe, *SETTINGS, "--out", out)
     return out
+
+
+@pytest.mark.s3
+@pytest.mark.slow
+def test_a_run_from_and_to_a_store(recipe, whole, s3, tmp_path):
+    fill(s3, recipe.parent)
+    out = tmp_path / "run"
+    words = [*SETTINGS, f"generic=[{s3}/gen*.jsonl]", f"domains_root={s3}/domains", "processes=2"]
+    call("run", recipe, *words, "--out", out, "--to", f"{s3}/models")
+    rows, ours = (json.loads((place / "results.json").read_text())["rows"]
+                  for place in (out, whole))
+    assert [row["ppl_after"] for row in rows] == [row["ppl_after"] for row in ours]
+    there = storage.local(f"{s3}/models")
+    assert (there / "report.html").read_bytes() == (out / "report.html").read_bytes()
+    for row, other in zip(rows, ours, strict=True):
+        assert (there / row["model"] / "model.safetensors").read_bytes() == (
+            whole / other["model"] / "model.safetensors").read_bytes()
+    told = call("export", out, "--to", f"{s3}/models").stderr
+    assert "models and bundles 2, files sent now" in told and " 0 stages made" in told
+    call("evaluate", f"{s3}/models/{rows[0]['model']}", f"{s3}/domains/law/test.jsonl")
 
 
 def weights(out: Path) -> dict[str, dict[str, torch.Tensor]]:

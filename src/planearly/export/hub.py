@@ -1,4 +1,5 @@
-"""A model folder or a bundle as a repository of the Hugging Face hub, with its card.
+"""A model folder or a bundle as a repository of the Hugging Face hub, with its card, or as a folder
+of a store.
 
 What the folder holds goes there as it is, in one commit; a bundle gets the card that it lacks. Who
 may write is the hub's to say: log in with ``hf auth login`` or set ``HF_TOKEN``.
@@ -11,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from planearly import storage
 from planearly.data.hub import unanswered
 from planearly.errors import UserError
 from planearly.export import bundle
@@ -25,12 +27,13 @@ def push(folder: Path, name: str, *, private: bool = False, endpoint: str | None
     """Upload a model folder, or a bundle, and return its address.
 
     Args:
-        name: ``organisation/repository``, made if it is not there.
+        name: ``organisation/repository``, made if it is not there; or the URL of a folder in a
+            store, which then holds nothing else that was published there.
         private: whether a new repository is seen by its owners alone.
         endpoint: address of the hub (None: as `huggingface_hub` is set).
 
     Raises:
-        UserError: neither a model folder nor a bundle, or the hub refuses it.
+        UserError: neither a model folder nor a bundle, or the hub or store refuses it.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -43,6 +46,13 @@ def push(folder: Path, name: str, *, private: bool = False, endpoint: str | None
     files = [path for path in sorted(folder.rglob("*"))
              if path.is_file() and not any(part.startswith(".") for part in
                                            path.relative_to(folder).parts)]
+    if storage.is_url(name):
+        storage.check_writable(name)
+        sent = storage.publish({path.relative_to(folder).as_posix(): path for path in files}, name,
+                               last="bundle.json" if (folder / "bundle.json").is_file()
+                               else "config.json")
+        say(f"{sent} of {len(files)} files were sent; the others were there")
+        return name
     operations: list[Any] = [CommitOperationAdd(path.relative_to(folder).as_posix(), path)
                              for path in files]
     if card:

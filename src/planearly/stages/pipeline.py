@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from planearly import methods, parallel
+from planearly import methods, parallel, storage
 from planearly.errors import UserError
 from planearly.keys import Recipe
 from planearly.progress import say
@@ -24,7 +24,7 @@ VERBS = ("prepare", "cluster", "weigh", "pretrain", "specialize", "evaluate", "e
 
 
 def run(recipe: Recipe, out: Path, until: str = "report",
-        share: Callable[[Run], Any] | None = None) -> dict[str, Any] | None:
+        share: Callable[[Run], Any] | None = None, to: str | None = None) -> dict[str, Any] | None:
     """Run the stages of ``recipe`` in ``out`` up to a verb; what is done already is not done again.
 
     Up to ``pretrain`` it does without domains, for methods whose pretraining is the same for all.
@@ -32,6 +32,7 @@ def run(recipe: Recipe, out: Path, until: str = "report",
 
     Args:
         share: what to give away at the end (:mod:`planearly.stages.exchange`).
+        to: URL of a folder to publish the models in at the end (:func:`publish`).
 
     Returns:
         The contents of results.json when the run got that far.
@@ -41,6 +42,8 @@ def run(recipe: Recipe, out: Path, until: str = "report",
     """
     trained.check(recipe)
     corpus.check(recipe)
+    if to is not None:
+        storage.check_writable(to)
     rows = [methods.find(name) for name in recipe.methods]
     reach = VERBS.index(until)
     if recipe.mixture.expert is not None and reach > VERBS.index("pretrain"):
@@ -91,13 +94,13 @@ def run(recipe: Recipe, out: Path, until: str = "report",
         if share:
             share(this)
         if reach < VERBS.index("specialize") or (given and not texts):
-            return finish(this, until)
+            return finish(this, until, to=to)
         every = [trained.specialize(this, row.name, name) for name in texts for row in rows]
         if reach >= VERBS.index("evaluate"):
             for one in every:
                 evaluations(this, one)
         if reach < VERBS.index("export"):
-            return finish(this, until)
+            return finish(this, until, to=to)
         results = write_results(this, every)
         if parallel.rank() == 0 and reach >= VERBS.index("report"):
             from planearly.stages.report import write
@@ -106,13 +109,36 @@ def run(recipe: Recipe, out: Path, until: str = "report",
                 page = write(this, every, results)
             show(results)
             say(f"report: {page}")
-        return finish(this, until, results)
+        return finish(this, until, results, to)
 
 
-def finish(this: Run, until: str, results: dict[str, Any] | None = None) -> dict[str, Any] | None:
-    """Say what was made, and what to do next."""
+def publish(this: Run, to: str) -> None:
+    """Publish in a folder of a store what is of use elsewhere: models, bundles, results, the page.
+
+    Their places are those in the run folder, so the results and the page name them rightly; a run
+    with other settings adds to them. What is there already is not sent again.
+    """
+    folders = [(stage / name, last) for stage in this.used
+               for kind, name, last in (("model", "export", "config.json"),
+                                        ("bundle", "bundle", "bundle.json"))
+               if stage.parent == this.out / kind and (stage / name).is_dir()]
+    sent = sum(storage.publish(
+        {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))
+         if path.is_file()}, storage.join(to, folder.relative_to(this.out).as_posix()), last)
+        for folder, last in folders)
+    files = [this.out / name for name in ("recipe.yaml", "report.html", "results.json")]
+    sent += storage.publish({path.name: path for path in files if path.is_file()}, to,
+                            "results.json")
+    say(f"published in {to}: models and bundles {len(folders)}, files sent now {sent}")
+
+
+def finish(this: Run, until: str, results: dict[str, Any] | None = None,
+           to: str | None = None) -> dict[str, Any] | None:
+    """Publish, if that is asked for; say what was made, and what to do next."""
     if parallel.rank() > 0:
         return results
+    if to is not None:
+        publish(this, to)
     say(f"{until}: {len(this.made)} stages made, {len(this.reused)} were there already, "
         f"in {this.out}")
     if results:
