@@ -292,7 +292,7 @@ def attempt(function: Function, shard: Shard, folder: str, advance: Advance) -> 
             counts = {"key": shard.key, **function(shard.item, advance)}
             files.write_json(shard.marker, counts)
         return Outcome(counts)
-    except Exception as error:
+    except Exception as error:  # sorted here; what nobody foresaw is raised again at the end
         passing = passes(error)
         if isinstance(error, UserError):
             return Outcome(reason=str(error), passing=passing)
@@ -307,7 +307,7 @@ def served(function: Function, shard: Shard, folder: str, advance: Advance) -> O
     """As :func:`attempt`, for another process: an error that nobody foresaw comes as text."""
     try:
         return attempt(function, shard, folder, advance)
-    except Exception:
+    except Exception:  # told by who gave the shard, with this trace, as an error of the program
         return Outcome(trace=traceback.format_exc())
 
 
