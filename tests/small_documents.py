@@ -1,6 +1,8 @@
 """Documents written to files and read back, for tests."""
 
 import json
+import tempfile
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -25,7 +27,8 @@ def domain_splits(root: str | None, entry: str, settings: keys.Data, seed: int):
     """The input files of a domain's train, valid and test documents, as a run finds them."""
     given = domains.given_splits(root, entry)
     if absent := domains.missing(given):
-        given |= domains.hold_out(given["train"], absent, entry, settings, seed)
+        with tempfile.TemporaryDirectory() as parts:
+            given |= domains.hold_out(given["train"], absent, entry, settings, seed, Path(parts))
     return {split: given[split] for split in domains.SPLITS}
 
 

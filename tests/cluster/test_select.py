@@ -1,5 +1,6 @@
 """Selectors against their definitions, written out plainly."""
 
+import functools
 import math
 import re
 from collections import Counter
@@ -12,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from examples import examples
-from planearly import keys
-from planearly.cluster import select
+from planearly import files, keys
+from planearly.cluster import embed, neighbours, select
 from planearly.cluster.select import Hasher
 from planearly.data.pack import pack_rows
 from planearly.data.text import found_words
+from planearly.engine.local import Local
 from planearly.stages import selection
 
 SEA = "The ship, a sail and the wave; the anchor!"
@@ -106,7 +108,7 @@ def test_dsir_is_its_published_definition(monkeypatch):
     noise = np.random.default_rng(3).gumbel(size=len(candidates))
     score = {i: w + g for (i, w), g in zip(weight.items(), noise, strict=True)}
     expected = sorted(score, key=lambda i: -score[i])[:10]
-    monkeypatch.setattr(select, "_BLOCK", 4)  # blocks change nothing
+    monkeypatch.setattr(select, "BLOCK", 4)  # blocks change nothing
     found = select.dsir(lambda ids: [texts[i] for i in ids], candidates,
                         lambda ids: [own[i] for i in ids], np.arange(5), np.ones(30), 10, seed=3)
     assert found.tolist() == expected
@@ -148,7 +150,8 @@ def test_neighbours_come_rank_by_rank(seed, n, m, share):
                 expected.append(window)
                 filled += size[window]
                 last = rank + 1
-    found, ranks = select.neighbours(points, candidates, own, size, need)
+    found, ranks = select.neighbours(candidates, own, size, need,
+                                     functools.partial(select.nearest, points))
     assert found.tolist() == expected
     assert ranks == last
 
@@ -156,11 +159,33 @@ def test_neighbours_come_rank_by_rank(seed, n, m, share):
 def test_neighbours_over_blocks_are_the_same(monkeypatch):
     rng = np.random.default_rng(1)
     points, own = rng.normal(size=(50, 6)), rng.normal(size=(4, 6))
-    arguments = (points, np.arange(3, 50), own, np.ones(50), 17.0)
+    arguments = (np.arange(3, 50), own, np.ones(50), 17.0,
+                 functools.partial(select.nearest, points))
     whole = select.neighbours(*arguments)
-    monkeypatch.setattr(select, "_BLOCK", 8)
+    monkeypatch.setattr(select, "BLOCK", 8)
     parts = select.neighbours(*arguments)
     assert whole[0].tolist() == parts[0].tolist() and whole[1] == parts[1]
+
+
+def test_neighbours_over_shards_are_the_same(tmp_path, monkeypatch):
+    rng = np.random.default_rng(2)
+    points, own = rng.normal(size=(90, 6)).astype("f2"), rng.normal(size=(4, 6)).astype("f2")
+    for i in range(3):
+        files.write_array(embed._part(tmp_path / "blocks", i), points[40 * i:40 * i + 40])
+    files.write_json(tmp_path / "blocks" / "embeddings.json",
+                     {"windows": 90, "rows": 40, "dim": 6})
+    candidates = np.flatnonzero(rng.random(90) < 0.8)
+    whole = select.nearest(points, candidates, own, 11)
+    expected = np.argsort(-(own.astype(float) @ points[candidates].T.astype(float)), 1)[:, :11]
+    assert whole[0].tolist() == expected.tolist()
+    monkeypatch.setattr(neighbours, "_SMALL", 0)
+    for rows, workers in ((10, 1), (16, 2), (1000, 1)):
+        monkeypatch.setattr(neighbours, "_ROWS", rows)
+        found = neighbours.nearest_windows(tmp_path / "blocks", candidates, own, 11,
+                                           tmp_path / "parts", Local(workers))
+        assert found[0].tolist() == whole[0].tolist() and found[0].dtype == np.int64
+        assert found[1].tolist() == whole[1].tolist()
+    assert not (tmp_path / "parts").exists()
 
 
 def test_enough_stops_at_the_window_that_fills_it():

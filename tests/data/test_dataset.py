@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from examples import examples
 from planearly import files, keys
-from planearly.data import build, documents, shards, subset
+from planearly.data import build, documents, duplicates, shards, subset
 from planearly.data import tokenizer as tk
 from planearly.data.build import tokenize_corpus
 from planearly.data.dataset import IGNORE, TokenDataset
@@ -127,7 +127,7 @@ def test_texts_decode_without_end_tokens(tmp_path, tokenizer):
 
 
 def test_duplicates_are_dropped_and_the_first_stays(tmp_path, corpus, tokenizer, monkeypatch):
-    monkeypatch.setattr(build, "_SORTED", 3)  # several passes
+    monkeypatch.setattr(duplicates, "_RANGE", 3)  # several ranges of hashes
     monkeypatch.setattr(build, "_CHUNK", 2)
     texts = [prose(i, 3 + i) for i in range(10)]
     write(corpus / "a.jsonl", [*texts[:5], texts[2], texts[0].replace(" ", "\n ")], source="one")
@@ -140,6 +140,45 @@ def test_duplicates_are_dropped_and_the_first_stays(tmp_path, corpus, tokenizer,
     assert dataset.meta["sources"] == ["one", "two"]
     lengths = dataset.windows["length"]
     assert dataset.meta["source_tokens"] == [lengths[:5].sum(), lengths[5:].sum()]
+
+
+def test_duplicates_of_any_shards_are_found_by_any_worker(tmp_path, corpus, tokenizer,
+                                                          monkeypatch):
+    """As one dictionary of all hashes finds them, whatever the ranges and whoever looks."""
+    monkeypatch.setattr(documents, "_GROUP", 300)
+    rng, texts = np.random.default_rng(0), [prose(i, 4) for i in range(40)]
+    said = [[texts[i] for i in rng.integers(0, 40, 12)] for _ in range(5)]
+    for name, some in enumerate(said):
+        write(corpus / f"{name}.jsonl", some)
+    first: dict[str, tuple[int, int]] = {}
+    for unit, some in enumerate(said):
+        for line, text in enumerate(some, 1):
+            first.setdefault(text, (unit, line))
+    found = {}
+    for name, size, many in (("one", 1 << 20, 1), ("ranges", 7, 1), ("workers", 7, 2)):
+        monkeypatch.setattr(duplicates, "_RANGE", size)
+        monkeypatch.setattr(duplicates, "_SMALL", 0 if many > 1 else 1e9)
+        dataset = make(corpus, tokenizer, tmp_path / name, executor=Local(many))
+        records = dataset.documents
+        assert sorted(zip(records["unit"].tolist(), records["line"].tolist(), strict=True)) == \
+            sorted(first.values())
+        found[name] = content(tmp_path / name)
+    assert found["one"] == found["ranges"] == found["workers"]
+
+
+@pytest.mark.parametrize("bits", [1, 3, 16])
+def test_the_lowest_ranks_are_those_of_a_sort_of_all(tmp_path, corpus, tokenizer, monkeypatch,
+                                                     bits):
+    monkeypatch.setattr(build, "_BINS", bits)
+    write(corpus / "a.jsonl", [prose(i, 5) for i in range(60)])
+    whole = make(corpus, tokenizer, tmp_path / "whole", 64)
+    ranks = subset.Subset(0, 1.0).rank(whole.documents["hash"], Unit("a", "lines"))
+    tokens = np.bincount(whole.windows["document"].astype(int), whole.windows["length"])
+    for limit in (1, 40, 700):
+        part = make(corpus, tokenizer, tmp_path / str(limit), 64, max_tokens=limit)
+        order = np.argsort(ranks)
+        many = int(np.searchsorted(np.cumsum(tokens[order]), limit)) + 1
+        assert set(part.documents["hash"]) == set(whole.documents["hash"][order[:many]])
 
 
 def windows_of(dataset: TokenDataset) -> list[tuple[int, ...]]:

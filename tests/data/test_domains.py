@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 
 from examples import examples
 from planearly import keys, progress
-from planearly.data.documents import Problems, Section
+from planearly.data import documents, domains
+from planearly.data.documents import Problems, Section, split_hash
 from planearly.data.domains import domain_names
+from planearly.data.inputs import resolve
 from planearly.data.readers import read_documents
+from planearly.engine.local import Local
 from planearly.errors import UserError
 from small_documents import DATA, domain_splits, lines
 
@@ -123,6 +126,25 @@ def test_the_split_depends_on_seed_and_text_not_on_place(tmp_path):
     a, b = split_texts(None, tmp_path / "a.jsonl"), split_texts(None, tmp_path / "b.jsonl")
     assert {s: sorted(t) for s, t in a.items()} == {s: sorted(t) for s, t in b.items()}
     assert split_texts(None, tmp_path / "a.jsonl", seed=1)["test"] != a["test"]
+
+
+def test_a_split_is_the_same_whoever_reads_and_however_files_are_divided(tmp_path, monkeypatch):
+    for name in "abc":
+        (tmp_path / f"{name}.jsonl").write_bytes(lines(
+            *({"text": f"{name} {i} " + "x" * 40} for i in range(40)), {"text": "everywhere"}))
+    units = resolve([str(tmp_path)])
+    hashes = sorted({split_hash(d.text, 7) for unit in units
+                     for d in read_documents(unit, DATA, Problems(0.01))})
+    monkeypatch.setattr(documents, "_GROUP", 700)  # a file is several shards
+    found = []
+    for executor in (Local(1), Local(2)):
+        monkeypatch.setattr(domains, "_SMALL", 0 if executor.processes > 1 else 100)
+        found.append(domains.hold_out(units, ["valid", "test"], "law", DATA, 7, tmp_path / "parts",
+                                      executor))
+    assert found[0] == found[1] and not (tmp_path / "parts").exists()
+    held = round(DATA.held_out * len(hashes))
+    assert [found[0][split][0].keep.low for split in ("valid", "test", "train")] == [
+        0, hashes[held], hashes[2 * held]]
 
 
 def test_one_long_document_is_cut_between_paragraphs(tmp_path):

@@ -14,6 +14,7 @@ from planearly.data.build import tokenize_corpus
 from planearly.data.dataset import TokenDataset
 from planearly.data.inputs import resolve
 from planearly.data.text import fingerprint, pieces, text_hash
+from planearly.engine.local import Local
 
 
 def paragraph(seed: int, characters: int = 300) -> str:
@@ -30,6 +31,13 @@ def tokenizer(tmp_path_factory):
 
 
 @pytest.fixture
+def overlapping(tmp_path):
+    """The mask and the report of a training set."""
+    return lambda train, held_out: overlap.held_out_overlap(train, held_out,
+                                                            tmp_path / "parts")[:2]
+
+
+@pytest.fixture
 def dataset(tmp_path, tokenizer):
     def make(name: str, texts: list[str]) -> TokenDataset:
         path = tmp_path / f"{name}.jsonl"
@@ -39,7 +47,7 @@ def dataset(tmp_path, tokenizer):
     return make
 
 
-def test_equal_documents_and_long_paragraphs_are_found(dataset):
+def test_equal_documents_and_long_paragraphs_are_found(dataset, overlapping):
     valid = dataset("valid", ["short but whole", f"{paragraph(1)}\n\n{paragraph(2)}"])
     test = dataset("test", [f"{paragraph(3)}\n{paragraph(4)}"])  # a paragraph a line
     train = dataset("train", [
@@ -50,7 +58,7 @@ def test_equal_documents_and_long_paragraphs_are_found(dataset):
         f"x\n{paragraph(4)}\ny",                                    # a line of a block
         paragraph(9),
     ])
-    mask, report = overlap.held_out_overlap(train, [valid, test])
+    mask, report = overlapping(train, [valid, test])
     assert mask.tolist() == [False, True, True, False, True, False]
     assert (report["documents"], report["equal"], report["by_paragraph"]) == (3, 1, 2)
     hit = mask[train.windows["document"]]
@@ -65,41 +73,64 @@ def test_equal_documents_and_long_paragraphs_are_found(dataset):
                       ("5", "test.jsonl line 1")}
 
 
-def test_a_paragraph_copied_often_in_training_alone_is_no_boilerplate(dataset):
+def test_a_paragraph_copied_often_in_training_alone_is_no_boilerplate(dataset, overlapping):
     held_out = dataset("held", [f"mine\n\n{paragraph(5)}", *(paragraph(i) for i in range(10, 15))])
     train = dataset("train", [f"text {i}\n\n{paragraph(5)}" for i in range(40)])
-    mask, report = overlap.held_out_overlap(train, [held_out])
+    mask, report = overlapping(train, [held_out])
     assert mask.all() and report["boilerplate"] == 0 and report["by_paragraph"] == 40
 
 
 @pytest.mark.parametrize("held_out, with_footer, counts", [
     (6, 2, True), (6, 3, False), (4, 1, True), (4, 2, False), (2, 2, False)])
-def test_what_is_common_among_the_held_out_documents_is(dataset, held_out, with_footer, counts):
+def test_what_is_common_among_the_held_out_documents_is(dataset, overlapping, held_out,
+                                                        with_footer, counts):
     footer = paragraph(5)
     texts = [f"held {i}" + f"\n\n{footer}" * (i < with_footer) for i in range(held_out)]
     valid, test = dataset("valid", texts[::2]), dataset("test", texts[1::2])
     train = dataset("train", [f"text {i}\n\n{footer}" for i in range(3)])
-    mask, report = overlap.held_out_overlap(train, [valid, test])
+    mask, report = overlapping(train, [valid, test])
     assert mask.tolist() == [counts] * 3 and report["boilerplate"] == int(not counts)
 
 
-def test_a_paragraph_repeated_in_one_document_is_one_occurrence(dataset):
+def test_a_paragraph_repeated_in_one_document_is_one_occurrence(dataset, overlapping):
     held_out = dataset("held", [f"mine\n\n{paragraph(5)}"])
     train = dataset("train", ["\n\n".join([paragraph(5)] * 30)])
-    assert overlap.held_out_overlap(train, [held_out])[0].tolist() == [True]
+    assert overlapping(train, [held_out])[0].tolist() == [True]
 
 
-def test_nothing_in_common(dataset):
+def test_nothing_in_common(dataset, overlapping):
     train = dataset("train", [paragraph(1), paragraph(2)])
-    mask, report = overlap.held_out_overlap(train, [dataset("held", [paragraph(3)])])
+    mask, report = overlapping(train, [dataset("held", [paragraph(3)])])
     assert not mask.any() and report["examples"] == [] and report["tokens"] == 0
-    assert not overlap.held_out_overlap(train, [])[0].any()
+    assert not overlapping(train, [])[0].any()
 
 
-def test_shared_documents_go_by_whole_documents(dataset):
-    generic = dataset("generic", [paragraph(1), f"{paragraph(2)}\n\nmore"])
-    train = dataset("train", [paragraph(2), paragraph(1) + "\n", paragraph(3)])
-    assert overlap.shared_documents(train, generic).tolist() == [False, True, False]
+def test_documents_of_other_sets_are_found_whole_and_apart(dataset, tmp_path):
+    first = dataset("first", [paragraph(1), f"{paragraph(2)}\n\nmore"])
+    second = dataset("second", [paragraph(3), paragraph(1)])
+    generic = dataset("generic", [paragraph(2), paragraph(1) + "\n", paragraph(3), paragraph(4)])
+    held_out = dataset("held", [paragraph(4)])
+    mask, report, others = overlap.held_out_overlap(generic, [held_out], tmp_path / "parts",
+                                                    None, [first, second])
+    assert mask.tolist() == [False, False, False, True] and report["equal"] == 1
+    assert [found.tolist() for found in others] == [[1], [1, 2]]
+    assert not (tmp_path / "parts").exists()
+
+
+def test_ranges_and_workers_find_the_same(dataset, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    train = dataset("train", ["\n\n".join(paragraph(i) for i in rng.integers(0, 90, 2))
+                              for _ in range(60)])
+    held_out = dataset("held", ["\n\n".join(paragraph(i) for i in rng.integers(0, 90, 2))
+                                for _ in range(12)] + ["one\n\n" + paragraph(3)])
+    whole = overlap.held_out_overlap(train, [held_out], tmp_path / "parts", Local(1), [held_out])
+    assert whole[1]["documents"] > 3
+    monkeypatch.setattr(overlap, "_SHARD", 7)
+    monkeypatch.setattr(overlap, "_CHUNK", 3)
+    monkeypatch.setattr(overlap, "_SMALL", 0)
+    parts = overlap.held_out_overlap(train, [held_out], tmp_path / "parts", Local(2), [held_out])
+    assert whole[0].tolist() == parts[0].tolist() and whole[1] == parts[1]
+    assert whole[2][0].tolist() == parts[2][0].tolist()
 
 
 @pytest.mark.parametrize("size", [3, 50, 1 << 20])

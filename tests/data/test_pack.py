@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from examples import examples
+from planearly import files
+from planearly.data import pack
+from planearly.data.dataset import DOCUMENT, WINDOW, TokenDataset
 from planearly.data.pack import Rows, pack_rows
+from planearly.engine.local import Local
 
 
 @st.composite
@@ -84,6 +90,32 @@ def test_saved_rows_load_again(tmp_path):
     for name in ("group_offsets", "row_offsets", "windows"):
         assert (getattr(rows, name) == getattr(loaded, name)).all()
     assert loaded.fill == rows.fill
+
+
+@examples(12)
+@given(packings(), st.integers(0, 3), st.integers(1, 30), st.data())
+def test_a_corpus_packed_by_shards_is_one_packed_at_once(packing, seed, size, data):
+    lengths, groups, n_groups, context = packing
+    document = np.sort(data.draw(st.lists(st.integers(0, 9), min_size=len(lengths),
+                                          max_size=len(lengths))))
+    excluded = np.array(data.draw(st.lists(st.booleans(), min_size=10, max_size=10)))
+    windows = np.zeros(len(lengths), WINDOW)
+    windows["length"], windows["document"] = lengths, document
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patched:
+        root = Path(name)
+        files.write_array(root / "windows.npy", windows)
+        files.write_array(root / "documents.npy", np.zeros(10, DOCUMENT))
+        files.write_json(root / "dataset.json", {"context": context, "key": "some"})
+        files.write_array(root / "groups.npy", groups)
+        files.write_array(root / "excluded.npy", excluded)
+        patched.setattr(pack, "_RANGE", size)
+        pack.pack_corpus(TokenDataset(root), root / "groups.npy", root / "excluded.npy", n_groups,
+                         seed, root / "parts-of-it", Local(1))
+        allowed = np.where(excluded[windows["document"].astype(int)], -1, groups)
+        pack_rows(lengths, allowed, n_groups, context, seed).save(root / "at-once")
+        by_shards, at_once = ({path.name: path.read_bytes() for path in (root / of).iterdir()}
+                              for of in ("parts-of-it", "at-once"))
+    assert by_shards == at_once
 
 
 def test_nothing_to_pack():

@@ -143,7 +143,7 @@ def embed_dataset(dataset: TokenDataset, tokenizer: Opened, embedder: Embedder, 
     Raises:
         UserError: a full disk; an embedder that is another one where a worker runs.
     """
-    wanted = np.arange(len(dataset)) if windows is None else windows
+    wanted = range(len(dataset)) if windows is None else windows
     n, executor = len(wanted), executor or Local()
     if not _finished(out):
         work, rows = _work(dataset, tokenizer, embedder, out, wanted, executor)
@@ -160,7 +160,7 @@ def embed_dataset(dataset: TokenDataset, tokenizer: Opened, embedder: Embedder, 
 
 
 def _work(dataset: TokenDataset, tokenizer: Opened, embedder: Embedder, out: Path,
-          wanted: np.ndarray, executor: Executor) -> tuple[Work, int]:
+          wanted: np.ndarray | range, executor: Executor) -> tuple[Work, int]:
     """The work of embedding windows, and how many of them a shard has."""
     _known[embedder.digest] = embedder
     n, quick, parts = len(wanted), embedder.name == "static", out / "parts"
@@ -168,7 +168,7 @@ def _work(dataset: TokenDataset, tokenizer: Opened, embedder: Embedder, out: Pat
     item = {"dataset": str(dataset.path), "tokenizer": str(tokenizer.folder), "windows": None,
             "embedder": embedder.name, "digest": embedder.digest, "cache": None}
     if n < len(dataset):
-        write_array(parts / "windows.npy", wanted)
+        write_array(parts / "windows.npy", np.asarray(wanted))
         item["windows"] = str(parts / "windows.npy")
     if quick and n:
         embedder.dim  # noqa: B018 (the table is made once, before several would)
@@ -247,13 +247,13 @@ def open_embeddings(folder: Path) -> Array:
 
 def _tell_what_is_not_seen(
     dataset: TokenDataset, tokenizer: Tokenizer, embedder: Embedder, points: Array,
-    windows: np.ndarray,
+    windows: np.ndarray | range,
 ) -> None:
     """Warn where an embedder cannot tell the windows apart, as of a script it does not know."""
     if len(points) < 2:
         return
     few = np.linspace(0, len(points) - 1, min(len(points), _LOOKED_AT)).astype(np.int64)
-    unknown = embedder.unknown(dataset.texts(windows[few], tokenizer))
+    unknown = embedder.unknown(dataset.texts([windows[i] for i in few], tokenizer))
     many = np.linspace(0, len(points) - 1, min(len(points), 50 * _LOOKED_AT)).astype(np.int64)
     rows = np.ascontiguousarray(points[many]).view(np.dtype((np.void, points[0].nbytes)))
     equal = np.unique(rows, return_counts=True)[1].max() / len(many)

@@ -33,13 +33,17 @@ _SMOOTHING = 1e-8
 _ASCII_WORDS = re.compile(r"\w+|[^\w\s]+")
 _WORDS = regex.compile(  # with their vowel signs and joiners; a joiner or a break is no word
     r"(?V1)[\w\p{N}--[\u200c\u200d]][\w\p{N}]*|[^\w\s\p{N}\u200b]+")
-_BLOCK = 4096
+BLOCK = 4096
+"""Windows looked at together."""
 
 Texts = Callable[[np.ndarray], list[str]]
 """Texts of the windows with these numbers."""
 
 Weigh = Callable[[np.ndarray], np.ndarray]
 """Log weights of all candidates, by what every bucket counts for."""
+
+Search = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+"""Of candidates, points and a number of ranks: as :func:`nearest`."""
 
 
 @dataclass(frozen=True)
@@ -157,22 +161,22 @@ def _frequencies(hasher: Hasher, texts: Texts, windows: np.ndarray) -> np.ndarra
 
 
 def _blocks(windows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    for start in range(0, len(windows), _BLOCK):
-        yield start, windows[start : start + _BLOCK]
+    for start in range(0, len(windows), BLOCK):
+        yield start, windows[start : start + BLOCK]
 
 
 # Nearest neighbours -----------------------------------------------------------------------------
 
-def neighbours(points: Array, candidates: np.ndarray, own: np.ndarray, size: np.ndarray,
-               need: float) -> tuple[np.ndarray, int]:
+def neighbours(candidates: np.ndarray, own: np.ndarray, size: np.ndarray, need: float,
+               search: Search) -> tuple[np.ndarray, int]:
     """Generic windows nearest to any specialization window: all first neighbours, all second, ...
 
     Args:
-        points: embeddings of the generic windows ``[n_windows, dim]``, of unit norm.
         candidates: numbers of those that may be taken.
         own: embeddings of the specialization windows ``[m, dim]``.
         size: share of a row that each generic window fills ``[n_windows]``.
         need: rows to fill.
+        search: finds the neighbours, as :func:`nearest` does.
 
     Returns:
         Numbers of the windows taken, by rank and within it by cosine; and the last rank used.
@@ -181,10 +185,10 @@ def neighbours(points: Array, candidates: np.ndarray, own: np.ndarray, size: np.
     ranks = max(round(2 * need / (mean * len(own))), 1)
     while True:
         ranks = min(ranks, len(candidates))
-        nearest, cosine = _nearest(points, candidates, own, ranks)
+        where, cosine = search(candidates, own, ranks)
         rank = np.repeat(np.arange(ranks)[None], len(own), 0)
-        order = np.lexsort((nearest.ravel(), -cosine.ravel(), rank.ravel()))
-        listed = nearest.ravel()[order]
+        order = np.lexsort((where.ravel(), -cosine.ravel(), rank.ravel()))
+        listed = where.ravel()[order]
         first = np.sort(np.unique(listed, return_index=True)[1])  # each window at its best rank
         distinct = candidates[listed[first]]
         taken = enough(distinct, size, need)
@@ -193,22 +197,42 @@ def neighbours(points: Array, candidates: np.ndarray, own: np.ndarray, size: np.
         ranks *= 2
 
 
-def _nearest(points: Array, candidates: np.ndarray, own: np.ndarray,
-             ranks: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices into ``candidates`` of each own point's neighbours, nearest first, and cosines."""
+def nearest(points: Array, candidates: np.ndarray, own: np.ndarray, ranks: int,
+            advance: Callable[[int], None] = lambda n: None) -> tuple[np.ndarray, np.ndarray]:
+    """Neighbours of every own point, nearest first.
+
+    Args:
+        points: embeddings ``[n_windows, dim]``, of unit norm.
+        candidates: numbers of the windows among which to look.
+        own: ``[m, dim]``.
+        ranks: how many of them.
+        advance: told of every block of windows that is done.
+
+    Returns:
+        Indices into ``candidates``, int64 ``[m, ranks]``, and cosines, float32; fewer columns where
+        there are fewer candidates.
+    """
     import torch
 
     queries = torch.as_tensor(np.asarray(own, np.float32))
-    best = torch.empty(len(own), 0)
-    where = torch.empty(len(own), 0, dtype=torch.int64)
+    found = np.empty((len(own), 0), np.int64), np.empty((len(own), 0), np.float32)
     for start, block in _blocks(candidates):
         table = torch.as_tensor(np.asarray(points[block], np.float32))
-        best = torch.cat([best, queries @ table.T], 1)
-        places = torch.arange(start, start + len(block)).expand(len(own), -1)
-        where = torch.cat([where, places], 1)
-        best, kept = best.topk(min(ranks, best.shape[1]), 1)
-        where = where.gather(1, kept)
-    return where.numpy(), best.numpy()
+        here = np.arange(start, start + len(block))[None].repeat(len(own), 0)
+        found = merged(found, (here, (queries @ table.T).numpy()), ranks)
+        advance(len(block))
+    return found
+
+
+def merged(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray],
+           ranks: int) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest of two sets of neighbours, each as :func:`nearest` gives them."""
+    import torch
+
+    where, best = (torch.cat([torch.as_tensor(np.asarray(each)) for each in both], 1)
+                   for both in zip(one, other, strict=True))
+    best, kept = best.topk(min(ranks, best.shape[1]), 1)
+    return where.gather(1, kept).numpy(), best.numpy()
 
 
 def most_frequent(groups: np.ndarray, size: np.ndarray, k: int) -> int:

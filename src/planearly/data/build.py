@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from planearly import files, keys
+from planearly.data import duplicates
 from planearly.data import tokenizer as tk
 from planearly.data.dataset import DOCUMENT, WINDOW, cut_windows
 from planearly.data.divide import divided
@@ -22,7 +23,7 @@ from planearly.errors import UserError
 from planearly.progress import say
 
 _CHUNK = 1 << 20  # documents at a time when shards are merged
-_SORTED = 8 << 20  # hashes at a time when duplicates are looked for
+_BINS = 16  # bits of a rank by which documents are counted before some are sorted
 
 
 def tokenize_corpus(units: list[Unit], tokenizer: Path, context: int, settings: keys.Data,
@@ -65,10 +66,12 @@ def tokenize_corpus(units: list[Unit], tokenizer: Path, context: int, settings: 
     parts = divided(units, out / "parts" / "divided", executor)
     work = jobs(parts, tokenizer, settings, out, part)
     markers = run_jobs(work, name, executor)
-    while part and max_tokens and (found := _distinct_tokens(work)) < max_tokens:
+    keep = duplicates.firsts(work, out / "parts", executor)
+    while part and max_tokens and (found := _tokens(work, keep)) < max_tokens:
         part = part.larger(found, max_tokens)
         work = jobs(parts, tokenizer, settings, out, part)
         markers = run_jobs(work, name, executor)
+        keep = duplicates.firsts(work, out / "parts", executor)
     problems = Problems(settings.max_bad_share)
     for marker in markers:
         problems.add(marker["problems"])
@@ -84,7 +87,7 @@ def tokenize_corpus(units: list[Unit], tokenizer: Path, context: int, settings: 
         "key": key, "dtype": by.dtype.str, "context": context,
         "vocab_size": by.vocab_size, "eot": by.eot, "begin": by.begin,
         "tokenizer_digest": by.digest,
-        **_merge(work, markers, context, max_tokens, out, tokenizer),
+        **_merge(work, markers, keep, context, max_tokens, out, tokenizer),
         "files": [unit.path for unit in units],
         "unknown_bytes": unknown, "read": problems.good, "set_aside": problems.bad,
         "empty": problems.empty, "bad": problems.examples,
@@ -105,18 +108,19 @@ def _listed(units: list[Unit]) -> str:
     return ", ".join(unit.path for unit in units[:3]) + more
 
 
-def _merge(work: list[Job], markers: list[dict[str, Any]], context: int, max_tokens: int | None,
-           out: Path, tokenizer: Path) -> dict[str, Any]:
-    """Write windows, documents and paragraphs of all shards without duplicates; return counts."""
+def _merge(work: list[Job], markers: list[dict[str, Any]], keep: np.ndarray, context: int,
+           max_tokens: int | None, out: Path, tokenizer: Path) -> dict[str, Any]:
+    """Write windows, documents and paragraphs of all shards, a shard at a time; return counts.
+
+    Args:
+        keep: bool [documents]: those to keep, but for the limit of tokens, which is put in.
+    """
     sources: dict[str, int] = {}
     renamed = [np.array([sources.setdefault(name, len(sources)) for name in marker["sources"]],
                         np.uint32) for marker in markers]
     shards = [job.read("documents", SHARD_DOCUMENT) for job in work]
-    n = sum(map(len, shards))
-    keep = _without_duplicates(shards)
     distinct = int(keep.sum())
     last, cut = _keep_lowest(work, shards, keep, max_tokens, tokenizer) if max_tokens else (-1, {})
-    number = np.cumsum(keep) - 1  # new number of a kept document
 
     def kept() -> Iterator[tuple[int, np.ndarray]]:
         """(shard, kept documents) in order, the one that is cut shortened."""
@@ -151,23 +155,24 @@ def _merge(work: list[Job], markers: list[dict[str, Any]], context: int, max_tok
             before += len(chunk)
 
     def paragraphs() -> Iterator[np.ndarray]:
-        before = 0
+        before = first = 0
         for job, shard in zip(work, shards, strict=True):
+            mine = keep[before:before + len(shard)]
+            number = first + np.cumsum(mine) - 1  # of a kept document among all
             found = job.read("paragraphs", PARAGRAPH)
             for i in range(0, len(found), _CHUNK):
                 chunk = np.array(found[i:i + _CHUNK])
-                chunk["document"] += np.uint64(before)
-                chunk = chunk[keep[chunk["document"]]]
+                chunk = chunk[mine[chunk["document"]]]
                 chunk["document"] = number[chunk["document"]]
                 yield chunk
-            before += len(shard)
+            before, first = before + len(shard), first + int(mine.sum())
 
     files.write_chunks(out / "documents.npy", DOCUMENT, (counts["n_documents"],), documents())
     files.write_chunks(out / "windows.npy", WINDOW, (counts["n_windows"],), windows())
     found = (sum(map(len, paragraphs())),)
     files.write_chunks(out / "paragraphs.npy", PARAGRAPH, found, paragraphs())
-    return {**counts, "duplicates": n - distinct, "not_drawn": distinct - counts["n_documents"],
-            "sources": list(sources),
+    return {**counts, "duplicates": len(keep) - distinct,
+            "not_drawn": distinct - counts["n_documents"], "sources": list(sources),
             "source_tokens": tokens_by_source.tolist()}
 
 
@@ -180,20 +185,11 @@ def _chunks(shards: list[np.ndarray]) -> Iterator[tuple[int, int, np.ndarray]]:
         before += len(documents)
 
 
-def _distinct_tokens(work: list[Job]) -> int:
-    """Tokens of the documents so far, equal ones counted once."""
+def _tokens(work: list[Job], keep: np.ndarray) -> int:
+    """Tokens of the documents that are kept."""
     shards = [job.read("documents", SHARD_DOCUMENT) for job in work]
-    keep = _without_duplicates(shards)
     return sum(int(chunk["tokens"][keep[start:start + len(chunk)]].sum())
                for _, start, chunk in _chunks(shards))
-
-
-def _without_duplicates(shards: list[np.ndarray]) -> np.ndarray:
-    """bool [documents]: those that no earlier one is equal to."""
-    keep = np.ones(sum(map(len, shards)), bool)
-    for doubled in _duplicates(shards, len(keep)):
-        keep[doubled] = False
-    return keep
 
 
 def _keep_lowest(work: list[Job], shards: list[np.ndarray], keep: np.ndarray, max_tokens: int,
@@ -203,23 +199,38 @@ def _keep_lowest(work: list[Job], shards: list[np.ndarray], keep: np.ndarray, ma
     Returns:
         The document that is cut, and the ``tokens`` and ``bytes`` it keeps (-1: none is).
     """
-    ranks, tokens = np.empty(len(keep), np.uint64), np.empty(len(keep), np.int64)
-    for shard, start, chunk in _chunks(shards):
-        part = work[shard].subset or Subset(0, 1.0)
-        tokens[start:start + len(chunk)] = chunk["tokens"]
-        for i, unit in work[shard].units:
-            mine = np.flatnonzero(chunk["unit"] == i)
-            ranks[start + mine] = part.rank(chunk["hash"][mine], unit)
-    order = np.flatnonzero(keep)
-    order = order[np.argsort(ranks[order], kind="stable")]
-    ends = np.cumsum(tokens[order])
-    if not len(order) or ends[-1] <= max_tokens:
+    def ranked() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Documents that are kept, their ranks and their tokens."""
+        for shard, start, chunk in _chunks(shards):
+            part, ranks = work[shard].subset or Subset(0, 1.0), np.empty(len(chunk), np.uint64)
+            for i, unit in work[shard].units:
+                mine = chunk["unit"] == i
+                ranks[mine] = part.rank(chunk["hash"][mine], unit)
+            some = np.flatnonzero(keep[start:start + len(chunk)])
+            yield start + some, ranks[some], chunk["tokens"][some].astype(np.int64)
+
+    shift = np.uint64(64 - _BINS)
+    held = np.zeros(1 << _BINS, np.int64)
+    for _, ranks, tokens in ranked():
+        np.add.at(held, ranks >> shift, tokens)
+    held = np.cumsum(held)
+    if held[-1] <= max_tokens:
         return -1, {}
+    border = int(np.searchsorted(held, max_tokens))  # no more than this bin has to be sorted
+    inside = []
+    for documents, ranks, tokens in ranked():
+        bins = ranks >> shift
+        keep[documents[bins > border]] = False
+        inside.append([of[bins == border] for of in (documents, ranks, tokens)])
+    documents, ranks, tokens = map(np.concatenate, zip(*inside, strict=True))
+    order = np.argsort(ranks, kind="stable")
+    ends = np.cumsum(tokens[order]) + (held[border - 1] if border else 0)
     last = int(np.searchsorted(ends, max_tokens))
-    keep[order[last + 1:]] = False
-    left, document = int(tokens[order[last]] - (ends[last] - max_tokens)), int(order[last])
+    keep[documents[order[last + 1:]]] = False
     if ends[last] == max_tokens:
         return -1, {}
+    document = int(documents[order[last]])
+    left = int(tokens[order[last]] - (ends[last] - max_tokens))
     for shard, start, chunk in _chunks(shards):
         if start <= document < start + len(chunk):
             by = tk.opened(tokenizer)
@@ -228,18 +239,3 @@ def _keep_lowest(work: list[Job], shards: list[np.ndarray], keep: np.ndarray, ma
             text = by.tokenizer.decode(stream[first:first + left].tolist(),
                                        skip_special_tokens=False)
     return document, {"tokens": left, "bytes": len(text.encode())}
-
-
-def _duplicates(shards: list[np.ndarray], n: int) -> Iterator[np.ndarray]:
-    """Numbers of documents whose hash an earlier one has; a share of the hashes at a time."""
-    passes = n // _SORTED + 1
-    for share in range(passes):
-        hashes, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
-        for _, start, chunk in _chunks(shards):
-            mine = np.flatnonzero(chunk["hash"] % np.uint64(passes) == share)
-            hashes.append(chunk["hash"][mine])
-            numbers.append(mine + start)
-        found = np.concatenate(hashes)
-        order = np.argsort(found, kind="stable")
-        found = found[order]
-        yield np.concatenate(numbers)[order[1:][found[1:] == found[:-1]]]

@@ -44,6 +44,9 @@ DOCUMENT = np.dtype([("source", "<u4"), ("bytes", "<u8"), ("hash", "<u8"), ("uni
 into the files, line (or row) in the file."""
 
 
+_CHUNK = 1 << 20  # windows
+
+
 class TokenDataset:
     """A finished token dataset, read through memory maps.
 
@@ -77,6 +80,21 @@ class TokenDataset:
         """File and line of a document, for people."""
         record = self.documents[document]
         return f"{self.meta['files'][record['unit']]} line {record['line']}"
+
+    def windows_of(self, documents: np.ndarray) -> np.ndarray:
+        """The windows of documents, int64 [n], in their order; found without reading the others."""
+        of = self.windows["document"]
+        documents = documents.astype(np.uint64)
+        first = np.searchsorted(of, documents)
+        counts = np.searchsorted(of, documents, side="right") - first
+        return np.arange(counts.sum()) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+
+    def windows_without(self, excluded: np.ndarray) -> np.ndarray:
+        """The windows of all documents but the excluded ones, bool [n_documents]: int64 [n]."""
+        return np.concatenate([np.empty(0, np.int64), *(
+            start + np.flatnonzero(~excluded[
+                self.windows["document"][start:start + _CHUNK].astype(np.int64)])
+            for start in range(0, len(self), _CHUNK))])
 
     def rows(self, row_windows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets, int64 [R, context]: row r holds the windows ``row_windows[r]``.

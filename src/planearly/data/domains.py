@@ -2,28 +2,45 @@
 
 A folder of ``train`` and ``valid`` or ``test`` files or subfolders is taken as split, one of
 ``train`` alone too if nothing else lies in it. What is missing of valid and test, or all of it, is
-split off by document: documents are ordered by a seeded
-hash of their text, so a split depends on nothing but the texts and the seed, and equal documents
-never fall on two sides. A set of fewer than three documents (one long text file, say) is cut
-inside its documents instead: the first paragraphs for train, the last for valid and test.
+split off by document: documents are ordered by a seeded hash of their text, so a split depends on
+nothing but the texts and the seed, and equal documents never fall on two sides. The files are read
+in parallel; memory is that of the hashes. A set of fewer than three documents (one long text file,
+say) is cut inside its documents instead: the first paragraphs for train, the last for valid and
+test.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
+from array import array
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from planearly import keys, storage
-from planearly.data.documents import HashRange, Problems, Section, Unit, printable, split_hash
+from planearly import files, keys, storage
+from planearly.data.divide import divided
+from planearly.data.documents import (
+    HashRange,
+    Problems,
+    Section,
+    Unit,
+    grouped,
+    printable,
+    split_hash,
+)
 from planearly.data.inputs import children, resolve
 from planearly.data.readers import bare_name, read_documents
 from planearly.data.text import sections
+from planearly.engine.local import Local
+from planearly.engine.work import Advance, Executor, Shard, Work, shard_function
 from planearly.errors import UserError
 from planearly.progress import say
+
+_SMALL = 100.0  # megabytes: up to this, starting processes costs more than they save
 
 SPLITS = ("train", "valid", "test")
 _NAMES = {"train": "train", "training": "train", "valid": "valid", "validation": "valid",
@@ -158,21 +175,40 @@ def _some(names: list[str]) -> str:
 
 
 def hold_out(units: list[Unit], missing: list[str], entry: str, settings: keys.Data,
-             seed: int) -> dict[str, list[Unit]]:
-    """Split ``missing`` off the units' documents, which are read; the rest is train."""
+             seed: int, folder: Path, executor: Executor | None = None) -> dict[str, list[Unit]]:
+    """Split ``missing`` off the units' documents, which are read; the rest is train.
+
+    Args:
+        folder: for what the shards hand over; it is removed at last.
+        executor: who reads (None: processes of this machine).
+
+    Raises:
+        UserError: no documents, or too few to split; a damaged file; too many bad records.
+    """
+    executor = executor or Local()
     problems = Problems(settings.max_bad_share)
-    hashes: list[int] = []
-    cuttable = False
-    for unit in units:
-        for document in read_documents(unit, settings, problems):
-            hashes.append(split_hash(document.text, seed))
-            if len(hashes) <= 2:
-                cuttable = cuttable or len(sections(document.text, len(missing) + 1)) > len(missing)
+    read = [unit for _, unit in divided(units, folder / "divided", executor)]
+    shards = []
+    for number, group in enumerate(grouped(read)):
+        item: dict[str, Any] = {
+            "units": [unit.to_json() for _, unit in group], "settings": asdict(settings),
+            "seed": seed, "sections": len(missing) + 1, "to": str(folder / f"{number:05d}.npy")}
+        shards.append(Shard(
+            f"{number} ({group[0][1].path})", sum(unit.text_bytes for _, unit in group) / 1e6, item,
+            folder / f"{number:05d}.json", files.digest(item), (Path(item["to"]),)))
+    found = executor.map(Work(f"splitting {entry}", "MB", hash_documents, shards, small=_SMALL,
+                              known=all(unit.size for unit in units if unit.kind == "hub")))
+    for counts in found:
+        problems.add(counts["problems"])
     problems.check()
-    if not hashes:
+    hashes = np.concatenate([np.empty(0, np.uint64),
+                             *(files.read_array(shard.made[0]) for shard in shards)])
+    cuttable = any(counts["cuttable"] for counts in found)
+    shutil.rmtree(folder, ignore_errors=True)
+    if not len(hashes):
         raise UserError(f"the domain '{entry}' holds no documents; {problems.first()}".rstrip("; ")
                         + ": name files that hold text")
-    order = np.unique(np.array(hashes, np.uint64))
+    order = np.unique(hashes)
     n = len(order)
     if n <= len(missing):
         if not cuttable or len(hashes) > 2:
@@ -190,3 +226,19 @@ def hold_out(units: list[Unit], missing: list[str], entry: str, settings: keys.D
     borders = [0, *(int(order[held * (i + 1)]) for i in range(len(missing))), 1 << 64]
     return {split: [dataclasses.replace(unit, keep=HashRange(seed, low, high)) for unit in units]
             for split, low, high in zip([*missing, "train"], borders, borders[1:], strict=False)}
+
+
+@shard_function
+def hash_documents(item: dict[str, Any], advance: Advance) -> dict[str, Any]:
+    """Write the split hashes of some units' documents, uint64 [n]; tell whether one of the first
+    two could be cut inside."""
+    settings, cuttable = keys.Data(**item["settings"]), False
+    problems, hashes = Problems(settings.max_bad_share), array("Q")
+    for unit in map(Unit.from_json, item["units"]):
+        for document in read_documents(unit, settings, problems):
+            hashes.append(split_hash(document.text, item["seed"]))
+            if len(hashes) <= 2:
+                cuttable |= len(sections(document.text, item["sections"])) >= item["sections"]
+            advance(document.n_bytes / 1e6)
+    files.write_array(Path(item["to"]), np.array(hashes, np.uint64))
+    return {"documents": len(hashes), "cuttable": cuttable, "problems": problems.to_dict()}

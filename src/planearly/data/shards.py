@@ -1,9 +1,10 @@
 """Tokenize files in parallel; each job writes one shard.
 
 A job reads a file, several small ones or a part of a large one. It writes the tokens, an index of
-their documents and paragraphs, and what it counted; a job that is done is not run again, so work
-that was killed goes on where it was. A shard depends on nothing but its files and the tokenizer:
-any number of workers writes the same ones. Memory is that of a batch per worker.
+their documents, the documents' hashes in order, those of paragraphs, and what it counted; a job
+that is done is not run again, so work that was killed goes on where it was. A shard depends on
+nothing but its files and the tokenizer: any number of workers writes the same ones. Memory is that
+of a batch per worker.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ SHARD_DOCUMENT = np.dtype([("source", "<u4"), ("bytes", "<u8"), ("hash", "<u8"),
 MAX_SOURCES = 1_000
 """Sources told apart; documents of further ones count as "other"."""
 
+HASHED = np.dtype([("hash", "<u8"), ("document", "<u8")])
+"""Hash of a shard's document, and its number there; a shard's are in order of the hashes."""
+
 # Characters. Our tokenizers give a text the same tokens in pieces as whole (pieces end before
 # whitespace); one taken from elsewhere may see a word begin at a piece where none did.
 _PIECE, _BATCH = 1 << 17, 1 << 21
@@ -61,7 +65,7 @@ class Job:
         return self.out / "parts" / f"{self.number:05d}.json"
 
     def index(self, what: str) -> Path:
-        return self.out / "parts" / f"{self.number:05d}-{what}.bin"
+        return index_of(self.out / "parts", self.number, what)
 
     def to_shard(self) -> Shard:
         """The job as the engine takes it."""
@@ -72,7 +76,7 @@ class Job:
                 "key": self.key}
         return Shard(f"{self.number} ({first}{f' and {more} more' * bool(more)})",
                      sum(unit.text_bytes for _, unit in self.units) / 1e6, item, self.marker,
-                     self.key, (self.shard,))
+                     self.key, (self.shard, self.index("hashes")))
 
     @classmethod
     def from_item(cls, item: dict[str, Any]) -> Job:
@@ -84,6 +88,11 @@ class Job:
     def read(self, what: str, dtype: np.dtype) -> np.ndarray:
         path = self.index(what)
         return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
+
+
+def index_of(parts: Path, number: int, what: str) -> Path:
+    """Where a job hands over an index."""
+    return parts / f"{number:05d}-{what}.bin"
 
 
 def shard_name(shard: int) -> str:
@@ -170,9 +179,20 @@ def run_job(job: Job, advance: Advance) -> dict[str, Any]:
                     n_documents += 1
             to_documents.write(np.array(records, SHARD_DOCUMENT).tobytes())
             advance(sum(map(len, batch.pieces)) / 1e6)
+    _write_hashes(job)
     return {"documents": n_documents, "tokens": n_tokens, "paragraphs": n_paragraphs,
             "unknown": encoder.unknown, "bytes": n_bytes, "sources": list(sources),
             "problems": problems.to_dict()}
+
+
+def _write_hashes(job: Job) -> None:
+    """Write the hashes of a job's documents in order, for who looks for equal ones elsewhere."""
+    found = np.array(job.read("documents", SHARD_DOCUMENT)["hash"])
+    hashed = np.empty(len(found), HASHED)
+    hashed["document"] = order = np.argsort(found, kind="stable")
+    hashed["hash"] = found[order]
+    with files.atomic_write(job.index("hashes")) as handle:
+        handle.write(hashed.tobytes())
 
 
 @dataclass

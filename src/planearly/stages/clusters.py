@@ -13,11 +13,11 @@ from planearly.cluster import embed, histogram, importance, kmeans, shared
 from planearly.cluster.assign import assign_windows
 from planearly.cluster.blends import random_histograms
 from planearly.data.dataset import TokenDataset
-from planearly.data.pack import Rows, pack_rows
+from planearly.data.pack import Rows, pack_corpus
 from planearly.data.sample import Sampler
 from planearly.errors import UserError
 from planearly.export import bundle as bundles
-from planearly.files import digest, read_array, write_array, write_json
+from planearly.files import digest, read_array, write_array, write_chunks, write_json
 from planearly.progress import say
 from planearly.stages import corpus
 from planearly.stages.folder import Run, facts, once
@@ -25,12 +25,12 @@ from planearly.train.steps import generic_rows
 
 BLENDS = 4096
 """Random histograms over clusters that a projected network is trained on, over and over."""
+_WINDOWS = 1 << 20  # whose coarser cluster is written at once
 
 
 def finest(run: Run) -> int:
     """The largest number of clusters of the recipe; rows of methods without weights use it."""
     return max(run.recipe.cluster.k)
-
 
 @once
 def embedder(run: Run) -> embed.Embedder:
@@ -75,7 +75,6 @@ def clusters(run: Run) -> Path:
     def build(folder: Path) -> dict[str, Any]:
         points = embed.open_embeddings(embedded / "blocks")
         dataset = TokenDataset(everything)
-        share = np.asarray(dataset.windows["length"], np.float64) / dataset.context
         if ks[0] > len(points):
             raise UserError(
                 f"recipe key 'cluster.k' asks for {ks[0]} clusters of {len(points)} windows: "
@@ -95,20 +94,28 @@ def clusters(run: Run) -> Path:
                 assignment = assign_windows(embedded / "blocks", file, said, run.executor)
             else:
                 finer = len(centroids)
-                counts = np.bincount(assignment, share, finer)
+                counts = histogram.counted(assignment, dataset.windows, dataset.context, finer)
                 parent = kmeans.nest(centroids, counts, k, seed=recipe.seed)
                 centroids = kmeans.merge(centroids, counts, parent, k)
-                assignment = parent[assignment]
+                assignment = _coarser(assignment, parent, said)
                 write_array(folder / f"parent-{finer}.npy", parent)
                 write_array(file, centroids)
-                write_array(said, assignment.astype(np.int32))
-            shape = histogram.summary(np.bincount(assignment, share, k))
+            shape = histogram.summary(histogram.counted(assignment, dataset.windows,
+                                                        dataset.context, k))
             levels[str(k)] = shape
             say(f"  entropy {shape['entropy']:.2f} nats ({shape['relative_entropy']:.1%} of ln k), "
                 f"largest {shape['largest_share']:.1%}, {shape['empty']} empty")
         return {"levels": levels, "embedder": facts(embedded)["embedder"]}
 
     return run.stage("clusters", settings, {"embeddings": embedded}, build)
+
+
+def _coarser(assignment: np.ndarray, parent: np.ndarray, out: Path) -> np.ndarray:
+    """Write the parents of the assigned clusters, int32 [n], a block at a time."""
+    write_chunks(out, np.dtype("<i4"), assignment.shape, (
+        parent[assignment[start:start + _WINDOWS]].astype(np.int32)
+        for start in range(0, len(assignment), _WINDOWS)))
+    return read_array(out)
 
 
 def _clusters_of(run: Run, source: Path) -> Path:
@@ -203,24 +210,19 @@ def domain_embeddings(run: Run, name: str) -> np.ndarray:
 def rows(run: Run, k: int) -> Path:
     """The generic corpus packed into rows of one cluster each, at k clusters."""
     clustered = clusters(run)
-    everything, kept = corpus.generic(run), corpus.kept(run)
     settings = {"k": k, "excluded": corpus.kept_digest(run), "seed": run.recipe.seed}
 
     def build(folder: Path) -> dict[str, Any]:
-        return pack(
-            TokenDataset(everything), read_array(clustered / f"assignment-{k}.npy"), k,
-            read_array(kept / "excluded.npy"), run.recipe.seed, folder,
-        )
+        return pack(run, clustered / f"assignment-{k}.npy", k, folder)
 
     return run.stage(f"rows/k{k}", settings, {"clusters": clustered}, build)
 
 
-def pack(dataset: TokenDataset, groups: np.ndarray, n_groups: int, excluded: np.ndarray,
-         seed: int, folder: Path) -> dict[str, Any]:
-    """Pack a dataset's windows by group, without the excluded documents, into ``folder``."""
-    allowed = np.where(excluded[dataset.windows["document"].astype(np.int64)], -1, groups)
-    packed = pack_rows(dataset.windows["length"], allowed, n_groups, dataset.context, seed)
-    packed.save(folder)
+def pack(run: Run, groups: Path, n_groups: int, folder: Path) -> dict[str, Any]:
+    """Pack the generic corpus by the groups in a file, without what is excluded, into ``folder``.
+    """
+    packed = pack_corpus(TokenDataset(corpus.generic(run)), groups, corpus.kept(run) /
+                         "excluded.npy", n_groups, run.recipe.seed, folder, run.executor)
     return {"rows": len(packed), "fill": packed.fill}
 
 

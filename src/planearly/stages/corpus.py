@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from importlib import metadata
@@ -27,6 +28,10 @@ from planearly.files import digest, read_array, read_json, write_array, write_js
 from planearly.model import starts
 from planearly.progress import say
 from planearly.stages.folder import Missing, Run, facts, once
+
+_AHEAD = 4.0
+"""Times the tokens wanted that are looked for at once, among the documents of the lowest ranks."""
+_RANKED = 1 << 18  # documents at once
 
 
 @once
@@ -251,13 +256,16 @@ def split(run: Run, name: str) -> dict[str, list[Unit]]:
         settings["held_out_documents"] = recipe.data.held_out_documents
 
     def build(folder: Path) -> dict[str, Any]:
-        made = domains.hold_out(units, absent, entry, recipe.data, recipe.seed)
+        made = domains.hold_out(units, absent, entry, recipe.data, recipe.seed, folder / "parts",
+                                run.executor)
         return {"keep": {part: keep_to_json(of[0].keep) for part, of in made.items()}}
 
     try:
         keep = facts(run.stage(f"split/{name}", settings, {}, build))["keep"]
     except Missing:  # a run folder of before there was this stage, looked at
-        return given | domains.hold_out(units, absent, entry, recipe.data, recipe.seed)
+        with tempfile.TemporaryDirectory() as parts:
+            return given | domains.hold_out(units, absent, entry, recipe.data, recipe.seed,
+                                            Path(parts))
     return given | {part: [replace(unit, keep=keep_from_json(of)) for unit in units]
                     for part, of in keep.items()}
 
@@ -284,7 +292,8 @@ def domain(run: Run, name: str) -> Path:
             for split in SPLITS
         }
         train, *held_out = (TokenDataset(folder / split) for split in SPLITS)
-        mask, report = overlap.held_out_overlap(train, held_out)
+        mask, report, _ = overlap.held_out_overlap(train, held_out, folder / "parts",
+                                                   run.executor)
         if mask.all():
             raise UserError(
                 f"every training document of domain '{name}' also stands in its valid or test "
@@ -316,14 +325,15 @@ def kept(run: Run) -> Path:
         dataset = TokenDataset(everything)
         held_out = [TokenDataset(path / split) for path in folders.values()
                     for split in ("valid", "test")]
-        mask, report = overlap.held_out_overlap(dataset, held_out)
+        trains = [TokenDataset(path / "train") for path in folders.values()]
+        mask, report, also = overlap.held_out_overlap(dataset, held_out, folder / "parts",
+                                                      run.executor, trains)
         if not names:
             say("  no domain's texts are given: generic text that a later domain tests on is not "
                 "left out")
         tell_overlap("the generic corpus", report)
-        trains = [TokenDataset(path / "train") for path in folders.values()]
-        also = [overlap.shared_documents(dataset, train) for train in trains]
-        mask = np.logical_or.reduce([mask, *also])
+        for found in also:
+            mask[found] = True
         if mask.all():
             raise UserError(
                 f"every document of the generic corpus also stands in {' or '.join(names)}: the "
@@ -340,7 +350,7 @@ def kept(run: Run) -> Path:
             )
         write_array(folder / "excluded.npy", mask)
         write_array(folder / "generic-test.npy", test)
-        duplicates = {name: int(found.sum()) for name, found in zip(names, also, strict=True)}
+        duplicates = {name: len(found) for name, found in zip(names, also, strict=True)}
         return {"overlap": report, "also_in_train": duplicates,
                 "excluded": digest(np.flatnonzero(mask)), "generic_test_windows": len(test)}
 
@@ -373,14 +383,29 @@ def documents_up_to(
     Returns:
         int64 [n], sorted window numbers.
     """
-    document = dataset.windows["document"].astype(np.int64)
-    usable = np.flatnonzero(allowed[document])
     if limit is None:
-        return usable
-    rank = np.argsort(np.argsort(mix(seed, np.asarray(dataset.documents["hash"]))))
-    order = usable[np.argsort(rank[document[usable]], kind="stable")]
-    tokens = np.cumsum(dataset.windows["length"][order].astype(np.int64))
-    return np.sort(order[: int(np.searchsorted(tokens, limit)) + 1])
+        return dataset.windows_without(~allowed)
+    share = _AHEAD * max(limit, 1) / max(dataset.meta["n_tokens"], 1)
+    while True:
+        documents, ranks = _of_low_rank(dataset, allowed, seed, share)
+        windows = dataset.windows_of(documents[np.argsort(ranks)])
+        tokens = np.cumsum(dataset.windows["length"][windows].astype(np.int64))
+        if share >= 1 or (len(tokens) and tokens[-1] >= limit):
+            return np.sort(windows[:int(np.searchsorted(tokens, limit)) + 1])
+        share *= _AHEAD
+
+
+def _of_low_rank(dataset: TokenDataset, allowed: np.ndarray, seed: int,
+                 share: float) -> tuple[np.ndarray, np.ndarray]:
+    """About this share of the allowed documents, those of the lowest ranks; their ranks."""
+    most = np.uint64(min(int(share * (1 << 64)), (1 << 64) - 1))
+    found, ranked = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+    for start in range(0, len(allowed), _RANKED):
+        ranks = mix(seed, np.asarray(dataset.documents["hash"][start:start + _RANKED]))
+        mine = np.flatnonzero(allowed[start:start + _RANKED] & (ranks <= most))
+        found.append(start + mine)
+        ranked.append(ranks[mine])
+    return np.concatenate(found), np.concatenate(ranked)
 
 
 @once
@@ -388,8 +413,7 @@ def training_windows(run: Run, name: str) -> tuple[TokenDataset, np.ndarray]:
     """The domain's training text and all of its windows that are free of held-out text."""
     path = domain(run, name)
     dataset = TokenDataset(path / "train")
-    allowed = ~read_array(path / "train-excluded.npy")
-    return dataset, np.flatnonzero(allowed[dataset.windows["document"].astype(np.int64)])
+    return dataset, dataset.windows_without(read_array(path / "train-excluded.npy"))
 
 
 @once
@@ -420,9 +444,13 @@ def text_bytes(dataset: TokenDataset, windows: np.ndarray) -> int:
 
     A document of which only some windows are given counts in proportion to their tokens.
     """
-    document = dataset.windows["document"].astype(np.int64)
-    length = dataset.windows["length"].astype(np.float64)
-    whole = np.bincount(document, length, len(dataset.documents))
-    used = np.bincount(document[windows], length[windows], len(dataset.documents))
-    share = np.divide(used, whole, out=np.zeros_like(used), where=whole > 0)
-    return round(float((share * dataset.documents["bytes"]).sum()))
+    document = dataset.windows["document"][windows].astype(np.int64)
+    documents = np.unique(document)
+    every = dataset.windows_of(documents)
+
+    def tokens(of: np.ndarray) -> np.ndarray:
+        place = np.searchsorted(documents, dataset.windows["document"][of].astype(np.int64))
+        return np.bincount(place, dataset.windows["length"][of], len(documents))
+
+    share = tokens(windows) / tokens(every)
+    return round(float((share * dataset.documents["bytes"][documents]).sum()))

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from planearly.cluster import embed, select
+from planearly.cluster import select
+from planearly.cluster.neighbours import nearest_windows
 from planearly.cluster.ngrams import weigh_windows
 from planearly.cluster.select import Selection
 from planearly.data.dataset import TokenDataset
@@ -59,8 +60,8 @@ def needed(run: Run, available: float) -> float:
 def index(run: Run, name: str) -> Index:
     generic = TokenDataset(corpus.generic(run))
     excluded = read_array(corpus.kept(run) / "excluded.npy")
-    candidates = np.flatnonzero(~excluded[generic.windows["document"].astype(np.int64)])
-    size = np.asarray(generic.windows["length"], np.float64) / generic.context
+    candidates = generic.windows_without(excluded)
+    size = generic.windows["length"] / generic.context
     dataset, own = corpus.specialization_windows(run, name)
     return Index(generic, candidates, size, dataset, own,
                  needed(run, float(size[candidates].sum())))
@@ -88,8 +89,9 @@ def nearest(run: Run, name: str) -> tuple[dict[str, Path], Choose]:
     def choose(folder: Path) -> Selection:
         has = index(run, name)
         windows, rank = select.neighbours(
-            embed.open_embeddings(embedded / "blocks"), has.candidates,
-            clusters.domain_embeddings(run, name), has.size, has.need)
+            has.candidates, clusters.domain_embeddings(run, name), has.size, has.need,
+            lambda candidates, own, ranks: nearest_windows(
+                embedded / "blocks", candidates, own, ranks, folder / "parts", run.executor))
         return select.chosen(len(has.generic), windows, ranks=rank)
 
     return {"embeddings": embedded, "domain-clusters": mine}, choose
@@ -123,7 +125,7 @@ def selection(run: Run, draws: str, name: str) -> Path:
     """
     recipe = run.recipe
     inputs, choose = SELECTORS[draws](run, name)
-    everything, kept = corpus.generic(run), corpus.kept(run)
+    everything = corpus.generic(run)
     settings: dict[str, Any] = {
         "selection": asdict(recipe.selection), "max_epochs": recipe.importance.max_epochs,
         "rows": generic_rows(recipe), "spec_tokens": recipe.spec_tokens,
@@ -132,8 +134,9 @@ def selection(run: Run, draws: str, name: str) -> Path:
 
     def build(folder: Path) -> dict[str, Any]:
         made = choose(folder)
-        packed = clusters.pack(TokenDataset(everything), made.groups, len(made.weights),
-                             read_array(kept / "excluded.npy"), recipe.seed, folder)
+        groups = folder / "parts" / "groups.npy"  # a folder that packing removes
+        write_array(groups, made.groups)
+        packed = clusters.pack(run, groups, len(made.weights), folder)
         epochs = _explain(run, draws, name, Rows.load(folder))
         write_array(folder / "weights.npy", made.weights)
         return {**packed, **made.notes, "epochs": epochs,
