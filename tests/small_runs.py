@@ -89,3 +89,31 @@ def call(*words, check: int | None = 0) -> subprocess.CompletedProcess:
     if check is not None:
         assert done.returncode == check, done.stderr[-3000:]
     return done
+
+
+STARTED_TOGETHER = """
+import sys, time
+from pathlib import Path
+from planearly.data import documents
+documents._GROUP = 20_000
+if __name__ == "__main__":
+    from planearly.cli import main
+    from planearly.stages import pipeline
+    from planearly.study import run
+    Path(sys.argv[1]).touch()
+    while len(list(Path(sys.argv[1]).parent.glob("*.ready"))) < 2:
+        time.sleep(0.01)
+    main(sys.argv[2:])
+"""
+
+
+def both(folder: Path, *words) -> list[str]:
+    """What two processes say that are started with the same command at the same time."""
+    (folder / "go.py").write_text(STARTED_TOGETHER)
+    started = [subprocess.Popen(
+        [sys.executable, folder / "go.py", folder / f"{i}.ready", *map(str, words)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}) for i in range(2)]
+    told = [process.communicate(timeout=900)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], told
+    return told

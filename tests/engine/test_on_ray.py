@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import planearly
-from planearly.cluster import embed
-from planearly.data import documents, shards
+from planearly.cluster import assign, embed, neighbours, ngrams
+from planearly.data import documents, domains, duplicates, overlap, pack, shards
 from planearly.engine import on_ray
 from planearly.engine.local import Inline, Local
 from planearly.engine.on_ray import OnRay
@@ -37,6 +37,19 @@ def test_an_address_without_a_cluster_is_one_sentence(tmp_path, monkeypatch, add
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(UserError, match=f"no Ray cluster can be reached at RAY_ADDRESS={address}"):
         OnRay(2).map(work(tmp_path / "out"))
+
+
+@pytest.mark.ray
+def test_an_address_without_a_cluster_stops_before_anything_is_done(tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    asked = small(corpus(tmp_path / "text"), methods=["slm"], engine="ray")
+    with pytest.raises(UserError, match="no Ray cluster can be reached at RAY_ADDRESS=127"):
+        pipeline.run(asked, tmp_path / "run", "prepare")  # so little that it needs no workers
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(on_ray, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install planearly\[ray\]"):
+        pipeline.run(asked, tmp_path / "run", "prepare")
 
 
 @pytest.mark.ray
@@ -84,13 +97,27 @@ def test_a_node_that_dies_loses_its_shard_only(tmp_path, cluster):
     assert sorted(begun.values()) == [1, 1, 1, 1, 1, 2]
 
 
+def data_and_weights(out: Path) -> dict[str, bytes]:
+    """All files of the data stages, and the weights that were trained."""
+    return {name: content for name, content in results(out).items()
+            if not name.startswith(("pretrain/", "specialize/")) or name.endswith(".safetensors")}
+
+
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_run_is_the_same_bytes_on_ray(tmp_path, monkeypatch, cluster):
+def test_a_run_on_ray_ends_with_the_same_data_and_weights(tmp_path, monkeypatch, cluster):
     monkeypatch.setattr(documents, "_GROUP", 30_000)
-    monkeypatch.setattr(shards, "_POOL_MEGABYTES", 0)
-    monkeypatch.setattr(embed, "_FEW", 0)
+    for module in (shards, embed, assign, domains, duplicates, ngrams, neighbours, overlap, pack):
+        for name in ("_POOL_MEGABYTES", "_FEW", "_SMALL"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, 0)
+    monkeypatch.setattr(duplicates, "_RANGE", 100)
+    monkeypatch.setattr(overlap, "_SHARD", 100)
+    monkeypatch.setattr(pack, "_RANGE", 300)
     root = corpus(tmp_path / "text")
+    law = root / "domains" / "law"
+    for i, split in enumerate(("train", "valid", "test")):  # to be split anew
+        (law / f"{split}.jsonl").rename(law / f"part-{i}.jsonl")
     (root / "more.jsonl").write_text((root / "generic.jsonl").read_text().replace("ship", "boat"))
     words = [word for topic in TOPICS.values() for word in topic.split()]
     tiny = sentence_model(tmp_path / "embedder", words)
@@ -98,11 +125,15 @@ def test_a_run_is_the_same_bytes_on_ray(tmp_path, monkeypatch, cluster):
     monkeypatch.setattr(OnRay, "workers", lambda self, work, *more, real=OnRay.workers: (
         used.append((work.name, real(self, work, *more))), used[-1][1])[1])
     for engine in ("local", "ray"):
-        asked = small(root, methods=["slm"], generic=[str(root / "generic.jsonl"),
-                                                      str(root / "more.jsonl")],
-                      cluster={"k": [3], "embedder": str(tiny)}, engine=engine, processes=1
-                      if engine == "local" else None)
-        pipeline.run(asked, tmp_path / engine, "cluster")
-    assert results(tmp_path / "ray") == results(tmp_path / "local")
-    assert {"tokenizing generic corpus", "embedding"} <= {
+        asked = small(root, methods=["slm-is", "slm-dsir", "slm-knn"],
+                      generic=[str(root / "generic.jsonl"), str(root / "more.jsonl")],
+                      cluster={"k": [3]} | {"embedder": str(tiny)}, engine=engine,
+                      processes=1 if engine == "local" else None)
+        pipeline.run(asked, tmp_path / engine, "specialize")
+    made = data_and_weights(tmp_path / "local")
+    assert data_and_weights(tmp_path / "ray") == made
+    assert {"pretrain", "specialize"} <= {
+        name.split("/")[0] for name in made if name.endswith(".safetensors")}
+    assert {"tokenizing generic corpus", "embedding", "looking for duplicates", "packing rows",
+            "looking for held-out text", "putting windows in groups"} <= {
         name for name, workers in used if isinstance(workers, on_ray._Actors)}

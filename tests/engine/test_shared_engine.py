@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from planearly.engine.local import Local
 from planearly.engine.shared import Shared
 from planearly.errors import UserError
 from planearly.stages import pipeline
-from small_runs import corpus, results
+from small_models import sentence_model
+from small_runs import TOPICS, both, call, corpus, results
 from small_runs import recipe as small
 from small_work import log, made, until, work
 
@@ -146,21 +148,6 @@ def test_what_is_published_calls_nothing_but_work_on_shards(tmp_path, name):
     assert "antigravity" not in sys.modules
 
 
-SCRIPT = """
-import sys, time
-from pathlib import Path
-from planearly.data import documents
-documents._GROUP = 20_000
-if __name__ == "__main__":
-    from planearly.cli import main
-    from planearly.stages import pipeline
-    Path(sys.argv[1]).touch()
-    while len(list(Path(sys.argv[1]).parent.glob("*.ready"))) < 2:
-        time.sleep(0.01)
-    main(sys.argv[2:])
-"""
-
-
 @pytest.mark.slow
 def test_two_commands_prepare_a_run_folder_together(tmp_path, monkeypatch):
     root = corpus(tmp_path / "text")
@@ -171,17 +158,50 @@ def test_two_commands_prepare_a_run_folder_together(tmp_path, monkeypatch):
             line.replace(".", f" {i}.") for line in text))
     asked = small(root, methods=["slm"], generic=[str(root / "many")])
     (tmp_path / "recipe.yaml").write_text(json.dumps(asked.to_dict()))
-    (tmp_path / "go.py").write_text(SCRIPT)
-    both = [subprocess.Popen(
-        [sys.executable, tmp_path / "go.py", tmp_path / f"{i}.ready", "prepare",
-         tmp_path / "recipe.yaml", "--out", tmp_path / "both", "processes=1", "engine=shared"],
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        for i in range(2)]
-    told = [process.communicate(timeout=300)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], told
+    told = both(tmp_path, "prepare", tmp_path / "recipe.yaml", "--out", tmp_path / "both",
+                "processes=1", "engine=shared")
     assert "".join(told).count("── generic") == 1  # one led each stage
     monkeypatch.setattr(documents, "_GROUP", 20_000)
     pipeline.run(asked, tmp_path / "alone", "prepare")
 
     assert results(tmp_path / "both") == results(tmp_path / "alone")
     assert len(list((tmp_path / "both").glob("generic-*/tokens-*"))) > 5
+
+
+def stages_made(told: str) -> list[str]:
+    return re.findall(r"^── (\S+)", told, re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["run", "study"])
+def test_two_commands_divide_the_trainings_of_a_folder(tmp_path, verb):
+    """Domains and experts of a run, cells of a study: each by one of the two, with the weights that
+    one process alone ends with."""
+    root = corpus(tmp_path / "text")
+    words = [word for topic in TOPICS.values() for word in topic.split()]
+    (root / "domains" / "sea").mkdir()
+    for split in ("train", "valid", "test"):
+        text = (root / "domains" / "law" / f"{split}.jsonl").read_text()
+        (root / "domains" / "sea" / f"{split}.jsonl").write_text(text.replace("court", "harbour"))
+    more = {"methods": ["slm", "slm-mix"], "mixture": {"experts": 3}} if verb == "run" else {
+        "methods": ["slm"], "study": {"grid": [{"methods": ["slm", "slm-nopt"],
+                                                "over": {"seed": [0, 1]}}]}}
+    asked = small(root, cluster={"k": [3], "embedder": str(
+        sentence_model(tmp_path / "embedder", words))}, **more)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(asked.to_dict()))
+    told = both(tmp_path, verb, tmp_path / "recipe.yaml", "--out", tmp_path / "both",
+                "processes=1", "engine=shared")
+    made = [stages_made(one) for one in told]
+    assert max(Counter(made[0] + made[1]).values()) <= (1 if verb == "run" else 4)  # variants
+    trained = [[name for name in one if name.startswith(("pretrain/", "specialize/"))]
+               for one in made]
+    folders = [path for kind in ("pretrain", "specialize")
+               for path in (tmp_path / "both" / kind).iterdir()]
+    assert min(map(len, trained)) and sum(map(len, trained)) == len(folders)
+    call(verb, tmp_path / "recipe.yaml", "--out", tmp_path / "alone", "processes=1")
+    alone, together = (
+        {name: content for name, content in results(tmp_path / of).items()
+         if name.endswith((".safetensors", ".npy", ".bin"))} for of in ("alone", "both"))
+    assert alone == together
+    page = "report.html" if verb == "run" else "README.md"
+    assert (tmp_path / "both" / page).is_file()

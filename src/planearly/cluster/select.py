@@ -214,7 +214,7 @@ def nearest(points: Array, candidates: np.ndarray, own: np.ndarray, ranks: int,
     """
     import torch
 
-    queries = torch.as_tensor(np.asarray(own, np.float32))
+    queries = torch.as_tensor(np.array(own, np.float32))
     found = np.empty((len(own), 0), np.int64), np.empty((len(own), 0), np.float32)
     for start, block in _blocks(candidates):
         table = torch.as_tensor(np.asarray(points[block], np.float32))
@@ -229,7 +229,7 @@ def merged(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarr
     """The nearest of two sets of neighbours, each as :func:`nearest` gives them."""
     import torch
 
-    where, best = (torch.cat([torch.as_tensor(np.asarray(each)) for each in both], 1)
+    where, best = (torch.cat([torch.as_tensor(np.array(each)) for each in both], 1)
                    for both in zip(one, other, strict=True))
     best, kept = best.topk(min(ranks, best.shape[1]), 1)
     return where.gather(1, kept).numpy(), best.numpy()

@@ -50,6 +50,8 @@ class Device:
     kind: Literal["cuda", "cpu"] = "cuda"
     bf16: bool = True
     """Whether training computes its matrix products in bfloat16 there; else in float32."""
+    links: float | None = None
+    """Bytes/s that a device sends to others of its machine, and as many that it receives."""
     stands_in_for: str | None = None
     """What the user named, where nothing is known about that: hours are this device's instead."""
 
@@ -86,20 +88,25 @@ class Sheet:
     keys: tuple[str, ...] = field(default=())
     bf16: bool = True
     """False: ``teraflops`` are float32, in which training runs where bfloat16 is missing."""
+    links: float = 32
+    """GB/s in one direction to other devices of the machine, by the same data sheet: half of its
+    "interconnect" (NVLink, Infinity Fabric, else PCIe x16), which counts both directions. 32 is
+    PCIe 4.0."""
 
 
 SHEETS = [
     Sheet("A100-80GB", 312, 80, 2039, "NVIDIA A100 data sheet, SXM 80 GB", r"\bA100\b.*80GB",
-          ("a100", "a100-80gb")),
-    Sheet("A100-40GB", 312, 40, 1555, "NVIDIA A100 data sheet, 40 GB", r"\bA100\b", ("a100-40gb",)),
+          ("a100", "a100-80gb"), links=300),
+    Sheet("A100-40GB", 312, 40, 1555, "NVIDIA A100 data sheet, 40 GB", r"\bA100\b", ("a100-40gb",),
+          links=300),
     Sheet("H100-PCIe", 756, 80, 2000, "NVIDIA H100 data sheet, PCIe, without sparsity",
-          r"H100.*PCIe", ("h100-pcie",)),
+          r"H100.*PCIe", ("h100-pcie",), links=64),
     Sheet("H100", 989, 80, 3350, "NVIDIA H100 data sheet, SXM, without sparsity", r"H100",
-          ("h100", "h100-sxm")),
+          ("h100", "h100-sxm"), links=450),
     Sheet("H200", 989, 141, 4800, "NVIDIA H200 data sheet, SXM, without sparsity", r"H200",
-          ("h200",)),
+          ("h200",), links=450),
     Sheet("B200", 2250, 180, 8000, "NVIDIA HGX B200 data sheet, per GPU, without sparsity",
-          r"B200", ("b200",)),
+          r"B200", ("b200",), links=900),
     Sheet("L40S", 362, 48, 864, "NVIDIA L40S data sheet, without sparsity", r"L40S", ("l40s",)),
     Sheet("L40", 181, 48, 864, "NVIDIA L40 data sheet, without sparsity", r"L40", ("l40",)),
     Sheet("L4", 121, 24, 300, "NVIDIA L4 data sheet, without sparsity", r"\bL4\b", ("l4",)),
@@ -109,19 +116,21 @@ SHEETS = [
     Sheet("RTX-A6000", 154.8, 48, 768, "NVIDIA RTX A6000 data sheet, without sparsity",
           r"RTX A6000", ("rtx-a6000", "a6000")),
     Sheet("RTX-5090", 209.5, 32, 1792, "NVIDIA RTX Blackwell architecture paper, fp32 accumulate",
-          r"RTX 5090", ("rtx-5090", "rtx5090", "5090")),
+          r"RTX 5090", ("rtx-5090", "rtx5090", "5090"), links=64),
     Sheet("RTX-4090", 165.2, 24, 1008, "NVIDIA Ada architecture paper, fp32 accumulate",
           r"RTX 4090", ("rtx-4090", "rtx4090", "4090")),
     Sheet("RTX-3090", 71, 24, 936, "NVIDIA GA102 architecture paper, fp32 accumulate",
           r"RTX 3090", ("rtx-3090", "rtx3090", "3090")),
     Sheet("V100-32GB", 15.7, 32, 900, "NVIDIA V100 data sheet, SXM2 32 GB, float32",
-          r"V100.*32GB", ("v100-32gb",), bf16=False),
+          r"V100.*32GB", ("v100-32gb",), bf16=False, links=150),
     Sheet("V100", 15.7, 16, 900, "NVIDIA V100 data sheet, SXM2 16 GB, float32",
-          r"V100", ("v100", "v100-16gb"), bf16=False),
-    Sheet("T4", 8.1, 16, 320, "NVIDIA T4 data sheet, float32", r"\bT4\b", ("t4",), bf16=False),
+          r"V100", ("v100", "v100-16gb"), bf16=False, links=150),
+    Sheet("T4", 8.1, 16, 320, "NVIDIA T4 data sheet, float32", r"\bT4\b", ("t4",), bf16=False,
+          links=16),
     Sheet("MI300X", 1307, 192, 5300, "AMD MI300X data sheet, without sparsity", r"MI300X",
-          ("mi300x",)),
-    Sheet("MI250X", 383, 128, 3277, "AMD MI250X data sheet, both dies", r"MI250X", ("mi250x",)),
+          ("mi300x",), links=448),
+    Sheet("MI250X", 383, 128, 3277, "AMD MI250X data sheet, both dies", r"MI250X", ("mi250x",),
+          links=400),
 ]
 
 
@@ -226,6 +235,7 @@ def from_sheet(sheet: Sheet) -> Device:
         name=sheet.name, peak=peak, memory=sheet.gigabytes * 1e9, bandwidth=bandwidth,
         source=f"{sheet.source}; utilisation as in the paper's Table 2",
         a=PAPER_A, b=PAPER_B * (peak / bandwidth) / _A100_BALANCE, rate=peak, bf16=sheet.bf16,
+        links=sheet.links * 1e9,
     )
 
 
@@ -248,6 +258,7 @@ def from_calibration(measured: dict[str, Any], sheet: Sheet | None) -> Device:
         kind=measured.get("kind")
         or ("cpu" if re.search(r" x\d+$", measured["device"]) else "cuda"),
         bf16=measured.get("matmul_kind", "bfloat16") == "bfloat16",
+        links=sheet.links * 1e9 if sheet else None,
     )
 
 

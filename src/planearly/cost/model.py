@@ -17,6 +17,7 @@ from planearly.cost.devices import Device
 from planearly.methods import Method
 from planearly.model import flops, memory
 from planearly.model.memory import Job
+from planearly.model.traffic import sent_bytes
 from planearly.model.transformer import Shape
 from planearly.train.steps import FINETUNE_STEPS
 
@@ -173,6 +174,41 @@ def memory_of(setting: Setting, row: Method, pretrain_tokens: float) -> tuple[fl
         first = tokens if first is None else first
         needed = max(needed, memory.training_bytes(job, tokens))
     return needed, first or 0, sharded
+
+
+NETWORK = 12.5e9
+"""Bytes/s in one direction of a device's share of a network between machines: 100 Gbit/s."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What a step of a method's first training sends between devices.
+
+    Attributes:
+        sent: bytes that each device sends, and as many that it receives.
+        computing: seconds of the step's operations.
+        links, network: seconds that they take over the links of one machine (None: unknown), and at
+            :data:`NETWORK`. Nothing is computed meanwhile, but for a model that is divided.
+    """
+
+    sent: float
+    computing: float
+    links: float | None
+    network: float
+
+
+def traffic(setting: Setting, row: Method, pretrain_tokens: float,
+            microbatch_tokens: int) -> Traffic | None:
+    """Of each of the setting's devices; None: there is one alone, or a step does not run."""
+    if setting.devices == 1 or not microbatch_tokens:
+        return None
+    job, batch = trainings(setting, row, pretrain_tokens)[0]
+    sent = sent_bytes(job, max(-(-batch // microbatch_tokens), 1))
+    per_token = flops.lora_training(job.shape, job.adapter_rank) if job.adapter_rank \
+        else flops.training(job.shape)
+    links = setting.device.links
+    return Traffic(sent, setting.device.seconds(batch * per_token, job.shape.d_model),
+                   sent / links if links else None, sent / NETWORK)
 
 
 def step_tokens(pretrain_tokens: float, context: int) -> int:

@@ -13,6 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from planearly.errors import UserError, brief
 from planearly.progress import say
 
 _FEWEST_BYTES = 80 << 20  # of Ray's object store, which holds nothing
+_HERE = "local"  # a cluster of this machine, started for the run
 _REACHED = 5.0  # seconds in which the cluster has to answer
 _SEEN = 30.0  # seconds in which a file of another machine has to be seen here
 _TOLD = 30.0  # seconds without any worker after which that is told
@@ -33,6 +35,11 @@ class OnRay(Executor):
     """Actors of a Ray cluster; this process alone where little is to do."""
 
     remote = True
+
+    def check(self) -> None:
+        if find_spec("ray") is None:
+            raise _absent()
+        _reached(_address())
 
     def workers(self, work: Work, shards: Sequence[Shard],
                 advance: Callable[[int, float], None]) -> Workers:
@@ -55,27 +62,46 @@ def _connected(processes: int | None) -> Any:
     try:
         import ray
     except ImportError as error:
-        raise UserError("engine=ray needs the package 'ray': pip install planearly[ray]"
-                        ) from error
+        raise _absent() from error
     if ray.is_initialized():
         return ray
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = _address()
+    _reached(address)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
-        if address == "local":
+        if address == _HERE:
             ray.init("local", num_cpus=processes or cores(), include_dashboard=False,
                      object_store_memory=_FEWEST_BYTES, **quiet)
         else:
-            host, _, port = address.rpartition(":")
-            if host and port.isdigit():  # Ray itself would try for minutes
-                socket.create_connection((host, int(port)), _REACHED).close()
-            elif address != "auto":
-                raise ValueError("not of the form HOST:PORT")
             ray.init(address, **quiet)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"no Ray cluster can be reached at RAY_ADDRESS={address} ({brief(error)}):"
-                        " give HOST:PORT of its head, or unset it to start one here") from error
+        raise _unreachable(address, error) from error
     return ray
+
+
+def _address() -> str:
+    return os.environ.get("RAY_ADDRESS", _HERE)
+
+
+def _reached(address: str) -> None:
+    """Refuse an address at which nobody answers; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        if host and port.isdigit():
+            socket.create_connection((host, int(port)), _REACHED).close()
+        elif address not in (_HERE, "auto"):
+            raise ValueError("not of the form HOST:PORT")
+    except (OSError, ValueError) as error:
+        raise _unreachable(address, error) from error
+
+
+def _absent() -> UserError:
+    return UserError("engine=ray needs the package 'ray': pip install planearly[ray]")
+
+
+def _unreachable(address: str, error: Exception) -> UserError:
+    return UserError(f"no Ray cluster can be reached at RAY_ADDRESS={address} ({brief(error)}):"
+                     " give HOST:PORT of its head, or unset it to start one here")
 
 
 class _Doer:

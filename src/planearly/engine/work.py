@@ -168,6 +168,13 @@ class Executor:
     def __init__(self, processes: int | None = None) -> None:
         self.processes = processes
 
+    def check(self) -> None:
+        """Refuse to begin where there is nobody to do the work.
+
+        Raises:
+            UserError: why.
+        """
+
     def workers(self, work: Work, shards: Sequence[Shard],
                 advance: Callable[[int, float], None]) -> Workers:
         """Workers for these shards of a work.

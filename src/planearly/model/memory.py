@@ -125,9 +125,9 @@ def passes_bytes(job: Job, tokens: int) -> float:
     tables = gathered = 0.0
     if job.sharded and not job.projected:
         gradients /= job.processes
-        tables = 4.0 * (weights - _hidden(shape))
+        tables = 4.0 * (weights - block_matrices(shape))
         narrow = job.bf16 and job.logit_tokens is None  # models of others are gathered in float32
-        gathered = _GATHERED * (2 if narrow else 4) * _hidden(shape) / shape.layers
+        gathered = _GATHERED * (2 if narrow else 4) * block_matrices(shape) / shape.layers
         if narrow:
             copies = 2.0 * table
     slices = by_row = 0.0
@@ -217,7 +217,7 @@ def fitting_microbatch(memory: float | None, job: Job, batch_tokens: int,
     return fits * context
 
 
-def _trained(job: Job) -> tuple[int, int]:
+def trained(job: Job) -> tuple[int, int]:
     """Trained parameters that Muon takes, and all others."""
     shape = job.shape
     if job.adapter_rank:
@@ -226,7 +226,7 @@ def _trained(job: Job) -> tuple[int, int]:
         else flops.parameters(shape)
     if job.preset != "modern":
         return 0, whole
-    hidden = _hidden(shape)
+    hidden = block_matrices(shape)
     if job.projected:
         hidden += (job.projected.rank - 1) * flops.projected_weights(shape, job.projected)
     return hidden, whole - hidden
@@ -234,7 +234,7 @@ def _trained(job: Job) -> tuple[int, int]:
 
 def _held(job: Job) -> tuple[float, float]:
     """The same, of those that one device has."""
-    hidden, other = map(float, _trained(job))
+    hidden, other = map(float, trained(job))
     if not job.sharded:
         return hidden, other
     if not job.projected:
@@ -244,7 +244,7 @@ def _held(job: Job) -> tuple[float, float]:
     return (hidden - gone, other) if hidden else (hidden, other - gone)
 
 
-def _hidden(shape: Shape) -> int:
+def block_matrices(shape: Shape) -> int:
     """Numbers in the matrices of all blocks."""
     return flops.non_embedding(shape) - (2 * shape.layers + 1) * shape.d_model
 

@@ -13,7 +13,7 @@ from typing import Any
 from planearly import keys, methods
 from planearly.cost import model
 from planearly.cost.devices import Device
-from planearly.cost.model import MethodCost, Setting, Work
+from planearly.cost.model import MethodCost, Setting, Traffic, Work
 from planearly.errors import UserError
 from planearly.methods import Method
 from planearly.model import flops, memory
@@ -114,6 +114,8 @@ class Row:
     train_bytes_per_device: float
     """At ``microbatch_tokens``, which the run takes; where not one row fits, what it would need."""
     microbatch_tokens: int
+    traffic: Traffic | None
+    """Of a step between several devices."""
     equal_quality: dict[str, Any] | None
     """Of one that pretrains per domain without a budget for that: ``with`` (the method whose
     quality its tokens are to match), ``share`` (of that one's tokens), ``ground``, and whether that
@@ -251,7 +253,9 @@ def row_of(given: PlanInput, setting: Setting, method: Method,
                obstacle or _what(method, setting, tokens, costs.sharded), tokens, costs,
                costs.total(given.total_domains),
                model.inference_memory(shape, sizes.bits(given.quantization)), costs.train_bytes,
-               costs.microbatch_tokens, equal, perplexity, note)
+               costs.microbatch_tokens,
+               model.traffic(setting, method, tokens, costs.microbatch_tokens), equal, perplexity,
+               note)
 
 
 def _reference(shared: dict[str, Row]) -> Row | None:

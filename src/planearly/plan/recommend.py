@@ -379,10 +379,42 @@ def _notes(given: PlanInput, setting: Setting, rows: dict[str, Row], chosen: str
                      "less time on the clock where work divides evenly; " + (
                          f"{chosen} is sharded over {given.devices} devices, because one of them "
                          "does not hold its weights and optimiser state: they gather the weights "
-                         "from each other in every pass, which takes links between them that are "
-                         "made for it and is not in the hours" if row.cost.sharded else
-                         "each holds the whole model and its state"))
+                         "from each other in every pass" if row.cost.sharded else
+                         "each holds the whole model and its state, and gradients are summed once "
+                         "a step"))
+    if row.traffic is not None:
+        notes.append(_traffic(given, chosen, row.traffic, row.cost.sharded))
     if given.entropy is None and of.clustered:
         notes.append("whether the domain is wide is not known yet: `planearly run` reports its "
                      "cluster entropy before any training, to be given here as --entropy")
     return notes
+
+
+_SLOW = 0.25
+"""Share of a step's operations in time, from which what is sent is told to be slow."""
+
+
+def _traffic(given: PlanInput, chosen: str, step: model.Traffic, sharded: bool) -> str:
+    """What a step sends between devices, and how long that takes."""
+    ways = [(seconds, f"{_time(seconds)} {how}") for seconds, how in (
+        (step.links, f"over the links of a machine ({short(given.device.links or 0)}B/s one way)"),
+        (step.network, f"at {8 * model.NETWORK / 1e9:.0f} Gbit/s between machines"))
+        if seconds is not None]
+    said = (f"in each step of {chosen} a device sends the others {short(step.sent)}B: "
+            f"{', '.join(how for _, how in ways)}, beside {_time(step.computing)} of "
+            "operations, and not in the hours")
+    slow = [seconds > _SLOW * step.computing for seconds, _ in ways]
+    if all(slow):
+        where = "there"
+    elif any(slow):
+        where = "between machines" if slow[-1] else "over these links"
+    else:
+        return said
+    remedy = "fewer devices" if sharded else "a larger 'pretrain.batch_tokens', or fewer devices"
+    return f"{said}: {where} that is slow, and {remedy} would keep them busier"
+
+
+def _time(seconds: float) -> str:
+    """Seconds, as milliseconds below one, with about two digits."""
+    value, unit = (seconds, "s") if seconds >= 1 else (1000 * seconds, "ms")
+    return f"{value:.0f} {unit}" if value >= 10 else f"{value:.2g} {unit}"

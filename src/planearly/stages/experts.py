@@ -3,6 +3,7 @@ section 3)."""
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
 from dataclasses import asdict
@@ -131,8 +132,9 @@ def pretrained_expert(run: Run, method: str, expert: int) -> Path:
 
 
 def members(run: Run, method: str) -> list[Path]:
-    """The experts of a mixture, each a pretraining."""
-    return [pretrained_expert(run, method, i) for i in range(count(run.recipe, method))]
+    """The experts of a mixture, each a pretraining; processes that share the folder divide them."""
+    return run.divided([functools.partial(pretrained_expert, run, method, i)
+                        for i in range(count(run.recipe, method))])
 
 
 def pretrained_mixture(run: Run, method: str) -> Path:

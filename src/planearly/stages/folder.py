@@ -45,6 +45,9 @@ from planearly.train import track
 
 MANIFEST = "manifest.json"
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 _TURN, _TURNS = 0.5, 20
 """Seconds until a lock is tried again; times that another's start is waited for."""
 
@@ -67,11 +70,14 @@ class Run:
             wait: for a stage that another process makes; else :class:`Busy` is raised.
             build: stages that are not finished; else :class:`Missing` is raised.
             earlier: take stages of an earlier version of their code as finished, to show them.
+
+        ``first`` tells, while the folder is taken, that no other process worked there before.
         """
         self.out, self.recipe = out, recipe
         self.wait, self.build, self.earlier = wait, build, earlier
         self.executor = executors.of(recipe.engine, recipe.processes, out)
         self.alone = False
+        self.first = False
         self.memory: dict[Any, Any] = {}
         self.made: list[Path] = []
         self.reused: list[Path] = []
@@ -82,12 +88,14 @@ class Run:
         """Take the folder for this process and note the recipe in it.
 
         Raises:
-            UserError: another process works in the folder, or it cannot be written.
+            UserError: another process works in the folder, it cannot be written, or who is to do
+                the data stages cannot be reached.
         """
         parallel.start()
         if parallel.rank() > 0:
             yield self
             return
+        self.executor.check()
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             # experts of a mixture may be trained side by side in one folder
@@ -98,7 +106,8 @@ class Run:
             raise UserError(f"cannot write in {self.out} ({error.strerror}): choose another --out"
                             ) from error
         with lock:
-            if self._enter(lock):
+            self.first = self._enter(lock)
+            if self.first:
                 if alone is None:  # what runs that were killed have left
                     for left in self.out.glob(".*.tmp"):
                         left.unlink(missing_ok=True)
@@ -123,14 +132,14 @@ class Run:
                     raise UserError(
                         f"those that work in {self.out} do so with other settings "
                         f"({', '.join(changed[:6])}): give the same, or choose another --out")
-                say(f"others work in {self.out}: the data stages are divided among all")
+                say(f"others work in {self.out}: the work is divided among all")
                 return False
             time.sleep(_TURN)
         raise self._others()
 
     def _others(self) -> UserError:
         return UserError(f"another planearly works in {self.out}: wait for it, choose another "
-                         "--out, or give both 'engine=shared' to divide the data stages")
+                         "--out, or give both 'engine=shared' to divide the work")
 
     def _take(self, lock: IO[str], kind: int) -> bool:
         """Whether a lock could be taken at once."""
@@ -348,6 +357,40 @@ class Run:
                         time.sleep(_TURN)
             yield
 
+    def divided(self, tasks: Sequence[Callable[[], R]]) -> list[R]:
+        """What the tasks return, in order.
+
+        Where other processes work in the folder, a task that needs a stage which another one makes
+        just now is put off while there are other tasks: so they divide the stages.
+
+        Raises:
+            Busy: nothing but such tasks is left, and this run does not wait.
+        """
+        waits = self.wait
+        if waits and not self.executor.shares:
+            return [task() for task in tasks]
+        results: dict[int, R] = {}
+        todo = list(enumerate(tasks))
+        while todo:
+            later: list[tuple[int, Callable[[], R]]] = []
+            busy: Busy | None = None
+            for number, task in todo:
+                self.wait = False
+                try:
+                    results[number] = task()
+                except Busy as stage:
+                    later.append((number, task))
+                    busy = stage
+                finally:
+                    self.wait = waits
+            if busy and len(later) == len(todo):
+                if not waits:
+                    raise busy
+                if not self.executor.help():
+                    time.sleep(_TURN)
+            todo = later
+        return [results[number] for number in range(len(tasks))]
+
     def unit_digests(self, units: Sequence[Unit]) -> list[str]:
         """What each input is: a file's content, the URL and version of a store's file, or the name
         and part of a hub dataset."""
@@ -422,10 +465,6 @@ def contents(folder: Path) -> dict[str, list[Any]]:
     found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     return {path.relative_to(folder).as_posix(): [path.stat().st_size, file_digest(path)]
             for path in found}
-
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 def once(function: Callable[P, R]) -> Callable[P, R]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,9 @@ def run(recipe: Recipe, out: Path, until: str = "report",
                     trained.weigh(this, row, name)
         if reach >= VERBS.index("pretrain"):
             checkpoint.tell_beginning(this, next(iter(texts), ""))
-            for name in names or [""]:  # none: what is the same for every one
-                for row in rows:
-                    trained.pretrain(this, row.name, name)
+            this.divided([partial(trained.pretrain, this, row.name, name)
+                          for name in names or [""]  # none: what is the same for every one
+                          for row in rows])
             for row in rows:
                 if (row.bank and not row.adapts and not recipe.bundle
                         and recipe.mixture.expert is None):
@@ -95,20 +96,21 @@ def run(recipe: Recipe, out: Path, until: str = "report",
             share(this)
         if reach < VERBS.index("specialize") or (given and not texts):
             return finish(this, until, to=to)
-        every = [trained.specialize(this, row.name, name) for name in texts for row in rows]
+        every = this.divided([partial(trained.specialize, this, row.name, name)
+                              for name in texts for row in rows])
         if reach >= VERBS.index("evaluate"):
-            for one in every:
-                evaluations(this, one)
+            this.divided([partial(evaluations, this, one) for one in every])
         if reach < VERBS.index("export"):
             return finish(this, until, to=to)
-        results = write_results(this, every)
-        if parallel.rank() == 0 and reach >= VERBS.index("report"):
-            from planearly.stages.report import write
+        with this.claimed(this.out / "results"):  # one after the other, where several share it
+            results = write_results(this, every)
+            if parallel.rank() == 0 and reach >= VERBS.index("report"):
+                from planearly.stages.report import write
 
-            with this.by_first_alone():
-                page = write(this, every, results)
-            show(results)
-            say(f"report: {page}")
+                with this.by_first_alone():
+                    page = write(this, every, results)
+                show(results)
+                say(f"report: {page}")
         return finish(this, until, results, to)
 
 

@@ -2,8 +2,9 @@
 
 A cell is made by the stages that ``planearly run`` has, in the same folder, so what cells share is
 made once, what is finished is never made again, and an interrupted stage goes on where it was.
-Several workers (one per GPU) go through the same list: a stage that another one makes is passed
-over for the time being.
+Several workers (one per GPU, and with ``engine=shared`` those of any number of processes on any
+number of machines) go through the same list: a stage that another one makes is passed over for the
+time being.
 """
 
 from __future__ import annotations
@@ -219,14 +220,15 @@ def study(recipe: Recipe, out: Path, suite: Suite, workers: int | None = None,
     if only_report:
         return report(recipe, out, suite)[0]
     corpus.check(recipe)
-    with Run(out, recipe).opened():
-        shutil.rmtree(out / _FAILED, ignore_errors=True)  # another start, another try
+    with Run(out, recipe).opened() as this:
+        if this.first:
+            shutil.rmtree(out / _FAILED, ignore_errors=True)  # another start, another try
         many = workers or max(torch.cuda.device_count(), 1)
         status = 0
         if many > 1:
             status = spread(recipe, out, many)
         else:
-            work(Study(recipe, out))
+            work(Study(recipe, out, wait=not this.executor.shares))
         try:
             page, failed = report(recipe, out, suite)
         finally:
@@ -287,7 +289,7 @@ def work(this: Study) -> None:
                 spent = time.monotonic() - began
                 say(f"cell {settled} of {total}: {cell.name}; {duration(spent)} so far, "
                     f"about {duration(spent / made * (total - settled))} left")
-        if later and len(later) == len(todo):
+        if later and len(later) == len(todo) and not this.base.executor.help():
             time.sleep(_PAUSE)
         todo = later
 
