@@ -44,7 +44,7 @@ class Letters(embed.Embedder):
 @pytest.fixture
 def small_blocks(monkeypatch):
     for module, name, size in (
-            (documents, "_GROUP", 100_000), (shards, "_BATCH", 1 << 16), (build, "_CHUNK", 512),
+            (documents, "_GROUP", 50_000), (shards, "_BATCH", 1 << 16), (build, "_CHUNK", 512),
             (duplicates, "_RANGE", 512), (overlap, "_CHUNK", 256), (overlap, "_SHARD", 1024),
             (pack, "_RANGE", 512), (embed, "_BLOCK", 64), (embed, "_STATIC_ROWS", 512),
             (assign, "_BLOCK", 512), (embed, "_LOOKED_AT", 4), (select, "BLOCK", 64),
@@ -84,7 +84,7 @@ def test_peaks_do_not_grow_with_the_corpus(tmp_path, small_blocks):
             "tokenize": lambda: build.tokenize_corpus(units, tmp_path / "tok", 64, keys.Data(),
                                                       out / "tokens", executor=here),
             "limit": lambda: build.tokenize_corpus(units, tmp_path / "tok", 64, keys.Data(),
-                                                   out / "limited", max_tokens=20_000,
+                                                   out / "limited", max_tokens=5_000,
                                                    executor=here),
             "overlap": overlapping,
             "held out": lambda: corpus.documents_up_to(
@@ -109,8 +109,8 @@ def test_peaks_do_not_grow_with_the_corpus(tmp_path, small_blocks):
             tracemalloc.stop()
         return found, len(TokenDataset(out / "tokens"))
 
-    peaks(0.05)  # what is loaded once
-    (small, few), (large, many) = peaks(0.2), peaks(1.6)
+    peaks(0.03)  # what is loaded once
+    (small, few), (large, many) = peaks(0.1), peaks(0.8)
     assert many > 7 * few
     # bytes per window: the split's hashes, all windows' numbers, and shards in the leader's list,
     # of which there are four thousand at most and here one for every 512 windows

@@ -1,15 +1,24 @@
 """Every executor does every shard once, with the same bytes, whatever fails on the way."""
 
 import dataclasses
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from planearly.cluster import assign, embed, neighbours, ngrams, select
+from planearly.data import documents, duplicates, overlap, pack
+from planearly.engine import local
 from planearly.engine import work as engine
 from planearly.engine.local import Inline, Local, Processes
 from planearly.engine.on_ray import OnRay
 from planearly.errors import UserError
-from small_work import log, made, work
+from planearly.stages import pipeline, selection
+from planearly.stages.folder import Run
+from small_runs import recipe as small
+from small_work import log, work
+from small_work import made as left
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +39,7 @@ def executor(request):
 def plain(tmp_path):
     """What is made where nothing fails."""
     assert Local(1).map(work(tmp_path / "plain"))[3] == {"key": "key 3", "double": 6}
-    return made(tmp_path / "plain")
+    return left(tmp_path / "plain")
 
 
 def alone(executor) -> bool:
@@ -44,7 +53,7 @@ def test_what_fails_once_is_done_again_and_nothing_else_is(executor, plain, tmp_
     out = tmp_path / "out"
     found = executor.map(work(out, troubles))
     assert [counts["double"] for counts in found] == [0, 2, 4, 6, 8, 10, 12, 14]
-    assert made(out) == plain
+    assert left(out) == plain
     begun = Counter(number for _, what, number in log(out) if what == "begin")
     ended = Counter(number for _, what, number in log(out) if what == "end")
     assert ended == Counter(range(8)) and begun == ended + Counter(set(troubles))
@@ -132,3 +141,36 @@ def test_progress_counts_every_shard_once(tmp_path, monkeypatch):
 def test_a_function_that_is_not_marked_is_no_work(tmp_path):
     with pytest.raises(ValueError, match="is not marked as a shard_function"):
         dataclasses.replace(work(tmp_path), function=log)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks for maps in /proc")
+def test_a_worker_keeps_nothing_of_the_shards_before(made, tmp_path, monkeypatch):
+    """In every data stage: when a shard begins, no more shards' files are mapped than when the
+    first one did (those are the leading process's, which is the worker here)."""
+    for module, name, size in (
+            (documents, "_GROUP", 5_000), (duplicates, "_RANGE", 100), (overlap, "_SHARD", 100),
+            (pack, "_RANGE", 300), (assign, "_BLOCK", 256), (assign, "_SMALL", 0),
+            (embed, "_BLOCK", 256), (neighbours, "_ROWS", 256), (select, "BLOCK", 128),
+            (neighbours, "BLOCK", 128), (ngrams, "_ROWS", 256)):
+        monkeypatch.setattr(module, name, size)
+    first, many = {}, Counter()
+
+    def attempt(function, shard, *more):
+        mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()
+                  if re.search(r"tokens-\d|/part-\d|\d-\w+\.bin|grouped-\d|borders-\d", line)}
+        work = function.__name__, shard.marker.parent
+        assert mapped <= first.setdefault(work, mapped), (work, shard.name)
+        many[function.__name__] += 1
+        return engine.attempt(function, shard, *more)
+
+    monkeypatch.setattr(local, "attempt", attempt)
+    recipe = small(made, methods=["slm-is", "slm-knn", "slm-dsir"], processes=1)
+    pipeline.run(recipe, tmp_path / "run", "weigh")
+    with Run(tmp_path / "run", recipe).opened() as run:
+        for draws in ("knn", "dsir"):
+            selection.selection(run, draws, "law")
+    assert set(many) == {"count_lines", "hand_over", "tokenize", "later_ones", "look_up",
+                         "embed_shard", "assign_shard", "group_range", "pack_groups",
+                         "search_shard", "weigh_shard"}
+    del many["hand_over"]  # one file, which it does not divide
+    assert min(many.values()) > 2, many

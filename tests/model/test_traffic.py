@@ -12,7 +12,7 @@ from planearly.model.lora import add_adapters
 from planearly.model.memory import Job
 from planearly.model.projected import Projected
 from planearly.model.transformer import Shape, Transformer
-from planearly.train import loop, optim
+from planearly.train import optim, update
 
 SHAPE = Shape(layers=2, d_model=64, heads=2, d_ff=128, vocab_size=500, context=16)
 BANK = keys.Projected(experts=4, rank=3)
@@ -56,7 +56,7 @@ def test_what_a_replicated_step_sends_is_what_its_calls_move(moved, preset, kind
         if parameter.requires_grad:
             parameter.grad = torch.ones_like(parameter)
     optimizers = optim.build(module, optim.resolve(keys.Optimizer(preset=preset), 10))
-    loop.apply(module, optimizers, 1.0, 1.0)
+    update.apply(module, optimizers, 1.0, 1.0)
     sent = (2 * moved["summed"] + moved["gathered"]) * 3 / 4
     assert traffic.sent_bytes(job, 5) == pytest.approx(sent, rel=0.01)
     assert traffic.sent_bytes(replace(job, processes=1), 5) == 0

@@ -154,6 +154,21 @@ def test_the_large_model_is_sized_to_what_the_devices_hold(count: int) -> None:
     assert any("the memory of one H100" in note for note in made.notes) == (count == 1)
 
 
+def test_what_devices_send_each_other_is_told() -> None:
+    given = {"generic_tokens": 10**11, "limit": 126_000_000}
+    assert all(row.traffic is None for row in planned(**given).rows)
+    for name, rate in (("h100", 450e9), ("t4", 16e9)):
+        plan = planned(**given, devices=8, device=devices.find(name))
+        found = plan.row(plan.recommended).traffic
+        assert found is not None and found.links == pytest.approx(found.sent / rate)
+        plain, params = plan.row("slm").traffic, flops.parameters(plan.setting.small)
+        assert plain is not None and 7 * params < plain.sent < 10 * params * 7 / 8
+        assert found.network == pytest.approx(found.sent / 12.5e9) and found.computing > 0
+        (note,) = [note for note in plan.notes if "a device sends the others" in note]
+        assert ("is slow" in note) == (found.network > 0.25 * found.computing)
+        assert plan.to_dict()["methods"][0]["traffic"]["sent"] > 0
+
+
 def test_a_named_checkpoint_that_cannot_start_is_not_asked_for_again() -> None:
     card = replace(devices.find("h100"), memory=24e9)
     made = planned(device=card, limit=None, generic_tokens=0,
