@@ -86,7 +86,8 @@ def test_a_misspelt_verb_names_the_nearest(verb, capsys):
     (["plan", "--device", "a100", "--inference-speed", "1e-300"], "is no speed of a model"),
     (["run", "a\nb\x1b[31m"], "there is no recipe 'a\\nb\\x1b[31m'"),
     *[([*words, "--out", "s3://b/run"], "cannot write to s3://: give a folder of this machine")
-      for words in (["run", "demo"], ["study", "demo"], ["plan"])],
+      for words in (["study", "demo"], ["plan"])],
+    (["run", "demo", "--out", "foo://b/run"], "'foo://b/run': foo:// is not known"),
     (["run", "demo", "--to", "models"], "'models' is no URL of a store, as s3://bucket/models"),
     (["push", "m", "foo://a/b"], "m is neither a model folder nor a bundle"),
     (["gguf", "a", "b"], "unexpected extra argument"),
@@ -154,7 +155,7 @@ def test_the_shell_completes_recipes_and_keys():
     (OSError(errno.EMFILE, "Too many open files"), "the system refused: Too many open files"),
 ])
 def test_a_failure_of_the_file_system_says_what_was_tried(error, sentence, monkeypatch, capsys):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(cli, "_run", fail)
@@ -172,7 +173,7 @@ def test_a_file_without_the_right_to_read_cannot_be_read(tmp_path, monkeypatch):
 
 
 def test_an_interrupt_says_that_the_command_continues(monkeypatch, capsys):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "_run", interrupted)
@@ -232,6 +233,6 @@ def test_an_expert_alone_is_of_the_tables_mixture(monkeypatch):
     row = methods.TABLE["slm-mix"]
     monkeypatch.setattr(methods, "TABLE", {"other": dataclasses.replace(row, name="other")})
     asked = []
-    monkeypatch.setattr(cli, "_run", lambda recipe, settings, *rest: asked.extend(settings))
+    monkeypatch.setattr(cli, "_run", lambda recipe, settings, *rest, **more: asked.extend(settings))
     cli.main(["pretrain", "nano", "--expert", "1"])
     assert asked == ["mixture.expert=1", "methods=[other]"]

@@ -29,7 +29,7 @@ def run(recipe: PathLike | Mapping[str, Any] | Recipe, out: PathLike | None = No
     Args:
         recipe: a recipe file, the name of one of the package, a recipe's keys and values, or the
             folder of a bundle.
-        out: run folder; None takes ``runs/NAME``.
+        out: run folder, or its URL in a store; None takes ``runs/NAME``.
         until: prepare, cluster, weigh, pretrain, specialize, evaluate, export or report.
         share: with ``until="cluster"`` a folder for the clusters, with ``"weigh"`` a file for the
             histogram of the domain.
@@ -56,7 +56,7 @@ def run(recipe: PathLike | Mapping[str, Any] | Recipe, out: PathLike | None = No
     if until not in pipeline.VERBS:
         raise UserError(f"until='{until}': choose from {', '.join(pipeline.VERBS)}")
     return pipeline.run(
-        loaded, usage.local(out) or Path("runs") / loaded.name, until,
+        loaded, usage.run_folder(out) or Path("runs") / loaded.name, until,
         None if place is None else (lambda run: exchange.share_clusters(run, place))
         if until == "cluster" else (lambda run: exchange.share_histogram(run, place, epsilon)), to)
 
@@ -168,7 +168,7 @@ def specialize(bundle: PathLike, documents: PathLike | Sequence[PathLike],
 
     made = experts.from_bundle(storage.local(str(bundle)), _many(documents), [])
     made = config.variant(made, changes) if changes else made
-    return pipeline.run(made, usage.local(out) or Path("runs") / made.name)
+    return pipeline.run(made, usage.run_folder(out) or Path("runs") / made.name)
 
 
 def model_folder(model: PathLike) -> Path:

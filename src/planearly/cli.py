@@ -26,8 +26,8 @@ RecipeArg = Annotated[str, typer.Argument(
     help="a recipe file, or a name: demo, nano, ...", autocompletion=usage.recipes)]
 Settings = Annotated[list[str] | None, typer.Argument(
     help="recipe keys: key=value", autocompletion=usage.settings)]
-Out = Annotated[Path | None, typer.Option(
-    help="run folder [default: runs/NAME]", callback=usage.local)]
+Out = Annotated[str | None, typer.Option(
+    help="run folder, or its URL in a store [default: runs/NAME]")]
 To = Annotated[str | None, typer.Option(
     help="URL of a folder to publish models, bundles, results and page in, as s3://bucket/models")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
@@ -48,7 +48,7 @@ def root(
         print(context.get_help())
 
 
-def _run(recipe: str, settings: list[str] | None, out: Path | None, until: str,
+def _run(recipe: str, settings: list[str] | None, out: str | None, until: str,
          **more: Any) -> None:
     api.run(config.load(recipe, settings or []), out, until=until, **more)
 
@@ -72,7 +72,8 @@ def run(recipe: RecipeArg, settings: Settings = None, out: Out = None, to: To = 
 
 @app.command()
 def study(
-    recipe: RecipeArg, settings: Settings = None, out: Out = None,
+    recipe: RecipeArg, settings: Settings = None, out: Annotated[Path | None, typer.Option(
+        help="run folder [default: runs/NAME]", callback=usage.local)] = None,
     workers: Annotated[int | None, typer.Option(
         min=1, max=1024,
         help="processes that share the work [default: one, or one per GPU]")] = None,
@@ -179,7 +180,7 @@ def export(
 ) -> None:
     """Write the specialized models as Hugging Face folders; or publish those of a run."""
     if (noted := Path(recipe) / "recipe.yaml").is_file():
-        recipe, out = str(noted), out or Path(recipe)
+        recipe, out = str(noted), out or recipe
     _run(recipe, settings, out, "export", to=to)
 
 

@@ -42,7 +42,8 @@ _TAGS = ("ETag", "md5Hash", "etag", "content_md5", "Content-MD5")
 _TIMES = ("LastModified", "updated", "last_modified", "Last-Modified", "mtime", "modified",
           "created")
 _WHOLE = ".whole.json"
-_RECORD = ".published.json"
+RECORD = ".published.json"
+"""File of a folder in a store that tells what was published there."""
 _LEAST, _MOST = 1 << 18, 1 << 23  # bytes asked for at once
 _PAUSES = (1.0, 4.0, 16.0)
 """Seconds before a store is asked again."""
@@ -107,6 +108,14 @@ def files_under(folder: str) -> list[Entry]:
                        if not info["name"].endswith("/"))  # an object that marks a folder
 
 
+def tree(folder: str) -> dict[str, Entry]:
+    """All files of a folder, to the bottom, by their paths in it."""
+    with _asking(folder):
+        store, root = _store(folder)
+        base = store.unstrip_protocol(root)
+        return {within(file.url, base): file for file in files_under(folder)}
+
+
 def matching(pattern: str) -> list[Entry]:
     """The files and folders that a glob matches, in the order of their paths."""
     with _asking(pattern):
@@ -168,7 +177,7 @@ def local(place: str, wanted: tuple[str, ...] = ()) -> Path:
     folder = made / PurePosixPath(found.url).name if found.is_folder else made
     with _locked(made):
         if not (made / _WHOLE).is_file():
-            _copy(place, {folder / name: file for file, name in named.items()})
+            fetch(place, {folder / name: file for file, name in named.items()})
             write_json(made / _WHOLE, {"url": found.url, "files": [[*file] for file in named]})
     return folder if found.is_folder else folder / next(iter(named.values()))
 
@@ -186,9 +195,12 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _copy(url: str, files: dict[Path, Entry]) -> None:
+def fetch(url: str, files: dict[Path, Entry]) -> None:
+    """Copy files of a store to places on this machine, those that are not there with that size."""
     there = {path for path, file in files.items()
              if path.is_file() and path.stat().st_size == file.size}
+    if len(there) == len(files):
+        return
     total, done = (sum(files[path].size for path in some) / 1e6 for some in (files, there))
     with progress(f"fetching {url}", total, "MB", done) as meter:
         for path, file in files.items():
@@ -266,10 +278,11 @@ def check_writable(url: str) -> None:
                         "what the run folder holds")
     with _asking(url):
         store, root = _store(url)
-        store.pipe_file(f"{root}/{_RECORD}", json.dumps(_record(store, root)).encode())
+        store.pipe_file(f"{root}/{RECORD}", json.dumps(_record(store, root)).encode())
 
 
-def publish(files: Mapping[str, Path], url: str, last: str = "") -> int:
+def publish(files: Mapping[str, Path], url: str, last: str = "", *, stays: bool = False,
+            quiet: bool = False) -> int:
     """Make a folder of a store hold these files, by their paths there.
 
     What is there already, with the same content, is not sent again; what was published there before
@@ -278,6 +291,8 @@ def publish(files: Mapping[str, Path], url: str, last: str = "") -> int:
     Args:
         last: the file by which readers know that the others are whole: it goes before one of them
             changes, and comes after them.
+        stays: it does not go before, as it goes with those that come as well.
+        quiet: without progress, as from a thread.
 
     Returns:
         How many files were sent.
@@ -287,14 +302,13 @@ def publish(files: Mapping[str, Path], url: str, last: str = "") -> int:
     """
     with _asking(url):
         store, root = _store(url)
-        base = store.unstrip_protocol(root)
-        there = {within(entry.url, base): entry.version for entry in files_under(url)}
+        there = {name: entry.version for name, entry in tree(url).items()}
         record = _record(store, root)
         known = {name: file_digest(path) for name, path in files.items()}
         new = [name for name in files if name not in there
                or record.get(name) != [known[name], there[name]]]
         gone = [name for name in record if name in there and name not in files]
-        if last in there and last in files and {*new, *gone} - {last}:
+        if not stays and last in there and last in files and {*new, *gone} - {last}:
             gone.append(last)
             new.append(last)
         new = sorted({*new}, key=lambda name: (name == last, name))
@@ -304,11 +318,12 @@ def publish(files: Mapping[str, Path], url: str, last: str = "") -> int:
             for name in reversed(gone):  # the last one first
                 _patiently(lambda name=name: store.rm_file(f"{root}/{name}"))  # type: ignore[misc]
                 record.pop(name, None)
-            for name, version in _sent({name: files[name] for name in new}, store, root, url):
+            for name, version in _sent({name: files[name] for name in new}, store, root, url,
+                                       quiet):
                 record[name] = [known[name], version]
         finally:
             with contextlib.suppress(Exception):  # then all is sent again
-                store.pipe_file(f"{root}/{_RECORD}", json.dumps(record).encode())
+                store.pipe_file(f"{root}/{RECORD}", json.dumps(record).encode())
     return len(new)
 
 
@@ -333,16 +348,18 @@ def written(place: Path | str) -> Iterator[Path]:
                 pass
 
 
-def _sent(files: Mapping[str, Path], store: Any, root: str,
-          url: str) -> Iterator[tuple[str, str]]:
+def _sent(files: Mapping[str, Path], store: Any, root: str, url: str,
+          quiet: bool = False) -> Iterator[tuple[str, str]]:
     """Send files; the name and the version there of each, as it is sent."""
     from fsspec.callbacks import Callback
 
-    with progress(f"publishing in {url}", sum(path.stat().st_size for path in files.values()) / 1e6,
-                  "MB") as meter:
+    total = sum(path.stat().st_size for path in files.values()) / 1e6
+    with contextlib.nullcontext() if quiet else progress(
+            f"publishing in {url}", total, "MB") as meter:
         class Told(Callback):
             def relative_update(self, inc: int = 1) -> None:
-                meter.advance(inc / 1e6)
+                if meter is not None:
+                    meter.advance(inc / 1e6)
 
         for name, path in files.items():
             place = f"{root}/{name}"
@@ -357,7 +374,7 @@ def _sent(files: Mapping[str, Path], store: Any, root: str,
 def _record(store: Any, root: str) -> dict[str, list[str]]:
     """Digest and version of the files that were published in a folder; empty if none were."""
     try:
-        found = json.loads(store.cat_file(f"{root}/{_RECORD}"))
+        found = json.loads(store.cat_file(f"{root}/{RECORD}"))
     except (FileNotFoundError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

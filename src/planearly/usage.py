@@ -113,6 +113,11 @@ def is_folder(place: str) -> bool:
     return storage.is_url(place) or Path(place).is_dir()
 
 
+def run_folder(place: Path | str | None) -> Path | str | None:
+    """A run folder of this machine, or the URL of one."""
+    return place if isinstance(place, str) and storage.is_url(place) else local(place)
+
+
 def local(place: Path | str | None) -> Path | None:
     """A place to write to, if it is one of this machine.
 

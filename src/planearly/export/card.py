@@ -119,7 +119,7 @@ def _data(data: dict[str, Any]) -> str:
 def _name(place: Any) -> str:
     """A place without the folders of somebody's disk: names of a hub stay whole."""
     text = str(place)
-    if "://" in text and not text.startswith(("hf:///", "file:")):
+    if text.startswith(("hf://", "http")) and not text.startswith("hf:///"):
         return text
     parts = Path(text).parts
     hub = len(parts) == 2 and not text.startswith((".", "~", "/")) and not Path(text).suffix

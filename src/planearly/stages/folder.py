@@ -41,9 +41,8 @@ from planearly.files import (
 )
 from planearly.keys import Recipe
 from planearly.progress import say
+from planearly.stages.mirror import MANIFEST, Mirror
 from planearly.train import track
-
-MANIFEST = "manifest.json"
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,16 +63,17 @@ class Run:
     """A run folder and the recipe that is run in it."""
 
     def __init__(self, out: Path, recipe: Recipe, *, wait: bool = True, build: bool = True,
-                 earlier: bool = False) -> None:
+                 earlier: bool = False, mirror: Mirror | None = None) -> None:
         """
         Args:
             wait: for a stage that another process makes; else :class:`Busy` is raised.
             build: stages that are not finished; else :class:`Missing` is raised.
             earlier: take stages of an earlier version of their code as finished, to show them.
+            mirror: of the store that ``out`` is a copy of.
 
         ``first`` tells, while the folder is taken, that no other process worked there before.
         """
-        self.out, self.recipe = out, recipe
+        self.out, self.recipe, self.mirror = out, recipe, mirror
         self.wait, self.build, self.earlier = wait, build, earlier
         self.executor = executors.of(recipe.engine, recipe.processes, out)
         self.alone = False
@@ -107,6 +107,8 @@ class Run:
                             ) from error
         with lock:
             self.first = self._enter(lock)
+            if self.mirror:
+                self.mirror.open()
             if self.first:
                 if alone is None:  # what runs that were killed have left
                     for left in self.out.glob(".*.tmp"):
@@ -116,6 +118,8 @@ class Run:
                 if self.executor.shares and not self._take(lock, fcntl.LOCK_SH):
                     raise self._others()
             yield self
+            if self.mirror:
+                self.mirror.close()
 
     def _enter(self, lock: IO[str]) -> bool:
         """Take the run folder; False: together with others, of the same recipe.
@@ -250,7 +254,9 @@ class Run:
                         sweep(folder)
                 if every_rank:
                     parallel.barrier()
-                with (contextlib.nullcontext() if every_rank else self.by_first_alone(),
+                sending = self.mirror.following(folder) if (
+                    self.mirror and parallel.rank() == 0) else contextlib.nullcontext()
+                with (contextlib.nullcontext() if every_rank else self.by_first_alone(), sending,
                       track.following(self.recipe.track, self.out, self.recipe.to_dict())):
                     facts = build(folder) or {}
                 if every_rank:
@@ -266,6 +272,8 @@ class Run:
                         "files": contents(folder),
                     })
                     self.made.append(folder)
+                    if self.mirror:
+                        self.mirror.keep(folder)
         if not self.alone:
             parallel.barrier()
         return folder
@@ -287,8 +295,19 @@ class Run:
         """Number of the first place that holds a finished stage, of those that may be taken."""
         found = self._by_first(lambda: next(
             (i for i, place in enumerate(places)
-             if (place / MANIFEST).exists() and taken(i)), -1))
+             if self._is_finished(place) and taken(i)), -1))
         return None if found < 0 else found
+
+    def _is_finished(self, place: Path) -> bool:
+        """Whether a stage is finished, here or in the store, from where it is then fetched."""
+        if (place / MANIFEST).exists():
+            if self.mirror:
+                self.mirror.keep(place)
+            return True
+        if self.mirror is None:
+            return False
+        with self.alone_among_others(".fetching"):
+            return (place / MANIFEST).exists() or self.mirror.take(place)
 
     def _announce(self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, Path],
                   version: int) -> None:

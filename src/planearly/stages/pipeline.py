@@ -19,12 +19,13 @@ from planearly.report import sentences
 from planearly.stages import checkpoint, clusters, corpus, exchange, experts, trained
 from planearly.stages.evaluate import evaluations, write_results
 from planearly.stages.folder import Run
+from planearly.stages.mirror import Mirror
 from planearly.units import duration, short
 
 VERBS = ("prepare", "cluster", "weigh", "pretrain", "specialize", "evaluate", "export", "report")
 
 
-def run(recipe: Recipe, out: Path, until: str = "report",
+def run(recipe: Recipe, out: Path | str, until: str = "report",
         share: Callable[[Run], Any] | None = None, to: str | None = None) -> dict[str, Any] | None:
     """Run the stages of ``recipe`` in ``out`` up to a verb; what is done already is not done again.
 
@@ -32,6 +33,7 @@ def run(recipe: Recipe, out: Path, until: str = "report",
     Of a domain that is given by its histogram the models are pretrained and handed over.
 
     Args:
+        out: run folder, or the URL of one in a store (:mod:`planearly.stages.mirror`).
         share: what to give away at the end (:mod:`planearly.stages.exchange`).
         to: URL of a folder to publish the models in at the end (:func:`publish`).
 
@@ -55,7 +57,10 @@ def run(recipe: Recipe, out: Path, until: str = "report",
             f"the bundle {recipe.bundle} holds clusters alone, by which a histogram is counted: "
             "planearly weigh BUNDLE DOCUMENTS --share histogram.json" if recipe.bundle else
             "recipe key 'methods' is empty: name at least one, as methods=[slm-is]")
-    with Run(out, recipe).opened() as this:
+    mirror = Mirror(str(out)) if storage.is_url(out) else None
+    if mirror:
+        storage.check_writable(mirror.url)
+    with Run(mirror.folder if mirror else Path(out), recipe, mirror=mirror).opened() as this:
         names = corpus.domain_names(this)
         given, texts = corpus.histograms(this), corpus.texts(this)
         exchange.check(this, rows)
