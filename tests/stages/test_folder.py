@@ -85,7 +85,7 @@ def test_processes_that_share_a_folder_have_one_recipe(run, monkeypatch, capsys)
 
     with other(engine="shared").opened():
         with other(engine="shared", processes=3).opened():
-            assert "are divided among all" in capsys.readouterr().err
+            assert "divided among all" in capsys.readouterr().err
         with pytest.raises(UserError, match=r"do so with other settings \(context\)"), \
                 other(engine="shared", context=32).opened():
             pass
