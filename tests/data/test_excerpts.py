@@ -17,8 +17,10 @@ from examples import examples
 from planearly import keys
 from planearly.data import documents, excerpts
 from planearly.data.documents import Problems, Unit
+from planearly.data.excerpts import hand_over
 from planearly.data.inputs import resolve
 from planearly.engine.local import Local
+from planearly.engine.work import shard_function
 from small_documents import lines, zstd
 
 DATA = keys.Data()
@@ -71,6 +73,11 @@ def test_any_number_of_processes_draws_the_same(tmp_path, monkeypatch):
     for processes in (1, 2):
         found = drawn(tmp_path / "in", 2_000, tmp_path / "out", executor=Local(processes))
         assert found == first(texts, 2_000)
+    one, read = written(tmp_path / "one.jsonl", texts), []
+    monkeypatch.setattr(excerpts, "hand_over", shard_function(lambda item, advance: (
+        read.append(len(item["units"])), hand_over(item, advance))[1]))
+    assert drawn(one, 2_000, tmp_path / "out", executor=Local(1)) == first(texts, 2_000)
+    assert len(read) > 10  # in ranges of bytes
 
 
 @pytest.mark.parametrize("guess", [0.001, 1_000])
@@ -83,7 +90,7 @@ def test_wrong_guesses_of_sizes_change_nothing(tmp_path, monkeypatch, guess):
 
 
 def test_what_was_handed_over_is_used_after_a_kill(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "_GROUP", 3_000)
+    monkeypatch.setattr(documents, "_GROUP", 5_000)
     texts = [f"{i} " + "x" * 90 for i in range(500)]
     for i in range(10):
         written(tmp_path / "in" / f"{i}.jsonl", texts[50 * i:50 * i + 50])

@@ -143,6 +143,7 @@ def test_a_function_that_is_not_marked_is_no_work(tmp_path):
         dataclasses.replace(work(tmp_path), function=log)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks for maps in /proc")
 def test_a_worker_keeps_nothing_of_the_shards_before(made, tmp_path, monkeypatch):
     """In every data stage: when a shard begins, no more shards' files are mapped than when the
@@ -172,5 +173,4 @@ def test_a_worker_keeps_nothing_of_the_shards_before(made, tmp_path, monkeypatch
     assert set(many) == {"count_lines", "hand_over", "tokenize", "later_ones", "look_up",
                          "embed_shard", "assign_shard", "group_range", "pack_groups",
                          "search_shard", "weigh_shard"}
-    del many["hand_over"]  # one file, which it does not divide
     assert min(many.values()) > 2, many

@@ -24,17 +24,19 @@ _BLOCK = 1 << 22  # bytes
 _FEW = 2_000.0  # megabytes whose lines are counted in seconds
 
 
-def divided(units: list[Unit], folder: Path, executor: Executor) -> list[tuple[int, Unit]]:
+def divided(units: list[Unit], folder: Path, executor: Executor,
+            unpack: bool = True) -> list[tuple[int, Unit]]:
     """Units with their numbers, large ones in parts of about :func:`group_bytes`.
 
     Args:
         folder: for the lines of packed files.
+        unpack: divide these too; for work that is little beside reading them it does not pay.
     """
     size = group_bytes(units)
     large = {i: unit for i, unit in enumerate(units) if unit.text_bytes > _LARGE * size}
     lines = {i: unit for i, unit in large.items() if unit.kind == "lines" and is_lines(unit)}
     plain = {i: unit for i, unit in lines.items() if unit.text_bytes == unit.size}
-    packed = {i: unit for i, unit in lines.items() if i not in plain}
+    packed = {i: unit for i, unit in lines.items() if unpack and i not in plain}
     parts = {i: list(_of_groups(unit, size)) for i, unit in large.items() if unit.kind == "parquet"}
     parts |= _of_bytes(plain, size, folder, executor) if plain else {}
     parts |= _of_packed(packed, size, folder, executor) if packed else {}

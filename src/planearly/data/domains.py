@@ -187,7 +187,8 @@ def hold_out(units: list[Unit], missing: list[str], entry: str, settings: keys.D
     """
     executor = executor or Local()
     problems = Problems(settings.max_bad_share)
-    read = [unit for _, unit in divided(units, folder / "divided", executor)]
+    read = [unit for _, unit in divided(
+        units, folder / "divided", executor, unpack=False)]
     shards = []
     for number, group in enumerate(grouped(read)):
         item: dict[str, Any] = {

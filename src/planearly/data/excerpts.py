@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from planearly import files, keys
+from planearly.data.divide import divided
 from planearly.data.documents import Problems, Unit, grouped
 from planearly.data.readers import read_documents
 from planearly.data.subset import head
@@ -47,11 +48,14 @@ def draw(units: list[Unit], settings: keys.Data, n_bytes: int, problems: Problem
         UserError: a damaged file; too many bad records; a full disk.
     """
     read = read_share(units, n_bytes)
-    units = [unit for unit in units if head(unit, read) is not None]
+    executor = executor or Local()
+    units = [unit for _, unit in divided(
+        [unit for unit in units if head(unit, read) is not None], folder / "divided", executor,
+        unpack=False)]
     below = min(int(_LIKELY * read / READ_AHEAD * _END), _END)
     while True:
         shards = _shards(units, settings, read, below, folder)
-        found = (executor or Local()).map(Work(
+        found = executor.map(Work(
             "sampling text for the tokenizer", "MB", hand_over, shards, small=_SMALL,
             known=all(unit.size for unit in units if unit.kind == "hub")))
         held = sum(counts["characters"] for counts in found)
