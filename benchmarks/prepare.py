@@ -1,17 +1,19 @@
-"""Preparation: MB of text per second and peak memory, beside `datasets.map`.
+"""Preparation: MB of text per second and peak memory, beside `datasets.map` and datatrove.
 
-    python benchmarks/prepare.py [--megabytes 40] [--text FILES...] [--json]
+    python benchmarks/prepare.py [--megabytes 40] [--processes 1 2] [--text FILES...] [--json]
 
 Ours reads JSON lines, finds duplicates and long paragraphs, tokenizes and writes the token dataset;
-the peer reads the same JSON lines and tokenizes them with the same tokenizer by `datasets.map`, in
-batches, with as many processes as ours has. Each runs in a fresh process; ours once more on half of
-the text, to show that memory does not grow with the corpus. Peaks are of the largest process
-(resident memory).
+the peers read the same JSON lines and tokenize them with the same tokenizer, in batches, with as
+many processes: `datasets.map`, and datatrove's `DocumentTokenizer` where it is installed, whose
+tasks are files. Each runs in a fresh process, one after the other; ours once more on half of the
+text, to show that memory does not grow with the corpus. Peaks are of the largest process (resident
+memory).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import resource
@@ -61,15 +63,17 @@ def write_text(folder: Path, megabytes: float, sources: list[str]) -> None:
     handle.close()
 
 
-def run_ours(text: str, tokenizer: str, out: str) -> None:
+def run_ours(text: str, tokenizer: str, out: str, processes: int) -> None:
     from planearly.data.build import tokenize_corpus
+    from planearly.engine.local import Local
 
     start = time.perf_counter()
-    meta = tokenize_corpus(resolve([text]), Path(tokenizer), 256, keys.Data(), Path(out))
+    meta = tokenize_corpus(resolve([text]), Path(tokenizer), 256, keys.Data(), Path(out),
+                           executor=Local(processes))
     report(start, meta["n_bytes"], meta["n_tokens"])
 
 
-def run_peer(text: str, tokenizer: str, out: str) -> None:
+def run_datasets(text: str, tokenizer: str, out: str, processes: int) -> None:
     import datasets
     import transformers
 
@@ -81,11 +85,34 @@ def run_peer(text: str, tokenizer: str, out: str) -> None:
                                     split="train")
     encoded = records.map(lambda batch: {"ids": loaded(batch["text"])["input_ids"],
                                          "bytes": [len(t.encode()) for t in batch["text"]]},
-                          batched=True, remove_columns=["text"], num_proc=os.cpu_count())
+                          batched=True, remove_columns=["text"], num_proc=processes)
     encoded.save_to_disk(f"{out}/saved")
     taken = time.perf_counter()
     tokens = sum(map(len, encoded["ids"]))
     report(start + time.perf_counter() - taken, sum(encoded["bytes"]), tokens)
+
+
+def run_datatrove(text: str, tokenizer: str, out: str, processes: int) -> None:
+    from datatrove.executor import LocalPipelineExecutor
+    from datatrove.pipeline.readers import JsonlReader
+    from datatrove.pipeline.tokens import DocumentTokenizer
+
+    files = sorted(Path(text).glob("*.jsonl"))
+    start = time.perf_counter()
+    LocalPipelineExecutor(
+        [JsonlReader(text, glob_pattern="*.jsonl"),
+         DocumentTokenizer(f"{out}/tokens", str(Path(tokenizer) / "tokenizer.json"),
+                           local_working_dir=f"{out}/work", eos_token=None, seed=0,
+                           shuffle_documents=False)],
+        tasks=len(files), workers=processes, logging_dir=f"{out}/logs").run()
+    taken = time.perf_counter()
+    size = sum(path.stat().st_size for path in Path(out, "tokens").glob("*.ds"))
+    n_bytes = sum(len(json.loads(line)["text"].encode()) for path in files
+                  for line in path.open(encoding="utf-8"))
+    report(start + time.perf_counter() - taken, n_bytes, size // 2)
+
+
+SIDES = {"ours": run_ours, "datasets": run_datasets, "datatrove": run_datatrove}
 
 
 def report(start: float, n_bytes: int, n_tokens: int) -> None:
@@ -96,24 +123,34 @@ def report(start: float, n_bytes: int, n_tokens: int) -> None:
                       "tokens": n_tokens, "seconds": seconds}))
 
 
-def measure(what: str, text: Path, tokenizer: Path, out: Path) -> dict[str, float]:
+def measure(side: str, text: Path, tokenizer: Path, out: Path, processes: int,
+            ) -> dict[str, float]:
     """Run one side in a fresh process."""
-    done = subprocess.run([sys.executable, __file__, "--run", what, text, tokenizer, out],
-                          stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--run", side, text, tokenizer, out, str(processes)],
+        stdout=subprocess.PIPE, check=True,
+        env={**os.environ, "TOKENIZERS_PARALLELISM": "false"})  # a process is a core
     return json.loads(done.stdout.decode().splitlines()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--megabytes", type=float, default=40)
+    parser.add_argument("--processes", type=int, nargs="+", default=[os.cpu_count()])
     parser.add_argument("--text", nargs="+", default=[str(SHARED)], help="text to draw from")
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--run", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--run", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
-        {"ours": run_ours, "peer": run_peer}[options.run[0]](*options.run[1:])
+        side, *paths, processes = options.run
+        SIDES[side](*paths, int(processes))
         return
+    sides = [side for side in SIDES if side == "ours" or not options.no_peer]
+    if importlib.util.find_spec("datatrove") is None and "datatrove" in sides:
+        sides.remove("datatrove")
+        print("datatrove is left out: pip install 'datatrove[processing]'")
+    found: dict[str, dict[str, dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for name, megabytes in (("whole", options.megabytes), ("half", options.megabytes / 2)):
@@ -121,24 +158,23 @@ def main() -> None:
         tokenizer = root / "tokenizer"
         tk.build(keys.Tokenizer(vocab_size=8_192, sample_bytes=5_000_000), keys.Data(),
                  resolve([str(root / "half")]), tokenizer)
-        half = measure("ours", root / "half", tokenizer, root / "ours-half")
-        ours = measure("ours", root / "whole", tokenizer, root / "ours")
-        peer = (None if options.no_peer
-                else measure("peer", root / "whole", tokenizer, root / "peer"))
-    result = {
-        "ours": ours["mb_per_second"], "peer": peer and peer["mb_per_second"], "unit": "MB/s",
-        "what_ours": "planearly: read, deduplicate, tokenize, index",
-        "what_peer": "datasets: load_dataset('json'), map(tokenizer), save_to_disk",
-        "megabytes": options.megabytes, "processes": os.cpu_count(),
-        "peak_mb_ours": ours["peak_mb"], "peak_mb_ours_half_the_text": half["peak_mb"],
-        "peak_mb_peer": peer and peer["peak_mb"],
-    }
-    print(f"ours {result['ours']:.1f} MB/s, peak {ours['peak_mb']:.0f} MB "
-          f"({half['peak_mb']:.0f} MB on half the text)")
-    if peer:
-        print(f"datasets.map {peer['mb_per_second']:.1f} MB/s, peak {peer['peak_mb']:.0f} MB")
+        for many in options.processes:
+            of = found[str(many)] = {
+                side: measure(side, root / "whole", tokenizer, root / f"{side}-{many}", many)
+                for side in sides}
+            of["ours, half the text"] = measure("ours", root / "half", tokenizer,
+                                                root / f"half-{many}", many)
+            for side, got in of.items():
+                print(f"{many} processes: {side} {got['mb_per_second']:.1f} MB/s, peak "
+                      f"{got['peak_mb']:.0f} MB, {got['tokens']:,} tokens")
     if options.json:
-        print(json.dumps(result))
+        most = found[str(options.processes[-1])]
+        peers = {side: most[side]["mb_per_second"] for side in sides if side != "ours"}
+        print(json.dumps({
+            "ours": most["ours"]["mb_per_second"], "peer": max(peers.values(), default=None),
+            "unit": "MB/s", "what_ours": "planearly: read, deduplicate, tokenize, index",
+            "what_peer": max(peers, key=peers.__getitem__) if peers else None,
+            "megabytes": options.megabytes, "by_processes": found}))
 
 
 if __name__ == "__main__":
