@@ -143,8 +143,8 @@ def main() -> None:
     parser.add_argument("--run", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
-        side, *paths, processes = options.run
-        SIDES[side](*paths, int(processes))
+        side, text, made, out, processes = options.run
+        SIDES[side](text, made, out, int(processes))
         return
     sides = [side for side in SIDES if side == "ours" or not options.no_peer]
     if importlib.util.find_spec("datatrove") is None and "datatrove" in sides:
