@@ -30,13 +30,12 @@ def pairs(cells: Cells) -> list[tuple[str, Arm, Arm]]:
     found = [("slm-adapt less slm-is", adapted, sampled)]
     for share in of_text(cells):
         own = Arm("slm-adapt", {ADAPT: share})
-        found += [(f"slm-adapt less slm-is, both with {share:.0%} of the domain's text", own,
-                   Arm("slm-is", {MIXED: share})),
-                  (f"slm-adapt with {share:.0%} of the domain's text less slm-is", own, sampled)]
+        found += [(f"{share:.0%} own text in both", own, Arm("slm-is", {MIXED: share})),
+                  (f"{share:.0%} own text in slm-adapt", own, sampled)]
     found.append(("slm-adapt less slm", adapted, plain))
     for blends in cells.values_of(BLENDS):
-        words = f"slm-pn on {blends} blends" if blends else "slm-pn"
-        found += [(f"{words} less slm, {shown(budget, BUDGET)} tokens",
+        words = f"{blends} blends" if blends else "slm-pn"
+        found += [(f"{words} less slm, {shown(budget, BUDGET)}",
                    Arm("slm-pn", {BLENDS: blends, BUDGET: budget}), Arm("slm", {BUDGET: budget}))
                   for budget in cells.values(Arm("slm-pn", {BLENDS: blends}), BUDGET)]
     return [(words, a, b) for words, a, b in found if shared(cells, [a, b])]
