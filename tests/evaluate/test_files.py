@@ -127,7 +127,7 @@ def broken(tmp_path: Path, change: dict[str, Any], name: str = "config.json") ->
 
 @pytest.mark.parametrize(("name", "change", "words"), [
     ("tokenizer_config.json", {"eos_token": None, "bos_token": None}, "has no eos_token"),
-    ("config.json", {"model_type": "nonsense"}, "cannot load"),
+    ("config.json", {"model_type": "nonsense"}, "knows no models of type .nonsense."),
     ("config.json", {"num_hidden_layers": 3}, "weights are incomplete"),
     ("config.json", {"d": 1, "auto_map": {"AutoModelForCausalLM": "x.Y"}, "model_type": "xyz"},
      "needs code of its own"),
