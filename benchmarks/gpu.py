@@ -73,7 +73,7 @@ class Side:
             arithmetic.microbatch_rows(settings, shape.context, device, job))
         self.predicted = memory.training_bytes(job, min(self.how.rows, self.rows) * shape.context)
         if compiled and arithmetic.can_compile():
-            arithmetic.compile_kernels(model.body)
+            arithmetic.compile_kernels(model.body, type(model).__name__)
         self.stream = batches(shape, self.rows, groups)
         self.tokens = self.rows * shape.context
 

@@ -52,7 +52,7 @@ def main() -> None:
     optimizers = optim.build(model.module, rate)
     how = arithmetic.Arithmetic(arithmetic.use_bf16(asked.precision, device),
                                 arithmetic.microbatch_rows(settings, shape.context, device))
-    arithmetic.compile_kernels(model.body)
+    arithmetic.compile_kernels(model.body, type(model).__name__)
     rows = settings.batch_tokens // shape.context
     random = np.random.default_rng(0)
 

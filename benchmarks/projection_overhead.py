@@ -88,7 +88,7 @@ def stepper(model: Trainable, shape: Shape, settings: keys.Train,
     how = arithmetic.Arithmetic(arithmetic.use_bf16(settings.precision, device),
                                 arithmetic.microbatch_rows(settings, shape.context, device))
     if settings.compile == "yes":
-        arithmetic.compile_kernels(model.body)
+        arithmetic.compile_kernels(model.body, type(model).__name__)
 
     def step(batch: Batch) -> float:
         began = time.perf_counter()

@@ -100,7 +100,7 @@ def steps(model: Trainable, shape: Shape, settings: keys.Train, groups: int,
     how = arithmetic.Arithmetic(arithmetic.use_bf16(settings.precision, device),
                                 arithmetic.microbatch_rows(settings, shape.context, device))
     if settings.compile != "no" and arithmetic.can_compile():
-        arithmetic.compile_kernels(model.body)
+        arithmetic.compile_kernels(model.body, type(model).__name__)
     times: list[float] = []
     spent, number = 0.0, 0
     while number < _WARM_STEPS + _LEAST_STEPS or spent < seconds:

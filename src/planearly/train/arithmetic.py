@@ -224,7 +224,7 @@ unused first."""
 _MOST_SHARED = 16
 
 
-def compile_kernels(body: AnyModel, purpose: str = "") -> None:
+def compile_kernels(body: AnyModel, purpose: str) -> None:
     """Compile a model's blocks and its output, each once for all layers and chunks.
 
     A model of others runs as its library has it.
