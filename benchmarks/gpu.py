@@ -133,6 +133,18 @@ def in_turns(sides: dict[str, Any], steps: int, warm: int = 3) -> dict[str, floa
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
+def profile(side: Side, device: torch.device, to: Path) -> None:
+    """Where two steps' time goes on the device, kernel by kernel."""
+    from torch.profiler import ProfilerActivity
+
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU] + (
+            [ProfilerActivity.CUDA] if device.type == "cuda" else [])) as made:
+        side.step()
+        side.step()
+    to.write_text(made.key_averages().table(
+        sort_by=f"self_{device.type}_time_total", row_limit=60, max_name_column_width=100))
+
+
 def cuda_tests(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
     if importlib.util.find_spec("pytest") is None:
         raise Skipped("pytest is not here")
@@ -181,6 +193,8 @@ def projected(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
             ratios[f"{preset}, h = {rank}"] = seconds["ours"] / seconds["plain"]
             print(f"  {preset}, h = {rank}: {ratios[f'{preset}, h = {rank}']:.3f}", flush=True)
             (out / "gpu-3.json").write_text(json.dumps({"ratios": ratios}))
+            if rank == (3 if toy else 12):
+                profile(ours, device, out / f"projected-{preset}.txt")
             del ours
             if device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -248,8 +262,43 @@ def whole_run(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
     return {"seconds": seconds, "line": f"run of two methods in {seconds:.0f} s"}
 
 
+SMALL = {
+    "0.1M": (Shape(layers=2, d_model=48, heads=2, d_ff=128, vocab_size=1024, context=128), 8192),
+    "10M": (Shape(layers=6, d_model=320, heads=5, d_ff=896, vocab_size=8192, context=512), 65_536),
+    "34M": (Shape(layers=8, d_model=512, heads=8, d_ff=1408, vocab_size=16_384, context=512),
+            131_072)}
+SIDE_BY_SIDE = 8
+
+
+def small_shapes(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
+    """Of models whose steps launch more than they compute: alone, and several side by side."""
+    def speed(name: str) -> float:
+        shape, batch = (TOY, 1024) if toy else SMALL[name]
+        side = Side(Dense(Transformer(shape)), shape, batch, "modern", device, compiled=not toy)
+        for _ in range(3):
+            side.step()
+        taken, began = 0, time.perf_counter()
+        while time.perf_counter() - began < (1 if toy else 5):
+            side.step()
+            taken += 1
+        return batch * taken / (time.perf_counter() - began)
+
+    if (one := os.environ.get("PLANEARLY_ONE")) is not None:
+        return {"line": str(speed(one))}
+    alone = {name: speed(name) for name in SMALL}
+    first, many = next(iter(SMALL)), 2 if toy else SIDE_BY_SIDE
+    command = [sys.executable, __file__, "7", "--out", str(out / "one")] + ["--toy"] * toy
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={
+        **os.environ, "PLANEARLY_ONE": first, "OMP_NUM_THREADS": "1"}) for _ in range(many)]
+    together = sum(float(p.communicate()[0].split()[-1]) for p in processes)
+    return {"tokens_per_second": alone, "side_by_side": {"processes": many, "sum": together},
+            "line": ", ".join(f"{name} {value:,.0f} tokens/s" for name, value in alone.items())
+                    + f"; {many} of {first} side by side {together:,.0f}"}
+
+
 PARTS = {1: ("tests marked cuda", cuda_tests), 2: ("126M", small), 3: ("projected", projected),
-         4: ("771M", large), 5: ("embedders", embedders), 6: ("run", whole_run)}
+         4: ("771M", large), 5: ("embedders", embedders), 6: ("run", whole_run),
+         7: ("small models", small_shapes)}
 
 
 def main() -> None:

@@ -89,3 +89,18 @@ def test_a_step_waits_for_the_device_only_where_it_logs(build):
         update.apply(model.module, optimizers, counted, rate.clip)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_projected_networks_gradients_are_the_cpus():
+    network = Projected(SHAPE, keys.Projected(experts=3, rank=4, embedding=4), seed=1)
+    batch, found = Words().batch(0, 6), []
+    for device in ("cpu", "cuda"):
+        here = copy.deepcopy(network).to(device)
+        groups = np.repeat([0, 1, 2], 2)
+        here.begin(groups)
+        here.select(groups)
+        here.body.loss(batch.inputs.to(device), batch.targets.to(device)).backward()
+        here.end()
+        found.append({name: p.grad.cpu() for name, p in here.named_parameters()})
+    for name, expected in found[0].items():
+        assert (found[1][name] - expected).norm() < 1e-3 * expected.norm(), name

@@ -161,8 +161,7 @@ def update_bytes(job: Job) -> float:
     hidden, other = _held(job)
     work = 0.0
     if hidden:
-        largest = _largest_of_one_size(job)
-        work = (_MUON + 1) * largest + 4.0 * _largest(job)
+        work = (_MUON + 1) * _piece(job)
     if job.sharded:
         # gloo has no all-to-all: every process receives all rows, and puts them together
         own = _MUON + 1 + (4.0 * job.processes if job.device == "cpu" else 0.0)
@@ -255,24 +254,29 @@ def _shared(job: Job) -> int:
     return whole - flops.projected_weights(job.shape, job.projected) if job.projected else whole
 
 
-def _largest_of_one_size(job: Job) -> float:
-    """Numbers in all matrices of the size that has most: those are orthogonalised together."""
+def _of_one_size(job: Job) -> float:
+    """Numbers in all matrices of the size that has most, in either direction but where their rows
+    are divided."""
     shape = job.shape
-    ffn = len(FFN_MATRICES[shape.ffn]) - 1  # up and gate are of one size
     d, f = shape.d_model, shape.d_ff
-    sizes = [ffn * d * f, d * f, sum(shape.qkv_widths) * d, d * d]
+    down = -1 if job.sharded else 1  # of a size of its own, or of that of the others
+    numbers = {d: float(d * d)}
+    for key, count in ((sum(shape.qkv_widths), sum(shape.qkv_widths) * d),
+                       (f, (len(FFN_MATRICES[shape.ffn]) - 1) * d * f), (down * f, d * f)):
+        numbers[key] = numbers.get(key, 0.0) + count
     if job.projected:
         for matrix in job.projected.matrices:
-            sizes[matrix == "down"] += (job.projected.rank - 1) * d * f
-    return float(shape.layers * max(sizes))
+            numbers[down * f if matrix == "down" else f] += (job.projected.rank - 1) * d * f
+    return shape.layers * max(numbers.values())
 
 
 def _piece(job: Job) -> float:
-    """Numbers of the matrices that one of the processes that divide them orthogonalises at once.
+    """Numbers of the matrices that are orthogonalised at once: of those that divide them, by each.
     """
+    many = job.processes if job.sharded else 1
     matrix = float(job.shape.d_model * max(job.shape.d_ff, sum(job.shape.qkv_widths)))
-    together = min(_largest_of_one_size(job) / job.processes,
-                   parallel.BUCKET + _largest(job) / job.processes)
+    together = min(_of_one_size(job) / many,
+                   parallel.BUCKET * job.processes / many + _largest(job) / many)
     return max(together, matrix)
 
 

@@ -312,7 +312,7 @@ class Projected(nn.Module):
             if sharding.divided(bank.slices):
                 weights = sharding.summed_part(weights.view(-1, *bank.slices.shape[1:]),
                                                dim=1).flatten(1)
-            by_coefficient = weights @ slices.flatten(1).T
+            by_coefficient = _inner(weights.view(-1, *slices.shape[1:]), slices)
             gradient += by_coefficient @ bank.mixing.T
             if bank_too:
                 _add_gradient(bank.mixing, self._vectors.T @ by_coefficient)
@@ -416,6 +416,17 @@ def _add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
     if not parameter.requires_grad:
         return
     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+
+def _inner(left: Tensor, right: Tensor) -> Tensor:
+    """Inner products [n, h] of tensors [n, ...] and [h, ...] of millions of numbers each.
+
+    On a GPU, whose libraries give a product this long and narrow to few of its multiprocessors, as
+    a sum of one product for each row of the matrices.
+    """
+    if left.dim() < 3 or left.device.type == "cpu":
+        return left.flatten(1) @ right.flatten(1).T
+    return torch.bmm(left.transpose(0, 1), right.permute(1, 2, 0)).sum(0)
 
 
 def _check(settings: keys.Projected) -> None:

@@ -70,35 +70,52 @@ class Muon(Optimizer):
             sizes: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    sizes.setdefault(parameter.shape[-2:], []).append(parameter)
+                    # tall ones go with wide ones; but those whose rows are divided stay as they are
+                    size = parameter.shape[-2:]
+                    key = size if sharding.divided(parameter) else torch.Size(sorted(size))
+                    sizes.setdefault(key, []).append(parameter)
             # largest matrices first, so that the processes' work differs by at most one of them
             for size in sorted(sizes, key=lambda size: size.numel() * min(size), reverse=True):
-                if sharding.divided(sizes[size][0]):
-                    for some in _pieces(sizes[size], size):
-                        self._update(group, some, size, self._of_parts(group, some, size))
-                    continue
-                first, own = assigned, []
-                for parameter in sizes[size]:
-                    count = parameter.numel() // size.numel()
-                    part = parallel.deal(count, assigned)
-                    own.append(self._ahead(group, parameter, size, part))
-                    assigned += count
-                updates = parallel.gather(orthogonalise(torch.cat(own), self.bf16),
-                                          assigned - first, first)
-                self._update(group, sizes[size], size, updates)
+                for some in _pieces(sizes[size], size):
+                    if sharding.divided(some[0]):
+                        updates = self._of_parts(group, some, size)
+                    else:
+                        first, parts = assigned, []
+                        for parameter in some:
+                            count = parameter.numel() // size.numel()
+                            parts.append(parallel.deal(count, assigned))
+                            assigned += count
+                        own = self._ahead(group, some, parts)
+                        updates = parallel.gather(orthogonalise(own, self.bf16),
+                                                  assigned - first, first)
+                        del own
+                    self._update(group, some, size, updates)
 
-    def _ahead(self, group: dict[str, Any], parameter: Tensor, size: torch.Size,
-               part: slice) -> Tensor:
-        """Some matrices of a parameter's Nesterov momentum, as far as this process has them."""
-        state = self.state[parameter]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        assert parameter.grad is not None
-        gradient, average = (sharding.part(t) for t in (parameter.grad, state["momentum_buffer"]))
-        average.lerp_(gradient, 1 - group["momentum"])
-        shape = (parameter.numel() // size.numel(), gradient.shape[-2], size[-1])
-        gradient, average = gradient.reshape(shape)[part], average.reshape(shape)[part]
-        return gradient.lerp(average, group["momentum"]).bfloat16()
+    def _ahead(self, group: dict[str, Any], parameters: list[Tensor],
+               parts: list[slice]) -> Tensor:
+        """Some matrices of each parameter's Nesterov momentum, as far as this process has them, put
+        together in bfloat16; where all are of one size but for their direction, the tall ones
+        transposed."""
+        gradients, averages = [], []
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            assert parameter.grad is not None
+            gradients.append(sharding.part(parameter.grad))
+            averages.append(sharding.part(state["momentum_buffer"]))
+        torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+
+        def matrices(of: list[Tensor]) -> list[Tensor]:
+            return [each.reshape(-1, *each.shape[-2:])[part]
+                    for each, part in zip(of, parts, strict=True)]
+
+        ahead = torch._foreach_lerp(matrices(gradients), matrices(averages), group["momentum"])
+        if len({p.shape[-2:] for p in parameters}) > 1:
+            ahead = [m.mT if m.shape[-2] > m.shape[-1] else m for m in ahead]
+        count = sum(map(len, ahead))
+        return torch.cat(ahead, out=ahead[0].new_empty(count, *ahead[0].shape[1:],
+                                                       dtype=torch.bfloat16))
 
     def _of_parts(self, group: dict[str, Any], parameters: list[Tensor],
                   size: torch.Size) -> Tensor:
@@ -106,7 +123,7 @@ class Muon(Optimizer):
 
         The processes exchange rows of all matrices for whole matrices, and those back for rows.
         """
-        rows = torch.cat([self._ahead(group, p, size, slice(None)) for p in parameters])
+        rows = self._ahead(group, parameters, [slice(None)] * len(parameters))
         every = (len(rows), *size)
         own = sharding.exchanged(rows, every, had=1, gets=0)
         return sharding.exchanged(orthogonalise(own, self.bf16), every, had=0, gets=1)
@@ -115,10 +132,12 @@ class Muon(Optimizer):
                 updates: Tensor) -> None:
         rate = group["lr"] * 0.2 * math.sqrt(max(size))
         counts = [p.numel() // size.numel() for p in parameters]
-        for parameter, update in zip(parameters, updates.split(counts), strict=True):
-            own = sharding.part(parameter)
-            own.mul_(1 - group["lr"] * group["weight_decay"])
-            own.add_(update.view_as(own), alpha=-rate)
+        own = [sharding.part(p) for p in parameters]
+        torch._foreach_mul_(own, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(own, [
+            (update if update.shape[-2:] == each.shape[-2:] else update.mT).view_as(each)
+            for each, update in zip(own, updates.to(own[0].dtype).split(counts), strict=True)
+        ], alpha=-rate)
 
 
 def _pieces(parameters: list[Tensor], size: torch.Size) -> Iterator[list[Tensor]]:
