@@ -83,6 +83,28 @@ def test_the_utilisation_is_the_fit_it_says_it_is() -> None:
     assert abs(np.expm1(fit.fun)).max() < FIT
 
 
+def test_the_utilisation_of_hopper_is_the_fit_it_says_it_is() -> None:
+    widths, rates = np.array(devices.HOPPER_STEPS).T
+
+    def errors(p: np.ndarray) -> np.ndarray:
+        return (p[0] + p[1] / widths) / (989e12 / rates) - 1
+
+    fit = least_squares(errors, [1.0, 1000.0])
+    assert fit.x == pytest.approx([devices.HOPPER_A, devices.HOPPER_B], rel=1e-3)
+    assert abs(fit.fun).max() < 0.13
+
+
+@pytest.mark.parametrize(("shape", "batch", "tokens_per_second"), [
+    (SMALL, 262_144, 629_482), (LARGE, 262_144, 117_497),
+    # so small that a step takes as long as launching it does
+    (Shape(layers=2, d_model=48, heads=2, d_ff=128, vocab_size=1024, context=128), 8192, 958_024)])
+def test_speeds_on_an_h200_are_those_measured(shape: Shape, batch: int,
+                                              tokens_per_second: float) -> None:
+    given = replace(setting(), device=devices.find("h200"), small=shape, batch_tokens=batch)
+    hours = model.generic_token_cost(given, "slm").device_hours
+    assert 1 / (3600 * hours) == pytest.approx(tokens_per_second, rel=0.15)
+
+
 # Table 3: upper limits of training cost -----------------------------------------------------------
 
 PRETRAIN_TOKENS = {"llm": 650 / 7.7e-9, "slm": 530 / 2.2e-9, "slm-mix": 650 / 2.2e-9,

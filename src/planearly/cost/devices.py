@@ -8,8 +8,11 @@ them with the width itself. So 1 / utilisation is taken as linear in 1 / width,
 
 For a data-sheet device, a and b come from the paper's Table 2 (A100: GPU-hours per 1B tokens of
 training 2.2 and 7.7, of inference 0.61 and 2.54, at widths 1,024 and 2,816; least squares of the
-four log ratios, all within 10%); b is scaled by the device's ratio of peak rate to memory
-bandwidth. For a calibrated one they come from its own measured steps.
+four log ratios, all within 10%), and for Hopper and what came after it from our own training steps
+on an H200 (docs/benchmarks.md: widths 320 to 2,816, within 12%); b is scaled by the device's ratio
+of peak rate to memory bandwidth. For a calibrated one they come from its own measured steps.
+
+A step of a small model on a GPU takes as long as launching its kernels does, whatever its size.
 """
 
 from __future__ import annotations
@@ -27,7 +30,16 @@ from planearly.errors import UserError
 PAPER_A, PAPER_B = 1.2465, 1545.2
 """Fit to the paper's Table 2 with our FLOP counts (tests/cost/test_cost_model.py repeats it)."""
 
+HOPPER_A, HOPPER_B = 1.3012, 837.07
+"""Fit to :data:`HOPPER_STEPS` (tests/cost/test_cost_model.py repeats it)."""
+HOPPER_STEPS = ((320, 2.245e14), (512, 3.579e14), (1024, 5.149e14), (2816, 5.632e14))
+"""Width and FLOP/s of training steps on one H200: 10M, 34M, 126M and 771M parameters."""
+LAUNCH = 3e-3
+"""Seconds per layer, and once beside, that launching a training step's kernels takes on a GPU's
+host: 8.6 ms of two layers and 21 ms of six were measured."""
+
 _A100_BALANCE = 312e12 / 2.039e12
+_H200_BALANCE = 989e12 / 4.8e12
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,8 @@ class Device:
     """Whether training computes its matrix products in bfloat16 there; else in float32."""
     links: float | None = None
     """Bytes/s that a device sends to others of its machine, and as many that it receives."""
+    launch: float = 0.0
+    """Least seconds of a training step: for each layer, and once beside."""
     stands_in_for: str | None = None
     """What the user named, where nothing is known about that: hours are this device's instead."""
 
@@ -69,6 +83,10 @@ class Device:
     def seconds(self, flops: float, d_model: int) -> float:
         """Device-seconds of this many operations of a model of this width."""
         return flops / (self.rate * self.utilisation(d_model))
+
+    def least_seconds(self, steps: float, layers: int) -> float:
+        """Device-seconds under which no number of training steps is done, however small."""
+        return steps * self.launch * (layers + 1)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -88,6 +106,8 @@ class Sheet:
     keys: tuple[str, ...] = field(default=())
     bf16: bool = True
     """False: ``teraflops`` are float32, in which training runs where bfloat16 is missing."""
+    hopper: bool = False
+    """Of the generation that was measured, or a later one."""
     links: float = 32
     """GB/s in one direction to other devices of the machine, by the same data sheet: half of its
     "interconnect" (NVLink, Infinity Fabric, else PCIe x16), which counts both directions. 32 is
@@ -100,13 +120,13 @@ SHEETS = [
     Sheet("A100-40GB", 312, 40, 1555, "NVIDIA A100 data sheet, 40 GB", r"\bA100\b", ("a100-40gb",),
           links=300),
     Sheet("H100-PCIe", 756, 80, 2000, "NVIDIA H100 data sheet, PCIe, without sparsity",
-          r"H100.*PCIe", ("h100-pcie",), links=64),
+          r"H100.*PCIe", ("h100-pcie",), links=64, hopper=True),
     Sheet("H100", 989, 80, 3350, "NVIDIA H100 data sheet, SXM, without sparsity", r"H100",
-          ("h100", "h100-sxm"), links=450),
+          ("h100", "h100-sxm"), links=450, hopper=True),
     Sheet("H200", 989, 141, 4800, "NVIDIA H200 data sheet, SXM, without sparsity", r"H200",
-          ("h200",), links=450),
+          ("h200",), links=450, hopper=True),
     Sheet("B200", 2250, 180, 8000, "NVIDIA HGX B200 data sheet, per GPU, without sparsity",
-          r"B200", ("b200",), links=900),
+          r"B200", ("b200",), links=900, hopper=True),
     Sheet("L40S", 362, 48, 864, "NVIDIA L40S data sheet, without sparsity", r"L40S", ("l40s",)),
     Sheet("L40", 181, 48, 864, "NVIDIA L40 data sheet, without sparsity", r"L40", ("l40",)),
     Sheet("L4", 121, 24, 300, "NVIDIA L4 data sheet, without sparsity", r"\bL4\b", ("l4",)),
@@ -229,13 +249,16 @@ def find_sheet(name: str) -> Sheet | None:
 
 
 def from_sheet(sheet: Sheet) -> Device:
-    """A device that nobody measured: the data sheet's rates, the paper's utilisation."""
+    """A device that was not calibrated: the data sheet's rates, the utilisation of its kind."""
     peak, bandwidth = sheet.teraflops * 1e12, sheet.gigabytes_per_second * 1e9
+    a, b, balance = (HOPPER_A, HOPPER_B, _H200_BALANCE) if sheet.hopper \
+        else (PAPER_A, PAPER_B, _A100_BALANCE)
     return Device(
         name=sheet.name, peak=peak, memory=sheet.gigabytes * 1e9, bandwidth=bandwidth,
-        source=f"{sheet.source}; utilisation as in the paper's Table 2",
-        a=PAPER_A, b=PAPER_B * (peak / bandwidth) / _A100_BALANCE, rate=peak, bf16=sheet.bf16,
-        links=sheet.links * 1e9,
+        source=f"{sheet.source}; utilisation as "
+               + ("measured on an H200" if sheet.hopper else "in the paper's Table 2"),
+        a=a, b=b * (peak / bandwidth) / balance, rate=peak, bf16=sheet.bf16,
+        links=sheet.links * 1e9, launch=LAUNCH,
     )
 
 

@@ -115,14 +115,21 @@ class MethodCost:
 
 # Time and memory --------------------------------------------------------------------------------
 
-def work(setting: Setting, tokens: float, flops_per_token: float, d_model: int,
-         extra_flops: float = 0.0, extra_seconds: float = 0.0) -> Work:
+def work(setting: Setting, tokens: float, flops_per_token: float, shape: Shape,
+         step_tokens: float | None = None, extra_flops: float = 0.0,
+         extra_seconds: float = 0.0) -> Work:
     """The work of ``tokens`` at this many operations each, at the width's utilisation.
 
     ``extra_flops`` and ``extra_seconds`` are those of the whole, of what does not run as a model's
     matrix products do.
+
+    Args:
+        step_tokens: of a training step; None: nothing is trained.
     """
-    hours = (setting.device.seconds(tokens * flops_per_token, d_model) + extra_seconds) / 3600
+    seconds = setting.device.seconds(tokens * flops_per_token, shape.d_model)
+    if step_tokens:
+        seconds = max(seconds, setting.device.least_seconds(tokens / step_tokens, shape.layers))
+    hours = (seconds + extra_seconds) / 3600
     money = None if setting.price is None else hours * setting.price
     return Work(tokens, tokens * flops_per_token + extra_flops, hours, money)
 
@@ -271,7 +278,7 @@ def generic_token_cost(setting: Setting, method: str | Method) -> Work:
     for one that draws by the domain, else once (of one that adapts, its first part)."""
     row = _row(method)
     shape = setting.shape(row)
-    plain = work(setting, 1.0, flops.training(shape), shape.d_model)
+    plain = work(setting, 1.0, flops.training(shape), shape, setting.batch_tokens)
     if row.bank != "projected":
         return plain
     steps = 1.0 / setting.batch_tokens
@@ -279,7 +286,7 @@ def generic_token_cost(setting: Setting, method: str | Method) -> Work:
     seconds = projection_seconds(setting, shape, steps)
     if setting.device.projection_overhead is not None:
         seconds = plain.device_hours * 3600 * (setting.device.projection_overhead - 1)
-    return work(setting, 1.0, flops.training(shape), shape.d_model, extra, seconds)
+    return work(setting, 1.0, flops.training(shape), shape, setting.batch_tokens, extra, seconds)
 
 
 def finetuning(setting: Setting, method: str | Method, tokens: float | None = None) -> Work:
@@ -295,8 +302,9 @@ def finetuning(setting: Setting, method: str | Method, tokens: float | None = No
             else finetuning(setting, methods.teacher()) + student
     if row.tune == "lora":
         per_token = flops.lora_training(shape, setting.lora.rank)
-        return work(setting, tokens or usual * setting.lora.step_factor, per_token, shape.d_model)
-    return work(setting, tokens or usual, flops.training(shape), shape.d_model)
+        return work(setting, tokens or usual * setting.lora.step_factor, per_token, shape,
+                    STEP_TOKENS[row.size])
+    return work(setting, tokens or usual, flops.training(shape), shape, STEP_TOKENS[row.size])
 
 
 def expert_choice(setting: Setting, method: str | Method,
@@ -309,13 +317,13 @@ def expert_choice(setting: Setting, method: str | Method,
     """
     row = _row(method)
     if not row.bank or setting.expert in ("most-frequent", "blend"):
-        return work(setting, 0.0, 0.0, setting.small.d_model)
+        return work(setting, 0.0, 0.0, setting.small)
     experts, shape = setting.count(row), setting.shape(row)
     if setting.expert == "best-tuned":
         full = replace(row, bank=None, tune="full")
         return finetuning(setting, full, finetune_tokens) * experts
     tokens = experts * min(setting.spec_tokens, EXPERT_CHOICE_TOKENS)
-    return replace(work(setting, tokens, flops.forward(shape), shape.d_model), tokens=0.0)
+    return replace(work(setting, tokens, flops.forward(shape), shape), tokens=0.0)
 
 
 def cost(setting: Setting, method: str | Method, pretrain_tokens: float,
@@ -326,7 +334,7 @@ def cost(setting: Setting, method: str | Method, pretrain_tokens: float,
     """
     row = _row(method)
     shape = setting.shape(row)
-    zero = work(setting, 0.0, 0.0, shape.d_model)
+    zero = work(setting, 0.0, 0.0, shape)
     generic = generic_token_cost(setting, row) * pretrain_tokens if row.pretrains else zero
     specialization = finetuning(setting, row, finetune_tokens)
     if row.bank:
@@ -347,8 +355,9 @@ def _row(method: str | Method) -> Method:
 
 def distilled(setting: Setting, tokens: float) -> Work:
     """Work of student steps with a live teacher, each at its own width's utilisation."""
-    student = work(setting, tokens, flops.training(setting.small), setting.small.d_model)
-    teacher = work(setting, tokens, flops.forward(setting.large), setting.large.d_model)
+    student = work(setting, tokens, flops.training(setting.small), setting.small,
+                   STEP_TOKENS["small"])
+    teacher = work(setting, tokens, flops.forward(setting.large), setting.large)
     return replace(student + teacher, tokens=tokens)
 
 

@@ -365,8 +365,7 @@ def _pretraining(given: PlanInput, setting: Setting, method: Method,
     if method is ADAPTED:  # adapting needs no more than training afresh would
         least = 0.0
     elif method.per_domain:
-        plain = model.work(setting, 1.0, flops.training(setting.shape(method)),
-                           setting.shape(method).d_model).device_hours
+        plain = model.own_token_cost(setting, method).device_hours
         generic = corpus if given.generic_hours is None \
             else min(given.generic_hours / plain, MOST_PASSES * corpus)
         least = max(least, LEAST_SHARE * generic)

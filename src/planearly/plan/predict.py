@@ -54,7 +54,7 @@ def predict(recipe: keys.Recipe, device: Device) -> dict[str, Any]:
                 stages[f"specialize/{each.name}.{domain}"] = (
                     model.distilled(replace(setting, large=outside or setting.large), one)
                     if each.taught else model.finetuning(setting, each, one))
-    total = sum(stages.values(), model.work(setting, 0.0, 0.0, setting.small.d_model))
+    total = sum(stages.values(), model.work(setting, 0.0, 0.0, setting.small))
     return {
         "device": device.label, "note": _note(device),
         "params": {"small": flops.parameters(setting.small),

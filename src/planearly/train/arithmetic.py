@@ -35,12 +35,12 @@ F = TypeVar("F")
 KEPT = "arithmetic.json"
 EAGER_STEPS = 2
 """Steps before it is decided whether to compile; the last of them is the measured one."""
-_COLD = {"cpu": 20.0, "cuda": 60.0}
-"""Seconds that compiling takes where nothing is known yet: on the two cores of
-docs/benchmarks.md; on a GPU not measured."""
+_COLD = {"cpu": 20.0, "cuda": 10.0}
+"""Seconds that compiling takes where nothing is known yet: on the two cores and on the H200 of
+docs/benchmarks.md."""
 _GAIN = {"cpu": (1.2, 1.3), "cuda": (1.3, 1.5)}
 """Uncompiled over compiled time of a step in float32 and in bfloat16, where nothing is known yet;
-with the same remark."""
+on GPUs bfloat16 was measured, float32 was not."""
 _MARGIN = 1.2
 """What compiling saves must be more than it costs by this factor."""
 
