@@ -110,7 +110,8 @@ class Muon(Optimizer):
             return [each.reshape(-1, *each.shape[-2:])[part]
                     for each, part in zip(of, parts, strict=True)]
 
-        ahead = torch._foreach_lerp(matrices(gradients), matrices(averages), group["momentum"])
+        ahead = list(torch._foreach_lerp(matrices(gradients), matrices(averages),
+                                         group["momentum"]))
         if len({p.shape[-2:] for p in parameters}) > 1:
             ahead = [m.mT if m.shape[-2] > m.shape[-1] else m for m in ahead]
         count = sum(map(len, ahead))
