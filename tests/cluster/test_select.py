@@ -188,6 +188,13 @@ def test_neighbours_over_shards_are_the_same(tmp_path, monkeypatch):
     assert not (tmp_path / "parts").exists()
 
 
+def test_more_neighbours_than_there_are_is_all_of_them():
+    points = np.eye(6, dtype=np.float32)
+    found, ranks = select.neighbours(np.array([4, 1, 5]), points[:2], np.ones(6), 99.0,
+                                     functools.partial(select.nearest, points))
+    assert sorted(found.tolist()) == [1, 4, 5] and ranks == 3
+
+
 def test_enough_stops_at_the_window_that_fills_it():
     size = np.array([0.5, 1.0, 0.25, 1.0])
     assert select.enough(np.array([3, 0, 1, 2]), size, 1.5).tolist() == [3, 0]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.optimize import least_squares
 
 from examples import examples
-from planearly import keys, methods
+from planearly import keys, methods, parallel
 from planearly.cost import devices, model
 from planearly.errors import UserError
 from planearly.model import flops, lora, memory
@@ -265,6 +265,39 @@ def test_a_name_that_begins_alike_is_another_device() -> None:
     assert devices.find_sheet("NVIDIA RTX A1000 Laptop GPU") is None
 
 
+def test_traffic_weighs_more_where_there_is_less_bandwidth_for_the_rate() -> None:
+    a100, h100 = devices.find("a100"), devices.find("h100")
+    # the data sheets: 989 TFLOP/s and 3.35 TB/s, 312 and 2.039
+    assert h100.b / a100.b == pytest.approx((989 / 3.35) / (312 / 2.039)) and h100.a == a100.a
+    assert (h100.rate, h100.memory, h100.bandwidth) == (989e12, 80e9, 3.35e12)
+    assert (h100.links, h100.kind, h100.calibrated) == (450e9, "cuda", False)
+
+
+@pytest.mark.parametrize(("memory", "near"), [(140e9, "H200"), (17e9, "V100"), (None, "V100")])
+def test_a_gpu_that_nobody_knows_is_planned_by_one_of_its_memory(
+        memory: float | None, near: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(devices, "here", lambda: "NVIDIA Z1")
+    monkeypatch.setattr(devices, "memory_here", lambda: memory)
+    monkeypatch.setattr(parallel, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(parallel, "bf16_is_fast", lambda device: True)
+    found = devices.find_or_nearest("here")
+    assert (found.name, found.memory, found.kind, found.bf16) == (near, memory, "cuda", True)
+    assert found.stands_in_for == "NVIDIA Z1"
+    assert found.rate == devices.find(near).rate
+
+
+def test_a_processor_that_nobody_knows_is_planned_by_another_that_was_measured(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "here", lambda: "Some Processor x2")
+    assert devices.find_or_nearest().rate == min(row.teraflops for row in devices.SHEETS) * 1e12
+    for device in ("NVIDIA H200", "Other Processor x64"):
+        write(measured(device) | {"matmul_flops": 3e12})
+    found = devices.find_or_nearest()
+    assert (found.name, found.rate, found.kind) == ("Other Processor x64", 3e12, "cpu")
+    assert found.memory == devices.memory_here() and not found.calibrated
+
+
 def test_shared_keys_and_values_are_cached_once() -> None:
     own, shared = replace(SMALL, kv_heads=None), replace(SMALL, kv_heads=SMALL.heads // 4)
     cache = [model.inference_memory(shape, rows=2) - model.inference_memory(shape)
@@ -295,11 +328,15 @@ def measured(device: str) -> dict[str, object]:
                 "pn": {"d_model": 1024, "flops_per_second": 96e12, "tokens_per_second": 0.95e5}}}
 
 
+def write(calibration: dict[str, object]) -> None:
+    file = devices.calibration_file(str(calibration["device"]))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(calibration))
+
+
 def test_a_calibration_takes_precedence_and_passes_through_what_was_measured() -> None:
     name = "NVIDIA A100-SXM4-80GB"
-    file = devices.calibration_file(name)
-    file.parent.mkdir(parents=True)
-    file.write_text(json.dumps(measured(name)))
+    write(measured(name))
     for asked in (name, "a100"):
         found = devices.find(asked)
         assert found.calibrated and found.rate == 200e12 and found.peak == 312e12
@@ -311,6 +348,30 @@ def test_a_calibration_takes_precedence_and_passes_through_what_was_measured() -
     ratio = model.generic_token_cost(here, "slm-pn").device_hours \
         / model.generic_token_cost(here, "slm").device_hours
     assert ratio == pytest.approx(1 / 0.95)
+
+
+def test_a_calibration_that_tells_less_is_read_by_its_name() -> None:
+    older = {key: value for key, value in measured("NVIDIA H200").items()
+             if key not in ("memory", "bandwidth")}
+    write(older)
+    found = devices.find("h200")
+    assert (found.memory, found.bandwidth, found.kind) == (141e9, None, "cuda")
+    assert (found.bf16, found.links) == (True, 450e9)
+    write({**older, "device": "Some Processor x16", "matmul_kind": "float32"})
+    found = devices.find("Some Processor x16")
+    assert (found.memory, found.kind, found.bf16) == (None, "cpu", False)
+    assert (found.peak, found.links) == (None, None)
+
+
+def test_a_calibrations_curve_is_its_points_mean_or_its_nearest_line() -> None:
+    # one width: the mean of 1 / utilisation, whatever the width that is asked for
+    a, b = devices._through([(512, 2.0), (512, 4.0)])
+    assert (a, b) == (3.0, 0.0)
+    a, b = devices._through([(512, 2.0 + 1000 / 512), (1024, 2.0 + 1000 / 1024)])
+    assert (a, b) == (pytest.approx(2.0), pytest.approx(1000.0))
+    # wider is slower: no traffic explains that, so a alone, of the least relative squares
+    a, b = devices._through([(512, 2.0), (1024, 4.0)])
+    assert (a, b) == (pytest.approx((1 / 2 + 1 / 4) / (1 / 2**2 + 1 / 4**2)), 0.0)
 
 
 @pytest.mark.parametrize(("name", "rate"), [("v100", 15.7e12), ("t4", 8.1e12)])

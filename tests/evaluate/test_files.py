@@ -8,9 +8,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from planearly import keys
+from planearly.data.documents import Problems
+from planearly.data.inputs import resolve
 from planearly.errors import UserError
 from planearly.evaluate import files as files_module
 from planearly.evaluate.files import evaluate_files
@@ -93,15 +97,48 @@ def test_equals_brute_force(which: str, context: int | None, tmp_path: Path,
     json.dumps(found, allow_nan=False)
 
 
+def test_a_model_that_does_not_divide_is_evaluated_whole(
+        gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import GPT2LMHeadModel
+
+    forward = GPT2LMHeadModel.forward
+
+    def with_tokens(self: Any, input_ids: torch.Tensor, **more: Any) -> Any:
+        found = forward(self, input_ids=input_ids, **more)
+        found.logits = found.logits + input_ids[..., None] * torch.linspace(0, 0.1, 300)
+        return found
+
+    file = lines(tmp_path / "a.jsonl", DOCUMENTS[:4])
+    plain = evaluate_files(gpt2, [file], 7)
+    monkeypatch.setattr(GPT2LMHeadModel, "forward", with_tokens)
+    found = evaluate_files(gpt2, [file], 7)
+    nats, tokens = brute_force(gpt2, DOCUMENTS[:4], 7)
+    assert found["tokens"] == tokens == plain["tokens"]
+    assert found["nll_per_token"] == pytest.approx(nats / tokens, rel=1e-6)
+    assert found["nll_per_token"] != pytest.approx(plain["nll_per_token"], rel=1e-2)
+
+
 def test_reading_in_pieces_changes_nothing(folder: Path, tmp_path: Path,
                                            monkeypatch: pytest.MonkeyPatch) -> None:
     file = lines(tmp_path / "a.jsonl", DOCUMENTS)
     whole = evaluate_files(folder, [file])
     monkeypatch.setattr(files_module, "_AT_ONCE", 30)
+    monkeypatch.setattr(files_module, "_PIECE", 40)
     pieces = evaluate_files(folder, [file])
     assert pieces["units"] == whole["units"] and pieces["tokens"] == whole["tokens"]
     assert pieces["nll_per_token"] == pytest.approx(whole["nll_per_token"], rel=1e-7)
     assert pieces["ci95"] == pytest.approx(whole["ci95"], rel=1e-6)
+
+
+def test_a_text_that_has_no_token_is_no_document(tmp_path: Path) -> None:
+    def encode(text: str) -> np.ndarray:
+        return np.array([0, *(sign for sign in text.encode() if sign < 128), 1])
+
+    settings = keys.Data()
+    units = resolve([lines(tmp_path / "a.jsonl", ["ab", "\u00e9\u00e9", "c"])])
+    (streams, size), = files_module._batches(
+        units[0], settings, Problems(settings.max_bad_share), encode)
+    assert [stream.tolist() for stream in streams] == [[0, 97, 98, 1], [0, 99, 1]] and size == 3
 
 
 def test_other_forms_of_documents(folder: Path, tmp_path: Path) -> None:

@@ -65,6 +65,9 @@ def test_the_shape_makes_the_model_again(folder):
     inputs, _ = batch()
     assert torch.equal(again(inputs), model(inputs))
     assert flops.parameters(shape) == sum(p.numel() for p in model.parameters())
+    layers = outside.layers(model)
+    assert len(layers) == 2 and type(layers[0]) is type(layers[1])
+    assert not isinstance(layers[0], torch.nn.Linear)
     one, other = (outside.build(shape, seed=seed) for seed in (3, 3))
     assert torch.equal(one(inputs), other(inputs)) and not torch.equal(one(inputs), model(inputs))
 
@@ -128,6 +131,22 @@ def test_killed_and_resumed_is_as_if_uninterrupted(family, tmp_path, monkeypatch
     monkeypatch.setenv("PLANEARLY_CHECKPOINT_EVERY_STEP", "1")
     killed_after_steps(3, lambda: train(tmp_path / "cut"))
     assert same(whole, train(tmp_path / "cut"))
+
+
+def test_a_model_whose_output_is_not_of_its_last_states_alone_is_refused(tmp_path, monkeypatch):
+    folder = outside_folder(tmp_path, "qwen2")
+    from transformers import Qwen2ForCausalLM
+
+    forward = Qwen2ForCausalLM.forward
+
+    def with_tokens(self, input_ids, **more):
+        found = forward(self, input_ids=input_ids, **more)
+        found.logits = found.logits + 1e-3 * input_ids[..., None]
+        return found
+
+    monkeypatch.setattr(Qwen2ForCausalLM, "forward", with_tokens)
+    with pytest.raises(UserError, match="its output matrix is not applied to the last states"):
+        outside.read(folder, CONTEXT)
 
 
 def test_numbers_that_training_would_lose_are_refused(tmp_path, monkeypatch):

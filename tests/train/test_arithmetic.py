@@ -136,7 +136,7 @@ def test_a_resumed_run_keeps_its_precision(tmp_path, monkeypatch):
 
 
 def test_out_of_memory_halves_the_microbatch_and_loses_nothing(tmp_path, monkeypatch, capsys):
-    train = settings(microbatch_tokens=8 * 16)
+    train = settings(microbatch_tokens=7 * 16)
     accumulate, sizes = update.accumulate, []
 
     def short_of_memory(model, batch, rows, *rest):
@@ -146,13 +146,13 @@ def test_out_of_memory_halves_the_microbatch_and_loses_nothing(tmp_path, monkeyp
             raise torch.OutOfMemoryError("injected")
         return accumulate(model, batch, rows, *rest)
 
-    expected = run(tmp_path / "small", train=settings(microbatch_tokens=2 * 16))[1]
+    expected = run(tmp_path / "small", train=settings(microbatch_tokens=16))[1]
     monkeypatch.setattr(update, "accumulate", short_of_memory)
     outcome, weights = run(tmp_path / "large", train=train)
     assert same(expected, weights)
-    assert sizes[:4] == [8, 4, 2, 2] and set(sizes[4:]) == {2}
-    assert outcome.arithmetic["rows"] == 2
-    assert "out of memory with 8 rows at once, goes on with 4" in capsys.readouterr().err
+    assert sizes[:4] == [7, 3, 1, 1] and set(sizes[4:]) == {1}
+    assert outcome.arithmetic["rows"] == 1
+    assert "out of memory with 7 rows at once, goes on with 3" in capsys.readouterr().err
 
 
 def test_a_row_that_does_not_fit_is_one_sentence(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from planearly.data.dataset import IGNORE
 from planearly.data.streams import MixedStream, prefetch
 from planearly.errors import UserError
 from planearly.model.transformer import Shape, Transformer
-from planearly.train import arithmetic, loop, metrics, muon, optim, schedule, state, update
+from planearly.train import arithmetic, loop, metrics, muon, optim, schedule, update
 from planearly.train.objective import NextToken
 from planearly.train.trainable import Dense
 from small_trainings import SHAPE, Killed, Words, killed_after_steps, run, same, settings
@@ -177,21 +177,6 @@ def test_checkpoints_are_the_bytes_of_the_formats_library(tmp_path):
     note = {"note": json.dumps({"step": 3, "name": "a \"b\" é"})}
     library = safetensors.torch.save({n: t.contiguous() for n, t in values.items()}, note)
     assert (tmp_path / "x").read_bytes() == library
-
-
-def test_a_restored_optimiser_has_its_state_where_the_parameters_are(tmp_path):
-    model = torch.nn.Linear(3, 1)
-    adam = torch.optim.Adam(model.parameters(), fused=True)
-    model(torch.ones(3)).backward()
-    adam.step()
-    state.save_training(tmp_path / "x", model, [adam], {})
-    elsewhere = torch.nn.Linear(3, 1, device="meta")
-    restored = torch.optim.Adam(elsewhere.parameters())
-    state.load_training(tmp_path / "x", elsewhere, [restored])
-    for parameter in elsewhere.parameters():
-        kept = restored.state[parameter]
-        assert kept.keys() == {"step", "exp_avg", "exp_avg_sq"}
-        assert all(value.device == parameter.device for value in kept.values())
 
 
 @pytest.mark.parametrize(("kind", "key"), [(keys.Pretrain, "pretrain"),
@@ -398,6 +383,87 @@ def test_killed_before_the_first_checkpoint_no_line_stands_twice(tmp_path, monke
         run(tmp_path, 3, **patient)
     run(tmp_path, 3, **patient)
     assert [line["step"] for line in metrics.read(tmp_path / "metrics.jsonl")] == [0, 3, 3]
+
+
+def test_seconds_of_a_resumed_run_add_up(tmp_path, monkeypatch):
+    """By a clock on which a step takes 100 s and writing its checkpoint 1,000."""
+    monkeypatch.setenv("PLANEARLY_CHECKPOINT_EVERY_STEP", "1")
+    now = [0.0]
+
+    def lasting(seconds, module, name):
+        whole = getattr(module, name)
+
+        def call(*args):
+            now[0] += seconds
+            return whole(*args)
+
+        monkeypatch.setattr(module, name, call)
+
+    lasting(100.0, update, "accumulate")
+    lasting(1000.0, loop.state, "save_training")
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    killed_after_steps(3, lambda: run(tmp_path, 6))
+    now[0] += 77_000.0  # until somebody starts it again
+    outcome, _ = run(tmp_path, 6)
+    assert outcome.seconds == 600.0
+    # four saves: what the third took is in no checkpoint, and after the last step there is none
+    assert outcome.saving_seconds == 4000.0
+    lines = metrics.read(tmp_path / "metrics.jsonl")
+    assert [(line["step"], line["seconds"]) for line in lines] == [(3, 300.0), (6, 600.0)]
+    counted = int((Words().batch(24, 48).targets != IGNORE).sum())
+    assert lines[1]["tokens_per_second"] == counted / 300.0
+
+
+def test_progress_counts_the_tokens_of_the_whole_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLANEARLY_CHECKPOINT_EVERY_STEP", "1")
+    told = []
+
+    @contextlib.contextmanager
+    def progress(name, total, unit, done):
+        told.append([total, done])
+        yield types.SimpleNamespace(advance=lambda amount, note="": told[-1].append(amount))
+
+    monkeypatch.setattr(loop, "progress", progress)
+    killed_after_steps(5, lambda: run(tmp_path))
+    run(tmp_path)
+    step = 8 * Words.context
+    assert told == [[12 * step, 0, *[step] * 5], [12 * step, 5 * step, *[step] * 7]]
+
+
+@pytest.mark.parametrize(("asked", "every"), [(None, 2), (7, 7)])
+def test_it_validates_ten_times_unless_the_recipe_says_otherwise(tmp_path, asked, every):
+    run(tmp_path, 25, settings(validate_steps=asked), validate=lambda model: 5.0)
+    steps = [line["step"] for line in metrics.read(tmp_path / "metrics.jsonl")
+             if "validation" in line]
+    assert steps == [*range(every, 25, every), 25]
+
+
+def test_a_branch_goes_on_as_the_run_that_it_left(tmp_path):
+    whole, weights = run(tmp_path / "whole", branches=[5])
+    assert [file.name for file in (tmp_path / "whole").glob("branch-*")] == ["branch-5.safetensors"]
+    (tmp_path / "branch").mkdir()
+    shutil.copy(loop.branch_file(tmp_path / "whole", 5), tmp_path / "branch" / loop.CHECKPOINT)
+    branch, again = run(tmp_path / "branch")
+    assert same(weights, again)
+    assert (branch.steps, branch.tokens, branch.loss) == (12, whole.tokens, whole.loss)
+
+
+def test_memory_for_a_teacher_is_planned_where_one_answers(tmp_path, monkeypatch):
+    planned = []
+
+    def job_of(model, body, preset, teacher, device):
+        planned.append(teacher)
+        raise Killed
+
+    monkeypatch.setattr(arithmetic, "job_of", job_of)
+    large = Shape(3, 32, 2, 48, 50, 16)
+    stored = types.SimpleNamespace(flops_per_token=0.0, teacher_shape=None)
+    own = types.SimpleNamespace(flops_per_token=7.0, teacher_shape=None)
+    other = types.SimpleNamespace(flops_per_token=7.0, teacher_shape=large)
+    for objective in (None, stored, own, other):
+        with pytest.raises(Killed):
+            run(tmp_path, objective=objective)
+    assert planned == [None, None, SHAPE, large]
 
 
 def test_killed_when_it_is_done_nothing_is_left_for_good(tmp_path, monkeypatch):

@@ -37,6 +37,23 @@ def test_matrices_and_tables_have_their_own_rates_under_adamw():
     assert rates[id(model.embed.weight)] == rates[id(model.norm.weight)] == 1e-4
 
 
+def test_a_projected_networks_rates_are_relative_to_a_plain_layers():
+    model = Projected(SHAPE, keys.Projected(experts=3, rank=4, embedding=4, bank_lr=2.0,
+                                            coefficient_lr=3.0))
+    settings = optim.resolve(keys.Optimizer(lr=1e-3, embedding_lr=1e-4), 100)
+    rates = {id(p): group["peak_lr"] for optimizer in optim.build(model, settings)
+             for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        expected = 1e-3 if parameter.dim() == 2 else 1e-4
+        if name.endswith(".slices"):
+            expected = 2e-3
+        elif name == "experts" or name.endswith(".mixing"):
+            expected = 3e-4
+        elif name == "body.embed.weight":
+            expected = 1e-4
+        assert rates[id(parameter)] == pytest.approx(expected), name
+
+
 def test_the_papers_optimiser_is_one_adam_without_decay():
     model = Transformer(SHAPE)
     (adam,) = optim.build(model, optim.resolve(keys.Optimizer(preset="paper"), 100_000))
