@@ -82,6 +82,10 @@ def test_what_belongs_to_no_split_is_told(tmp_path, capsys):
     (tmp_path / "images").mkdir()
     assert split_texts(None, tmp_path)["train"] == ["train.jsonl"]
     assert "more.jsonl, notes.md belongs to no split and is left out" in capsys.readouterr().err
+    for name in ("o.md", "p.md", "q.md"):
+        (tmp_path / name).write_text("left out")
+    assert split_texts(None, tmp_path)["train"] == ["train.jsonl"]
+    assert "more.jsonl, notes.md, o.md and 2 more belongs to no split" in capsys.readouterr().err
 
 
 def test_names_that_are_not_unicode_are_told(tmp_path, capsys):
@@ -93,6 +97,12 @@ def test_names_that_are_not_unicode_are_told(tmp_path, capsys):
     assert "caf\\udce9.jsonl lies beside" in capsys.readouterr().err
     progress.say("caf\udce9")
     assert capsys.readouterr().err == "caf\\udce9\n"
+
+
+def test_pages_of_which_one_is_called_test_need_no_word(tmp_path, capsys):
+    documents_in(tmp_path, "install.md", "use.md", "test.md")
+    assert sum(map(len, split_texts(None, tmp_path).values())) == 3
+    assert "not taken" not in capsys.readouterr().err
 
 
 def test_a_page_called_test_is_not_a_split(tmp_path):
@@ -165,6 +175,12 @@ def test_three_sentences(tmp_path):
     (tmp_path / "line.txt").write_text("One. Two. Three.")
     with pytest.raises(UserError, match=r"1 distinct document: .* least 3 documents, or 3 para"):
         domain_splits(None, str(tmp_path / "line.txt"), DATA, 0)
+    (tmp_path / "two.txt").write_text("One.\nTwo.\n")
+    with pytest.raises(UserError, match=r"1 distinct document: .* least 3 documents, or 3 para"):
+        domain_splits(None, str(tmp_path / "two.txt"), DATA, 0)
+    (tmp_path / "equal.jsonl").write_bytes(lines(*[{"text": "One.\nTwo.\nThree."}] * 3))
+    with pytest.raises(UserError, match="holds 1 distinct document: "):
+        domain_splits(None, str(tmp_path / "equal.jsonl"), DATA, 0)
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(UserError, match=r"holds no documents; .*empty"):
         domain_splits(None, str(tmp_path / "empty.txt"), DATA, 0)
@@ -212,6 +228,14 @@ def test_no_more_documents_are_held_out_than_asked_for(tmp_path):
     share = split_texts(None, tmp_path / "d.jsonl", data=dataclasses.replace(few,
                                                                            held_out_documents=None))
     assert [len(share[split]) for split in ("train", "valid", "test")] == [36, 12, 12]
+
+
+@pytest.mark.parametrize(("n", "sizes"), [(3, [1, 1, 1]), (4, [2, 1, 1]), (5, [1, 2, 2]),
+                                          (10, [2, 4, 4])])
+def test_something_is_left_to_train_on(tmp_path, n, sizes):
+    (tmp_path / "d.jsonl").write_bytes(lines(*({"text": f"document {i}"} for i in range(n))))
+    parts = split_texts(None, tmp_path / "d.jsonl", data=dataclasses.replace(DATA, held_out=0.4))
+    assert [len(parts[split]) for split in ("train", "valid", "test")] == sizes
 
 
 def documents_in(folder, *names):

@@ -119,17 +119,19 @@ def test_empty_texts_and_files_are_passed_over_but_noted(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(lines({"text": ""}, {"text": " \n"}, {"text": "x"}))
     (tmp_path / "b.jsonl").write_bytes(b"")
     (tmp_path / "c.txt").write_bytes(b"")
+    (tmp_path / "d.jsonl").write_bytes(b"\n \n")
     documents, problems = read(tmp_path)
-    assert len(documents) == 1 and (problems.bad, problems.empty) == (0, 4)
-    assert problems.examples[2]["why"] == "the file is empty"
+    assert len(documents) == 1 and (problems.bad, problems.empty) == (0, 5)
+    assert [example["why"] for example in problems.examples] == [
+        *["the text is empty"] * 2, *["the file is empty"] * 2, "the file holds no records"]
 
 
 def test_a_text_file_that_is_not_utf8_is_left_out(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"one\ntwo\ncaf\xe9")
+    (tmp_path / "a.txt").write_bytes(b"one\ntwo\nthree\ncaf\xe9")
     (tmp_path / "b.txt").write_bytes(b"fine")
     documents, problems = read(tmp_path)
     assert [d.text for d in documents] == ["fine"]
-    assert problems.examples[0]["line"] == 3 and "UTF-8" in problems.examples[0]["why"]
+    assert problems.examples[0]["line"] == 4 and "UTF-8" in problems.examples[0]["why"]
 
 
 def test_too_many_bad_records_stop_the_work(tmp_path):
@@ -176,9 +178,9 @@ def test_json_over_several_lines(tmp_path, name, text, lines_of):
 
 
 def test_a_json_list_too_large_is_explained(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "_MOST_WHOLE", 10)
-    (tmp_path / "a.json").write_text('[{"text": "x"}]')
-    with pytest.raises(UserError, match=r"is one JSON list of more .* write one object per line"):
+    monkeypatch.setattr(readers, "_MOST_WHOLE", 1 << 20)
+    (tmp_path / "a.json").write_text('[{"text": "x"}]' + " " * (1 << 20))
+    with pytest.raises(UserError, match="one JSON list of more than 1 MB; write one object per"):
         read(tmp_path)
 
 
@@ -297,6 +299,14 @@ def test_bytes_are_decoded_as_files_are_and_binary_text_is_set_aside(tmp_path):
     (tmp_path / "b.jsonl").write_bytes(lines({"text": "\0".join(text)}, {"text": "a\x0bb\x01\0"}))
     documents, problems = read(tmp_path / "b.jsonl")
     assert [d.line for d in documents] == [2] and "control characters" in problems.first()
+
+
+def test_a_few_control_characters_are_no_binary_data(tmp_path):
+    for number in (0, 3, 50, 51):  # of 1,000
+        text = "\0" * number + "a" * (1000 - number)
+        (tmp_path / f"{number}.jsonl").write_bytes(lines({"text": text}, {"text": "good"}))
+        documents, problems = read(tmp_path / f"{number}.jsonl")
+        assert (len(documents), problems.bad) == ((1, 1) if number > 50 else (2, 0))
 
 
 def test_parquet_columns_that_do_not(tmp_path):

@@ -13,6 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from examples import examples
 from planearly import keys
+from planearly.data import encode
 from planearly.data import tokenizer as tk
 from planearly.data.encode import Encoder
 from planearly.data.inputs import resolve
@@ -274,6 +275,14 @@ def test_bytes_without_a_token_are_counted():
         Encoder(Tokenizer(models.Unigram([("a", -1.0)]))).encode(["лодка"])
     with pytest.raises(TypeError):  # the caller's fault, not the text's
         Encoder(Tokenizer(models.Unigram([("a", -1.0)]))).encode([1])
+
+
+def test_bytes_have_the_signs_that_byte_level_tokenizers_give_them():
+    text = "".join(chr(sign) for sign in [*range(0x800), 0x800, 0x4e2d, 0xac00, 0xffff, 0x1f600])
+    found = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
+    signs = encode._byte_signs()
+    assert "".join(part for part, _ in found) == "".join(signs[b] for b in text.encode())
+    assert set(signs.values()) == set(pre_tokenizers.ByteLevel.alphabet())
 
 
 def test_much_unknown_text_is_refused_and_little_is_told(capsys):

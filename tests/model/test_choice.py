@@ -74,14 +74,17 @@ def test_rules(make: object) -> None:
     by_hand = [loss(dense(model.materialise(i))) for i in range(K)]
     assert lowest.losses == pytest.approx(by_hand, rel=1e-6)
     assert lowest.expert == int(np.argmin(by_hand))
-    assert f"{min(by_hand):.4f}" in lowest.reason
+    first, second = sorted(by_hand)[:2]
+    assert f"{first:.4f} nats per token, {second:.4f} of the next" in lowest.reason
 
     tuned = choice.choose(model, "best-tuned", counts, tune=lambda i, state: [3, 2, 4, 1.5][i])
     assert (tuned.expert, tuned.losses, tuned.share) == (3, [3, 2, 4, 1.5], 0.1)
     assert set(tuned.facts()) == {"rule", "expert", "share", "losses", "reason"}
 
+    even = choice.choose(model, "blend", np.array([0.0, 5, 5, 0]))
+    assert "2.0 effective of 4 clusters, 50% in the largest" in even.reason
     blend = choice.choose(model, "blend", counts)
-    assert blend.expert is None
+    assert blend.expert is None and blend.share == 1.0
     state = model.materialise(blend.which)
     names = model.names if isinstance(model, Projected) else list(state)
     for name in names:
@@ -138,6 +141,33 @@ def test_similarity_sees_alike_experts() -> None:
         mixed = orthogonal.experts @ orthogonal.bank(orthogonal.names[0]).mixing
     assert choice.similarity(orthogonal, mixed.numpy())["correlation"] == pytest.approx(1.0)
     assert choice.similarity(mixture(), centroids)["experts"][0][3] == pytest.approx(-1.0)
+
+
+def test_similarity_is_numpys_of_the_experts_and_of_the_centroids() -> None:
+    model, centroids = network(3), np.random.default_rng(1).normal(size=(K, 6))
+    found = choice.similarity(model, centroids)
+    with torch.no_grad():
+        alpha = np.concatenate([part.double().numpy() for part in
+                                model.coefficients(model.experts).values()], 1)
+
+    def cosines(points: np.ndarray) -> np.ndarray:
+        centred = points - points.mean(0)
+        return np.array([[a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in centred]
+                         for a in centred])
+
+    for ours, points in (("experts", alpha), ("centroids", centroids)):
+        assert np.allclose(found[ours], cosines(points))
+    pairs = [(i, j) for i in range(K) for j in range(i)]
+    series = [[cosines(points)[pair] for pair in pairs] for points in (alpha, centroids)]
+    assert found["correlation"] == pytest.approx(np.corrcoef(series)[0, 1])
+    assert abs(found["correlation"]) < 0.99
+
+
+def test_experts_to_be_filled_are_of_the_banks_kind() -> None:
+    settings = keys.Projected(experts=3, rank=2, embedding=2)
+    bank, models = (choice.empty(kind, SHAPE, 5, settings) for kind in ("projected", "mixture"))
+    assert isinstance(bank, Projected) and bank.count == 3
+    assert isinstance(models, Mixture) and models.count == 5
 
 
 def test_tuning_the_vector_alone(tmp_path: Path) -> None:

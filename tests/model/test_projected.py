@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from examples import examples
-from planearly import config, keys, tensors
+from planearly import config, keys, sharding, tensors
 from planearly.data.dataset import IGNORE
 from planearly.data.sample import Interleave
 from planearly.data.streams import Batch
@@ -104,8 +104,8 @@ def deferred(model: Projected, batch: Batch, rows: int) -> float:
 def test_both_grouped_products_are_those_of_each_row() -> None:
     generator = torch.Generator().manual_seed(0)
     groups = torch.tensor([0, 0, 1, 3, 3, 3])  # nothing of group 2
-    x, y = (torch.randn(6, 5, n, generator=generator, dtype=torch.float64) for n in (3, 4))
-    weight = torch.randn(4, 4, 3, generator=generator, dtype=torch.float64)
+    x, y = (torch.randn(6, 5, n, generator=generator, dtype=torch.float64) for n in (3, 2))
+    weight = torch.randn(4, 2, 3, generator=generator, dtype=torch.float64)
 
     def run(product: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
         leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
@@ -162,6 +162,21 @@ def test_blends_of_one_expert_each_are_the_experts(tmp_path: Path) -> None:
         loop.train(model, Made(5), 4, TRAIN, tmp_path / name, name=name)
     for (name, one), other in zip(plain.named_parameters(), blends.parameters(), strict=True):
         assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("blends", [False, True])
+def test_a_divided_bank_is_projected_and_trained_as_a_whole_one(
+        blends: bool, one_process: None) -> None:
+    model, whole = _made(blends), _made(blends)
+    assert not model.divide(False)
+    assert all(sharding.divided(bank.slices) for bank in map(model.bank, model.names))
+    batch = Made(4).batch(0, 9)
+    loss, expected = naive(whole, batch)
+    assert deferred(model, batch, 2) == pytest.approx(loss.item(), rel=1e-12)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(sharding.whole(parameter.grad), expected[name],
+                                   rtol=1e-10, atol=1e-12)
 
 
 def test_gradients_add_up_over_steps_without_an_update() -> None:

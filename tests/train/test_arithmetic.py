@@ -111,6 +111,29 @@ def test_what_compiling_came_to_is_known_next_time(tmp_path, quick_compiler, mon
     assert again.expected() == (10.0, 1.5)
 
 
+def test_without_a_compiler_it_runs_uncompiled(tmp_path, cache, monkeypatch, capsys):
+    from torch._inductor import cpp_builder, exc
+
+    def none():
+        raise exc.InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    asked = arithmetic.settle(settings(compile="yes"), 16, CPU, tmp_path, None)
+    assert asked.decided and asked.compiled_from is None
+    how = Arithmetic(False, 8)
+    made = Compiler(Transformer(SHAPE), how, tmp_path, "t", 9999, CPU, "test")
+    made.after(2, 60.0)
+    assert how.decided and how.compiled_from is None
+    assert "finds no C++ compiler here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_auto_is_bfloat16_where_it_is_fast_and_else_what_is_asked_for(monkeypatch, fast):
+    monkeypatch.setattr(arithmetic, "bf16_is_fast", lambda device: fast)
+    found = [arithmetic.use_bf16(precision, CPU) for precision in ("fp32", "auto", "bf16")]
+    assert found == [False, fast, True]
+
+
 @pytest.mark.parametrize("stop_at", [1, 3, 7])
 def test_a_run_that_compiled_midway_resumes_bit_for_bit(tmp_path, monkeypatch, quick_compiler,
                                                         stop_at):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,15 +34,6 @@ def test_the_state_of_a_part_goes_by_the_parts_own_names() -> None:
     assert state.of_part(values, "body") == {
         "optimizer/up.weight/step": values["optimizer/body.up.weight/step"],
         "optimizer/up.weight/exp_avg": values["optimizer/body.up.weight/exp_avg"]}
-
-
-@pytest.fixture
-def one_process(tmp_path: Path) -> Iterator[None]:
-    """A group of this process alone."""
-    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/meet", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-    sharding._mesh.cache_clear()
 
 
 @pytest.mark.parametrize("fused", [False, True])

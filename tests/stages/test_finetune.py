@@ -1,0 +1,75 @@
+"""Steps, rates and rows of a fine-tuning, without a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from planearly import keys
+from planearly.model import starts
+from planearly.stages import corpus, finetune, training
+from small_trainings import Words
+
+RECIPE = keys.Recipe(context=16, finetune=keys.Finetune(
+    batch_tokens=8 * 16, max_epochs=3, scratch_epochs=7,
+    optimizer=keys.Optimizer(lr=1e-3, embedding_lr=1e-4), lr_scale=0.25))
+EPOCH_ROWS = 100
+
+
+class Generic(Words):
+    """Other rows than the domain's."""
+
+    def batch(self, start: int, stop: int) -> Any:
+        return super().batch(1000 + start, 1000 + stop)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A domain of 100 rows, 30 tokens of which are used."""
+    own = Words()
+    own.dataset = SimpleNamespace(windows={"length": np.array([9, 10, 11, 12])})  # type: ignore
+    monkeypatch.setattr(training, "domain_stream", lambda run, name: (own, EPOCH_ROWS))
+    monkeypatch.setattr(training, "generic_stream", lambda run, rows, weights: Generic())
+    monkeypatch.setattr(corpus, "specialization_windows",
+                        lambda run, name: (None, np.array([0, 1, 2])))
+    monkeypatch.setattr(starts, "folder", lambda recipe, large: Path("x") if large else None)
+    return SimpleNamespace(recipe=RECIPE)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5])
+def test_replay_takes_its_share_of_each_step_and_leaves_the_passes(run: Any, share: float) -> None:
+    replay = finetune.Replay(Path("rows"), np.ones(3), share) if share else None
+    plan = finetune.tuning(run, "law", replay)
+    assert plan.steps == math.ceil(3 * EPOCH_ROWS / (8 * (1 - share))) and plan.tokens == 30
+    rows = plan.stream.batch(0, 64).inputs
+    own = {tuple(row) for row in Words().batch(0, 64).inputs.tolist()}
+    assert sum(tuple(row) not in own for row in rows.tolist()) == pytest.approx(64 * share, abs=1)
+
+
+def test_the_rate_is_a_share_of_the_base_rate_but_from_scratch(run: Any) -> None:
+    tuned = finetune.tuning(run, "law")
+    rates = tuned.rates(RECIPE, 256)
+    assert (rates.lr, rates.embedding_lr) == (pytest.approx(0.25e-3), pytest.approx(0.25e-4))
+    assert rates.warmup_steps == tuned.steps // 10
+    faster = tuned.rates(RECIPE, 256, steps=20, times=3.0)
+    assert (faster.lr, faster.warmup_steps) == (pytest.approx(0.75e-3), 2)
+    fresh = finetune.tuning(run, "law", scratch=True)
+    assert fresh.steps == math.ceil(7 * EPOCH_ROWS / 8)
+    assert fresh.rates(RECIPE, 256).lr == pytest.approx(1e-3)
+
+
+def test_what_began_as_a_checkpoint_goes_on_at_its_rates(run: Any) -> None:
+    run.recipe = dataclasses.replace(RECIPE, finetune=dataclasses.replace(
+        RECIPE.finetune, lr_scale=None, optimizer=keys.Optimizer()))
+    ours, opened, fresh = (finetune.tuning(run, "law", large=large, scratch=scratch) for
+                           large, scratch in ((False, False), (True, False), (True, True)))
+    assert [plan.continued for plan in (ours, opened, fresh)] == [False, True, False]
+    base = ours.rates(run.recipe, 256).lr / 0.15  # a small set's share of pretraining's rate
+    assert opened.rates(run.recipe, 256).lr == pytest.approx(base / 30)
+    assert fresh.rates(run.recipe, 256).lr == pytest.approx(base)
