@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -108,21 +109,57 @@ def test_the_spread_over_seeds_is_not_averaged_away_over_domains() -> None:
                  for n in (1, 4))
     one, four = (seeds.difference(cells, Arm("slm-is"), Arm("slm")) for cells in (few, many))
     assert one and four
-    variance = (2 * 0.04**2 + 0.06**2 / 2) / 3  # two pairs of the prior's, one of the study's
+    # of one pair: two of another study's and its own are what all have in common
+    common = (2 * 0.04**2 + 0.06**2 / 2) / 3
+    variance = (3 * common + 0.06**2 / 2) / 4
     assert four.spread.deviation == pytest.approx(variance**0.5, rel=1e-6)
     assert one.spread.deviation == pytest.approx(variance**0.5, rel=1e-6)
-    assert four.spread.freedom == one.spread.freedom == 3
+    assert four.spread.freedom == one.spread.freedom == 4
     assert four.nats == pytest.approx(-0.23, abs=1e-6)
-    half = stats.t.ppf(0.975, 3) * (variance / 2) ** 0.5
+    half = stats.t.ppf(0.975, 4) * (variance / 2) ** 0.5
     assert (four.high - four.low) / 2 == pytest.approx(half, rel=0.01)
 
 
-def test_intervals_over_seeds_hold_the_truth_as_often_as_they_say() -> None:
-    draw, deviation, documents, held = np.random.default_rng(0), 0.05, 0.007, []
-    for _ in range(2000):
-        seen = draw.normal(0, deviation, 2) + draw.normal(0, documents, 2)
-        spread = seeds.moderated([(float(np.var(seen, ddof=1)), 1)])
-        low, high = compare.combined(float(seen.mean()), [
-            (spread.deviation**2 / 2, spread.freedom), (documents**2 / 2, 100)])
-        held.append(low < 0 < high)
-    assert np.mean(held) > 0.945
+@pytest.mark.parametrize(("deviation", "uneven"), [
+    (0.0, 0.0), (0.007, 0.0), (0.03, 0.0), (0.06, 0.0), (0.03, 0.5)])
+def test_intervals_over_seeds_hold_the_truth_as_often_as_they_say(deviation: float,
+                                                                  uneven: float) -> None:
+    """Of a study of eight methods at two seeds, whose deviations may differ from one another."""
+    draw, held = np.random.default_rng(0), []
+    methods = ["slm", "slm-is", "slm-pn", "slm-mix", "llm", "slm-d", "slm-dsir", "slm-knn"]
+    for _ in range(60):
+        of = deviation * np.exp(uneven * draw.normal(size=8) - uneven**2)
+        moved = draw.normal(size=(8, 2)) * of[:, None]
+
+        def drawn(method: str, settings: Mapping[str, Any], domain: str,
+                  moved: np.ndarray = moved) -> float:
+            return 4.0 + float(moved[methods.index(method), settings["seed"]])
+
+        cells = Cells(study((methods, [{}, {"seed": 1}], DOMAINS[:1]), level=drawn))
+        for a, b in itertools.combinations(methods, 2):
+            found = seeds.difference(cells, Arm(a), Arm(b))
+            assert found
+            held.append(found.low <= 1e-9 and found.high >= -1e-9)
+    assert np.mean(held) > 0.94
+
+
+def test_where_the_pair_has_one_seed_the_study_tells_the_spread() -> None:
+    def drawn(method: str, settings: Mapping[str, Any], domain: str) -> float:
+        return 4.0 + 0.02 * settings["seed"] * (method == "slm-is")
+
+    cells = Cells(study((["slm", "slm-is", "llm"], [{}, {"seed": 1}], DOMAINS),
+                        (["slm-pn"], [{}], DOMAINS), level=drawn))
+    found = seeds.difference(cells, Arm("slm-pn"), Arm("slm"))
+    # three pairs, two of which moved by 0.02; two methods beside the first were made again
+    common = (2 * 0.04**2 + 2 * (0.02**2 / 2) * 2 / 3) / 4
+    assert found and found.spread.repeated == 0 and found.spread.freedom == 4
+    assert found.spread.deviation == pytest.approx(common**0.5, rel=1e-6)
+
+
+def test_a_contrast_of_four_has_twice_a_pairs_variance() -> None:
+    cells = Cells(study((["slm", "slm-pn"], [{}], DOMAINS)))
+    pair = seeds.spread(cells, [(1.0, Arm("slm-pn")), (-1.0, Arm("slm"))])
+    other = {"expert": "blend"}
+    four = seeds.spread(cells, [(1.0, Arm("slm-pn")), (-1.0, Arm("slm")),
+                                (-1.0, Arm("slm-pn", other)), (1.0, Arm("slm", other))])
+    assert four.deviation == pytest.approx(pair.deviation * 2**0.5)

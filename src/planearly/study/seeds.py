@@ -15,10 +15,12 @@ s^2 is estimated for the pair of methods, over all settings and domains at which
 with several seeds: f is the number of pretrainings made again, since domains and fine-tunings that
 share a pretraining are not independent of each other. It holds what documents add, so it is rather
 too large than too small. Few pairs know little of a variance, and by chance may know of none; so
-s^2 is moderated (Smyth 2004): the prior spread counts for two further pairs. Without that, an
-interval of two seeds would hold the truth in 88 of 100 cases instead of 95. Where the pair of
-methods has no second seed, that of all pairs stands in, and where the study has none, the prior
-alone. Why: docs/decisions.md, "A verdict needs two seeds".
+s^2 is moderated (Smyth 2004) by what all pairs of the study have in common, which counts for four
+further pairs: the mean of their variances, with one degree of freedom for every pretraining made
+again but those of one method, and for two pairs more the spread of another study. Where the pair of
+methods has no second seed, that alone stands in. A contrast of more than two methods has half of a
+pair's variance for every square of a coefficient. Why: docs/decisions.md, "A verdict needs two
+seeds".
 """
 
 from __future__ import annotations
@@ -35,8 +37,10 @@ from planearly.report import sentences
 from planearly.study import compare, sharing
 from planearly.study.compare import Arm, Cells, Difference, Terms
 
-PRIOR_FREEDOM = 2.0
-"""Pairs of trainings that the prior spread counts for."""
+OTHERS = 2.0
+"""Pairs of trainings that the spread of another study counts for."""
+COMMON = 4.0
+"""Most pairs that what all pairs of the study have in common counts for."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Spread:
     Attributes:
         freedom: its degrees of freedom.
         repeated: pairs of trainings of the study that were made again with another seed and tell
-            it; 0: the prior alone.
+            it; 0: other pairs of the study alone, or none.
     """
 
     deviation: float
@@ -147,29 +151,45 @@ def spread(cells: Cells, terms: Terms) -> Spread:
     kind = json.dumps([[c, arm.method, arm.when, _apart(cells, terms, arm)] for c, arm in terms],
                       default=str)
     if ("spread", kind) not in cells.memo:
-        squares = repeated(cells, terms)
-        cells.memo["spread", kind] = moderated(squares) if squares else _of_all(cells)
+        pairs = sum(c**2 for c, _ in terms) / 2
+        common = _common(cells)
+        cells.memo["spread", kind] = moderated(
+            repeated(cells, terms), Spread(common.deviation * pairs**0.5, common.freedom, 0))
     return cells.memo["spread", kind]
 
 
-def moderated(squares: Sequence[tuple[float, int]]) -> Spread:
-    """A spread from variances between seeds, each with its degrees of freedom, and the prior."""
-    freedom = sum(f for _, f in squares)
-    total = PRIOR_FREEDOM * sentences.SEED_SPREAD**2 + sum(f * square for square, f in squares)
-    return Spread(float((total / (PRIOR_FREEDOM + freedom)) ** 0.5), PRIOR_FREEDOM + freedom,
-                  freedom)
+def moderated(squares: Sequence[tuple[float, int]], prior: Spread) -> Spread:
+    """A spread from variances between seeds, each with its degrees of freedom, and a prior one."""
+    known = sum(f for _, f in squares)
+    freedom = min(prior.freedom, COMMON) + known
+    total = min(prior.freedom, COMMON) * prior.deviation**2 + sum(f * s for s, f in squares)
+    return Spread(float((total / freedom) ** 0.5), freedom, known)
 
 
-def _of_all(cells: Cells) -> Spread:
-    """The spread over all pairs of methods: as well known as the one that was repeated most."""
-    if "all" not in cells.memo:
-        pairs = [found for a, b in combinations(cells.methods, 2)
-                 if (found := repeated(cells, [(1.0, Arm(a)), (-1.0, Arm(b))]))]
-        freedom = max((sum(f for _, f in pair) for pair in pairs), default=0)
-        known = [each for pair in pairs for each in pair]
-        mean = sum(f * square for square, f in known) / max(sum(f for _, f in known), 1)
-        cells.memo["all"] = moderated([(mean, freedom)] if pairs else [])
-    return cells.memo["all"]
+def _common(cells: Cells) -> Spread:
+    """The spread that the pairs of the study have in common."""
+    if "common" not in cells.memo:
+        squares = [each for a, b in combinations(cells.methods, 2)
+                   for each in repeated(cells, [(1.0, Arm(a)), (-1.0, Arm(b))])]
+        again = _again(cells) if squares else 0
+        mean = sum(f * s for s, f in squares) / max(sum(f for _, f in squares), 1)
+        total = OTHERS * sentences.SEED_SPREAD**2 + again * mean
+        cells.memo["common"] = Spread(float((total / (OTHERS + again)) ** 0.5), OTHERS + again, 0)
+    return cells.memo["common"]
+
+
+def _again(cells: Cells) -> int:
+    """Pretrainings that were made again with further seeds, but those of one method, which any
+    other is compared with: degrees of freedom of the study."""
+    seeds: dict[str, set[Any]] = {}
+    for row in cells.all_rows:
+        made = [row["method"], {key: value for key, value in row["settings"].items()
+                                if key != "seed"
+                                and sharing.pretraining_depends(row["method"], key)}]
+        seeds.setdefault(json.dumps(made, sort_keys=True, default=str), set()).add(
+            row["settings"].get("seed", cells.own("seed")))
+    further = [len(of) - 1 for of in seeds.values()]
+    return max(sum(further) - max(further, default=0), 1)
 
 
 def repeated(cells: Cells, terms: Terms) -> list[tuple[float, int]]:
