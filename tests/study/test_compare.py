@@ -120,26 +120,30 @@ def test_the_spread_over_seeds_is_not_averaged_away_over_domains() -> None:
     assert (four.high - four.low) / 2 == pytest.approx(half, rel=0.01)
 
 
-@pytest.mark.parametrize(("deviation", "uneven"), [
-    (0.0, 0.0), (0.007, 0.0), (0.03, 0.0), (0.06, 0.0), (0.03, 0.5)])
-def test_intervals_over_seeds_hold_the_truth_as_often_as_they_say(deviation: float,
-                                                                  uneven: float) -> None:
-    """Of a study of eight methods at two seeds, whose deviations may differ from one another."""
+@pytest.mark.parametrize(("deviation", "uneven", "own"), [
+    (0.0, 0.0, 0.0), (0.007, 0.0, 0.01), (0.03, 0.0, 0.03), (0.06, 0.0, 0.0), (0.03, 0.5, 0.0)])
+def test_intervals_over_seeds_hold_the_truth_as_often_as_they_say(
+        deviation: float, uneven: float, own: float) -> None:
+    """Of a study of eight methods on two domains at two seeds, which move a method by a deviation
+    that may be another for each, and each domain on its own besides."""
     draw, held = np.random.default_rng(0), []
     methods = ["slm", "slm-is", "slm-pn", "slm-mix", "llm", "slm-d", "slm-dsir", "slm-knn"]
-    for _ in range(60):
+    for _ in range(25):
         of = deviation * np.exp(uneven * draw.normal(size=8) - uneven**2)
-        moved = draw.normal(size=(8, 2)) * of[:, None]
+        moved = (draw.normal(size=(8, 2, 1)) * of[:, None, None]
+                 + own * draw.normal(size=(8, 2, 2)))
 
         def drawn(method: str, settings: Mapping[str, Any], domain: str,
                   moved: np.ndarray = moved) -> float:
-            return 4.0 + float(moved[methods.index(method), settings["seed"]])
+            return 4.0 + float(moved[methods.index(method), settings["seed"],
+                                     DOMAINS.index(domain)])
 
-        cells = Cells(study((methods, [{}, {"seed": 1}], DOMAINS[:1]), level=drawn))
+        cells = Cells(study((methods, [{}, {"seed": 1}], DOMAINS[:2]), level=drawn))
         for a, b in itertools.combinations(methods, 2):
-            found = seeds.difference(cells, Arm(a), Arm(b))
-            assert found
-            held.append(found.low <= 1e-9 and found.high >= -1e-9)
+            for within in (DOMAINS[:2], DOMAINS[:1]):
+                found = seeds.difference(cells, Arm(a), Arm(b), within)
+                assert found
+                held.append(found.low <= 1e-9 and found.high >= -1e-9)
     assert np.mean(held) > 0.94
 
 
@@ -158,8 +162,9 @@ def test_where_the_pair_has_one_seed_the_study_tells_the_spread() -> None:
 
 def test_a_contrast_of_four_has_twice_a_pairs_variance() -> None:
     cells = Cells(study((["slm", "slm-pn"], [{}], DOMAINS)))
-    pair = seeds.spread(cells, [(1.0, Arm("slm-pn")), (-1.0, Arm("slm"))])
+    pair = seeds.spread(cells, [(1.0, Arm("slm-pn")), (-1.0, Arm("slm"))], DOMAINS)
     other = {"expert": "blend"}
     four = seeds.spread(cells, [(1.0, Arm("slm-pn")), (-1.0, Arm("slm")),
-                                (-1.0, Arm("slm-pn", other)), (1.0, Arm("slm", other))])
+                                (-1.0, Arm("slm-pn", other)), (1.0, Arm("slm", other))],
+                        DOMAINS)
     assert four.deviation == pytest.approx(pair.deviation * 2**0.5)

@@ -11,16 +11,17 @@ s^2 being the variance of one seed's difference, v that of a domain's difference
 its coefficient in the estimate. The interval is Student's, with Welch and Satterthwaite's degrees
 of freedom V^2 / ((s^2/m)^2/f + sum of (a^2 v)^2/n).
 
-s^2 is estimated for the pair of methods, over all settings and domains at which both were trained
-with several seeds: f is the number of pretrainings made again, since domains and fine-tunings that
-share a pretraining are not independent of each other. It holds what documents add, so it is rather
-too large than too small. Few pairs know little of a variance, and by chance may know of none; so
-s^2 is moderated (Smyth 2004) by what all pairs of the study have in common, which counts for four
-further pairs: the mean of their variances, with one degree of freedom for every pretraining made
-again but those of one method, and for two pairs more the spread of another study. Where the pair of
-methods has no second seed, that alone stands in. A contrast of more than two methods has half of a
-pair's variance for every square of a coefficient. Why: docs/decisions.md, "A verdict needs two
-seeds".
+s^2 is estimated for the pair of methods, over all settings at which both were trained with several
+seeds: the variance between seeds of the difference averaged over the domains in question, or those
+of them that the other seeds have (fewer vary more). f is the number of pretrainings made again,
+since fine-tunings that share a pretraining are not independent of each other. It holds what
+documents add, so it is rather too large than too small. Few pairs know little of a variance, and by
+chance may know of none; so s^2 is moderated (Smyth 2004) by what all pairs of the study have in
+common, which counts for four further pairs: the mean of their variances, with one degree of freedom
+for every pretraining made again but those of one method, and for two pairs more the spread of
+another study. Where the pair of methods has no second seed, that alone stands in. A contrast of
+more than two methods has half of a pair's variance for every square of a coefficient. Why:
+docs/decisions.md, "A verdict needs two seeds".
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ def estimate(cells: Cells, terms: Terms, within: Iterable[str] | None = None,
         theirs.append((of, parts))
     many = 1 + len(others)
     nats = own.nats + sum(other.nats - other.here for other in others) / many
-    known = spread(cells, terms)
+    known = spread(cells, terms, own.domains)
     variances = [(known.deviation**2 / many, known.freedom)]
     coefficients = {domain: share[domain] - sum(of.get(domain, 0.0) for of, _ in theirs) / many
                     for domain in own.domains}
@@ -146,15 +147,17 @@ def at_seed(terms: Terms, seed: int) -> list[tuple[float, Arm]]:
     return [(coefficient, arm.at(seed=seed)) for coefficient, arm in terms]
 
 
-def spread(cells: Cells, terms: Terms) -> Spread:
-    """The spread over seeds of a contrast of these methods, as far as the study tells it."""
-    kind = json.dumps([[c, arm.method, arm.when, _apart(cells, terms, arm)] for c, arm in terms],
-                      default=str)
+def spread(cells: Cells, terms: Terms, domains: Sequence[str]) -> Spread:
+    """The spread over seeds of a contrast of these methods, averaged over domains, as far as the
+    study tells it."""
+    kind = json.dumps([[[c, arm.method, arm.when, _apart(cells, terms, arm)] for c, arm in terms],
+                       domains], default=str)
     if ("spread", kind) not in cells.memo:
         pairs = sum(c**2 for c, _ in terms) / 2
-        common = _common(cells)
+        common = _common(cells, domains)
         cells.memo["spread", kind] = moderated(
-            repeated(cells, terms), Spread(common.deviation * pairs**0.5, common.freedom, 0))
+            repeated(cells, terms, domains),
+            Spread(common.deviation * pairs**0.5, common.freedom, 0))
     return cells.memo["spread", kind]
 
 
@@ -166,16 +169,17 @@ def moderated(squares: Sequence[tuple[float, int]], prior: Spread) -> Spread:
     return Spread(float((total / freedom) ** 0.5), freedom, known)
 
 
-def _common(cells: Cells) -> Spread:
-    """The spread that the pairs of the study have in common."""
-    if "common" not in cells.memo:
+def _common(cells: Cells, domains: Sequence[str]) -> Spread:
+    """The spread over seeds that the pairs of the study have in common on domains."""
+    kind = ("common", *domains)
+    if kind not in cells.memo:
         squares = [each for a, b in combinations(cells.methods, 2)
-                   for each in repeated(cells, [(1.0, Arm(a)), (-1.0, Arm(b))])]
+                   for each in repeated(cells, [(1.0, Arm(a)), (-1.0, Arm(b))], domains)]
         again = _again(cells) if squares else 0
         mean = sum(f * s for s, f in squares) / max(sum(f for _, f in squares), 1)
         total = OTHERS * sentences.SEED_SPREAD**2 + again * mean
-        cells.memo["common"] = Spread(float((total / (OTHERS + again)) ** 0.5), OTHERS + again, 0)
-    return cells.memo["common"]
+        cells.memo[kind] = Spread(float((total / (OTHERS + again)) ** 0.5), OTHERS + again, 0)
+    return cells.memo[kind]
 
 
 def _again(cells: Cells) -> int:
@@ -192,25 +196,28 @@ def _again(cells: Cells) -> int:
     return max(sum(further) - max(further, default=0), 1)
 
 
-def repeated(cells: Cells, terms: Terms) -> list[tuple[float, int]]:
+def repeated(cells: Cells, terms: Terms, domains: Sequence[str]) -> list[tuple[float, int]]:
     """The variance between seeds of this contrast of methods, wherever the study repeats it.
 
     Returns:
         for every set of pretrainings that was made at several seeds, the variance between seeds of
-        a domain's difference, averaged over the domains and fine-tunings that share it, and the
-        number of seeds less one.
+        the difference, averaged over those of ``domains`` that have the same seeds, and over the
+        fine-tunings that share the pretrainings; and the number of seeds less one.
     """
     groups: dict[str, list[tuple[float, int]]] = {}
     for name, at in _contexts(cells, terms):
-        per_seed: dict[str, list[float]] = {}
+        per_domain: dict[str, dict[int, float]] = {}
         for seed in [cells.own("seed"), *cells.seeds()]:
             there = at_seed(at, seed)
-            found = compare.shared(cells, [arm for _, arm in there])
+            found = compare.shared(cells, [arm for _, arm in there], domains)
             for domain, (mean, _, _) in compare.per_domain(cells, there, found).items():
-                per_seed.setdefault(domain, []).append(mean)
+                per_domain.setdefault(domain, {})[seed] = mean
+        alike: dict[tuple[int, ...], list[list[float]]] = {}
+        for of in per_domain.values():
+            alike.setdefault(tuple(of), []).append(list(of.values()))
         groups.setdefault(name, []).extend(
-            (float(np.var(values, ddof=1)), len(values) - 1)
-            for values in per_seed.values() if len(values) > 1)
+            (float(np.var(np.mean(values, axis=0), ddof=1)), len(of) - 1)
+            for of, values in alike.items() if len(of) > 1)
     return [(float(np.mean([square for square, _ in group])), max(f for _, f in group))
             for group in groups.values() if group]
 
