@@ -100,10 +100,26 @@ def made(out: Path) -> dict[str, bytes]:
             and path.suffix != ".tmp"}  # of workers that were killed
 
 
-def until(true) -> None:
+def until(true, seconds: float = 60.0) -> None:
     """Wait for something to become true."""
-    for _ in range(6_000):
+    for _ in range(int(100 * seconds)):
         if true():
             return
         time.sleep(0.01)
-    pytest.fail("it did not come to that in a minute")
+    pytest.fail(f"it did not come to that in {seconds} seconds")
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started, where there is ``/proc``."""
+    return [int(child) for child in
+            Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process has not ended."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")  # one that nobody waits for has ended too
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"

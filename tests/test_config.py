@@ -64,6 +64,8 @@ def test_overrides_reach_every_depth(recipe):
     ("start=https://hf.co/a/b", "start' is https://hf.co/a/b; it must be on this machine or in a"),
     ("cluster.embedder=s3://a/b", "it must be on this machine"),
     ("domains_root=hf://a/b", "'domains_root' is hf://a/b; it must be on this machine or in a s"),
+    ("study.suite=", "recipe key 'study.suite' is empty; choose from paper, split"),
+    ("seed=", "recipe key 'seed' is empty; it should be a whole number"),
     ("=3", "unknown recipe key ''"), ("model.layers.x=3", "'layers' is not a section"),
 ])
 def test_a_bad_setting_is_one_sentence(recipe, setting, sentence):

@@ -10,7 +10,7 @@ import pytest
 import planearly
 
 ROOT = Path(planearly.__file__).parent
-LAYERS = ["errors", "units", "files progress yamltext", "storage", "parallel", "sharding",
+LAYERS = ["errors", "units", "files processes progress yamltext", "storage", "parallel", "sharding",
           "tensors engine", "keys", "checks", "config", "methods", "data", "cluster", "model",
           "train", "evaluate", "generate", "cost", "report", "export", "plan", "stages", "study",
           "studies", "usage", "api", "cli"]

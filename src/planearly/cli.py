@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from planearly import __version__, api, config, files, storage, usage
+from planearly import __version__, api, config, files, processes, storage, usage
 from planearly.errors import UserError
 from planearly.files import line_of_json
 from planearly.progress import say
@@ -76,14 +76,15 @@ def study(
         help="run folder [default: runs/NAME]", callback=usage.local)] = None,
     workers: Annotated[int | None, typer.Option(
         min=1, max=1024,
-        help="processes that share the work [default: one, or one per GPU]")] = None,
+        help="processes that share the work; more than GPUs pay where models are so small that "
+             "one keeps no GPU busy [default: one, or one per GPU]")] = None,
     only_report: Annotated[bool, typer.Option(
         "--report", help="make nothing: tables and page of what is finished, "
                          "or of a study.json given for the recipe")] = False,
     dry_run: Annotated[bool, typer.Option(
         help="only tell the cells, their sizes and what they will cost")] = False,
     device: Annotated[str, typer.Option(help="of the costs told by --dry-run")] = "here",
-    worker: Annotated[bool, typer.Option(hidden=True)] = False,
+    worker: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Compare methods over domains, set sizes and budgets: tables, figures and a page."""
     if only_report and Path(recipe).suffix == ".json":
@@ -102,7 +103,7 @@ def study(
     from planearly.study import run as studies
 
     if worker:
-        return studies.work(studies.Study(loaded, place, wait=False))
+        return studies.serve(loaded, place, worker)
     studies.study(loaded, place, suite(loaded.study.suite), workers, only_report)
     return None
 
@@ -450,7 +451,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         usage.supported()
         try:
-            with command.make_context("planearly", words.copy()) as context:
+            with (processes.ending_in_order(),
+                  command.make_context("planearly", words.copy()) as context):
                 command.invoke(context)
         except typer.Exit as done:
             status = done.exit_code
@@ -461,8 +463,9 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(usage.sentence(error, words, command))
     except UserError as error:
         _fail(str(error))
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("stopped; the same command continues from here", 130)
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        _fail("stopped; the same command continues from here",
+              stop.status if isinstance(stop, processes.Stopped) else 130)
     except OSError as error:
         if usage.nobody_reads(error):
             sys.exit(141)  # as a program that SIGPIPE ends

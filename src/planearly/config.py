@@ -326,18 +326,22 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
 
 
 def _wrong(place: str, value: Any, rule: str) -> UserError:
-    shown = " ".join(str(value).split())
+    return UserError(f"{_is(place, value)}; it should {rule}")
+
+
+def _is(place: str, value: Any) -> str:
+    shown = " ".join(("" if value is None else str(value)).split())
+    if not shown:
+        return f"recipe key '{place}' is empty"
     shown = shown if shown.isprintable() else repr(shown)
-    return UserError(f"recipe key '{place}' is '{shown[:100]}{'...' * (len(shown) > 100)}'; it "
-                     f"should {rule}")
+    return f"recipe key '{place}' is '{shown[:100]}{'...' * (len(shown) > 100)}'"
 
 
 def _choice(choices: tuple[Any, ...], value: Any, place: str) -> Any:
     truth = value.truth if isinstance(value, yamltext.Scalar) else value
     word = {True: "yes", False: "no"}[truth] if isinstance(truth, bool) else value
     if not isinstance(word, str) or str(word) not in choices:
-        shown = value if isinstance(value, str) and value.isprintable() else repr(value)
-        raise UserError(f"recipe key '{place}' is '{shown}'; choose from {', '.join(choices)}")
+        raise UserError(f"{_is(place, value)}; choose from {', '.join(choices)}")
     return str(word)
 
 

@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from planearly import processes
 from planearly.errors import UserError
 
 BUCKET = 1 << 25
@@ -38,6 +39,8 @@ def start() -> None:
     """Join the process group that ``torchrun`` describes, if there is one and it is not joined."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        processes.follow(os.getppid())  # torchrun, once killed, ends none
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_PATIENCE)

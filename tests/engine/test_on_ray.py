@@ -1,9 +1,11 @@
 """Ray's workers, where they cannot be had, and a node of its cluster that dies."""
 
+import signal
 import sys
 import threading
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +16,7 @@ from planearly.engine import on_ray
 from planearly.engine.local import Inline, Local
 from planearly.engine.on_ray import OnRay
 from planearly.errors import UserError
+from planearly.processes import Stopped, ending_in_order
 from planearly.stages import pipeline
 from small_models import sentence_model
 from small_runs import TOPICS, corpus, results
@@ -27,6 +30,17 @@ def test_without_ray_is_one_sentence(tmp_path, monkeypatch):
         OnRay(2).map(work(tmp_path / "out"))
     little = work(tmp_path / "little", small=8)
     assert isinstance(OnRay(2).workers(little, little.shards, print), Inline)  # needs none
+
+
+def test_a_signal_still_ends_in_order_once_ray_is_connected(monkeypatch):
+    def init(*words, **more):
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))  # as Ray does
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=bool, init=init))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(Stopped), ending_in_order():
+        on_ray._connected(1)
+        signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.ray

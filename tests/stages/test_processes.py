@@ -1,8 +1,10 @@
 """Several processes under torchrun make what one makes, and agree on what is finished."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -12,6 +14,34 @@ from safetensors.torch import load_file
 from small_models import sentence_model
 from small_runs import TOPICS, call, corpus
 from small_runs import recipe as small
+from small_work import alive, until
+
+MEETING = """
+import os, time
+from pathlib import Path
+from planearly import parallel
+parallel.start()
+Path(os.environ["RANK"]).write_text(str(os.getpid()))
+if parallel.rank() == 0:
+    time.sleep(600)
+parallel.barrier()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_processes_end_with_torchrun(tmp_path, number):
+    (tmp_path / "go.py").write_text(MEETING)
+    torchrun = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         "go.py"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    until(lambda: all((tmp_path / rank).exists() and (tmp_path / rank).read_text()
+                      for rank in "01"), 300)
+    ranks = [int((tmp_path / rank).read_text()) for rank in "01"]
+    time.sleep(0.5)  # the second is in a collective call
+    torchrun.send_signal(number)
+    torchrun.wait(25)  # less than torchrun's patience with a process that does not end
+    until(lambda: not any(map(alive, ranks)))
 
 
 @pytest.mark.slow

@@ -1,6 +1,10 @@
 """The study: its grid, its cells through the stages, workers, and budgets that branch off."""
 
+import contextlib
 import os
+import signal
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,10 +22,11 @@ from planearly.study import forecast, grid, view
 from planearly.study.run import Study, share_of_machine, work
 from planearly.study.run import study as whole_study
 from planearly.study.view import RESULTS
-from planearly.train import loop, metrics
+from planearly.train import arithmetic, loop, metrics
 from small_models import sentence_model
-from small_runs import TOPICS, call
+from small_runs import TOPICS, call, command
 from small_runs import recipe as small
+from small_work import alive, children, until
 
 
 def study(recipe, out, **how):
@@ -211,13 +216,20 @@ def test_workers_divide_what_this_process_may_use(monkeypatch):
     def masks(found):
         return [share["CUDA_VISIBLE_DEVICES"] for share in found]
 
+    def sharing(found):
+        return [int(share.pop(arithmetic.SHARING)) for share in found]
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     assert masks(shares(2, 3)) == ["0", "1", "0"]
     assert masks(shares(2, CUDA_VISIBLE_DEVICES="4, 5")) == ["4", "5"]
     assert masks(shares(1, CUDA_VISIBLE_DEVICES="GPU-8932f937,-1,3")) == ["GPU-8932f937"] * 2
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    assert shares(0) == [{"OMP_NUM_THREADS": "3"}] * 2
-    assert shares(0, 9) == [{"OMP_NUM_THREADS": "1"}] * 9
-    assert shares(0, OMP_NUM_THREADS="5") == [{}, {}]
+    for gpus in (0, 2):
+        for workers, environment, threads in ((2, {}, "3"), (9, {}, "1"),
+                                              (2, {"OMP_NUM_THREADS": "5"}, None)):
+            assert [share.get("OMP_NUM_THREADS") for share in shares(gpus, workers, **environment)
+                    ] == [threads] * workers
+    assert sharing(shares(2, 2)) == [1, 1] and sharing(shares(2, 5)) == [3, 2, 3, 2, 3]
+    assert sharing(shares(0, 3)) == [3, 3, 3]
 
 
 def test_a_stage_that_another_process_makes_is_left_to_it(made, tmp_path):
@@ -424,19 +436,52 @@ def test_every_study_recipe_is_forecast(name, monkeypatch):
     assert found["total"]["flops"] > 0
 
 
-@pytest.mark.slow
-def test_two_workers_make_what_one_makes(made, tmp_path):
+@pytest.fixture
+def two_seeds(made, tmp_path):
+    """The file of a recipe whose study has four cells and two pretrainings."""
     words = [word for topic in TOPICS.values() for word in topic.split()]
-    tiny = sentence_model(tmp_path / "embedder", words)
     path = tmp_path / "tiny.yaml"
     values = {**small(made).to_dict(), "methods": ["slm"], "study": {"grid": [
         {"methods": ["slm", "slm-nopt"], "domains": [], "over": {"seed": [0, 1]}}]}}
-    values["cluster"]["embedder"] = str(tiny)
+    values["cluster"]["embedder"] = str(sentence_model(tmp_path / "embedder", words))
     path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_workers_end_with_the_study_in_the_middle_of_a_training(two_seeds, tmp_path):
+    out = tmp_path / "study"
+    words = command("study", two_seeds, "pretrain_tokens=100M", "--out", out, "--workers", 2)
+    for number, status in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
+        for left in out.glob("pretrain/*/arithmetic.json"):
+            left.unlink()
+        process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True,
+                                   start_new_session=True,
+                                   env={**os.environ, "OMP_NUM_THREADS": "1"})
+        try:
+            until(lambda: len(list(out.glob("pretrain/*/arithmetic.json"))) == 2, 300)
+            workers = children(process.pid)
+            assert len(workers) == 2
+            process.send_signal(number)
+            if number == signal.SIGTERM:
+                assert process.wait(60) == status and not any(map(alive, workers))
+            said = process.communicate(timeout=60)[1].splitlines()  # all that could write ended
+            assert process.returncode == status and not any(map(alive, workers))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        assert not [line for line in said if line.startswith("Traceback")]
+        goes_on = [line for line in said if "continues from here" in line]
+        assert goes_on == (said[-1:] if number == signal.SIGTERM else [])
+
+
+@pytest.mark.slow
+def test_two_workers_make_what_one_makes(two_seeds, tmp_path):
     rows = {}
     for workers in (1, 2):
         out = tmp_path / f"by-{workers}"
-        call("study", path, "--out", out, "--workers", workers)
+        call("study", two_seeds, "--out", out, "--workers", workers)
         found = read_json(out / RESULTS)
         assert not found["pending"] and not found["skipped"]
         rows[workers] = [(r["method"], r["settings"], r["nll_after"]) for r in found["rows"]]

@@ -292,10 +292,34 @@ def test_the_microbatch_on_a_gpu_is_what_its_free_memory_holds(monkeypatch):
     rows = []
     for tokens in (16, 64, 128):
         needed = memory.training_bytes(job, tokens) / memory.USABLE + 1
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=needed: (free, 0))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=needed: (free, free))
         rows.append(arithmetic.microbatch_rows(settings(precision="auto"), 16, cuda, job))
     assert rows == [1, 4, 8]  # of the 8 rows of a step
     assert arithmetic.microbatch_rows(settings(microbatch_tokens=32), 16, cuda, job) == 2
+
+
+@pytest.mark.parametrize("sharing, free, reserved, expected", [
+    (None, 70, 5, 75), (1, 70, 5, 75),
+    (4, 80, 0, 20),  # all four begin
+    (4, 25, 15, 20),  # the others have their parts
+    (4, 3, 2, 5),  # programs of others have nearly all
+])
+def test_processes_that_share_a_gpu_plan_with_their_parts(monkeypatch, sharing, free, reserved,
+                                                          expected):
+    monkeypatch.delenv(arithmetic.SHARING, raising=False)
+    if sharing:
+        monkeypatch.setenv(arithmetic.SHARING, str(sharing))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80))
+    assert arithmetic._available(torch.device("cuda")) == expected
+
+
+def test_processes_that_share_a_machine_plan_with_their_parts(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.delenv(arithmetic.SHARING, raising=False)
+    whole = arithmetic._available(torch.device("cpu"))
+    monkeypatch.setenv(arithmetic.SHARING, "4")
+    assert arithmetic._available(torch.device("cpu")) == whole / 4
 
 
 def test_a_projected_networks_groups_share_graphs(tmp_path, quick_compiler):

@@ -24,6 +24,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from planearly import processes
 from planearly.errors import UserError
 from planearly.files import atomic_folder, write_json
 from planearly.progress import progress
@@ -255,7 +256,7 @@ def _read_all(sources: list[Source], workers: int) -> tuple[list[list[list[Secti
     documents, unreadable = [], 0
     # Spawned, not forked: the caller may hold threads (torch), and workers need none of its memory.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context) as pool, \
+    with ProcessPoolExecutor(workers, context, processes.serve, (os.getpid(),)) as pool, \
             progress("reading documentation", len(sources), "files") as meter:
         for found in pool.map(read_source, sources, chunksize=32):
             unreadable += found is None

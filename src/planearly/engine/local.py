@@ -6,12 +6,11 @@ import contextlib
 import functools
 import multiprocessing
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing import connection
 
+from planearly import processes
 from planearly.engine.work import Executor, Outcome, Shard, Work, Workers, attempt, served
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
@@ -127,7 +126,8 @@ class _Process:
         self.environment = environment
         spawn = multiprocessing.get_context("spawn")
         self.link, there = spawn.Pipe()
-        self.process = spawn.Process(target=_serve, args=(there, environment), daemon=True)
+        self.process = spawn.Process(target=_serve, args=(there, environment, os.getpid()),
+                                     daemon=True)
         self.process.start()
         there.close()  # so that its death closes the link
 
@@ -139,20 +139,12 @@ class _Process:
         return f"its process {how} (is memory short?)"
 
 
-def _serve(link: connection.Connection, environment: dict[str, str]) -> None:
-    """Do the shards that come, until the parent ends; even if that one is killed."""
+def _serve(link: connection.Connection, environment: dict[str, str], parent: int) -> None:
+    """Do the shards that come, until the parent ends."""
     os.environ.update(environment)  # before the libraries that read it are imported
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers itself
+    processes.serve(parent)
     # a lock that a library makes here (tqdm does) is then not left over by a worker that is ended
     multiprocessing.set_start_method("fork", force=True)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
     with contextlib.suppress(EOFError):
         while True:
             function, shard, folder = link.recv()

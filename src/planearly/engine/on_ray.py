@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -67,6 +69,7 @@ def _connected(processes: int | None) -> Any:
         return ray
     address = _address()
     _reached(address)
+    before = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         if address == _HERE:
@@ -76,6 +79,9 @@ def _connected(processes: int | None) -> Any:
             ray.init(address, **quiet)
     except (OSError, ValueError, RuntimeError) as error:
         raise _unreachable(address, error) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray has put one of its own there
     return ray
 
 

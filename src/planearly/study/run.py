@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from planearly import keys
+from planearly import keys, processes
 from planearly.cluster import histogram
 from planearly.config import look_up
 from planearly.cost import devices, ledger
@@ -39,6 +40,7 @@ from planearly.study import grid, sharing
 from planearly.study import view as views
 from planearly.study.grid import Cell, Variant
 from planearly.study.spec import Suite
+from planearly.train import arithmetic
 from planearly.units import duration
 
 _FAILED = ".failed"
@@ -303,30 +305,44 @@ def spread(recipe: Recipe, out: Path, workers: int) -> int:
     Study(recipe, out)  # what is wrong with the grid is told once
     say(f"{workers} workers")
     given = out / "recipe.yaml"
-    processes = [subprocess.Popen(
-        [sys.executable, "-m", "planearly.cli", "study", str(given), "--out", str(out),
-         "--worker"], env={**os.environ, **share_of_machine(number, workers)})
-        for number in range(workers)]
+    started: list[subprocess.Popen[bytes]] = []
     try:
-        codes = [process.wait() for process in processes]
+        for number in range(workers):
+            started.append(subprocess.Popen(
+                [sys.executable, "-m", "planearly.cli", "study", str(given), "--out", str(out),
+                 "--worker", str(os.getpid())],
+                env={**os.environ, **share_of_machine(number, workers)}))
+        codes = [process.wait() for process in started]
     finally:
-        for process in processes:
-            process.terminate()
+        processes.end(started)
     return max(codes, key=abs)
 
 
+def serve(recipe: Recipe, out: Path, parent: int) -> None:
+    """Make cells as one of the workers of the process ``parent``, which tells how to go on."""
+    processes.serve(parent)
+    try:
+        work(Study(recipe, out, wait=False))
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGTERM) from None
+
+
 def share_of_machine(number: int, workers: int) -> dict[str, str]:
-    """Environment by which a worker uses a GPU of its own, or its part of the CPU's threads.
+    """Environment by which a worker uses its part of the CPU's threads, and one of the GPUs, which
+    it shares where there are more workers than GPUs.
 
     The GPUs are those that this process may use, by the names that it knows them by.
     """
-    if gpus := torch.cuda.device_count():
+    gpus = torch.cuda.device_count()
+    sharing = workers if not gpus else len(range(number % gpus, workers, gpus))
+    share = {arithmetic.SHARING: str(sharing)}
+    if gpus:
         mask = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = mask.split(",") if mask else [str(gpu) for gpu in range(gpus)]
-        return {"CUDA_VISIBLE_DEVICES": names[number % gpus].strip()}
-    if "OMP_NUM_THREADS" in os.environ:
-        return {}
-    return {"OMP_NUM_THREADS": str(max(torch.get_num_threads() // workers, 1))}
+        share["CUDA_VISIBLE_DEVICES"] = names[number % gpus].strip()
+    if "OMP_NUM_THREADS" not in os.environ:
+        share["OMP_NUM_THREADS"] = str(max(torch.get_num_threads() // workers, 1))
+    return share
 
 
 def conclude(this: Study, suite: Suite) -> tuple[Path, list[dict[str, Any]]]:

@@ -33,6 +33,8 @@ from planearly.units import duration
 
 F = TypeVar("F")
 KEPT = "arithmetic.json"
+SHARING = "PLANEARLY_SHARING"
+"""Environment variable: how many processes share this one's GPU, or the machine's memory."""
 EAGER_STEPS = 2
 """Steps before it is decided whether to compile; the last of them is the measured one."""
 _COLD = {"cpu": 20.0, "cuda": 10.0}
@@ -184,13 +186,15 @@ def divides(settings: keys.Train, job: memory.Job, device: torch.device, undivid
 
 
 def _available(device: torch.device) -> float:
-    """Bytes that this process has or can have: of a GPU what other programs have not taken, of a
-    machine's memory as much as every other process there."""
+    """Bytes that this process has or can have: as much as each of those that :data:`SHARING`
+    counts, of a GPU no more than other programs have left; of a machine's memory also as much as
+    every other process of ``torchrun`` there."""
+    sharing = int(os.environ.get(SHARING, "1"))
     if device.type == "cpu":
         pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return pages / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    free, _ = torch.cuda.mem_get_info(device)
-    return float(free + torch.cuda.memory_reserved(device))
+        return pages / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) / sharing
+    free, total = torch.cuda.mem_get_info(device)
+    return min(float(free + torch.cuda.memory_reserved(device)), total / sharing)
 
 
 def tune_allocator() -> None:
