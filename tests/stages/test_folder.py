@@ -15,7 +15,8 @@ from planearly import files, keys, parallel
 from planearly.errors import UserError
 from planearly.stages import folder as folder_module
 from planearly.stages import training
-from planearly.stages.folder import Busy, Missing, Run, facts
+from planearly.stages.claims import Busy
+from planearly.stages.folder import Missing, Run, facts
 
 
 @pytest.fixture

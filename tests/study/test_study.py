@@ -15,7 +15,8 @@ from planearly.cost import ledger
 from planearly.errors import UserError
 from planearly.files import read_json
 from planearly.stages import corpus
-from planearly.stages.folder import MANIFEST, Busy, Missing, Run
+from planearly.stages.claims import Busy
+from planearly.stages.folder import MANIFEST, Missing, Run
 from planearly.stages.trained import pretrained
 from planearly.studies.paper import SUITE
 from planearly.study import forecast, grid, view

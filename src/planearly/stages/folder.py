@@ -41,6 +41,8 @@ from planearly.files import (
 )
 from planearly.keys import Recipe
 from planearly.progress import say
+from planearly.stages import claims
+from planearly.stages.claims import Busy
 from planearly.stages.mirror import MANIFEST, Mirror
 from planearly.train import track
 
@@ -49,10 +51,6 @@ R = TypeVar("R")
 
 _TURN, _TURNS = 0.5, 20
 """Seconds until a lock is tried again; times that another's start is waited for."""
-
-
-class Busy(Exception):
-    """Another process makes the stage just now."""
 
 
 class Missing(Exception):
@@ -115,7 +113,7 @@ class Run:
                         left.unlink(missing_ok=True)
                     shutil.rmtree(self.out / ".engine", ignore_errors=True)
                 self._note_recipe()
-                if self.executor.shares and not self._take(lock, fcntl.LOCK_SH):
+                if self.executor.shares and not claims.take(lock, fcntl.LOCK_SH):
                     raise self._others()
             yield self
             if self.mirror:
@@ -127,10 +125,10 @@ class Run:
         Raises:
             UserError: another process works there, and not with this one.
         """
-        if self._take(lock, fcntl.LOCK_EX):
+        if claims.take(lock, fcntl.LOCK_EX):
             return True
         for _ in range(_TURNS) if self.executor.shares else ():
-            if self._take(lock, fcntl.LOCK_SH):
+            if claims.take(lock, fcntl.LOCK_SH):
                 changed, _ = self._changed()
                 if changed:
                     raise UserError(
@@ -144,17 +142,6 @@ class Run:
     def _others(self) -> UserError:
         return UserError(f"another planearly works in {self.out}: wait for it, choose another "
                          "--out, or give both 'engine=shared' to divide the work")
-
-    def _take(self, lock: IO[str], kind: int) -> bool:
-        """Whether a lock could be taken at once."""
-        try:
-            fcntl.flock(lock, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            raise UserError(f"files of {self.out} cannot be locked ({error.strerror}): choose an "
-                            "--out on a file system with flock (docs/scale.md)") from error
-        return True
 
     def _changed(self) -> tuple[list[str], dict[str, Any]]:
         """Keys in which the recipe noted in the folder differs from this run's, which is returned
@@ -366,15 +353,19 @@ class Run:
         except OSError as error:
             raise storage_error(error, locks) from error
         with open(locks / folder.relative_to(self.out).as_posix().replace("/", "--"), "w") as lock:
-            if not self._take(lock, fcntl.LOCK_EX):
+            if not claims.take(lock, fcntl.LOCK_EX):
                 # of several processes one cannot turn away alone
                 if not wait or not (self.wait or parallel.world() > 1):
                     raise Busy(folder.name)
                 say(f"another process makes {folder.name}: waiting for it")
-                while not self._take(lock, fcntl.LOCK_EX):
-                    if not self.executor.help():
-                        time.sleep(_TURN)
+                while not claims.take(lock, fcntl.LOCK_EX):
+                    self.pause(_TURN)
             yield
+
+    def pause(self, seconds: float) -> None:
+        """Do shards of what another process leads, or where there are none, wait."""
+        if not self.executor.help():
+            time.sleep(seconds)
 
     def divided(self, tasks: Sequence[Callable[[], R]]) -> list[R]:
         """What the tasks return, in order.
@@ -388,26 +379,17 @@ class Run:
         waits = self.wait
         if waits and not self.executor.shares:
             return [task() for task in tasks]
-        results: dict[int, R] = {}
-        todo = list(enumerate(tasks))
-        while todo:
-            later: list[tuple[int, Callable[[], R]]] = []
-            busy: Busy | None = None
-            for number, task in todo:
-                self.wait = False
-                try:
-                    results[number] = task()
-                except Busy as stage:
-                    later.append((number, task))
-                    busy = stage
-                finally:
-                    self.wait = waits
-            if busy and len(later) == len(todo):
-                if not waits:
-                    raise busy
-                if not self.executor.help():
-                    time.sleep(_TURN)
-            todo = later
+
+        def pause(busy: Busy) -> None:
+            if not waits:
+                raise busy
+            self.pause(_TURN)
+
+        self.wait = False
+        try:
+            results = dict(claims.in_turns(tasks, pause))
+        finally:
+            self.wait = waits
         return [results[number] for number in range(len(tasks))]
 
     def unit_digests(self, units: Sequence[Unit]) -> list[str]:

@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,10 @@ from planearly.errors import UserError
 from planearly.files import atomic_write, read_array, read_json, replacing, write_json
 from planearly.keys import Recipe
 from planearly.progress import say
-from planearly.stages import clusters, corpus, trained, training
+from planearly.stages import claims, clusters, corpus, trained, training
+from planearly.stages.claims import Busy
 from planearly.stages.evaluate import evaluations, row, units
-from planearly.stages.folder import Busy, Missing, Run
+from planearly.stages.folder import Missing, Run
 from planearly.study import grid, sharing
 from planearly.study import view as views
 from planearly.study.grid import Cell, Variant
@@ -267,33 +269,35 @@ def work(this: Study) -> None:
     """Make the cells one after the other; come back to those that wait for another worker."""
     corpus.kept(this.base)
     clusters.clusters(this.base)
-    began, made, todo, total = time.monotonic(), 0, list(this.cells), len(this.cells)
-    settled = 0
-    while todo:
-        later = []
-        for cell in todo:
-            before = _stages_made(this)
-            try:
-                this.make(cell)
-            except Busy:
-                later.append(cell)
-                continue
-            except Exception as error:
-                reason = told(error, this.out, cell.id)
-                say(f"cell left out: {cell.name}: {reason}")
-                write_json(this.failed(cell), {"reason": reason})
-                settled += 1
-                continue
-            this.failed(cell).unlink(missing_ok=True)
-            settled += 1
-            if _stages_made(this) > before:
-                made += 1
-                spent = time.monotonic() - began
-                say(f"cell {settled} of {total}: {cell.name}; {duration(spent)} so far, "
-                    f"about {duration(spent / made * (total - settled))} left")
-        if later and len(later) == len(todo) and not this.base.executor.help():
-            time.sleep(_PAUSE)
-        todo = later
+    began, made, total = time.monotonic(), 0, len(this.cells)
+    settled = claims.in_turns([partial(_settle, this, cell) for cell in this.cells],
+                              lambda busy: this.base.pause(_PAUSE))
+    for many, (number, new) in enumerate(settled, 1):
+        if new:
+            made += 1
+            spent = time.monotonic() - began
+            say(f"cell {many} of {total}: {this.cells[number].name}; {duration(spent)} so far, "
+                f"about {duration(spent / made * (total - many))} left")
+
+
+def _settle(this: Study, cell: Cell) -> bool:
+    """Make a cell, or tell and note why it failed; whether there was something to make.
+
+    Raises:
+        Busy: another worker makes something that it needs.
+    """
+    before = _stages_made(this)
+    try:
+        this.make(cell)
+    except Busy:
+        raise
+    except Exception as error:
+        reason = told(error, this.out, cell.id)
+        say(f"cell left out: {cell.name}: {reason}")
+        write_json(this.failed(cell), {"reason": reason})
+        return False
+    this.failed(cell).unlink(missing_ok=True)
+    return _stages_made(this) > before
 
 
 def _stages_made(this: Study) -> int:
