@@ -168,6 +168,8 @@ class Finetune(Train):
         "learning rate as a share of pretraining's; of this section's own where its optimizer sets "
         "a rate or has another preset than pretraining's (null: by set size)", None)
     replay_share: float = key("share of tokens replayed from the generic corpus", 0.0)
+    average: float = key("average the weights over the steps, with a time constant of this share "
+                         "of the steps so far (0: the last step's, 1: all alike)", 0.0)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from planearly.model.memory import Job
 from planearly.model.projected import Projected
 from planearly.model.transformer import Shape, Transformer
 from planearly.train import arithmetic, distill, muon, optim, update
+from planearly.train.average import Average
 from planearly.train.objective import NextToken, Objective
 from planearly.train.trainable import Dense, Trainable
 
@@ -77,13 +78,15 @@ def peaks(job: Job, rows: int, batch_rows: int = 32) -> tuple[int, int]:
     rate = optim.resolve(settings.optimizer, 100)
     if job.sharded:
         made.divide(job.bf16)
-    optimizers = optim.build(made.module, rate)
+    optimizers, mean = optim.build(made.module, rate), None
     random = np.random.default_rng(0)
     groups = job.projected.at_once if job.projected else 1
     if isinstance(made, Projected) and groups < made.count:
         made.train_on(torch.rand(groups, made.count))
     with Peak(made.module, *([teacher] if job.teacher else [])) as mode:
-        for _ in range(2):
+        if job.averaged:
+            mean = Average(made.module, 0.5)
+        for step in (1, 2):
             tokens = torch.from_numpy(
                 random.integers(0, job.shape.vocab_size, (batch_rows, job.shape.context + 1)))
             batch = Batch(tokens[:, :-1], tokens[:, 1:], random.integers(0, groups, batch_rows))
@@ -94,6 +97,8 @@ def peaks(job: Job, rows: int, batch_rows: int = 32) -> tuple[int, int]:
             passes = mode.most
             mode.most = mode.now
             update.apply(made.module, optimizers, counted, rate.clip)
+            if mean:
+                mean.add(step)
     return passes, mode.most
 
 
@@ -132,7 +137,7 @@ def test_a_divided_step_takes_what_the_formula_says(tmp_path: Path) -> None:
     (Job(SMALL, "adamw", bf16=False), 16),
     (Job(replace(SMALL, ffn="gelu", vocab_size=4096), "paper"), 8),
     (Job(replace(SMALL, heads=4, kv_heads=2, tie_embeddings=False)), 2),
-    (Job(SMALL, adapter_rank=8), 16),
+    (Job(SMALL, adapter_rank=8), 16), (Job(SMALL, averaged=True), 2),
     (Job(SMALL, projected=BANK), 4),
     (Job(SMALL, projected=replace(BANK, blends=2)), 4),
     (Job(SMALL, "adamw", bf16=False, projected=BANK), 16),

@@ -53,7 +53,7 @@ def trained(name: str, folder: Path, **changed: Any) -> loop.Outcome:
     model.module.double()
     more: dict[str, Any] = {}
     if name == "llm":
-        more = {"patience": 9, "validate_steps": 2, "validate": validate}
+        more = {"patience": 9, "validate_steps": 2, "validate": validate, "average": 0.4}
         changed["optimizer"] = replace(TRAIN.optimizer, preset="adamw")
     return loop.train(model, Words(), STEPS, replace(TRAIN, **changed), folder, name=name, **more)
 

@@ -72,6 +72,8 @@ class Job:
     """Distillation: this model's weights, in float32, and its answers are there too."""
     logit_tokens: int | None = None
     """Most positions whose logits exist at once; None: a chunk of :mod:`planearly.model.loss`."""
+    averaged: bool = False
+    """The average of the trained parameters is kept beside them."""
     device: Literal["cuda", "cpu"] = "cuda"
     processes: int = 1
     sharded: bool = False
@@ -81,12 +83,13 @@ class Job:
 
 
 def state_bytes(job: Job) -> float:
-    """Parameters and the optimiser's moments: what lasts from step to step."""
+    """Parameters, their average, the optimiser's moments: what lasts from step to step."""
     hidden, other = _held(job)
     frozen = flops.parameters(job.shape) if job.adapter_rank else 0
     moments = 4.0 * hidden + 8.0 * other
+    averages = 4.0 * (hidden + other) * job.averaged
     teacher = 4.0 * flops.parameters(job.teacher) if job.teacher else 0.0
-    return 4.0 * (hidden + other + frozen) + moments + teacher
+    return 4.0 * (hidden + other + frozen) + moments + averages + teacher
 
 
 def activation_bytes(job: Job, tokens: int) -> float:

@@ -94,6 +94,7 @@ def finetune(run: Run, name: str, model: Trainable, folder: Path, label: str) ->
         model, plan.stream, plan.steps, settings, folder, name=label,
         optimizer=plan.rates(run.recipe, outside.width_of(model.body.shape)),
         validate=training.validator(run, name), patience=settings.patience,
+        average=settings.average,
     )
 
 
@@ -104,6 +105,7 @@ def finetune_vector(run: Run, name: str, network: Projected, start: Tensor, fold
     return vector.tune_vector(
         network, start, plan.stream, plan.steps, settings, folder, name=label,
         validate=training.validator(run, name), patience=settings.patience,
+        average=settings.average,
         optimizer=replace(plan, rate_factor=1.0).rates(run.recipe, network.shape.d_model),
     )
 
@@ -156,7 +158,7 @@ def specialize(
         outcome = loop.train(
             Dense(model), plan.stream, steps, tune, place, name=stage,
             optimizer=plan.rates(recipe, width, steps, times), objective=goal,
-            validate=training.validator(run, name), patience=tune.patience,
+            validate=training.validator(run, name), patience=tune.patience, average=tune.average,
         )
         if adapters and parallel.rank() == 0:
             tensors.save_tensors(folder / loop.FINAL, lora.merged(model), {})

@@ -106,6 +106,10 @@ _OLDER = ("log_steps", "checkpoint_seconds", "specialization_share", "branch_tok
 """The same in run folders of an older layout, which counted how steps are computed, too."""
 
 
+_SINCE = {"average": 0.0}
+"""Keys that older versions did not have, and the values at which they change nothing."""
+
+
 def train_settings(train: keys.Train) -> dict[str, Any]:
     """The part of the training settings that the resulting weights depend on.
 
@@ -150,7 +154,8 @@ def as_precise(train: keys.Train) -> Callable[[Path], bool]:
 
 
 def _without(train: keys.Train, left_out: tuple[str, ...]) -> dict[str, Any]:
-    return {key: value for key, value in asdict(train).items() if key not in left_out}
+    return {key: value for key, value in asdict(train).items()
+            if key not in left_out and (key not in _SINCE or value != _SINCE[key])}
 
 
 def book(run: Run, name: str, outcome: loop.Outcome, flops_per_token: float,

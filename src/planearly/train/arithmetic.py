@@ -143,12 +143,13 @@ def microbatch_rows(settings: keys.Train, context: int, device: torch.device,
 
 
 def job_of(model: nn.Module, body: AnyModel, preset: str, teacher: AnyShape | None,
-           device: torch.device) -> memory.Job:
+           device: torch.device, averaged: bool = False) -> memory.Job:
     """What the memory formula asks of a training.
 
     Args:
         model: holds the trained parameters; body: the dense model that runs.
         teacher: the shape of the model that answers beside it; None: it has none.
+        averaged: whether the weights' averages are kept beside them.
     """
     adapters = [p for name, p in body.named_parameters() if "lora_A" in name]
     shape = alike(body.shape)
@@ -159,7 +160,8 @@ def job_of(model: nn.Module, body: AnyModel, preset: str, teacher: AnyShape | No
         # the others' logits are made by whole rows
         logit_tokens=None if isinstance(body, Transformer)
         else max(parts.LOGITS // shape.vocab_size, shape.context),
-        device="cuda" if device.type == "cuda" else "cpu", processes=parallel.world())
+        device="cuda" if device.type == "cuda" else "cpu", processes=parallel.world(),
+        averaged=averaged)
 
 
 def divides(settings: keys.Train, job: memory.Job, device: torch.device, undivided: str | None,

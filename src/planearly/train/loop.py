@@ -9,6 +9,7 @@ ends with the weights that an uninterrupted one ends with.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -28,6 +29,7 @@ from planearly.model.outside import AnyModel
 from planearly.progress import progress, say
 from planearly.train import arithmetic, optim, state, update
 from planearly.train.arithmetic import Compiler
+from planearly.train.average import Average
 from planearly.train.metrics import Metrics
 from planearly.train.objective import NextToken, Objective
 from planearly.train.steps import rows_per_step
@@ -86,6 +88,7 @@ def train(
     validate: Callable[[AnyModel], float] | None = None,
     validate_steps: int | None = None,
     patience: int | None = None,
+    average: float = 0.0,
     branches: Collection[int] = (),
 ) -> Outcome:
     """Train for ``steps`` optimiser steps of ``settings.batch_tokens`` tokens, or stop early.
@@ -97,6 +100,8 @@ def train(
         validate: mean nats per token on held-out text, called every ``validate_steps``.
         patience: validations without improvement after which training stops, and the weights of
             the best validation become the final ones; None trains to the end and keeps the last.
+        average: what is validated and kept are the weights' averages over this share of the steps
+            so far (:class:`planearly.train.average.Average`); 0: the weights themselves.
         branches: steps after which the whole state is also kept as :func:`branch_file`, for
             another run to go on from.
 
@@ -124,7 +129,7 @@ def train(
     parallel.check_rows(rows)
     goal = objective or NextToken()
     teacher = (goal.teacher_shape or model.body.shape) if goal.flops_per_token else None
-    job = arithmetic.job_of(model.module, model.body, rate.preset, teacher, device)
+    job = arithmetic.job_of(model.module, model.body, rate.preset, teacher, device, average > 0)
     divided = parallel.world() > 1 and arithmetic.divides(
         settings, job, device, model.undivided, name)
     resumed = bool(parallel.first_process(saved.exists())[0])
@@ -137,10 +142,12 @@ def train(
         say(f"{name}: {parallel.world()} processes divide weights and optimiser state")
     optimizers = optim.build(model.module, rate)
     optim.compute(optimizers, bool(how.fast_bf16))
+    mean = Average(model.module, average) if average else None
+    averages = mean.tensors if mean else {}
     outcome, since = Outcome(optimizer=asdict(rate)), Since()
     bad = 0
     if resumed:
-        state.load_training(saved, model.module, optimizers)
+        state.load_training(saved, model.module, optimizers, averages)
         outcome, bad = Outcome(**note["outcome"]), note["bad"]
         since = Since(**note["since"])  # tokens are all processes', so is the loss that was kept
         if parallel.rank() > 0:
@@ -172,7 +179,7 @@ def train(
         if writes:
             note = {"outcome": asdict(outcome), "bad": bad, "arithmetic": how.to_dict(),
                     "since": asdict(Since(loss, since.tokens, since.seconds))}
-            state.save_training(path, model.module, optimizers, note)
+            state.save_training(path, model.module, optimizers, note, averages)
         parallel.barrier()
         saving = time.monotonic() - began
         outcome.saving_seconds += saving
@@ -183,6 +190,10 @@ def train(
         return value
 
     def validation() -> None:
+        with mean.in_place() if mean and outcome.steps else contextlib.nullcontext():
+            validate_weights()
+
+    def validate_weights() -> None:
         nonlocal bad
         assert validate is not None
         with arithmetic.uncompiled(model.body), how.validating(device, cached=not divided):
@@ -244,6 +255,8 @@ def train(
             factor = optim.set_rates(optimizers, rate, outcome.steps, steps)
             norm = update.apply(model.module, optimizers, counted, rate.clip)
             outcome.steps += 1
+            if mean:
+                mean.add(outcome.steps)
             outcome.tokens += int(counted)
             pending += step_loss
             since.tokens += counted
@@ -283,6 +296,8 @@ def train(
         best = folder / BEST
         tensors.set_weights(model.module, tensors.load_tensors(best)[0], best)
         parallel.barrier()  # all have read it before the first removes it
+    elif mean:
+        mean.swap()
     arithmetic.release(model.body)
     if writes:
         tensors.save_tensors(final, tensors.weights(model.module), {})

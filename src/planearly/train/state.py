@@ -1,31 +1,38 @@
 """Training state: parameters and optimiser state in one safetensors file.
 
-Holds every trainable parameter, every tensor of the optimisers' state under "parameter name / state
-name", and in the header what is not a tensor (step, seconds, best validation). Tensors that
-processes have divided are whole in the file: any number of processes goes on from it.
+Holds every trainable parameter, its average where one is taken, every tensor of the optimisers'
+state under "parameter name / state name", and in the header what is not a tensor (step, seconds,
+best validation). Tensors that processes have divided are whole in the file: any number of processes
+goes on from it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from planearly.sharding import as_part, part_of
+from planearly.sharding import as_part, part, part_of
 from planearly.tensors import load_tensors, save_tensors, set_weights, weights
 
-_STATE = "optimizer/"
+_STATE, _AVERAGE = "optimizer/", "average/"
 
 
 def save_training(
-    path: Path, module: nn.Module, optimizers: list[Optimizer], note: dict[str, Any]
+    path: Path, module: nn.Module, optimizers: list[Optimizer], note: dict[str, Any],
+    averages: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
-    """Write a checkpoint from which :func:`load_training` continues bit for bit."""
-    tensors = weights(module)
+    """Write a checkpoint from which :func:`load_training` continues bit for bit.
+
+    Args:
+        averages: of the parameters, by their names.
+    """
+    tensors = weights(module) | {_AVERAGE + name: mean for name, mean in averages.items()}
     names = {id(p): name for name, p in module.named_parameters()}
     for optimizer in optimizers:
         for parameter, state in optimizer.state.items():
@@ -42,10 +49,13 @@ def of_part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
             if key.startswith(start)}
 
 
-def load_training(path: Path, module: nn.Module, optimizers: list[Optimizer]) -> dict[str, Any]:
-    """Restore module and optimisers in place; returns the note."""
+def load_training(path: Path, module: nn.Module, optimizers: list[Optimizer],
+                  averages: Mapping[str, Tensor] = MappingProxyType({})) -> dict[str, Any]:
+    """Restore module, optimisers and averages in place; returns the note."""
     tensors, note = load_tensors(path)
     set_weights(module, tensors, path)
+    for name, mean in averages.items():
+        part(mean).copy_(part_of(tensors[_AVERAGE + name], mean))
     parameters = dict(module.named_parameters())
     owner = {id(p): o for o in optimizers for g in o.param_groups for p in g["params"]}
     for name, tensor in tensors.items():
