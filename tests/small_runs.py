@@ -21,7 +21,7 @@ COMMON = ["the", "a", "of", "and", "to", "in", "on", "was", "with", "by"]
 
 
 METHODS = ["slm", "slm-is", "slm-nopt", "llm", "llm-lora", "slm-d", "slm-dsir", "slm-knn",
-           "slm-top"]
+           "slm-top", "slm-color", "slm-linear"]
 
 
 SHAPE = {"layers": 1, "d_model": 32, "heads": 2, "d_ff": 48}

@@ -68,8 +68,10 @@ class Importance:
 
 @dataclass(frozen=True)
 class Selection:
-    epochs: float = key("passes over the generic windows that slm-dsir and slm-knn select", 4.0)
-    share: float = key("largest share of the generic corpus that they select", 0.5)
+    epochs: float = key("passes over the generic windows that a selector takes", 4.0)
+    share: float = key("largest share of its candidates that it takes", 0.5)
+    candidates: float = key("share of the generic windows, drawn at random, that it chooses among",
+                            1.0)
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,8 @@ class Recipe:
     tokenizer: Tokenizer = section("the tokenizer", Tokenizer)
     cluster: Cluster = section("embedding and clustering", Cluster)
     importance: Importance = section("cluster importance sampling (paper, section 3)", Importance)
-    selection: Selection = section("the selectors slm-dsir and slm-knn", Selection)
+    selection: Selection = section("the selectors slm-dsir, slm-knn, slm-color and slm-linear",
+                                   Selection)
     model: Model = section("the small model", Model)
     large: Model = section("the large model (llm, and the teacher of slm-d)", Model)
     projected: Projected = section("the projected network, slm-pn", Projected)

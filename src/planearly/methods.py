@@ -88,6 +88,17 @@ class Method:
         return bool({self.draws, self.adapts} & {"importance", "top"})
 
     @property
+    def scored(self) -> bool:
+        """Whether it chooses text by its loss under the plain small model before and after its
+        fine-tuning on the domain."""
+        return self.draws == "color"
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it chooses text by embeddings."""
+        return self.weighs or self.draws in ("knn", "linear")
+
+    @property
     def clustered(self) -> bool:
         """Whether it depends on a clustering of the generic corpus."""
         return self.weighs or self.bank is not None
@@ -171,6 +182,13 @@ _ROWS = (
     Method("slm-knn", "SLM-knn", "small model pretrained on the part of the generic corpus that is "
            "nearest to the domain's documents by embedding, then fine-tuned on these", draws="knn",
            source="nearest neighbours by embedding"),
+    Method("slm-color", "SLM-color", "small model pretrained on the part of the generic corpus "
+           "whose loss falls most when the plain small model is fine-tuned on the domain's "
+           "documents, then fine-tuned on these", draws="color",
+           source="CoLoR-Filter, Brandfonbrener et al. 2024, arXiv 2406.10670"),
+    Method("slm-linear", "SLM-linear", "small model pretrained on the part of the generic corpus "
+           "that a linear head on embeddings takes for the domain's documents, then fine-tuned on "
+           "these", draws="linear", source="after BETR, Mizrahi et al. 2025, arXiv 2507.12466"),
     Method("slm-adapt", "SLM-adapt", "small model pretrained on the generic corpus as it is, and "
            "for the last part on the corpus resampled to look like the domain, then fine-tuned on "
            "the domain's documents", adapts="importance", source="between the paper's two ends"),

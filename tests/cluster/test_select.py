@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -193,6 +194,43 @@ def test_more_neighbours_than_there_are_is_all_of_them():
     found, ranks = select.neighbours(np.array([4, 1, 5]), points[:2], np.ones(6), 99.0,
                                      functools.partial(select.nearest, points))
     assert sorted(found.tolist()) == [1, 4, 5] and ranks == 3
+
+
+def test_a_linear_head_is_the_regression_that_weighs_both_sets_alike():
+    rng = np.random.default_rng(0)
+    own, others = rng.normal(0.4, 1, (12, 4)), rng.normal(0, 1, (50, 4)).astype("f2")
+    w = torch.tensor(select.separating(own, others, penalty=0.7), requires_grad=True)
+
+    def loss(b):
+        margins = torch.tensor(own) @ w + b, -(torch.tensor(others.astype(float)) @ w + b)
+        means = [torch.log1p(torch.exp(-margin)).mean() for margin in margins]
+        return 0.35 * (w @ w) + 62 / 2 * (means[0] + means[1])
+
+    with torch.no_grad():
+        bias = min(np.linspace(-3, 3, 60_001)[::100], key=lambda b: loss(float(b)).item())
+        bias = min(np.linspace(bias - 0.02, bias + 0.02, 401), key=lambda b: loss(float(b)).item())
+    loss(float(bias)).backward()
+    assert w.grad.abs().max() < 0.02 < w.detach().norm()
+
+
+def test_a_linear_head_takes_what_looks_like_the_domain(monkeypatch):
+    rng = np.random.default_rng(1)
+    domain = rng.random(90) < 0.3
+    points, own = rng.normal(0, 0.3, (90, 6)).astype("f2"), rng.normal(0, 0.3, (20, 6)).astype("f2")
+    points[domain, 0] += 1
+    own[:, 0] += 1
+    candidates, size = np.flatnonzero(rng.random(90) < 0.8), np.full(90, 0.5)
+    told = []
+    found = select.linear(points, candidates, own, size, 8.0, 0, told.append)
+    assert len(found) == 16 and set(found) < set(candidates) and sum(told) == len(candidates)
+    assert domain[found].mean() > 0.9 > 2 * domain[candidates].mean()
+    score = points[candidates].astype(float) @ select.separating(own, points[candidates])
+    assert found.tolist() == candidates[np.argsort(-score, kind="stable")][:16].tolist()
+    monkeypatch.setattr(select, "BLOCK", 7)
+    assert select.linear(points, candidates, own, size, 8.0, 0).tolist() == found.tolist()
+    monkeypatch.setattr(select, "_FIT_WINDOWS", 15)
+    fewer = [select.linear(points, candidates, own, size, 8.0, seed).tolist() for seed in (0, 0, 1)]
+    assert fewer[0] == fewer[1] and domain[fewer[2]].mean() > 0.8
 
 
 def test_enough_stops_at_the_window_that_fills_it():

@@ -248,6 +248,16 @@ def test_the_memory_that_is_planned_is_that_of_the_loops_own_trainings(name: str
     assert planned[-2:] == found
 
 
+def test_choosing_by_two_models_costs_them_and_their_passes() -> None:
+    usual = setting(candidate_tokens=3e9)
+    plain, resampled, chosen = (model.cost(usual, name, 1e9)
+                                for name in ("slm", "slm-is", "slm-color"))
+    scored = 3e9 * flops.forward(usual.small)
+    assert chosen.generic.flops == pytest.approx(plain.generic.flops + scored)
+    assert chosen.specialization.flops == pytest.approx(
+        resampled.specialization.flops + plain.specialization.flops + scored)
+
+
 # Devices ------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("name", "found"), [

@@ -82,6 +82,18 @@ def test_a_teacher_from_outside_is_not_forecast_as_trained(tmp_path: Path) -> No
     assert plain["flops"] < found["specialize/slm-d.a"]["flops"] < 1.1 * plain["flops"]
 
 
+def test_scoring_the_corpus_by_two_models_is_forecast() -> None:
+    found = stages_of("methods=[slm-color]", "generic=[fineweb]", "selection.candidates=0.1")
+    assert set(found) == {"pretrain/slm", "losses/slm", "losses/slm.a", "specialize/slm.a",
+                          "pretrain/slm-color.a", "specialize/slm-color.a"}
+    assert found["pretrain/slm"] | {"stage": ""} == found["pretrain/slm-color.a"] | {"stage": ""}
+    scored, trained = found["losses/slm"]["flops"], found["pretrain/slm"]["flops"]
+    assert found["losses/slm.a"]["flops"] == scored
+    assert scored == pytest.approx(trained / 3, rel=0.01)  # as many tokens as pretraining, forward
+    unknown = stages_of("methods=[slm-color]", "data.max_tokens=500M")["losses/slm"]
+    assert unknown["flops"] == pytest.approx(scored / 2)
+
+
 def test_scratch_is_forecast_with_its_own_passes() -> None:
     few, many = (stages_of("methods=[slm-nopt]", "finetune.max_epochs=1",
                            f"finetune.scratch_epochs={n}")["specialize/slm-nopt.a"]["tokens"]

@@ -76,7 +76,7 @@ def test_every_method_writes_its_row(made, tmp_path):
     assert rows["llm"]["params"] == rows["llm-lora"]["params"] == flops.parameters(large)
     assert rows["slm-d"]["inference_params"] == flops.parameters(small)
     # the selectors see as many tokens as plain pretraining
-    for method in ("slm-is", "slm-dsir", "slm-knn", "slm-top"):
+    for method in ("slm-is", "slm-dsir", "slm-knn", "slm-top", "slm-color", "slm-linear"):
         assert rows[method]["pretrain_tokens"] == pytest.approx(
             rows["slm"]["pretrain_tokens"], rel=0.15)
     # the teacher is paid: pretrained once, fine-tuned for the domain, run beside the student
@@ -91,7 +91,7 @@ def test_every_method_writes_its_row(made, tmp_path):
     lora = read_json(next(out.glob("specialize/llm-lora.law-*/manifest.json")))
     assert lora["cost"]["flops"] == lora["cost"]["tokens"] * flops.lora_training(large, 4)
     # what the selectors took is about the domain
-    for method in ("slm-dsir", "slm-knn", "slm-top"):
+    for method in ("slm-dsir", "slm-knn", "slm-top", "slm-color", "slm-linear"):
         assert rows[method]["ppl_before"] < rows["slm"]["ppl_before"]
     # nothing is done twice
     again = pipeline.run(recipe(made), out)
@@ -161,7 +161,7 @@ def test_what_needs_a_domain_says_so_before_it_reads_anything(made, tmp_path):
     for method in sorted(METHODS):
         refused(made, out, "needs a domain and none is given: set 'domains=", methods=[method],
                 **none)
-    for method in ("slm-is", "slm-dsir", "slm-knn", "slm-top"):
+    for method in ("slm-is", "slm-dsir", "slm-knn", "slm-top", "slm-color", "slm-linear"):
         with pytest.raises(UserError, match=f"the pretraining of {method} needs a domain"):
             pipeline.run(recipe(made, methods=["slm", method], **none), out, "pretrain")
     empty = made / "empty"

@@ -111,6 +111,15 @@ def test_a_plateau_depends_on_its_base_s_keys_and_the_share() -> None:
     assert depends("expert") == depends("spec_tokens") == [False, True, False]
 
 
+def test_choosing_by_a_fine_tuned_model_depends_on_how_it_is_fine_tuned() -> None:
+    def depends(key: str) -> list[bool]:
+        return [sharing.pretraining_depends(name, key) for name in ("slm-color", "slm-linear")]
+
+    assert depends("finetune.average") == [True, False]
+    assert depends("selection.candidates") == [True, True]
+    assert depends("expert") == depends("lora.rank") == depends("importance.k") == [False, False]
+
+
 def test_tables_hold_the_rows_numbers(whole: dict[str, Any]) -> None:
     made = tables(whole)
     base = [r for r in whole["rows"] if r["method"] == "slm" and r["settings"] == BASE]

@@ -25,7 +25,8 @@ BUCKETS = 10_000
 """Buckets that DSIR hashes n-grams into."""
 
 _FIT_WINDOWS = 50_000
-"""Windows that DSIR's model of the generic corpus is counted on, spread evenly over it."""
+"""Windows that DSIR's model of the generic corpus is counted on, spread evenly over it; at most so
+many of each side a linear head is fitted on."""
 
 _SMOOTHING = 1e-8
 """Added to DSIR's probabilities, as its authors' program does."""
@@ -76,6 +77,13 @@ def enough(order: np.ndarray, size: np.ndarray, need: float) -> np.ndarray:
     """
     filled = np.cumsum(size[order])
     return order[: int(np.searchsorted(filled, need)) + 1]
+
+
+def highest(candidates: np.ndarray, score: np.ndarray, size: np.ndarray,
+            need: float) -> np.ndarray:
+    """The ``candidates`` of highest ``score`` that together fill ``need`` rows, as :func:`enough`.
+    """
+    return enough(candidates[np.argsort(-score, kind="stable")], size, need)
 
 
 # Hashed n-grams (DSIR) --------------------------------------------------------------------------
@@ -133,8 +141,7 @@ def dsir(generic: Texts, candidates: np.ndarray, domain: Texts, own: np.ndarray,
     gain = np.log(target + _SMOOTHING) - np.log(raw + _SMOOTHING)
     weight = weigh(gain) if weigh else log_weights(hasher, generic, candidates, gain)
     noise = np.random.default_rng(seed).gumbel(size=len(candidates))
-    order = np.argsort(-(weight + noise), kind="stable")
-    return enough(candidates[order], size, need)
+    return highest(candidates, weight + noise, size, need)
 
 
 def log_weights(hasher: Hasher, texts: Texts, windows: np.ndarray, gain: np.ndarray,
@@ -233,6 +240,66 @@ def merged(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarr
                    for both in zip(one, other, strict=True))
     best, kept = best.topk(min(ranks, best.shape[1]), 1)
     return where.gather(1, kept).numpy(), best.numpy()
+
+
+# A linear head on embeddings --------------------------------------------------------------------
+
+def linear(points: Array, candidates: np.ndarray, own: np.ndarray, size: np.ndarray, need: float,
+           seed: int, advance: Callable[[int], None] = lambda n: None) -> np.ndarray:
+    """Generic windows that a linear head takes for the domain's most surely.
+
+    A logistic regression on the embeddings tells the specialization set from random generic
+    windows, as the classifier by which BETR scores a corpus (Mizrahi et al. 2025, arXiv
+    2507.12466); there it is fitted to a ranking by similarity, here to the two sets themselves.
+
+    Args:
+        points: embeddings of the generic windows ``[n_windows, dim]``.
+        candidates: numbers of those that may be taken.
+        own: embeddings of the specialization windows ``[m, dim]``.
+        size: share of a row that each generic window fills ``[n_windows]``.
+        need: rows to fill.
+        advance: told of every block of windows that is scored.
+
+    Returns:
+        int64 ``[n]``: numbers of the windows taken, by falling score.
+    """
+    draw = np.random.default_rng(seed)
+    mine, others = (np.sort(draw.permutation(of)[:_FIT_WINDOWS])
+                    for of in (np.arange(len(own)), candidates))
+    head = separating(own[mine], points[others])
+    score = np.empty(len(candidates))
+    for start, block in _blocks(candidates):
+        score[start : start + len(block)] = np.asarray(points[block], np.float64) @ head
+        advance(len(block))
+    return highest(candidates, score, size, need)
+
+
+def separating(own: Array, others: Array, penalty: float = 1.0) -> np.ndarray:
+    """Weights of the logistic regression that tells two sets of points ``[n, dim]`` apart.
+
+    They minimise  penalty / 2 |w|^2 + sum over points of c ln(1 + exp(-y (w x + b))),  y = 1 for
+    own points and -1 for others, c such that both sets weigh alike and all points n together.
+
+    Returns:
+        w, float64 ``[dim]``.
+    """
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
+    points = np.concatenate([own, others]).astype(np.float64)
+    counts = [len(own), len(others)]
+    sign = np.repeat([1.0, -1.0], counts)
+    share = np.repeat(len(points) / 2 / np.array(counts, float), counts)
+
+    def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
+        w, margin = x[:-1], sign * (points @ x[:-1] + x[-1])
+        pull = -share * sign * expit(-margin)
+        value = penalty / 2 * w @ w + share @ np.logaddexp(0.0, -margin)
+        return float(value), np.append(penalty * w + points.T @ pull, pull.sum())
+
+    found = minimize(loss, np.zeros(points.shape[1] + 1), jac=True, method="L-BFGS-B")
+    weights: np.ndarray = found.x[:-1]
+    return weights
 
 
 def most_frequent(groups: np.ndarray, size: np.ndarray, k: int) -> int:

@@ -71,6 +71,9 @@ class Setting:
     """They divide a step's rows; each holds the whole model and its state where it can."""
     expert: str = "lowest-loss"
     """How a bank's expert is chosen, as the recipe key says."""
+    candidate_tokens: float | None = None
+    """Tokens of generic text that a method chooses among by their losses; None: as many as
+    pretraining has."""
     adapt_share: float = 0.3
     """Share of pretraining that a method which adapts makes for every domain."""
 
@@ -326,6 +329,14 @@ def expert_choice(setting: Setting, method: str | Method,
     return replace(work(setting, tokens, flops.forward(shape), shape), tokens=0.0)
 
 
+def scoring(setting: Setting, method: str | Method, pretrain_tokens: float) -> Work:
+    """A forward pass of the plain small model over the text that a method chooses among by it."""
+    tokens = pretrain_tokens if setting.candidate_tokens is None else setting.candidate_tokens
+    scored = work(setting, tokens * _row(method).scored, flops.forward(setting.small),
+                  setting.small)
+    return replace(scored, tokens=0.0)
+
+
 def cost(setting: Setting, method: str | Method, pretrain_tokens: float,
          finetune_tokens: float | None = None) -> MethodCost:
     """All costs of a method that pretrains on ``pretrain_tokens`` (per domain, if it draws by it).
@@ -345,6 +356,11 @@ def cost(setting: Setting, method: str | Method, pretrain_tokens: float,
     if own:
         specialization = own_token_cost(setting, row) * (pretrain_tokens * own) + specialization
         generic = generic * (1 - own)
+    if row.scored:  # before its fine-tuning, once for all domains, and after it
+        plain = cost(setting, "slm", pretrain_tokens, finetune_tokens)
+        each = scoring(setting, row, pretrain_tokens)
+        generic = generic + plain.generic + each
+        specialization = specialization + plain.specialization + each
     return MethodCost(row.name, generic, specialization, flops.parameters(shape),
                       flops.forward(shape), *memory_of(setting, row, pretrain_tokens))
 

@@ -207,7 +207,7 @@ def _score(forward: Forward, streams: list[np.ndarray], context: int, vocab_size
             inputs[:, 0] = begin
         return inputs, np.where(inside, stream[place + 1], IGNORE)
 
-    nll = score(forward, rows, sizes, batch_tokens(vocab_size), meter)
+    nll = score(forward, rows, sizes, batch_tokens(vocab_size), meter.advance)
     return Scores(nll, sizes, windows["document"].astype(np.int64))
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from planearly import parallel
 from planearly.data.dataset import IGNORE
 from planearly.model.outside import AnyModel
-from planearly.progress import Meter, progress
+from planearly.progress import progress
 
 if TYPE_CHECKING:
     from planearly.data.dataset import TokenDataset
@@ -64,7 +64,7 @@ class Scores(NamedTuple):
 
 
 def score(forward: Forward, rows: Rows, lengths: np.ndarray, batch_tokens: int,
-          meter: Meter | None = None) -> np.ndarray:
+          advance: Callable[[int], object] = lambda tokens: None) -> np.ndarray:
     """Negative log-likelihood in nats of every target, float32, windows back to back.
 
     Windows are taken longest first, so that a batch holds windows of about one length.
@@ -72,7 +72,7 @@ def score(forward: Forward, rows: Rows, lengths: np.ndarray, batch_tokens: int,
     Args:
         lengths: int64 [n_windows], all positive.
         batch_tokens: positions of one forward pass (at least one window is taken).
-        meter: told of every token scored.
+        advance: told of every token scored.
     """
     lengths = np.asarray(lengths, np.int64)
     starts = np.cumsum(lengths) - lengths
@@ -89,8 +89,7 @@ def score(forward: Forward, rows: Rows, lengths: np.ndarray, batch_tokens: int,
             for row, window in enumerate(ids):
                 start, length = starts[window], lengths[window]
                 nll[start : start + length] = batch[row, :length]
-            if meter:
-                meter.advance(int(lengths[ids].sum()))
+            advance(int(lengths[ids].sum()))
     return nll
 
 
@@ -110,9 +109,16 @@ def evaluate(forward: Forward, dataset: TokenDataset, windows: np.ndarray | None
     ids = np.arange(len(dataset)) if windows is None else np.asarray(windows)
     chosen = dataset.windows[ids]
     lengths = chosen["length"].astype(np.int64)
-    with progress(name, lengths.sum(), "tokens") if name else contextlib.nullcontext() as meter:
-        nll = score(forward, lambda batch: dataset.rows([ids[i : i + 1] for i in batch]), lengths,
-                    batch_tokens(dataset.meta["vocab_size"]), meter)
+    size = batch_tokens(dataset.meta["vocab_size"])
+
+    def rows(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return dataset.rows([ids[i : i + 1] for i in batch])
+
+    if name:
+        with progress(name, lengths.sum(), "tokens") as meter:
+            nll = score(forward, rows, lengths, size, meter.advance)
+    else:
+        nll = score(forward, rows, lengths, size)
     return Scores(nll, lengths, chosen["document"].astype(np.int64))
 
 

@@ -83,6 +83,17 @@ def build(shape: AnyShape, seed: int | None = None) -> AnyModel:
         return Outside(_fresh(shape), shape)
 
 
+def with_weights(shape: AnyShape, path: Path) -> AnyModel:
+    """The model of a shape with the weights in a file.
+
+    Raises:
+        UserError: the file is missing, broken, or of another shape.
+    """
+    model = build(shape)
+    tensors.set_weights(model, tensors.load_tensors(path)[0], path)
+    return model
+
+
 def shape_in(folder: Path, context: int) -> AnyShape:
     """The shape of the model in a folder, for windows of ``context``: ours if ours can hold it.
 

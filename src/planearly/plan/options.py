@@ -353,14 +353,19 @@ def _pretraining(given: PlanInput, setting: Setting, method: Method,
     own_per_token = model.own_token_cost(setting, method).device_hours
     if method.taught and given.teacher is None:
         per_token += model.generic_token_cost(setting, methods.teacher()).device_hours
+    after = finetuning + model.expert_choice(setting, method)
+    own = setting.own_share(method)
+    before_per_token, own_per_token = per_token * (1 - own), own_per_token * own
+    if method.scored:  # with a model as large, and by it
+        scored = model.scoring(setting, method, 1.0).device_hours
+        before_per_token, own_per_token = per_token + scored, own_per_token + scored
+        after = after + model.finetuning(setting, "slm")
     params = flops.parameters(setting.shape(method))
     per_parameter = LEAST_TOKENS_TAUGHT if method.taught and given.teacher else LEAST_TOKENS
     least = float(params * per_parameter * (setting.experts if method.bank == "mixture" else 1))
     corpus = float(given.generic_tokens)
-    own = setting.own_share(method)
     left = given.specialization_hours
     if left is not None:
-        after = finetuning + model.expert_choice(setting, method)
         left = max(left - after.device_hours, 0.0)
     if method is ADAPTED:  # adapting needs no more than training afresh would
         least = 0.0
@@ -372,9 +377,9 @@ def _pretraining(given: PlanInput, setting: Setting, method: Method,
     stops = [(budget / hours, _Pretraining(
                   least=least, budget=stated, which=which, needed=least * hours))
              for budget, stated, hours, which in (
-                 (given.generic_hours, given.generic_hours, per_token * (1 - own),
+                 (given.generic_hours, given.generic_hours, before_per_token,
                   "before the domain is known"),
-                 (left, given.specialization_hours, own_per_token * own, "per domain"))
+                 (left, given.specialization_hours, own_per_token, "per domain"))
              if budget is not None and hours]
     tokens, first = min(stops, key=lambda stop: stop[0],
                         default=(corpus, _Pretraining(least=least)))
@@ -396,6 +401,8 @@ def _finetuning(given: PlanInput, setting: Setting, method: Method,
         own = usual + fixed * -1.0
     elif method.bank:
         fixed = model.expert_choice(setting, method)
+    elif method.scored:
+        fixed = model.finetuning(setting, "slm")
     if fixed.device_hours + own.device_hours <= budget:
         return None, False
     tokens = own.tokens * max(budget - fixed.device_hours, 0.0) / own.device_hours

@@ -43,10 +43,15 @@ def predict(recipe: keys.Recipe, device: Device) -> dict[str, Any]:
     for name in recipe.methods:
         row = methods.find(name)
         teacher = methods.teacher() if row.taught and outside is None else None
-        for each in filter(None, (row, teacher)):
+        scorer = methods.find("slm") if row.scored else None
+        for each in filter(None, (row, teacher, scorer)):
             if each.pretrains and tokens:
                 stages |= _pretraining(setting, each, domains, tokens)
             one = _finetuning_tokens(recipe, setting, each)
+            if each.scored and tokens:
+                stages |= dict.fromkeys(
+                    ["losses/slm", *(f"losses/slm.{domain}" for domain in domains)],
+                    model.scoring(setting, each, tokens))
             for domain in domains:
                 if each.bank:
                     stages[f"expert/{each.name}.{domain}"] = \
@@ -118,8 +123,14 @@ def _setting(recipe: keys.Recipe, device: Device) -> Setting:
         projected=recipe.projected, experts=recipe.mixture.experts, lora=recipe.lora,
         spec_tokens=recipe.spec_tokens, price=recipe.cost.price_per_hour,
         batch_tokens=recipe.pretrain.batch_tokens, expert=recipe.expert,
-        adapt_share=adapted / (before + adapted),
+        candidate_tokens=_candidates(recipe), adapt_share=adapted / (before + adapted),
     )
+
+
+def _candidates(recipe: keys.Recipe) -> float | None:
+    """Tokens that a selector chooses among, where the size of the corpus is in the recipe."""
+    whole = recipe.data.max_tokens or sum(each["tokens"] for each in _corpora(recipe))
+    return whole * recipe.selection.candidates if whole else None
 
 
 def _finetuning_tokens(recipe: keys.Recipe, setting: Setting, row: Method) -> float:

@@ -66,6 +66,9 @@ def recipe(plan: Plan, row: Row, generic: list[str], domains: list[str]) -> str:
     share = round(1 - row.cost.generic.tokens / max(row.pretrain_tokens, 1), 4)
     if of.adapts and share > LEAST_SHARE:
         values["adapt"] = {"share": share}
+    if of.scored and plan.given.generic_tokens > row.pretrain_tokens:  # as many as are paid for
+        values["selection"] = {
+            "candidates": max(round(row.pretrain_tokens / plan.given.generic_tokens, 6), 1e-6)}
     if method == CHECKPOINT:
         _begin(values, plan, row)
     chosen = "recommended: " + plan.reason if method == plan.recommended else row.why

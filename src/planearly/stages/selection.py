@@ -9,21 +9,40 @@ from typing import Any
 
 import numpy as np
 
+from planearly import parallel
 from planearly.cluster import select
+from planearly.cluster.embed import open_embeddings
 from planearly.cluster.neighbours import nearest_windows
 from planearly.cluster.ngrams import weigh_windows
 from planearly.cluster.select import Selection
+from planearly.cost import ledger
 from planearly.data.dataset import TokenDataset
 from planearly.data.pack import Rows
 from planearly.errors import UserError
+from planearly.evaluate.windows import window_losses
 from planearly.files import read_array, write_array
-from planearly.progress import say
+from planearly.model import flops
+from planearly.progress import progress, say
 from planearly.stages import clusters, corpus
 from planearly.stages.folder import Run, facts, once
+from planearly.stages.training import shape_made
+from planearly.train import loop
+from planearly.train.arithmetic import use_bf16
 from planearly.train.steps import generic_rows
 
 Choose = Callable[[Path], Selection]
 """Makes a selection; the folder is that of its stage, for what is handed over on the way."""
+
+
+def candidates(run: Run) -> np.ndarray:
+    """Numbers of the generic windows that selectors choose among, ascending."""
+    generic = TokenDataset(corpus.generic(run))
+    allowed = generic.windows_without(read_array(corpus.kept(run) / "excluded.npy"))
+    some = max(round(run.recipe.selection.candidates * len(allowed)), min(len(allowed), 1))
+    if some == len(allowed):
+        return allowed
+    drawn = np.random.default_rng(run.recipe.seed).permutation(len(allowed))[:some]
+    return allowed[np.sort(drawn)]
 
 
 @dataclass(frozen=True)
@@ -32,7 +51,7 @@ class Index:
 
     Attributes:
         generic: the generic corpus.
-        candidates: its windows that may be trained on.
+        candidates: its windows among which to choose.
         size: share of a row that each of its windows fills, float64 ``[n_windows]``.
         dataset, own: the domain's training text, and the windows of the specialization set.
         need: rows to select.
@@ -59,12 +78,10 @@ def needed(run: Run, available: float) -> float:
 
 def index(run: Run, name: str) -> Index:
     generic = TokenDataset(corpus.generic(run))
-    excluded = read_array(corpus.kept(run) / "excluded.npy")
-    candidates = generic.windows_without(excluded)
+    among = candidates(run)
     size = generic.windows["length"] / generic.context
     dataset, own = corpus.specialization_windows(run, name)
-    return Index(generic, candidates, size, dataset, own,
-                 needed(run, float(size[candidates].sum())))
+    return Index(generic, among, size, dataset, own, needed(run, float(size[among].sum())))
 
 
 def dsir(run: Run, name: str) -> tuple[dict[str, Path], Choose]:
@@ -113,21 +130,88 @@ def top_cluster(run: Run, name: str) -> tuple[dict[str, Path], Choose]:
     return {"weights": weights, "domain-clusters": mine, "clusters": clustered}, choose
 
 
-SELECTORS = {"dsir": dsir, "knn": nearest, "top": top_cluster}
-"""By the column ``draws`` of the table of methods."""
+def linear(run: Run, name: str) -> tuple[dict[str, Path], Choose]:
+    """A linear head on the embeddings."""
+    embedded, mine = clusters.embeddings(run), clusters.domain_clusters(run, name)
+
+    def choose(folder: Path) -> Selection:
+        has = index(run, name)
+        with progress("scoring windows", len(has.candidates), "windows") as meter:
+            windows = select.linear(
+                open_embeddings(embedded / "blocks"), has.candidates,
+                clusters.domain_embeddings(run, name), has.size, has.need, run.recipe.seed,
+                meter.advance)
+        return select.chosen(len(has.generic), windows)
+
+    return {"embeddings": embedded, "domain-clusters": mine}, choose
 
 
 @once
-def selection(run: Run, draws: str, name: str) -> Path:
+def losses(run: Run, model: Path) -> Path:
+    """Mean nats per token of the windows that selectors choose among, under a trained model.
+
+    ``nats.npy`` float64 [n_candidates].
+
+    Args:
+        model: finished training stage.
+    """
+    recipe, everything, made = run.recipe, corpus.generic(run), facts(model)
+    method, domain = made["method"], made["domain"]
+    stage = f"losses/{method}.{domain}" if domain else f"losses/{method}"
+
+    def build(folder: Path) -> dict[str, Any]:
+        dataset, among, shape = TokenDataset(everything), candidates(run), shape_made(model)
+        nats, seconds = window_losses(
+            dataset, among, model / loop.FINAL, shape,
+            use_bf16(recipe.pretrain.precision, parallel.device()), folder / "parts", run.executor)
+        write_array(folder / "nats.npy", nats)
+        tokens = int(dataset.windows["length"][among].sum())
+        return {"method": method, "domain": domain, "shape": shape.to_dict(),
+                "cost": ledger.book(stage, tokens, tokens * flops.forward(shape), seconds,
+                                    price_per_hour=recipe.cost.price_per_hour,
+                                    currency=recipe.cost.currency)}
+
+    settings = {"candidates": recipe.selection.candidates, "seed": recipe.seed,
+                "excluded": corpus.kept_digest(run), "precision": recipe.pretrain.precision}
+    return run.stage(stage, settings, {"generic": everything, "model": model}, build)
+
+
+def loss_reduction(run: Run, name: str, base: Path,
+                   tuned: Path) -> tuple[dict[str, Path], Choose]:
+    """The fall of a window's loss when a model is fine-tuned on the domain (CoLoR-Filter)."""
+    before, after = losses(run, base), losses(run, tuned)
+
+    def choose(folder: Path) -> Selection:
+        has = index(run, name)
+        fall = read_array(before / "nats.npy") - read_array(after / "nats.npy")
+        return select.chosen(len(has.generic),
+                             select.highest(has.candidates, fall, has.size, has.need))
+
+    return {"before": before, "after": after}, choose
+
+
+SELECTORS: dict[str, Callable[..., tuple[dict[str, Path], Choose]]] = {
+    "dsir": dsir, "knn": nearest, "top": top_cluster, "linear": linear, "color": loss_reduction}
+"""By the column ``draws`` of the table of methods: of a run, a domain and what else is needed."""
+
+
+@once
+def selection(run: Run, draws: str, name: str, *models: Path) -> Path:
     """What a selector takes of the generic corpus for a domain: packed rows and ``weights.npy``.
 
     Methods that draw alike share it, whatever they train.
+
+    Args:
+        models: finished training stages that it chooses by, where it does.
     """
     recipe = run.recipe
-    inputs, choose = SELECTORS[draws](run, name)
+    inputs, choose = SELECTORS[draws](run, name, *models)
     everything = corpus.generic(run)
+    chosen = asdict(recipe.selection)
+    if chosen["candidates"] == 1.0:
+        del chosen["candidates"]  # which older versions did not have
     settings: dict[str, Any] = {
-        "selection": asdict(recipe.selection), "max_epochs": recipe.importance.max_epochs,
+        "selection": chosen, "max_epochs": recipe.importance.max_epochs,
         "rows": generic_rows(recipe), "spec_tokens": recipe.spec_tokens,
         "seed": recipe.seed, "excluded": corpus.kept_digest(run),
     }

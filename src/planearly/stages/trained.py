@@ -8,7 +8,7 @@ share (a clustering, a pretraining) is a stage of one name, so it is made once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,12 +89,14 @@ class Drawn:
         rows: stage that packed the rows.
         weights: float64 [groups], not normalised.
         inputs: stages beside ``rows`` that the weights come from.
+        paid: stages with a cost that were made to choose.
         notes: for the method's row in results.json.
     """
 
     rows: Path
     weights: np.ndarray
     inputs: Mapping[str, Path] = field(default_factory=dict)
+    paid: Sequence[Path] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -115,7 +117,7 @@ def by_importance(run: Run, domain: str, drawn: int | None = None) -> Drawn:
     weights = clusters.importance_weights(run, domain, drawn=drawn)
     k = facts(weights)["k"]
     return Drawn(clusters.rows(run, k), training.weights_of(weights), {"weights": weights},
-                 {"k": k})
+                 notes={"k": k})
 
 
 def by_selector(draws: str) -> Draw:
@@ -130,9 +132,20 @@ def by_selector(draws: str) -> Draw:
     return draw
 
 
+@once
+def by_losses(run: Run, domain: str, drawn: int | None = None) -> Drawn:
+    """The part of the generic corpus whose loss falls most when the plain small model is fine-tuned
+    on the domain."""
+    plain = specialize(run, "slm", domain)
+    assert plain.base is not None
+    made = selection.selection(run, "color", domain, plain.base, plain.tuned)
+    scored = [selection.losses(run, model) for model in (plain.base, plain.tuned)]
+    return Drawn(made, training.weights_of(made), paid=[*plain.stages, *scored])
+
+
 DRAWS: dict[str, Draw] = {
     methods.GENERIC: as_it_is, "importance": by_importance,
-    **{name: by_selector(name) for name in selection.SELECTORS},
+    **{name: by_selector(name) for name in selection.SELECTORS}, "color": by_losses,
 }
 """By the table's columns ``draws`` and ``adapts``: from a run, a domain and a number of rows (None:
 all of pretraining's) to what is pretrained on."""
@@ -259,6 +272,8 @@ def specialize(run: Run, method: str, domain: str) -> Trained:
     elif row.adapts and row.draws:
         shared = _plateau(run, row, DRAWS[row.draws](run, domain))
         stages += [shared] if shared else []
+    elif row.scored:
+        stages += by_losses(run, domain).paid
     stages += [base] if base and base not in stages else []
     teacher = _teacher(run, method)
     taught = specialize(run, teacher.name, domain) if teacher else None
@@ -296,8 +311,8 @@ def _notes(run: Run, row: Method, domain: str, base: Path | None,
     if row.tune == "lora":
         shape = training.shape_made(base) if base else training.shape_of(run, row.large)
         found["adapter_params"] = flops.lora_parameters(shape, run.recipe.lora.rank)
-    if row.taught and base is not None:
-        # the teacher's tokens are in the cost; these are what the deployed model was pretrained on
+    if (row.taught or row.scored) and base is not None:
+        # those of teacher and scorer are in the cost; the deployed model was pretrained on these
         found["pretrain_tokens"] = facts(base)["cost"]["tokens"]
     return found
 

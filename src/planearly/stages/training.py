@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from planearly import keys, parallel, tensors
+from planearly import keys, parallel
 from planearly.cost import ledger
 from planearly.data.dataset import TokenDataset
 from planearly.data.pack import Rows, pack_rows
@@ -172,10 +172,7 @@ def book(run: Run, name: str, outcome: loop.Outcome, flops_per_token: float,
 
 def load_model(stage: Path) -> AnyModel:
     """The dense model of a finished training stage."""
-    model = outside.build(shape_made(stage))
-    path = stage / loop.FINAL
-    tensors.set_weights(model, tensors.load_tensors(path)[0], path)
-    return model
+    return outside.with_weights(shape_made(stage), stage / loop.FINAL)
 
 
 def outcome_of(stage: Path) -> dict[str, Any]:

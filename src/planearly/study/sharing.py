@@ -43,11 +43,12 @@ def pretraining_depends(name: str, key: str) -> bool:
     draws = {row.draws, row.adapts} - {None, methods.GENERIC}
     only = {"importance.": row.weighs, "selection.": bool(draws - {"importance", "top"}),
             "projected.": row.bank == "projected", "mixture.": row.bank == "mixture",
-            "adapt.": row.adapts is not None, "large.": row.large,
+            "adapt.": row.adapts is not None, "large.": row.large, "expert": row.experts,
             "spec_tokens": row.needs_domain, "pretrain.specialization_share": row.needs_domain,
             "cluster.embedder": row.needs_domain or row.experts}
-    # adapting an expert comes after choosing it, which may take a fine-tuning
-    later = _ELSEWHERE if row.bank and row.adapts else (*_ELSEWHERE, *_LATER)
+    # adapting an expert comes after choosing it, which may take a fine-tuning; scoring, after one
+    tuned = (row.bank and row.adapts) or row.scored
+    later = _ELSEWHERE if tuned else (*_ELSEWHERE, *_LATER)
     return row.pretrains and not key.startswith(later) and all(
         of for start, of in only.items() if key.startswith(start))
 

@@ -145,13 +145,12 @@ def selectors(cells: Cells) -> list[Line]:
     lines = []
     for pool, method in product(pools, chosen):
         row = methods.TABLE[method]
-        embedded = row.weighs or row.draws == "knn"
         at = Arm(method, {POOL: pool})
-        for name in cells.values(at, EMBEDDER) if embedded else [cells.own(EMBEDDER)]:
+        for name in cells.values(at, EMBEDDER) if row.embedded else [cells.own(EMBEDDER)]:
             of = Arm(method, {**at.changes, EMBEDDER: name})
             for k in (cells.values(of, "importance.k") if row.weighs
                       else [cells.own("importance.k")]):
-                labels = {"method": method, "embedder": str(name) if embedded else None,
+                labels = {"method": method, "embedder": str(name) if row.embedded else None,
                           "setting": shown(k, "importance.k") if row.weighs else None,
                           "pool": f"of {shown(pool, POOL)}" if pool else None}
                 bar = ", ".join(
