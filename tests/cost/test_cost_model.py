@@ -275,10 +275,17 @@ def test_a_name_that_begins_alike_is_another_device() -> None:
     assert devices.find_sheet("NVIDIA RTX A1000 Laptop GPU") is None
 
 
-def test_traffic_weighs_more_where_there_is_less_bandwidth_for_the_rate() -> None:
-    a100, h100 = devices.find("a100"), devices.find("h100")
-    # the data sheets: 989 TFLOP/s and 3.35 TB/s, 312 and 2.039
-    assert h100.b / a100.b == pytest.approx((989 / 3.35) / (312 / 2.039)) and h100.a == a100.a
+@pytest.mark.parametrize(("name", "measured", "ratio"), [
+    ("l4", "a100", (121 / 0.3) / (312 / 2.039)), ("h100", "h200", (989 / 3.35) / (989 / 4.8))])
+def test_traffic_weighs_more_where_there_is_less_bandwidth_for_the_rate(
+        name: str, measured: str, ratio: float) -> None:
+    """By TFLOP/s and TB/s of the data sheets."""
+    device, other = devices.find(name), devices.find(measured)
+    assert device.b / other.b == pytest.approx(ratio) and device.a == other.a
+
+
+def test_a_devices_numbers_are_those_of_its_data_sheet() -> None:
+    h100 = devices.find("h100")
     assert (h100.rate, h100.memory, h100.bandwidth) == (989e12, 80e9, 3.35e12)
     assert (h100.links, h100.kind, h100.calibrated) == (450e9, "cuda", False)
 
