@@ -234,7 +234,8 @@ import small_trainings as t
 from planearly import parallel
 parallel.start()
 t.run(Path(sys.argv[1]), int(sys.argv[2]), t.settings(
-    log_steps=1, checkpoint_seconds=0.0, optimizer=t.keys.Optimizer(preset="paper", lr=1e-3)))
+    log_steps=1, checkpoint_seconds=0.0, optimizer=t.keys.Optimizer(preset="paper", lr=1e-3)),
+    average=0.5)
 """
 
 
