@@ -452,7 +452,7 @@ def test_a_branch_goes_on_as_the_run_that_it_left(tmp_path):
 def test_memory_for_a_teacher_is_planned_where_one_answers(tmp_path, monkeypatch):
     planned = []
 
-    def job_of(model, body, preset, teacher, device):
+    def job_of(model, body, preset, teacher, *_):
         planned.append(teacher)
         raise Killed
 
