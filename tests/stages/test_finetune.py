@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from planearly import keys
+from planearly import keys, tensors
 from planearly.model import starts
-from planearly.stages import corpus, finetune, training
+from planearly.stages import corpus, finetune, pipeline, training
+from small_runs import recipe
 from small_trainings import Words
 
 RECIPE = keys.Recipe(context=16, finetune=keys.Finetune(
@@ -73,3 +75,24 @@ def test_what_began_as_a_checkpoint_goes_on_at_its_rates(run: Any) -> None:
     base = ours.rates(run.recipe, 256).lr / 0.15  # a small set's share of pretraining's rate
     assert opened.rates(run.recipe, 256).lr == pytest.approx(base / 30)
     assert fresh.rates(run.recipe, 256).lr == pytest.approx(base)
+
+
+@pytest.mark.slow
+def test_averages_are_kept_of_all_weights_and_of_adapters(made: Path, tmp_path: Path) -> None:
+    out, found = tmp_path / "run", {}
+    for share in (0.0, 0.5):
+        tune = {"batch_tokens": 128, "compile": "no", "max_epochs": 1, "log_steps": 1,
+                "patience": 99, "average": share}
+        before = set(out.glob("specialize/*"))
+        pipeline.run(recipe(made, methods=["slm", "llm-lora"], finetune=tune), out, "specialize")
+        found[share] = sorted(set(out.glob("specialize/*")) - before)
+    assert len(list(out.glob("pretrain/*"))) == 2
+    for plain, averaged in zip(found[0.0], found[0.5], strict=True):
+        assert plain.name[:-9] == averaged.name[:-9]
+        lines = [[line["loss"] for line in training.metrics_of(stage) if "loss" in line]
+                 for stage in (plain, averaged)]
+        assert lines[0] == lines[1]
+        best = [training.outcome_of(stage)["best_validation"] for stage in (plain, averaged)]
+        assert best[0] != best[1]
+        weights = [tensors.weights(training.load_model(stage)) for stage in (plain, averaged)]
+        assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
