@@ -170,10 +170,12 @@ def main() -> None:
                     "load_embedder('static').dim"], check=True)
     with contextlib.ExitStack() as left:
         out = options.out or Path(left.enter_context(tempfile.TemporaryDirectory()))
-        found = {size: measure(out / f"{size:g}", size * 1e9, options.processes)
-                 for size in options.gigabytes}
+        found = {}
+        for size in options.gigabytes:
+            found[size] = measure(out / f"{size:g}", size * 1e9, options.processes)
+            if options.json:  # each when it is made: the next one takes longer, and may fail
+                print(json.dumps({f"{size:g}": found[size]}), flush=True)
     if options.json:
-        print(json.dumps({f"{size:g}": stages for size, stages in found.items()}))
         return
     names = list(dict.fromkeys(s["stage"] for stages in found.values() for s in stages))
     print("peak private MB of the leading process and of a worker; MB/s of text per core")
