@@ -481,8 +481,9 @@ def test_rows_of_no_expert_are_refused() -> None:
             model.begin(np.array([0, wrong]))
     with pytest.raises(UserError, match="no expert 5"):
         model.materialise(5)
-    with pytest.raises(UserError, match="no expert 9"):
-        Mixture(GATED, 2).materialise(9)
+    for wrong in (-1, 2, 9):
+        with pytest.raises(UserError, match=f"no expert {wrong}: this mixture has 0 to 1$"):
+            Mixture(GATED, 2).materialise(wrong)
 
 
 def test_a_checkpoint_that_does_not_fit() -> None:
