@@ -21,9 +21,10 @@ INSTALLED = Path(sys.executable).with_name("planearly")
 
 
 def options(verb):
-    """Options of a verb that take a number."""
+    """Options of a verb that take a number; those that it hides are not a user's."""
     hints = typing.get_type_hints(FUNCTIONS[verb])
-    return [one.opts[-1] for one in VERBS[verb].params if one.param_type_name == "option"
+    return [one.opts[-1] for one in VERBS[verb].params
+            if one.param_type_name == "option" and not one.hidden
             and {int, float} & {hints.get(one.name), *typing.get_args(hints.get(one.name))}]
 
 

@@ -22,8 +22,8 @@ import os, signal, sys, time
 from planearly.processes import Stopped, ending_in_order
 try:
     with ending_in_order():
-        print("ready", flush=True)
         try:
+            print("ready", flush=True)
             time.sleep(60)
         finally:
             for again in range({again}):  # must not interrupt the ending

@@ -57,9 +57,9 @@ def test_an_expert_goes_on_with_the_state_of_what_it_shares(made, tmp_path, monk
     begun = []
     real = loop.state.load_training
 
-    def load(path, module, optimizers):
+    def load(path, module, *more):
         begun.append((load_file(path), {name for name, _ in module.named_parameters()}))
-        return real(path, module, optimizers)
+        return real(path, module, *more)
 
     monkeypatch.setattr(loop.state, "load_training", load)
     pretrained(made, tmp_path, ["slm-pn-adapt"], "slm-pn-adapt", **NETWORK)

@@ -352,7 +352,7 @@ def test_a_resume_without_a_step_asks_alike_on_every_process(tmp_path, monkeypat
     values = iter([5.0, 6.0, 7.0])
     patient = {"validate": lambda model: next(values), "validate_steps": 1, "patience": 2}
     restore = killed_after(monkeypatch, loop.state, "save_training",
-                           lambda path, module, optimizers, note: note["bad"] == 2)
+                           lambda path, module, optimizers, note, averages: note["bad"] == 2)
     with pytest.raises(Killed):
         run(tmp_path / "first", train=train, **patient)
     restore()
