@@ -53,6 +53,23 @@ def test_a_bank_of_slices_is_moved_slice_by_slice():
     assert torch.allclose(bank[1], alone, atol=1e-4)
 
 
+def test_wide_and_tall_matrices_of_one_size_move_together_as_each_alone():
+    torch.manual_seed(0)
+    sizes = [(8, 12), (12, 8), (3, 12, 8), (8, 12), (8, 8)]
+    together = [torch.nn.Parameter(torch.randn(*size)) for size in sizes]
+    alone = [torch.nn.Parameter(p.detach().clone()) for p in together]
+    everyone, each = Muon(together, lr=0.01), [Muon([p], lr=0.01) for p in alone]
+    for _ in range(3):
+        for one, other in zip(together, alone, strict=True):
+            one.grad = torch.randn(one.shape)
+            other.grad = one.grad.clone()
+        everyone.step()
+        for own in each:
+            own.step()
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+
+
 def _one_of(rank: int, processes: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
