@@ -152,10 +152,11 @@ def generate(model: PathLike, prompt: str, *, tokens: int = 80, temperature: flo
 
 def specialize(bundle: PathLike, documents: PathLike | Sequence[PathLike],
                out: PathLike | None = None, **changes: Any) -> dict[str, Any] | None:
-    """``planearly specialize BUNDLE DOCUMENTS``: a small model for a new domain, offline.
+    """``planearly specialize BUNDLE DOCUMENTS``: a small model for a new domain, where it is.
 
     Args:
-        bundle: folder that the pretraining of a method with experts left, or its URL.
+        bundle: folder that the pretraining of a method with experts or of one that adapts left, or
+            its URL; of the latter ``generic`` is needed too.
         documents: of the domain.
         out: run folder; None takes ``runs/specialize``.
         changes: recipe keys that the bundle does not settle.
@@ -164,9 +165,9 @@ def specialize(bundle: PathLike, documents: PathLike | Sequence[PathLike],
         As :func:`run`.
     """
     usage.supported()
-    from planearly.stages import experts, pipeline
+    from planearly.stages import bundled, pipeline
 
-    made = experts.from_bundle(storage.local(str(bundle)), _many(documents), [])
+    made = bundled.from_bundle(storage.local(str(bundle)), _many(documents), [])
     made = config.variant(made, changes) if changes else made
     return pipeline.run(made, usage.run_folder(out) or Path("runs") / made.name)
 
@@ -181,7 +182,7 @@ def model_folder(model: PathLike) -> Path:
 def _recipe(recipe: PathLike | Mapping[str, Any] | Recipe, changes: Mapping[str, Any]) -> Recipe:
     recipe = storage.local(recipe) if storage.is_url(recipe) else recipe
     if isinstance(recipe, str | Path) and Path(recipe).is_dir():
-        from planearly.stages.experts import from_bundle
+        from planearly.stages.bundled import from_bundle
 
         documents = _many(changes.get("domains", []))
         rest = {key: value for key, value in changes.items() if key != "domains"}

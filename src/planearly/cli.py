@@ -58,7 +58,7 @@ def _of_bundle(folder: str, words: list[str] | None, verb: str) -> Recipe:
     documents = [word for word in words or [] if "=" not in word or usage.names_documents(word)]
     if not documents:
         raise UserError(f"name the documents: planearly {verb} BUNDLE DOCS...")
-    from planearly.stages.experts import from_bundle
+    from planearly.stages.bundled import from_bundle
 
     return from_bundle(storage.local(folder), documents,
                        [word for word in words or [] if word not in documents])
@@ -161,12 +161,12 @@ def pretrain(
 
 @app.command()
 def specialize(
-    recipe: Annotated[str, typer.Argument(help="a recipe, or a bundle of slm-pn or slm-mix")],
+    recipe: Annotated[str, typer.Argument(help="a recipe, or a bundle")],
     settings: Annotated[list[str] | None, typer.Argument(
         help="recipe keys key=value; with a bundle also the documents")] = None,
     out: Out = None,
 ) -> None:
-    """Fine-tune on the domains; or specialise a bundle on documents, offline."""
+    """Fine-tune on the domains; or specialise a bundle on documents, where they are."""
     if not usage.is_folder(recipe):
         return _run(recipe, settings, out, "specialize")
     api.run(_of_bundle(recipe, settings, "specialize"), out)

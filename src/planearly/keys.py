@@ -236,8 +236,9 @@ class Recipe:
     generic: list[str] = key("files, folders, globs, URLs (s3://...), hf://NAME or a corpus by "
                              "name (c4, fineweb, fineweb-edu, dclm, pile) of generic text; or "
                              "pydocs", [])
-    bundle: str | None = key("specialise from this pretrained slm-pn or slm-mix, offline; or "
-                             "count by these clusters", None)
+    bundle: str | None = key("specialise from this pretrained slm-pn or slm-mix, offline; adapt "
+                             "from this slm-adapt or slm-pn-adapt, on 'generic'; or count by these "
+                             "clusters", None)
     start: str | None = key("begin the small model, or every expert, as this model: a folder, a "
                             "URL, or a name on the Hugging Face hub", None)
     large_start: str | None = key("the same for the large model", None)
@@ -283,6 +284,6 @@ class Recipe:
 
     @property
     def reads_generic(self) -> bool:
-        """Whether there is a generic corpus: not with a bundle, nor, if none is given, where a
+        """Whether there is a generic corpus: if none is given, not with a bundle, nor where a
         checkpoint is fine-tuned as it is."""
-        return not self.bundle and bool(self.generic or self.pretrain_tokens)
+        return bool(self.generic or (self.pretrain_tokens and not self.bundle))

@@ -114,6 +114,11 @@ class Method:
         return self.tune == "distill"
 
     @property
+    def bundled(self) -> bool:
+        """Whether what it pretrains for all domains makes a bundle, from which others go on."""
+        return self.bank is not None or self.adapts is not None
+
+    @property
     def tuning(self) -> str:
         """What is left of its sentence where nothing is pretrained."""
         return TUNED.get(self.tune, f"tuned on the domain's documents ({self.tune})")

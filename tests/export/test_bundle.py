@@ -22,7 +22,7 @@ from planearly.model.choice import Experts
 from planearly.model.mixture import Mixture
 from planearly.model.projected import Projected
 from planearly.model.transformer import Shape
-from planearly.stages import experts, pipeline
+from planearly.stages import bundled, pipeline
 
 SHAPE = Shape(layers=1, d_model=16, heads=2, d_ff=24, vocab_size=20, context=8)
 K = 3
@@ -197,13 +197,13 @@ OWN = keys.Recipe(
 
 def test_all_documents_of_the_owner_are_used(tmp_path: Path, words: Path) -> None:
     folder = save(tmp_path / "b", words, recipe=OWN)
-    asked = experts.from_bundle(folder, ["mine"], ["finetune.max_epochs=2"])
-    experts.check_bundle(asked)
+    asked = bundled.from_bundle(folder, ["mine"], ["finetune.max_epochs=2"])
+    bundled.check(asked)
     assert asked.spec_tokens is None and asked.data == keys.Data()
     assert (asked.domains, asked.generic) == (["mine"], [])
     assert asked.cluster.k == [K, 5] and asked.context == 64
     assert asked.finetune == keys.Finetune(patience=7, max_epochs=2)
-    assert experts.from_bundle(folder, ["mine"], ["spec_tokens=5k"]).spec_tokens == 5_000
+    assert bundled.from_bundle(folder, ["mine"], ["spec_tokens=5k"]).spec_tokens == 5_000
 
 
 @pytest.mark.parametrize("override", [
@@ -216,7 +216,7 @@ def test_all_documents_of_the_owner_are_used(tmp_path: Path, words: Path) -> Non
 def test_what_a_bundle_fixes_is_not_overridden(
         override: str, tmp_path: Path, words: Path) -> None:
     folder = save(tmp_path / "b", words, recipe=OWN)
-    asked = experts.from_bundle(folder, ["mine"], [override])
+    asked = bundled.from_bundle(folder, ["mine"], [override])
     with pytest.raises(UserError, match=f"'{override.split('=')[0]}' is .* the bundle"):
         pipeline.run(asked, tmp_path / "run")
     assert not (tmp_path / "run").exists()

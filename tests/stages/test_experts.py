@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from planearly import config, keys
+from planearly import config, keys, methods
 from planearly.data.dataset import TokenDataset
 from planearly.errors import UserError
 from planearly.export import bundle as bundle_module
 from planearly.export.bundle import read_info
 from planearly.files import read_array, read_json, write_array
-from planearly.stages import clusters, corpus, experts, pipeline, trained
+from planearly.stages import bundled, clusters, corpus, experts, pipeline, trained
 from planearly.stages.folder import Run, facts
 from planearly.train import loop
 from small_models import check_batches
@@ -54,7 +54,7 @@ def test_both_write_their_rows_and_a_bundle_specialises_offline(
 
     (bundle,) = out.glob("bundle/slm-pn-*/bundle")
     documents = str(made / "domains" / "law")
-    offline = experts.from_bundle(bundle, [documents], [])
+    offline = bundled.from_bundle(bundle, [documents], [])
     again = pipeline.run(offline, tmp_path / "offline")["rows"][0]
     assert again["method"] == "slm-pn" and again["generic_ppl"] is None
     assert again["ppl_before"] == pytest.approx(pn["ppl_before"], rel=1e-6)
@@ -67,7 +67,7 @@ def test_both_write_their_rows_and_a_bundle_specialises_offline(
 
     fill(f"{memory}/bundle", bundle)  # the same from a store
     there = config.variant(offline, {"bundle": f"{memory}/bundle"})
-    experts.check_bundle(there)
+    bundled.check(there)
     with Run(tmp_path / "offline", there).opened() as run:
         assert corpus.bundle(run) and not run.made
 
@@ -91,7 +91,7 @@ def test_pretraining_knows_no_domain_and_serves_those_that_come(
     for method in ("slm-pn", "slm-mix"):
         (bundle,) = out.glob(f"bundle/{method}-*/bundle")
         assert read_info(bundle)["recipe"].domains == []
-        there = experts.from_bundle(bundle, [str(documents)], [])
+        there = bundled.from_bundle(bundle, [str(documents)], [])
         row = pipeline.run(there, tmp_path / method, "export")["rows"][0]
         assert (row["method"], row["domain"]) == (method, "mine")
         assert row["ppl_after"] < row["ppl_before"]
@@ -116,12 +116,13 @@ def test_a_bundle_divides_a_domain_as_its_run_did(
     here = Run(tmp_path / "run", settings(made, methods=["slm-pn"], expert="blend",
                                           domains=[str(wide)], cluster=cluster))
     with here.opened():
-        bundle = experts.save_bundle(here, "slm-pn") / "bundle"
+        row, base = methods.find("slm-pn"), experts.pretrained(here, "slm-pn")
+        bundle = bundled.save_bundle(here, row, base) / "bundle"
         assert (len(read_array(bundle / "finest.npy")) == 12) == cluster.get("nested", True)
         longer = config.variant(here.recipe, {"finetune.max_epochs": 2})
-        other = experts.save_bundle(Run(here.out, longer), "slm-pn") / "bundle"
+        other = bundled.save_bundle(Run(here.out, longer), row, base) / "bundle"
         assert bundle_module.read_info(other)["recipe"].finetune.max_epochs == 2
-        offline = Run(tmp_path / "offline", experts.from_bundle(bundle, [str(wide)], []))
+        offline = Run(tmp_path / "offline", bundled.from_bundle(bundle, [str(wide)], []))
         with offline.opened():
             ours, theirs = (
                 read_array(clusters.domain_clusters(run, "wide") / "assignment-3.npy")
@@ -134,7 +135,7 @@ def test_a_bundle_divides_a_domain_as_its_run_did(
     other = Words()
     other.digest = "f" * 64
     monkeypatch.setattr(bundle_module, "load_embedder", lambda name, cache=None: other)
-    again = Run(tmp_path / "offline", experts.from_bundle(bundle, [str(wide)], []))
+    again = Run(tmp_path / "offline", bundled.from_bundle(bundle, [str(wide)], []))
     with again.opened(), pytest.raises(UserError, match="is not the one that the clusters"):
         clusters.domain_clusters(again, "wide")
 
@@ -222,7 +223,7 @@ def test_impossible_experts_are_one_sentence(made, tmp_path):
         with pytest.raises(UserError, match=sentence):
             pipeline.run(settings(made, **over), tmp_path / "run")
     with pytest.raises(UserError, match="is not a bundle"):
-        experts.from_bundle(tmp_path, ["x"], [])
+        bundled.from_bundle(tmp_path, ["x"], [])
 
 
 @pytest.mark.slow

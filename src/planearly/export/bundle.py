@@ -20,6 +20,12 @@ Clusters alone make a bundle too, of the kind ``clusters``: with it an owner cou
 domain visits each, for a pretraining by someone else (:mod:`planearly.cluster.shared`). It has
 ``centroids-K.npy`` and ``rows-K.npy`` (float64 [K], rows of generic text) of every level, and
 ``parent-K.npy`` where levels are nested.
+
+The bundle of a method that adapts is one of clusters with the first part of its pretraining, from
+which an owner goes on with generic text of their own:
+
+    state.safetensors     weights and optimisers' state, of a model or a projected network
+    metrics.jsonl         the losses until then
 """
 
 from __future__ import annotations
@@ -42,15 +48,19 @@ from planearly.files import atomic_folder, read_array, read_json, write_array, w
 from planearly.model import choice
 from planearly.model.choice import Experts
 from planearly.model.projected import Projected
-from planearly.model.transformer import Shape
+from planearly.model.transformer import Shape, Transformer
+from planearly.train import state
+from planearly.train.steps import adapted_steps
 
 CLUSTERS = "clusters"
 """The kind of a bundle of clusters alone."""
 _FORMAT = 2
-_INFO, _RECIPE, _WEIGHTS = "bundle.json", "recipe.yaml", "weights.safetensors"
+WEIGHTS, STATE, METRICS = "weights.safetensors", "state.safetensors", "metrics.jsonl"
+_INFO, _RECIPE = "bundle.json", "recipe.yaml"
 _TOKENIZER = "tokenizer"
 _OF_RECIPE = ("seed", "context", "pretrain_tokens", "cluster", "model", "projected", "mixture",
               "expert", "pretrain", "finetune")
+_OF_ADAPTING = (*_OF_RECIPE, "importance", "adapt")
 
 
 @dataclass(frozen=True)
@@ -122,14 +132,19 @@ def _whole(path: Path) -> Iterator[None]:
                         "the bundle again, whole") from error
 
 
-def kept_recipe(recipe: keys.Recipe) -> dict[str, Any]:
+def adapts(kind: str) -> bool:
+    """Whether a bundle of this kind is of a method that adapts."""
+    return kind in methods.TABLE and methods.TABLE[kind].adapts is not None
+
+
+def kept_recipe(recipe: keys.Recipe, kind: str = "") -> dict[str, Any]:
     """The keys of a recipe that its bundle keeps.
 
     Not which documents were read, nor how or how much of them: of the domain that is its owner's
     to say.
     """
     values = recipe.to_dict()
-    return {key: values[key] for key in _OF_RECIPE}
+    return {key: values[key] for key in (_OF_ADAPTING if adapts(kind) else _OF_RECIPE)}
 
 
 @dataclass
@@ -157,7 +172,7 @@ def save_bundle(folder: Path, method: str, model: Experts, *, clusters: Clusters
     """
     clusters.check(model.count, "the clustering")
     with atomic_folder(folder) as temporary:
-        tensors.save_tensors(temporary / _WEIGHTS, tensors.weights(model), {})
+        tensors.save_tensors(temporary / WEIGHTS, tensors.weights(model), {})
         clusters.save(temporary)
         (temporary / _RECIPE).write_text(
             yaml.safe_dump(kept_recipe(recipe), sort_keys=False), "utf-8")
@@ -172,24 +187,48 @@ def save_bundle(folder: Path, method: str, model: Experts, *, clusters: Clusters
         })
 
 
+@dataclass(frozen=True)
+class Plateau:
+    """The first part of a method that adapts.
+
+    Attributes:
+        method: that adapts from it.
+        step: it ends at.
+        state: file of :func:`planearly.train.state.save_training`.
+        metrics: file of its losses.
+    """
+
+    method: str
+    shape: Shape
+    step: int
+    state: Path
+    metrics: Path
+
+
 def save_clusters(folder: Path, arrays: Mapping[str, np.ndarray], levels: list[int], *,
                   embedder: Mapping[str, str], tokenizer_folder: Path,
-                  recipe: keys.Recipe) -> None:
-    """Write a bundle of clusters alone; an existing one of that name is replaced whole.
+                  recipe: keys.Recipe, plateau: Plateau | None = None) -> None:
+    """Write a bundle of clusters, alone or with what a domain adapts from; an existing one of that
+    name is replaced whole.
 
     Args:
         arrays: by name of the file, without its ending.
         levels: numbers of clusters.
         embedder: ``name`` and ``digest`` of what they were made with.
     """
+    kind = plateau.method if plateau else CLUSTERS
     with atomic_folder(folder) as temporary:
         for name, array in arrays.items():
             write_array(temporary / f"{name}.npy", array)
+        if plateau:
+            shutil.copyfile(plateau.state, temporary / STATE)
+            shutil.copyfile(plateau.metrics, temporary / METRICS)
         (temporary / _RECIPE).write_text(
-            yaml.safe_dump(kept_recipe(recipe), sort_keys=False), "utf-8")
+            yaml.safe_dump(kept_recipe(recipe, kind), sort_keys=False), "utf-8")
         shutil.copytree(tokenizer_folder, temporary / _TOKENIZER)
         write_json(temporary / _INFO, {
-            "format": _FORMAT, "kind": CLUSTERS, "levels": levels, "embedder": dict(embedder),
+            "format": _FORMAT, "kind": kind, "levels": levels, "embedder": dict(embedder),
+            **({"shape": plateau.shape.to_dict(), "step": plateau.step} if plateau else {}),
             "tokenizer": tokenizer.digest(temporary / _TOKENIZER)})
 
 
@@ -224,10 +263,37 @@ def check_clusters(folder: Path, info: Mapping[str, Any]) -> tokenizer.Opened:
     return tokens
 
 
+def check_plateau(folder: Path, info: Mapping[str, Any], vocabulary: int) -> None:
+    """Refuse a bundle whose state no domain could adapt from.
+
+    Args:
+        info: of :func:`read_info`.
+        vocabulary: entries of its tokenizer.
+
+    Raises:
+        UserError: the state, or a part of it, is missing, damaged or of another model or step.
+    """
+    path, shape, recipe = folder / STATE, info["shape"], info["recipe"]
+    with _whole(path):
+        found, note = tensors.load_tensors(path)
+        reached = note["outcome"]["steps"]
+    if not (folder / METRICS).is_file():
+        raise UserError(f"the bundle lacks {folder / METRICS}: copy it again, whole")
+    if not state.has_moments(found):
+        raise UserError(f"{path} has weights alone, and adaptation goes on with the optimiser's "
+                        "state as well: ask its provider for the whole bundle")
+    if not reached == info["step"] == adapted_steps(recipe)[0] or vocabulary > shape.vocab_size:
+        raise UserError(f"{path} is not the state from which the recipe beside it adapts: copy the "
+                        "bundle again, whole")
+    bank = methods.find(info["kind"]).bank
+    tensors.set_weights(
+        choice.empty(bank, shape, recipe.projected.experts, recipe.projected) if bank
+        else Transformer(shape), found, path)
+
+
 def _kinds() -> list[str]:
-    """Kinds of bundles: methods whose pretraining is one, and clusters alone."""
-    made = [row.name for row in methods.TABLE.values() if row.bank and not row.adapts]
-    return [*made, CLUSTERS]
+    """Kinds of bundles: methods whose pretraining for all domains is one, and clusters alone."""
+    return [*(row.name for row in methods.TABLE.values() if row.bundled), CLUSTERS]
 
 
 def read_info(folder: Path) -> dict[str, Any]:
@@ -248,13 +314,16 @@ def read_info(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is a bundle of format {info.get('format')} and kind "
                         f"{info.get('kind')}, which this version of planearly does not "
                         "read: make it again by 'planearly pretrain'")
-    alone = info["kind"] == CLUSTERS
+    needed = ["tokenizer"]
     with _whole(folder / _INFO):
-        if alone:
+        if info["kind"] == CLUSTERS or adapts(info["kind"]):
             info["levels"] = sorted((int(k) for k in info["levels"]), reverse=True)
             info["levels"][0]
-        shape = None if alone else Shape(**info["shape"])
-        for key in ("tokenizer", *(() if alone else ("experts", "finest", "projected"))):
+            needed += ["step"] if adapts(info["kind"]) else []
+        else:
+            needed += ["experts", "finest", "projected"]
+        shape = None if info["kind"] == CLUSTERS else Shape(**info["shape"])
+        for key in needed:
             info[key]
         for key in ("name", "digest"):
             info["embedder"][key]
@@ -288,7 +357,7 @@ def load_bundle(folder: Path, embedder: str | None = None, cache: Path | None = 
     if model.count != info["experts"]:
         raise UserError(f"{folder / _INFO} speaks of {info['experts']} experts and of "
                         f"{model.count}: copy the bundle again, whole")
-    path = folder / _WEIGHTS
+    path = folder / WEIGHTS
     tensors.set_weights(model, tensors.load_tensors(path)[0], path)
     return Bundle(info["kind"], model, clusters,
                   fitting_embedder(folder, info["embedder"], embedder, cache),

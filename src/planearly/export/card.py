@@ -29,7 +29,7 @@ def model_card(shape: AnyShape, card: dict[str, Any], as_gguf: str, begins: bool
         card: ``method``, ``domain``, ``start`` (the checkpoint that it began as), ``recipe`` (a
             name), ``seed``; ``untuned`` (fine-tuning is still to come) or ``best_step`` (of
             fine-tuning; 0: the weights are those before it); ``teacher`` (a model that taught it as
-            it was); ``bundle`` (whether experts of a bundle were specialized); ``data``
+            it was); ``bundle`` (whether it was made from a bundle); ``data``
             {``generic``: list of places, ``pretrain_tokens``, ``spec_tokens``}; ``cost``
             {``tokens``, ``flops``, ``device_hours``, ``device``, ``money``, ``currency``};
             ``before`` and ``after``, summaries of
@@ -139,7 +139,10 @@ def _cost(card: dict[str, Any]) -> str:
     if lines and card.get("start"):
         lines.append(f"- not counted: what `{_code(_name(card['start']))}` had cost before")
     if lines and card.get("bundle"):
-        lines.append("- not counted: the pretraining of the experts, of which this is one")
+        row = methods.TABLE.get(str(card.get("method")))
+        lines.append("- not counted: the part of the pretraining that all domains share"
+                     if row and row.adapts else
+                     "- not counted: the pretraining of the experts, of which this is one")
     return "## Cost of training\n\n" + "\n".join(lines) if lines else ""
 
 

@@ -1,7 +1,8 @@
-"""Models from outside as stages: the checkpoints that ``start`` and ``large_start`` name.
+"""Models from outside as stages: the checkpoints that ``start`` and ``large_start`` name, and the
+model of a bundle.
 
-Their files' digests are in the fingerprints of all that is made from them. In a run a checkpoint is
-a finished pretraining that cost nothing.
+Their files' digests are in the fingerprints of all that is made from them. In a run each is a
+finished pretraining that cost nothing.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from planearly import parallel, tensors
+from planearly import methods, parallel, tensors
 from planearly.cost import ledger
 from planearly.data import tokenizer
 from planearly.errors import UserError
 from planearly.evaluate.perplexity import mean_nll
+from planearly.export import bundle as bundles
 from planearly.export.folder import COMPANIONS
 from planearly.keys import Recipe
 from planearly.model import outside, starts
 from planearly.progress import say
 from planearly.stages import corpus, training
 from planearly.stages.folder import Run, facts, once
-from planearly.train import loop
+from planearly.train import loop, state
 
 _SAMPLE = 8_192
 """Tokens that a checkpoint is tried on before it is trained."""
@@ -65,12 +67,36 @@ def checkpoint(run: Run, large: bool = False) -> Path | None:
     settings = {"files": run.file_digests(files), "context": run.recipe.context}
 
     def build(out: Path) -> dict[str, Any]:
-        found, state = outside.weights_in(source, run.recipe.context)
-        tensors.save_tensors(out / loop.FINAL, state, {})
+        found, weights = outside.weights_in(source, run.recipe.context)
+        tensors.save_tensors(out / loop.FINAL, weights, {})
         return {"method": place, "domain": None, "shape": found.to_dict(),
                 "cost": ledger.book(place, 0, 0, 0)}
 
     return run.stage(f"pretrain/{place}", settings, {}, build)
+
+
+@once
+def bundled(run: Run) -> Path:
+    """The model of the recipe's bundle as if it had been pretrained in this run: experts, or the
+    first part of a method that adapts with its whole state."""
+    source = corpus.bundle(run)
+    info = facts(source)
+    row, brought = methods.find(info["kind"]), source / "bundle"
+
+    def build(folder: Path) -> dict[str, Any]:
+        if row.adapts:
+            whole = loop.branch_file(folder, info["step"])
+            shutil.copyfile(brought / bundles.STATE, whole)
+            shutil.copyfile(brought / bundles.METRICS, folder / bundles.METRICS)
+            tensors.save_tensors(folder / loop.FINAL,
+                                 state.weights_of(tensors.load_tensors(whole)[0]), {})
+        else:
+            shutil.copyfile(brought / bundles.WEIGHTS, folder / loop.FINAL)
+        return {"method": row.plateau if row.adapts else row.name, "domain": None,
+                "shape": info["shape"], "cost": ledger.book("bundle", 0, 0, 0)}
+
+    return run.stage(f"pretrain/{row.plateau if row.adapts else row.name}", {}, {"bundle": source},
+                     build)
 
 
 @once

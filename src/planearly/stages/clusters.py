@@ -66,7 +66,7 @@ def clusters(run: Run) -> Path:
     """
     recipe = run.recipe
     if recipe.bundle:
-        return _clusters_of(run, corpus.bundle(run))
+        return _clusters_of(run)
     embedded = embeddings(run)
     everything = corpus.generic(run)
     ks = sorted(set(recipe.cluster.k), reverse=True)
@@ -100,11 +100,7 @@ def clusters(run: Run) -> Path:
                 assignment = _coarser(assignment, parent, said)
                 write_array(folder / f"parent-{finer}.npy", parent)
                 write_array(file, centroids)
-            shape = histogram.summary(histogram.counted(assignment, dataset.windows,
-                                                        dataset.context, k))
-            levels[str(k)] = shape
-            say(f"  entropy {shape['entropy']:.2f} nats ({shape['relative_entropy']:.1%} of ln k), "
-                f"largest {shape['largest_share']:.1%}, {shape['empty']} empty")
+            levels[str(k)] = _summary(dataset, assignment, k)
         return {"levels": levels, "embedder": facts(embedded)["embedder"]}
 
     return run.stage("clusters", settings, {"embeddings": embedded}, build)
@@ -118,13 +114,36 @@ def _coarser(assignment: np.ndarray, parent: np.ndarray, out: Path) -> np.ndarra
     return read_array(out)
 
 
-def _clusters_of(run: Run, source: Path) -> Path:
-    """The clustering that a bundle brings: the finest level and that of the experts, or all."""
+def _summary(dataset: TokenDataset, assignment: np.ndarray, k: int) -> dict[str, Any]:
+    """The generic histogram over k clusters in figures, which are told."""
+    shape = histogram.summary(histogram.counted(assignment, dataset.windows, dataset.context, k))
+    say(f"  entropy {shape['entropy']:.2f} nats ({shape['relative_entropy']:.1%} of ln k), "
+        f"largest {shape['largest_share']:.1%}, {shape['empty']} empty")
+    return shape
+
+
+def arrays(run: Run) -> tuple[dict[str, np.ndarray], list[int]]:
+    """What a bundle tells of the clusters, by name (:mod:`planearly.export.bundle`), and their
+    numbers, falling."""
+    ks = sorted(set(run.recipe.cluster.k), reverse=True)
+    found = {path.stem: read_array(path) for path in clusters(run).glob("*.npy")
+             if not path.name.startswith("assignment")}
+    return found | {f"rows-{k}": generic_weights(rows(run, k)) for k in ks}, ks
+
+
+def _clusters_of(run: Run) -> Path:
+    """The clustering that the recipe's bundle brings: the finest level and that of the experts, or
+    all; and the assignment of the generic corpus, if there is one."""
+    source = corpus.bundle(run)
+    embedded = embeddings(run) if run.recipe.reads_generic else None
+
     def build(folder: Path) -> dict[str, Any]:
-        if facts(source)["kind"] == bundles.CLUSTERS:
+        if "levels" in bundles.read_info(source / "bundle"):
             for array in (source / "bundle").glob("*.npy"):
-                shutil.copyfile(array, folder / array.name)
-            return {"embedder": facts(source)["embedder"]}
+                if not array.name.startswith("rows"):
+                    shutil.copyfile(array, folder / array.name)
+            return {"embedder": facts(source)["embedder"],
+                    **({"levels": _assigned(run, embedded, folder)} if embedded else {})}
         brought = bundles.Clusters.load(source / "bundle")
         experts, finer = len(brought.centroids), len(brought.finest)
         write_array(folder / f"centroids-{experts}.npy", brought.centroids)
@@ -133,7 +152,22 @@ def _clusters_of(run: Run, source: Path) -> Path:
             write_array(folder / f"parent-{finer}.npy", brought.parent)
         return {"embedder": facts(source)["embedder"]}
 
-    return run.stage("clusters", {}, {"bundle": source}, build)
+    return run.stage("clusters", {}, {
+        "bundle": source, **({"embeddings": embedded} if embedded else {})}, build)
+
+
+def _assigned(run: Run, embedded: Path, folder: Path) -> dict[str, Any]:
+    """Assign the generic windows to the centroids in a folder at every k, as :func:`clusters` does
+    to its own; their histograms in figures."""
+    dataset, finer, levels = TokenDataset(corpus.generic(run)), 0, {}
+    assignment = np.empty(0, np.int32)
+    for k in sorted(set(run.recipe.cluster.k), reverse=True):
+        file = folder / f"assignment-{k}.npy"
+        assignment = _coarser(assignment, read_array(folder / f"parent-{finer}.npy"), file) \
+            if finer and run.recipe.cluster.nested else assign_windows(
+                embedded / "blocks", folder / f"centroids-{k}.npy", file, run.executor)
+        levels[str(k)], finer = _summary(dataset, assignment, k), k
+    return levels
 
 
 def lineage(run: Run, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -234,12 +268,14 @@ def generic_weights(packed: Path) -> np.ndarray:
 def generic_counts(run: Run, k: int) -> np.ndarray | None:
     """Rows of generic text in each of k clusters, float64 [k]; None where a bundle does not tell.
     """
-    if not run.recipe.bundle:
+    if run.recipe.reads_generic:
         return generic_weights(rows(run, k))
-    brought = corpus.bundle(run)
-    if facts(brought)["kind"] == bundles.CLUSTERS:
-        return read_array(brought / "bundle" / f"rows-{k}.npy")
-    experts = bundles.Clusters.load(brought / "bundle")
+    brought = corpus.bundle(run) / "bundle"
+    if (told := brought / f"rows-{k}.npy").is_file():
+        return read_array(told)
+    if not (brought / "counts.npy").is_file():
+        return None
+    experts = bundles.Clusters.load(brought)
     return experts.counts if len(experts.counts) == k else None
 
 

@@ -141,11 +141,14 @@ def bundle(run: Run) -> Path:
 
     def build(folder: Path) -> dict[str, Any]:
         told = bundles.read_info(given)
-        if told["kind"] == bundles.CLUSTERS:
-            vocabulary = bundles.check_clusters(given, told).vocab_size
+        if "levels" in told:
+            vocabulary, shape = bundles.check_clusters(given, told).vocab_size, told["shape"]
+            if shape:
+                bundles.check_plateau(given, told, vocabulary)
             shutil.copytree(given, folder / "bundle", dirs_exist_ok=True)
-            return {"kind": told["kind"], "shape": {"vocab_size": vocabulary},
-                    "embedder": told["embedder"]}
+            return {"kind": told["kind"], "embedder": told["embedder"],
+                    **({"shape": shape.to_dict(), "step": told["step"]} if shape
+                       else {"shape": {"vocab_size": vocabulary}})}
         info = bundles.load_bundle(given, run.recipe.cluster.embedder)
         shutil.copytree(given, folder / "bundle", dirs_exist_ok=True)
         return {"kind": info.kind, "shape": info.model.shape.to_dict(),

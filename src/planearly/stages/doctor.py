@@ -236,7 +236,7 @@ def _all(out: Path, recipe: keys.Recipe, lacking: dict[str, Again]) -> Iterator[
     except Missing:
         return
     for method in recipe.methods:
-        if names or not methods.find(method).needs_domain:
+        if names or not methods.find(method).per_domain:
             yield from ((recipe, method, name) for name in names or [""])
 
 

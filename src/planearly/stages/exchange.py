@@ -48,12 +48,10 @@ def share_clusters(run: Run, out: Path) -> Path:
     if run.recipe.bundle:
         raise UserError(f"the clusters are those of the bundle {run.recipe.bundle} already: give "
                         "that away")
-    clustered, ks = clusters.clusters(run), sorted(set(run.recipe.cluster.k), reverse=True)
-    arrays = {path.stem: read_array(path) for path in clustered.glob("*.npy")
-              if not path.name.startswith("assignment")}
-    arrays |= {f"rows-{k}": clusters.generic_weights(clusters.rows(run, k)) for k in ks}
+    arrays, ks = clusters.arrays(run)
+    by = facts(clusters.clusters(run))["embedder"]
     if parallel.rank() == 0:
-        bundles.save_clusters(out, arrays, ks, embedder=facts(clustered)["embedder"],
+        bundles.save_clusters(out, arrays, ks, embedder=by,
                               tokenizer_folder=corpus.tokenizer_folder(run), recipe=run.recipe)
     say(f"{out}: {' and '.join(map(str, ks))} clusters; an owner counts documents by it with: "
         f"planearly weigh {out} DOCUMENTS --share histogram.json")
@@ -112,8 +110,8 @@ def handed(run: Run, row: Method, name: str) -> Path:
         export(state, shape, tokens, folder / "export", {
             "method": row.name, "domain": name, "start": getattr(recipe, row.start),
             "untuned": True, "front": front, "cost": total_cost(paid), "recipe": recipe.name,
-            "seed": recipe.seed,
-            "data": {"generic": recipe.generic, "pretrain_tokens": sum(
+            "seed": recipe.seed, "bundle": bool(recipe.bundle),
+            "data": {"generic": recipe.generic, "pretrain_tokens": None if recipe.bundle else sum(
                 facts(stage)["cost"]["tokens"] for stage in paid)},
         }, companions=companions / "files" if companions else None)
         with atomic_write(folder / "export" / TUNE, "w") as handle:

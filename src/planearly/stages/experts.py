@@ -4,7 +4,6 @@ section 3)."""
 from __future__ import annotations
 
 import functools
-import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from planearly import config, keys, methods, parallel, storage, tensors
+from planearly import keys, methods, parallel, tensors
 from planearly.cost import ledger
 from planearly.cost.model import EXPERT_CHOICE_TOKENS
 from planearly.errors import UserError
@@ -164,7 +163,7 @@ BANKS = {"projected": pretrained_projected, "mixture": pretrained_mixture}
 def pretrained(run: Run, method: str) -> Path:
     """The pretrained experts, or those of the recipe's bundle."""
     if run.recipe.bundle:
-        return bundled(run)
+        return checkpoint.bundled(run)
     return BANKS[str(methods.find(method).bank)](run, method)
 
 
@@ -332,87 +331,3 @@ def routed(run: Run, method: str) -> Path | None:
                                               corpus.text_bytes(dataset, windows))}
 
     return run.stage(f"evaluate/{method}.generic", {"k": k}, inputs, build)
-
-
-# Bundles ----------------------------------------------------------------------------------------
-
-def save_bundle(run: Run, method: str) -> Path:
-    """The pretrained model as a self-contained folder, ``bundle/`` of the stage."""
-    base = pretrained(run, method)
-    clustered = clusters.clusters(run)
-    k = count(run.recipe, method)
-    _, trained = trained_rows(run, method)
-    finest, parent = clusters.lineage(run, k)
-
-    def build(folder: Path) -> None:
-        bundles.save_bundle(
-            folder / "bundle", method, load(run, method), clusters=bundles.Clusters(
-                read_array(clustered / f"centroids-{k}.npy"), trained, finest, parent),
-            embedder=clusters.embedder(run),
-            tokenizer_folder=corpus.tokenizer_folder(run), recipe=run.recipe,
-        )
-
-    settings = {"recipe": bundles.kept_recipe(run.recipe)}
-    return run.stage(f"bundle/{method}", settings, {"model": base, "clusters": clustered}, build)
-
-
-@once
-def bundled(run: Run) -> Path:
-    """The model of the recipe's bundle, as if it had been pretrained in this run."""
-    source = corpus.bundle(run)
-
-    def build(folder: Path) -> dict[str, Any]:
-        info = facts(source)
-        shutil.copyfile(source / "bundle" / "weights.safetensors", folder / loop.FINAL)
-        return {"method": info["kind"], "domain": None, "shape": info["shape"],
-                "cost": ledger.book("bundle", 0, 0, 0)}
-
-    return run.stage(f"pretrain/{facts(source)['kind']}", {}, {"bundle": source}, build)
-
-
-_FIXED = ("generic", "methods", "pretrain_tokens", "cluster.k", "cluster.nested",
-          "finetune.replay_share", "tokenizer.", "model.", "projected.", "mixture.", "pretrain.")
-"""Recipe keys, and beginnings of keys, that are a bundle's to say."""
-
-
-def from_bundle(folder: Path, documents: list[str], overrides: list[str]) -> keys.Recipe:
-    """The recipe that specialises a bundle on documents: all of them, unless overridden.
-
-    Raises:
-        UserError: not a bundle, or not whole.
-    """
-    values = _brought(folder).to_dict()
-    return config.override({**values, "domains": documents, "name": "specialize"}, overrides)
-
-
-def _brought(folder: Path) -> keys.Recipe:
-    """What a bundle says of a recipe that specialises it: without a generic corpus to read."""
-    info = bundles.read_info(folder)
-    if info["kind"] == bundles.CLUSTERS:
-        return config.variant(info["recipe"], {
-            "bundle": str(folder), "methods": [], "finetune.replay_share": 0.0,
-            "cluster.k": sorted(info["levels"])})
-    return config.variant(info["recipe"], {
-        "bundle": str(folder), "methods": [info["kind"]], "finetune.replay_share": 0.0,
-        "cluster.k": sorted({info["experts"], info["finest"]}), "cluster.nested": True,
-        "engine": "local", "processes": None,  # those of where it was made
-    })
-
-
-def check_bundle(recipe: keys.Recipe) -> None:
-    """Refuse a recipe that contradicts its bundle.
-
-    Raises:
-        UserError: a key that the bundle fixes has another value, or the context is longer.
-    """
-    if not recipe.bundle:
-        return
-    brought = _brought(storage.local(recipe.bundle))
-    for place, asked in config.leaves(recipe.to_dict()):
-        if (place.startswith(_FIXED) and place != "projected.tune_vector"
-                and asked != config.value_of(brought, place)):
-            raise UserError(f"recipe key '{place}' is {asked}, but that is settled in the bundle "
-                            f"{recipe.bundle}: leave the key out")
-    if recipe.context > brought.context:
-        raise UserError(f"recipe key 'context' is {recipe.context}, and the experts of the bundle "
-                        f"{recipe.bundle} read {brought.context} tokens: give at most that")

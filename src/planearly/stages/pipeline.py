@@ -16,7 +16,7 @@ from planearly.errors import UserError
 from planearly.keys import Recipe
 from planearly.progress import say
 from planearly.report import sentences
-from planearly.stages import checkpoint, clusters, corpus, exchange, experts, trained
+from planearly.stages import bundled, checkpoint, clusters, corpus, exchange, trained
 from planearly.stages.evaluate import evaluations, write_results
 from planearly.stages.folder import Run
 from planearly.stages.mirror import Mirror
@@ -57,6 +57,8 @@ def run(recipe: Recipe, out: Path | str, until: str = "report",
             f"the bundle {recipe.bundle} holds clusters alone, by which a histogram is counted: "
             "planearly weigh BUNDLE DOCUMENTS --share histogram.json" if recipe.bundle else
             "recipe key 'methods' is empty: name at least one, as methods=[slm-is]")
+    if reach > VERBS.index("weigh"):
+        bundled.check_generic(recipe)
     mirror = Mirror(str(out)) if storage.is_url(out) else None
     if mirror:
         storage.check_writable(mirror.url)
@@ -65,7 +67,8 @@ def run(recipe: Recipe, out: Path | str, until: str = "report",
         given, texts = corpus.histograms(this), corpus.texts(this)
         exchange.check(this, rows)
         for row in rows:
-            if row.needs_domain and reach > VERBS.index("cluster"):
+            if reach > VERBS.index("cluster") and (row.per_domain or (
+                    row.adapts and reach == VERBS.index("weigh"))):
                 corpus.needed_domains(this, f"the pretraining of {row.name}")
         if reach > VERBS.index("pretrain"):
             corpus.needed_domains(this, "fine-tuning")
@@ -86,12 +89,14 @@ def run(recipe: Recipe, out: Path | str, until: str = "report",
             this.divided([partial(trained.pretrain, this, row.name, name)
                           for name in names or [""]  # none: what is the same for every one
                           for row in rows])
-            for row in rows:
-                if (row.bank and not row.adapts and not recipe.bundle
-                        and recipe.mixture.expert is None):
-                    bundle = experts.save_bundle(this, row.name) / "bundle"
+            for row in rows if not recipe.bundle and recipe.mixture.expert is None else ():
+                # a checkpoint that is adapted from goes over as it is
+                if (row.bundled and not (row.adapts and getattr(recipe, row.start))
+                        and (base := trained.pretrain(this, row.name))):
+                    bundle = bundled.save_bundle(this, row, base) / "bundle"
                     say("for other domains: planearly specialize "
-                        f"{shlex.quote(str(bundle))} DOCUMENTS")
+                        f"{shlex.quote(str(bundle))} DOCUMENTS"
+                        + (" 'generic=[CORPUS]'" if row.adapts else ""))
             for name in given:
                 for row in filter(exchange.draws_by_histogram, rows):
                     exchange.handed(this, row, name)

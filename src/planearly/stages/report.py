@@ -156,7 +156,7 @@ def _experts(run: Run, all_trained: list[Trained]) -> Iterator[run_page.Expert]:
             "expert": choice["expert"], "reason": choice["reason"], "share": choice["share"],
             "losses": choice["losses"], "histogram": histogram, "similarity": made["similarity"],
         }
-        if choice["expert"] is not None and not run.recipe.bundle:
+        if choice["expert"] is not None and run.recipe.reads_generic:
             entry["words"] = cluster_words(run, len(histogram))[0].get(choice["expert"], [])
         yield entry
 

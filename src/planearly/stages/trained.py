@@ -24,6 +24,7 @@ from planearly.model import flops, lora, starts
 from planearly.model.transformer import Shape
 from planearly.stages import (
     adapt,
+    bundled,
     checkpoint,
     clusters,
     corpus,
@@ -230,7 +231,10 @@ def pretrained(run: Run, method: str, domain: str = "") -> Path | None:
 
 
 def weigh(run: Run, row: Method, domain: str) -> None:
-    """Make the cluster weights that a method draws by, if it does, and say what they mean."""
+    """Make the cluster weights that a method draws by, if it does, and say what they mean; of a
+    bundle without generic text none."""
+    if not run.recipe.reads_generic:
+        return
     if row.weighs and not row.adapts:
         clusters.importance_weights(run, domain)
     elif row.weighs and (rows := adapt.rows_drawn(run.recipe)):
@@ -250,7 +254,9 @@ def _adapted(run: Run, row: Method, domain: str, drawn: Drawn) -> Path | None:
 
 def _plateau(run: Run, row: Method, drawn: Drawn) -> Path | None:
     """What a method that adapts begins from, for every domain."""
-    return experts.pretrained(run, row.name) if row.bank \
+    if row.bank:
+        return experts.pretrained(run, row.name)
+    return checkpoint.bundled(run) if run.recipe.bundle \
         else adapt.plateau(run, row, drawn.rows, drawn.weights)
 
 
@@ -337,7 +343,7 @@ def check(recipe: Recipe) -> None:
             adapt.check(recipe, row)
     track.check(recipe.track)
     starts.check(recipe)
-    experts.check_bundle(recipe)
+    bundled.check(recipe)
     for row in rows:
         if row.bank:
             experts.check(recipe, row.name)

@@ -91,9 +91,11 @@ def settle(settings: keys.Train, context: int, device: torch.device, folder: Pat
         kept = read_json(file)
     made = Arithmetic(**kept) if kept else Arithmetic(
         use_bf16(settings.precision, device), microbatch_rows(settings, context, device, job))
-    if kept and settings.microbatch_tokens is not None:
-        # lowered after it was killed for want of memory
+    if kept:
+        # lowered after it was killed for want of memory, or begun on a device of another kind
         made.rows = min(made.rows, microbatch_rows(settings, context, device))
+        if made.compiled_from is not None and not can_compile():
+            made.compiled_from = None
     if kept and file.exists():  # noted by a process that ran out of memory while others waited
         made.rows = min(made.rows, read_json(file)["rows"])
     if kept is None and settings.compile != "auto":

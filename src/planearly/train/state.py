@@ -42,6 +42,17 @@ def save_training(
     save_tensors(path, tensors, note)
 
 
+def weights_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of a checkpoint's tensors, the parameters."""
+    return {name: tensor for name, tensor in tensors.items()
+            if not name.startswith((_STATE, _AVERAGE))}
+
+
+def has_moments(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a checkpoint's tensors hold the optimisers' state."""
+    return any(name.startswith(_STATE) for name in tensors)
+
+
 def of_part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """Of a checkpoint's tensors, the optimisers' state of a submodule, by its own names."""
     start = f"{_STATE}{name}."
