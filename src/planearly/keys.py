@@ -90,7 +90,8 @@ class Model:
 @dataclass(frozen=True)
 class Projected:
     experts: int = key("k, experts: one per cluster of the generic corpus", 16)
-    rank: int = key("h, slices of the bank T: multiplies the feed-forward parameters", 12)
+    rank: int | None = key("h, slices of the bank T: multiplies the feed-forward parameters (null: "
+                           "by the tokens per parameter, docs/planning.md)", 12)
     embedding: int = key("m, numbers that belong to one expert alone", 16)
     matrices: list[str] = key("projected feed-forward matrices", ["gate", "up", "down"])
     layers: list[int] | None = key("projected layers (null: all)", None)
@@ -100,6 +101,13 @@ class Projected:
     coefficient_lr: float = key("learning rate of E and M relative to a plain layer's", 1.0)
     blends: int = key("random blends of the experts that a step trains, each on rows drawn by its "
                       "histogram (0: each row trains the expert of its cluster)", 0)
+
+    @property
+    def slices(self) -> int:
+        """h, which :func:`planearly.plan.sizes.settled` has chosen where a recipe leaves it open.
+        """
+        assert self.rank is not None
+        return self.rank
 
     @property
     def at_once(self) -> int:

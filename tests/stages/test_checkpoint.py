@@ -23,12 +23,12 @@ from planearly.model.transformer import Transformer
 from planearly.plan import recipes
 from planearly.plan.options import CHECKPOINT, OpenModel, PlanInput
 from planearly.plan.recommend import recommend
-from planearly.stages import checkpoint, corpus, pipeline, trained, training
+from planearly.stages import bundled, checkpoint, corpus, pipeline, trained, training
 from planearly.stages.folder import Run
 from planearly.train import loop
 from small_models import tokenizer_folder
 from small_outside import FAMILIES, logits, outside_folder
-from small_runs import recipe
+from small_runs import Words, recipe
 from small_stores import fill, put
 from small_trainings import killed_after_steps
 
@@ -142,6 +142,20 @@ def test_experts_at_step_0_are_the_checkpoint(made, llama, tmp_path, monkeypatch
         tensors.set_weights(model, network.materialise(expert), "expert")
         with torch.no_grad():
             torch.testing.assert_close(model(inputs), logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_bundle_is_tuned_at_the_rates_of_the_run_that_began_as_a_checkpoint(
+        made, llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle, "load_embedder", lambda name, cache=None: Words())
+    asked = settings(made, llama, methods=["slm-pn"], projected=PROJECTED)
+    pipeline.run(asked, tmp_path / "run", "specialize")
+    (folder,) = tmp_path.glob("run/bundle/slm-pn-*/bundle")
+    pipeline.run(bundled.from_bundle(folder, [str(made / "domains" / "law")], []),
+                 tmp_path / "owner", "specialize")
+    one, two = (load_file(next(tmp_path.glob(f"{name}/specialize/slm-pn.law-*/final.safetensors")))
+                for name in ("run", "owner"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.slow

@@ -243,7 +243,7 @@ def projection_seconds(setting: Setting, shape: Shape, steps: float) -> float:
     gradients are written and read once each. A calibrated device has measured the ratio instead.
     """
     weights = flops.projected_weights(shape, setting.projected)
-    bank = 4.0 * weights * setting.projected.rank
+    bank = 4.0 * weights * setting.projected.slices
     dense = 4.0 * weights * setting.projected.at_once
     bandwidth = setting.device.bandwidth
     return 0.0 if bandwidth is None else steps * (10 * bank + 4 * dense) / bandwidth

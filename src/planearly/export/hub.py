@@ -74,28 +74,27 @@ def push(folder: Path, name: str, *, private: bool = False, endpoint: str | None
 
 def bundle_card(info: dict[str, Any], name: str) -> str:
     """The card of a bundle, by what :func:`planearly.export.bundle.read_info` says."""
-    kind, shape = info["kind"], info["shape"]
+    kind, shape, verb, more = info["kind"], info["shape"], "specialize", ""
     front = {"library_name": "planearly", "tags": ["planearly", kind]}
-    verb, more = "specialize", ""
+    small = shape and (
+        f"A bundle of `{kind}`, which reads {shape.context} tokens: from it, a small model of "
+        f"{short(flops.parameters(shape))} parameters for a new domain is")
     if kind == bundle.CLUSTERS:
         title = f"{' and '.join(map(str, info['levels']))} clusters"
         told = ("Clusters of a generic corpus: by them the owner of a domain counts a histogram, "
                 "from which others pretrain a model for it without its text")
         verb, more = "weigh", " --share histogram.json"
+    elif bundle.adapts(kind):
+        title = f"small models, {info['step']} steps into their pretraining"
+        told = f"{small} pretrained to the end, on generic text of one's own that looks like it"
+        more = " 'generic=[MY_CORPUS]'"
     else:
-        size = f"a small model of {short(flops.parameters(shape))} parameters for a new domain is"
-        title, told = (
-            f"small models, {info['step']} steps into their pretraining",
-            f"A bundle of `{kind}`: from it, {size} pretrained to the end on generic text of one's "
-            "own that looks like the domain") if bundle.adapts(kind) else (
-            f"{info['experts']} experts", f"A bundle of `{kind}`: from it, {size} made offline, "
-            "without the text that it was pretrained on")
-        told += f". It reads {shape.context} tokens"
-        more = " 'generic=[MY_CORPUS]'" if bundle.adapts(kind) else ""
+        title = f"{info['experts']} experts"
+        told = f"{small} made offline, without the text that it was pretrained on"
     return "\n\n".join([
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {name.rpartition('/')[2]}: {title}",
-        f"{told}; its clusters were made with the embedder `{info['embedder']['name']}`.",
+        f"{told}. Its clusters were made with the embedder `{info['embedder']['name']}`.",
         f"```\nhf download {name} --local-dir bundle\nplanearly {verb} bundle MY_DOCUMENTS{more}\n"
         "```",
     ]) + "\n"

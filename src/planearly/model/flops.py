@@ -105,7 +105,7 @@ def projected_parameters(shape: Shape, projected: keys.Projected) -> int:
     ``embedding`` x ``rank`` matrix M.
     """
     dense = parameters(shape) - projected_weights(shape, projected)
-    bank = projected.rank * projected_weights(shape, projected)
+    bank = projected.slices * projected_weights(shape, projected)
     return dense + bank + _mixing(shape, projected) + projected.experts * projected.embedding
 
 
@@ -116,7 +116,7 @@ def projection_per_step(shape: Shape, projected: keys.Projected, groups: int) ->
     One product makes the dense weights, one returns the bank's gradient and one the coefficients';
     the products with M and E are counted too.
     """
-    bank = projected.rank * projected_weights(shape, projected)
+    bank = projected.slices * projected_weights(shape, projected)
     averages = 2 * 2 * groups * projected.experts * projected.embedding if projected.blends else 0
     return 3 * 2 * groups * (bank + _mixing(shape, projected)) + averages
 
@@ -147,4 +147,4 @@ def _adapter_sides(shape: Shape) -> int:
 
 def _mixing(shape: Shape, projected: keys.Projected) -> int:
     """Numbers in all matrices M."""
-    return len(projected_names(shape, projected)) * projected.embedding * projected.rank
+    return len(projected_names(shape, projected)) * projected.embedding * projected.slices

@@ -230,7 +230,7 @@ def trained(job: Job) -> tuple[int, int]:
         return 0, whole
     hidden = block_matrices(shape)
     if job.projected:
-        hidden += (job.projected.rank - 1) * flops.projected_weights(shape, job.projected)
+        hidden += (job.projected.slices - 1) * flops.projected_weights(shape, job.projected)
     return hidden, whole - hidden
 
 
@@ -241,7 +241,7 @@ def _held(job: Job) -> tuple[float, float]:
         return hidden, other
     if not job.projected:
         return hidden / job.processes, other / job.processes
-    bank = job.projected.rank * flops.projected_weights(job.shape, job.projected)
+    bank = job.projected.slices * flops.projected_weights(job.shape, job.projected)
     gone = bank * (1 - 1 / job.processes)
     return (hidden - gone, other) if hidden else (hidden, other - gone)
 
@@ -269,7 +269,7 @@ def _of_one_size(job: Job) -> float:
         numbers[key] = numbers.get(key, 0.0) + count
     if job.projected:
         for matrix in job.projected.matrices:
-            numbers[down * f if matrix == "down" else f] += (job.projected.rank - 1) * d * f
+            numbers[down * f if matrix == "down" else f] += (job.projected.slices - 1) * d * f
     return shape.layers * max(numbers.values())
 
 
@@ -286,5 +286,5 @@ def _piece(job: Job) -> float:
 def _largest(job: Job) -> float:
     """Numbers in the largest parameter."""
     shape = job.shape
-    bank = shape.d_model * shape.d_ff * (job.projected.rank if job.projected else 1)
+    bank = shape.d_model * shape.d_ff * (job.projected.slices if job.projected else 1)
     return float(max(bank, shape.vocab_size * shape.d_model))

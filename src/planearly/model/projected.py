@@ -77,8 +77,8 @@ class Bank(nn.Module):
             hidden: whether it acts on hidden activations, as neither a norm nor a table does.
         """
         super().__init__()
-        self.slices = nn.Parameter(torch.empty(settings.rank, *size))
-        self.mixing = nn.Parameter(torch.empty(settings.embedding, settings.rank))
+        self.slices = nn.Parameter(torch.empty(settings.slices, *size))
+        self.mixing = nn.Parameter(torch.empty(settings.embedding, settings.slices))
         _mark(self.slices, settings.bank_lr, elementwise=not hidden)
         _mark(self.mixing, settings.coefficient_lr)
 
@@ -174,7 +174,7 @@ class Projected(nn.Module):
         """
         generator = torch.Generator().manual_seed(seed + 0x504E)
         k, m = self.experts.shape
-        used = min(m, self.settings.rank)
+        used = min(m, self.settings.slices)
         deviation = self.settings.deviation if k > 1 and used > 1 else 0.0
         own = torch.randn(k, used - 1, generator=generator)
         self.experts.zero_()
@@ -182,7 +182,7 @@ class Projected(nn.Module):
         self.experts[:, 1:used] = own * (math.sqrt(deviation) / own.norm(dim=1, keepdim=True))
         for name in self.names:
             bank = self.bank(name)
-            bank.mixing.normal_(0.0, self.settings.rank ** -0.5, generator=generator)
+            bank.mixing.normal_(0.0, self.settings.slices ** -0.5, generator=generator)
             nn.init.orthogonal_(bank.mixing[:used], generator=generator)
             matrix = bank.slices[0]
             if matrix.dim() == 1:  # of a norm
@@ -393,9 +393,9 @@ class Projected(nn.Module):
 
 def check_dense_start(settings: keys.Projected) -> None:
     """Refuse a network whose experts could never leave the dense model that they start from."""
-    if settings.rank < 2 or settings.embedding < 2:
+    if (settings.rank or 2) < 2 or settings.embedding < 2:
         raise UserError("a projected network that starts from a dense model needs "
-                        "'projected.rank' and 'projected.embedding' of at least 2")
+                        "'projected.slices' and 'projected.embedding' of at least 2")
     if settings.deviation == 0:
         raise UserError("a projected network that starts from a dense model needs "
                         "'projected.deviation' above 0: its experts would stay alike for ever")

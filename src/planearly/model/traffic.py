@@ -27,7 +27,7 @@ def sent_bytes(job: Job, passes: int) -> float:
     summed, gathered = float(_GRADIENT * (muon + other)), float(_UPDATE * muon)
     if job.sharded and job.projected:
         dense = flops.projected_weights(shape, job.projected)
-        bank = job.projected.rank * dense
+        bank = job.projected.slices * dense
         summed -= _GRADIENT * bank
         # weights to all, their gradients in parts; Muon's rows for whole matrices, and back
         gathered += 2 * _GRADIENT * job.projected.at_once * dense

@@ -26,6 +26,7 @@ from planearly.model import flops
 from planearly.model.projected import Projected
 from planearly.model.transformer import Shape, Transformer
 from planearly.parallel import bf16_is_fast
+from planearly.plan import sizes
 from planearly.progress import say
 from planearly.train import arithmetic, optim, update
 from planearly.train.objective import NextToken
@@ -47,6 +48,7 @@ def calibrate(recipe: keys.Recipe, seconds: float = 60.0) -> Path:
     Returns:
         The file.
     """
+    recipe = sizes.settled(recipe)
     name, device = devices.here(), parallel.device()
     if device.type == "cpu":
         arithmetic.tune_allocator()

@@ -186,12 +186,27 @@ def setting_of(given: PlanInput) -> Setting:
         small = sizes.shape_for(limit)
         large = sizes.shape_for(round(limit * sizes.RATIO))
     large = replace(large, vocab_size=small.vocab_size, context=small.context)
-    projected = sizes.projected_for(small, given.device, given.devices)
-    return Setting(
+    setting = Setting(
         small=small, large=large, device=given.device, devices=given.devices,
-        projected=projected or keys.Projected(experts=16, rank=12, matrices=["up", "down"]),
+        projected=keys.Projected(experts=16, rank=12, matrices=["up", "down"]),
         spec_tokens=given.spec_tokens, teacher_exists=given.teacher is not None, price=given.price,
     )
+    return replace(setting, projected=network(given, setting)[0])
+
+
+def network(given: PlanInput, setting: Setting) -> tuple[keys.Projected, str]:
+    """The projected network for a plan's small model, and why it has so many slices: by the tokens
+    that corpus and budgets afford the largest one that its devices hold."""
+    def fitting(tokens_per_parameter: float) -> keys.Projected:
+        return sizes.projected_for(setting.small, given.device, given.devices,
+                                   tokens_per_parameter) or setting.projected
+
+    row = next(row for row in methods.TABLE.values() if row.bank == "projected")
+    largest = replace(setting, projected=fitting(math.inf))
+    _, afforded = _at_its_step(given, largest, row, model.finetuning(largest, row))
+    each = afforded.tokens / flops.parameters(setting.small)
+    made = fitting(each)
+    return made, f"{made.experts} experts and {sizes.slices(made.experts, each)[1]}"
 
 
 def _affordable(given: PlanInput, limit: int) -> Shape:

@@ -20,6 +20,7 @@ from planearly.errors import UserError
 from planearly.methods import Method
 from planearly.model import flops, outside, starts
 from planearly.model.transformer import Shape
+from planearly.plan import sizes
 from planearly.train.steps import adapted_steps, finetune_limits, planned_rows, rows_per_step
 
 
@@ -27,14 +28,18 @@ def predict(recipe: keys.Recipe, device: Device) -> dict[str, Any]:
     """Parameters of both shapes, and the work of every training stage and in all.
 
     Returns:
-        ``params`` (small, large, projected), ``stages`` (list of ``stage``, ``tokens``, ``flops``,
-        ``device_hours``, ``money``), ``total`` (the same sums), ``device``, a ``note`` on its
-        hours ("": none), and of the corpora by name ``corpora`` (list of ``corpus``, ``tokens``,
-        ``licence``, and ``downloads``, bytes).
+        ``slices`` (why a projected network has so many, where the recipe leaves them open; "": it
+        does not, or has no such network), ``params`` (small, large, projected), ``stages`` (list of
+        ``stage``, ``tokens``, ``flops``, ``device_hours``, ``money``), ``total`` (the same sums),
+        ``device``, a ``note`` on its hours ("": none), and of the corpora by name ``corpora``
+        (list of ``corpus``, ``tokens``, ``licence``, and ``downloads``, bytes).
 
     Raises:
         UserError: the size of the specialization sets is not in the recipe.
     """
+    why = sizes.chosen_slices(recipe)[1] if recipe.projected.rank is None and any(
+        methods.find(name).bank == "projected" for name in recipe.methods) else ""
+    recipe = sizes.settled(recipe)
     setting = _setting(recipe, device)
     domains = domain_names(recipe)
     tokens = planned_rows(recipe) * recipe.context if recipe.pretrain_tokens else 0
@@ -61,7 +66,7 @@ def predict(recipe: keys.Recipe, device: Device) -> dict[str, Any]:
                     if each.taught else model.finetuning(setting, each, one))
     total = sum(stages.values(), model.work(setting, 0.0, 0.0, setting.small))
     return {
-        "device": device.label, "note": _note(device),
+        "device": device.label, "note": _note(device), "slices": why,
         "params": {"small": flops.parameters(setting.small),
                    "large": flops.parameters(setting.large),
                    "projected": flops.projected_parameters(setting.small, recipe.projected)},

@@ -51,7 +51,7 @@ def recipe(plan: Plan, row: Row, generic: list[str], domains: list[str]) -> str:
         "importance": {"k": plan.clusters},
         "model": _model(setting.small),
         "large": _model(setting.large),
-        "projected": {"experts": setting.projected.experts, "rank": setting.projected.rank,
+        "projected": {"experts": setting.projected.experts, "rank": setting.projected.slices,
                       "matrices": setting.projected.matrices},
         "mixture": {"experts": setting.experts},
         "expert": plan.expert,

@@ -358,6 +358,9 @@ def _notes(given: PlanInput, setting: Setting, rows: dict[str, Row], chosen: str
                          "what corpus and hours train at 20 tokens per parameter" if held else
                          f"the memory of one {device.name}" if given.devices == 1 else
                          f"the memory of {given.devices} {device.name} that divide it"))
+    network = _first(rows, lambda m: m.bank == "projected")
+    if _can(network):
+        notes.append(f"{network.method} has {options.network(given, setting)[1]}")
     taught = _first(rows, lambda m: m.taught)
     if given.teacher is not None and _can(taught) and chosen != taught.method:
         notes.append(f"a teacher exists: {taught.method} costs "

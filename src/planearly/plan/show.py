@@ -111,6 +111,8 @@ def predicted(found: dict[str, Any], console: Console) -> None:
                       number(entry["device_hours"]),
                       "-" if entry["money"] is None else f"{entry['money']:,.2f}")
     console.print(table)
+    if found["slices"]:
+        console.print(f"Projected network: {found['slices']}.", markup=False)
     if found.get("note"):
         console.print(f"Note: {found['note']}.", markup=False)
     for corpus in found["corpora"]:

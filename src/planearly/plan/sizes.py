@@ -6,11 +6,14 @@ The paper's family (its section 4): 7 layers, a plain feed-forward of 4 widths w
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 from planearly import keys
 from planearly.cost import model
 from planearly.cost.devices import Device
 from planearly.errors import UserError
-from planearly.model import flops, memory
+from planearly.model import flops, memory, outside, starts
 from planearly.model.transformer import Shape
 from planearly.units import short
 
@@ -91,17 +94,63 @@ def limit_from_speed(tokens_per_second: float, device: Device, quantization: str
     return int(per_second / tokens_per_second * 8 / bits(quantization))
 
 
-def projected_for(shape: Shape, device: Device, devices: int) -> keys.Projected | None:
-    """The projected network for this small model: 32 experts, or 16 where memory is short.
+PAPER_SLICES = {16: 12, 32: 23, 64: 46}
+"""h by the number of experts: with these the paper's projected networks have its totals of 756M,
+1,422M and 2,770M parameters (docs/method.md, the appendix)."""
+FEW_SLICES = 4
+MEASURED, PAPER = (5.5, 41.0), 220.0
+"""Tokens of pretraining per parameter of the deployed model: from and to which four slices were
+measured to be ahead of twelve (docs/results/nano), and the fewest that the paper trained at."""
 
-    32 is the paper's best trade-off (its Figure 7); ranks 23 and 12 give its totals of 1,422M and
-    756M at the 126M shape.
+
+def slices(experts: int, tokens_per_parameter: float) -> tuple[int, str]:
+    """h, the slices of a projected network's bank, by its tokens per parameter; and why.
+
+    Four up to where they were measured, the paper's from where it begins, and between, where
+    nobody has measured, those that are nearer in ratio (docs/decisions.md, "Slices of a bank").
+    """
+    told = f"at {tokens_per_parameter:.3g} tokens per parameter"
+    if tokens_per_parameter < math.sqrt(MEASURED[1] * PAPER):
+        beyond = "" if MEASURED[0] <= tokens_per_parameter <= MEASURED[1] else \
+            ", and nothing nearer to these is known"
+        return FEW_SLICES, (
+            f"{FEW_SLICES} slices {told}: from {MEASURED[0]:g} to {MEASURED[1]:g} they were ahead "
+            f"of 12 at every budget tried, by 0.03 to 0.06 nats with one seed{beyond}")
+    count = PAPER_SLICES[min(PAPER_SLICES, key=lambda n: abs(math.log(n / experts)))]
+    return count, (f"{count} slices {told}: the paper's for about {experts} experts, which it "
+                   f"trained at {PAPER:g} and more and did not compare with fewer slices")
+
+
+def settled(recipe: keys.Recipe) -> keys.Recipe:
+    """The recipe with a number of slices: its own, or that of :func:`slices`."""
+    if recipe.projected.rank is not None:
+        return recipe
+    return replace(recipe, projected=replace(recipe.projected, rank=chosen_slices(recipe)[0]))
+
+
+def chosen_slices(recipe: keys.Recipe) -> tuple[int, str]:
+    """:func:`slices` for a recipe, by its tokens and the vocabulary that it plans."""
+    shape = starts.shape(recipe) or Shape.of(
+        recipe.model, recipe.tokenizer.vocab_size, recipe.context)
+    return slices(recipe.projected.experts, recipe.pretrain_tokens / flops.parameters(
+        outside.alike(shape)))
+
+
+def projected_for(shape: Shape, device: Device, devices: int,
+                  tokens_per_parameter: float) -> keys.Projected | None:
+    """The projected network for this small model: 32 experts, or 16 where memory is short or
+    :func:`slices` are few, as they were measured with.
+
+    32 is the paper's best trade-off (its Figure 7).
 
     Returns:
         None if neither can train one row in the memory of the devices.
     """
     matrices = ["up", "down"] if shape.ffn != "swiglu" else ["gate", "up", "down"]
-    for experts, rank in ((32, 23), (16, 12)):
+    for experts in (32, 16):
+        rank, _ = slices(experts, tokens_per_parameter)
+        if rank == FEW_SLICES:
+            experts = 16
         projected = keys.Projected(experts=experts, rank=rank, matrices=matrices)
         job = model.job_on(device, devices, shape, projected=projected)
         if memory.fits(device.memory, job):

@@ -15,8 +15,9 @@ from planearly.errors import UserError
 from planearly.export import bundle as bundles
 from planearly.files import read_array
 from planearly.methods import Method
+from planearly.model import starts
 from planearly.model.transformer import Shape
-from planearly.stages import clusters, corpus, experts
+from planearly.stages import clusters, corpus, experts, finetune
 from planearly.stages.folder import Run, facts
 from planearly.train import loop
 from planearly.train.steps import adapted_steps
@@ -28,29 +29,31 @@ def save_bundle(run: Run, row: Method, base: Path) -> Path:
     Args:
         base: the finished stage of it, by :func:`planearly.stages.trained.pretrain`.
     """
-    clustered = clusters.clusters(run)
+    clustered, recipe = clusters.clusters(run), run.recipe
+    if starts.folder(recipe, row.large):  # which an owner's run cannot tell
+        recipe = config.variant(recipe, {"finetune": finetune.in_numbers(run, row.large, 1)})
 
     def build(folder: Path) -> None:
         if row.adapts:
-            step = adapted_steps(run.recipe)[0]
+            step = adapted_steps(recipe)[0]
             arrays, ks = clusters.arrays(run)
             bundles.save_clusters(
                 folder / "bundle", arrays, ks, embedder=facts(clustered)["embedder"],
-                tokenizer_folder=corpus.tokenizer_folder(run), recipe=run.recipe,
+                tokenizer_folder=corpus.tokenizer_folder(run), recipe=recipe,
                 plateau=bundles.Plateau(
                     row.name, Shape(**facts(base)["shape"]), step, loop.branch_file(base, step),
                     base / bundles.METRICS))
             return
-        k = experts.count(run.recipe, row.name)
+        k = experts.count(recipe, row.name)
         _, trained = experts.trained_rows(run, row.name)
         finest, parent = clusters.lineage(run, k)
         bundles.save_bundle(
             folder / "bundle", row.name, experts.load(run, row.name), clusters=bundles.Clusters(
                 read_array(clustered / f"centroids-{k}.npy"), trained, finest, parent),
             embedder=clusters.embedder(run),
-            tokenizer_folder=corpus.tokenizer_folder(run), recipe=run.recipe)
+            tokenizer_folder=corpus.tokenizer_folder(run), recipe=recipe)
 
-    settings = {"recipe": bundles.kept_recipe(run.recipe, row.name)}
+    settings = {"recipe": bundles.kept_recipe(recipe, row.name)}
     return run.stage(f"bundle/{row.name}", settings, {"model": base, "clusters": clustered}, build)
 
 

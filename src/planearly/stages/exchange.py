@@ -23,13 +23,11 @@ from planearly.export import bundle as bundles
 from planearly.export.folder import export
 from planearly.files import atomic_write, read_array
 from planearly.methods import GENERIC, Method
-from planearly.model import outside, starts
 from planearly.progress import say
-from planearly.stages import checkpoint, clusters, corpus, trained, training
+from planearly.stages import checkpoint, clusters, corpus, finetune, trained, training
 from planearly.stages.evaluate import total_cost
 from planearly.stages.folder import Run, facts
-from planearly.train import loop, optim
-from planearly.train.steps import finetune_limits, rows_per_step
+from planearly.train import loop
 
 TUNE = "tune.yaml"
 """Beside a model that is handed over: the recipe that fine-tunes it."""
@@ -143,19 +141,10 @@ def _paid(run: Run, stage: Path) -> list[Path]:
 
 def _home(run: Run, row: Method, given: shared.Shared) -> dict[str, Any]:
     """The recipe by which an owner fine-tunes as this run would have, with the texts at hand."""
-    recipe = run.recipe
-    finetune, context = recipe.finetune, recipe.context
+    recipe, context = run.recipe, run.recipe.context
     level = next(iter(given.levels.values()))
     tokens = max(round(float(level.counts.sum()) * context), 1)
-    continued = starts.folder(recipe, row.large) is not None
-    _, factor = finetune_limits(finetune, tokens, 1, rows_per_step(finetune.batch_tokens, context),
-                                continued=continued)
-    rates = optim.resolve_finetuning(
-        finetune, recipe.pretrain.optimizer, 1,
-        outside.width_of(training.shape_of(run, row.large)), continued, factor)
-    values = asdict(finetune)
-    values["optimizer"] |= {"lr": rates.lr, "embedding_lr": rates.embedding_lr}
-    values |= {"lr_scale": None, "replay_share": 0.0}
+    values = finetune.in_numbers(run, row.large, tokens) | {"replay_share": 0.0}
     own = asdict(keys.Finetune())
     return {"name": f"{recipe.name}-tuned", "seed": recipe.seed, "methods": ["slm"],
             "pretrain_tokens": 0, "context": context,

@@ -87,6 +87,25 @@ def tuning(run: Run, name: str, replay: Replay | None = None, scratch: bool = Fa
     return Tuning(own, stream, steps, tokens, factor, continued)
 
 
+def in_numbers(run: Run, large: bool, tokens: int) -> dict[str, Any]:
+    """The recipe's section ``finetune`` for a run elsewhere that does not know what the model began
+    as: with the rates that it comes to here in place of shares of pretraining's.
+
+    Args:
+        tokens: of the specialization set.
+    """
+    recipe, tune = run.recipe, run.recipe.finetune
+    continued = starts.folder(recipe, large) is not None
+    _, factor = finetune_limits(tune, tokens, 1, rows_per_step(tune.batch_tokens, recipe.context),
+                                continued=continued)
+    rates = optim.resolve_finetuning(
+        tune, recipe.pretrain.optimizer, 1, outside.width_of(training.shape_of(run, large)),
+        continued, factor)
+    values = asdict(tune)
+    values["optimizer"] |= {"lr": rates.lr, "embedding_lr": rates.embedding_lr}
+    return values | {"lr_scale": None}
+
+
 def finetune(run: Run, name: str, model: Trainable, folder: Path, label: str) -> loop.Outcome:
     """Fine-tune any model as the recipe says, with early stopping; not a stage of its own."""
     settings, plan = run.recipe.finetune, tuning(run, name)

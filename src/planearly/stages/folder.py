@@ -40,6 +40,7 @@ from planearly.files import (
     write_json,
 )
 from planearly.keys import Recipe
+from planearly.plan import sizes
 from planearly.progress import say
 from planearly.stages import claims
 from planearly.stages.claims import Busy
@@ -71,7 +72,7 @@ class Run:
 
         ``first`` tells, while the folder is taken, that no other process worked there before.
         """
-        self.out, self.recipe, self.mirror = out, recipe, mirror
+        self.out, self.recipe, self.mirror = out, sizes.settled(recipe), mirror
         self.wait, self.build, self.earlier = wait, build, earlier
         self.executor = executors.of(recipe.engine, recipe.processes, out)
         self.alone = False

@@ -14,6 +14,7 @@ from rich.table import Table
 from planearly import methods, parallel, storage
 from planearly.errors import UserError
 from planearly.keys import Recipe
+from planearly.plan import sizes
 from planearly.progress import say
 from planearly.report import sentences
 from planearly.stages import bundled, checkpoint, clusters, corpus, exchange, trained
@@ -44,6 +45,10 @@ def run(recipe: Recipe, out: Path | str, until: str = "report",
         UserError: a recipe that cannot work.
     """
     trained.check(recipe)
+    if recipe.projected.rank is None and any(
+            methods.find(name).bank == "projected" for name in recipe.methods):
+        say(f"projected network: {sizes.chosen_slices(recipe)[1]}")
+    recipe = sizes.settled(recipe)
     corpus.check(recipe)
     if to is not None:
         storage.check_writable(to)

@@ -13,6 +13,7 @@ from planearly import config, keys
 from planearly.errors import UserError
 from planearly.files import digest
 from planearly.keys import Recipe
+from planearly.plan import sizes
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def _variants(recipe: Recipe, block: keys.Block) -> Iterator[Variant]:
         for key in changes:
             config.value_of(recipe, key)  # a misspelt key is no impossible cell
         try:
-            made = config.variant(recipe, changes)
+            made = sizes.settled(config.variant(recipe, changes))
         except UserError as error:
             yield Variant(tuple(changes.items()), None, str(error))
             continue

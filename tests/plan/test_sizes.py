@@ -1,0 +1,112 @@
+"""Slices of a projected network's bank: the rule, what it rests on, and where it is used."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from planearly import config
+from planearly.cost import devices
+from planearly.plan import page, sizes
+from planearly.plan.options import PlanInput
+from planearly.plan.predict import predict
+from planearly.plan.recommend import Plan, recommend
+from planearly.stages import pipeline
+from planearly.stages.folder import Run
+from planearly.study import grid
+from small_runs import recipe as small
+
+NANO = Path(__file__).parents[2] / "docs/results/nano/study.json"
+M, B = 10**6, 10**9
+OPEN = {"experts": 3, "rank": None, "embedding": 3}
+
+
+@pytest.mark.parametrize(("experts", "each", "count"), [
+    (16, 5.5, 4), (64, 41, 4), (32, 0.1, 4), (16, 94, 4),
+    (16, 96, 12), (32, 220, 23), (64, 1323, 46), (30, 500, 23), (4, 500, 12), (200, 500, 46)])
+def test_few_slices_where_they_were_measured_and_the_paper_s_where_it_trained(
+        experts: int, each: float, count: int) -> None:
+    found, why = sizes.slices(experts, each)
+    assert found == count and why.startswith(f"{count} slices at {each:.3g} tokens per parameter")
+    assert ("nothing nearer" in why) == (count == 4 and not 5.5 <= each <= 41)
+
+
+def test_the_study_says_what_the_rule_says_of_it() -> None:
+    """Four slices ahead of twelve at every budget and rule that has both; nothing beyond them."""
+    losses: dict[tuple[Any, ...], dict[str, float]] = {}
+    for row in json.loads(NANO.read_text())["rows"]:
+        of = row["settings"]
+        if row["method"] == "slm-pn" and of["projected.experts"] == 16 and not of["seed"] and (
+                of["projected.deviation"] == 0.5 and not of["projected.tune_vector"]):
+            at = (row["pretrain_tokens"] / row["inference_params"], of["expert"],
+                  of["spec_tokens"], of["projected.rank"])
+            losses.setdefault(at, {})[row["domain"]] = math.log(row["ppl_after"])
+    lead = {}
+    for (*at, rank), few in losses.items():
+        many = losses.get((*at, 12))
+        if rank == 4 and many:
+            lead[tuple(at)] = sum(many[name] - few[name] for name in few) / len(few)
+    assert len(lead) == 6 and all(0.025 < ahead < 0.06 for ahead in lead.values()), lead
+    low, high = (pick(at[0] for at in lead) for pick in (min, max))
+    assert (round(low, 1), math.floor(high)) == sizes.MEASURED
+
+
+def planned(**changes: Any) -> Plan:
+    return recommend(PlanInput(**{
+        "device": devices.find("a100"), "limit": 126 * M, "generic_tokens": 150 * B, **changes}))
+
+
+@pytest.mark.parametrize(("tokens", "experts", "count"), [(150 * B, 32, 23), (5 * B, 16, 4)])
+def test_a_plan_s_network_follows_its_tokens_and_says_why(
+        tokens: int, experts: int, count: int, tmp_path: Path) -> None:
+    made = planned(generic_tokens=tokens)
+    network = made.setting.projected
+    assert (network.experts, network.rank) == (experts, count)
+    (note,) = [note for note in made.notes if note.startswith("slm-pn has")]
+    assert f"{experts} experts and {count} slices at" in note
+    assert note in str(page.section(made)) or note.replace("'", "&#39;") in str(page.section(made))
+    found = page.content(made, [], [])["recipes"]["slm-pn"]
+    assert f"rank: {count}\n" in found and f"experts: {experts}\n" in found
+
+
+def test_a_budget_of_few_hours_takes_few_slices() -> None:
+    assert planned(generic_hours=20).setting.projected.rank == 4
+    assert planned(generic_hours=650).setting.projected.rank == 23
+
+
+def test_a_recipe_that_leaves_them_open_is_settled_by_its_own_tokens() -> None:
+    given = config.load("nano-pn", ["domains=[a]", "spec_tokens=100k"])
+    assert sizes.settled(given) is given
+    left = config.variant(given, {"projected.rank": None})
+    assert sizes.settled(left).projected.rank == 4
+    many = config.variant(left, {"pretrain_tokens": 500 * M})
+    assert sizes.settled(many).projected.rank == 12
+    a100 = devices.find("a100")
+    of_four = predict(config.variant(given, {"projected.rank": 4}), a100)
+    assert of_four["slices"] == ""
+    found = predict(left, a100)
+    assert found["slices"].startswith("4 slices at 17.") and {**found, "slices": ""} == of_four
+    assert predict(config.variant(left, {"methods": ["slm"]}), a100)["slices"] == ""
+
+
+def test_a_run_of_open_slices_is_that_of_the_number(made: Path, tmp_path: Path,
+                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    asked = small(made, methods=["slm-pn"], projected=OPEN)
+    pipeline.run(asked, tmp_path, "pretrain")
+    assert "projected network: 4 slices at" in capsys.readouterr().err
+    assert "rank: 4" in (tmp_path / "recipe.yaml").read_text()
+    numbered = small(made, methods=["slm-pn"], projected={**OPEN, "rank": 4})
+    run = Run(tmp_path, asked)
+    assert run.recipe == numbered
+    pipeline.run(numbered, tmp_path, "pretrain")
+    assert len(list(tmp_path.glob("pretrain/*"))) == 1
+
+
+def test_cells_of_a_study_are_settled_each_by_its_budget(made: Path) -> None:
+    study = {"grid": [{"methods": ["slm-pn"], "over": {"pretrain_tokens": [20_000, 20 * M]}}]}
+    cells = grid.cells(small(made, methods=["slm-pn"], projected=OPEN, study=study), ["law"])
+    assert [cell.variant.recipe.projected.rank for cell in cells if cell.variant.recipe] == [4, 12]
