@@ -9,8 +9,8 @@ READY := $(VENV)/.ready$(TORCH:%=-%)
 TORCH_VERSION = $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCH_BUILD = $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$(TORCH) \
   'torch==$(TORCH_VERSION)+$(TORCH)',torch)
-# two processes of one thread each use two cores better than one process of two
-TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# two processes of one thread each use two cores better than one process of two; conftest.py orders files
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test smoke quick soak lowest newest pythons lm-eval s3 lint site clean

@@ -23,7 +23,7 @@ EXTRAS = ("hub", "lora")
 TESTS = ("test_layers.py", "test_config.py", "test_api.py", "data/test_readers.py",
          "data/test_tokenizer.py", "data/test_hub.py", "data/test_corpora.py",
          "model/test_outside.py", "model/test_lora.py", "train/test_optim.py",
-         "train/test_track.py", "export", "test_storage.py")
+         "train/test_track.py", "export", "test_storage.py", "test_published.py")
 """What depends on the versions of others most; slow tests are left out."""
 RUN = "stages/test_checkpoint.py::test_an_open_model_from_documents_to_an_exported_folder[qwen3]"
 

@@ -1,16 +1,25 @@
 """A corpus, an embedder and a recipe small enough to run every method in a test."""
 
+import contextlib
+import functools
 import hashlib
+import io
 import json
 import os
-import subprocess
 import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from planearly import config, keys
+from planearly.cli import main
 from planearly.cluster import embed
+from planearly.data import documents
+from small_processes import fork
 
 TOPICS = {"sea": "ship wave harbour sail tide captain anchor storm deck rope",
           "farm": "cow field barn wheat plough hen gate milk tractor hay",
@@ -33,16 +42,22 @@ def document(topic: str, rng: np.random.Generator, words: int = 60) -> str:
     return " ".join(said).capitalize() + "."
 
 
-def corpus(root: Path) -> Path:
+@functools.cache
+def _texts() -> dict[str, str]:
+    """What the files of a corpus hold."""
     rng = np.random.default_rng(0)
-    lines = [json.dumps({"text": document(t, rng), "source": t})
-             for _ in range(120) for t in TOPICS]
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "generic.jsonl").write_text("\n".join(lines))
-    (root / "domains" / "law").mkdir(parents=True)
+    texts = {"generic.jsonl": "\n".join(
+        json.dumps({"text": document(t, rng), "source": t}) for _ in range(120) for t in TOPICS)}
     for split, n in (("train", 40), ("valid", 12), ("test", 12)):
-        texts = [json.dumps({"text": document("law", rng)}) for _ in range(n)]
-        (root / "domains" / "law" / f"{split}.jsonl").write_text("\n".join(texts))
+        texts[f"domains/law/{split}.jsonl"] = "\n".join(
+            json.dumps({"text": document("law", rng)}) for _ in range(n))
+    return texts
+
+
+def corpus(root: Path) -> Path:
+    for name, text in _texts().items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
     return root
 
 
@@ -72,6 +87,11 @@ def recipe(root: Path, **over) -> keys.Recipe:
     return config.build(keys.Recipe, {**values, **over}, "")
 
 
+def with_grid(root: Path, *blocks: dict, **over) -> keys.Recipe:
+    """A study of these blocks."""
+    return recipe(root, study={"grid": list(blocks)}, methods=["slm"], **over)
+
+
 def results(out: Path) -> dict[str, bytes]:
     """The files of a run folder that depend on nothing but its recipe and texts."""
     return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()
@@ -79,41 +99,68 @@ def results(out: Path) -> dict[str, bytes]:
             and not p.relative_to(out).parts[0].startswith(".")}
 
 
-def command(*words: str, **environment: str) -> list[str]:
+class Done(NamedTuple):
+    """What a command ended with."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def call(*words, check: int | None = 0) -> Done:
+    """The command in this process, which spares it the seconds that an interpreter's imports take.
+
+    Args:
+        check: the status that it must end with; None: any.
+    """
+    with (contextlib.redirect_stdout(io.StringIO()) as out,
+          contextlib.redirect_stderr(io.StringIO()) as told):
+        try:
+            main([*map(str, words)])
+            status = 0
+        except SystemExit as end:
+            status = end.code
+    assert check in (None, status), told.getvalue()[-3000:]
+    return Done(status, out.getvalue(), told.getvalue())
+
+
+def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "planearly.cli", *map(str, words)]
 
 
-def call(*words, check: int | None = 0) -> subprocess.CompletedProcess:
-    done = subprocess.run(command(*words), capture_output=True, text=True, timeout=1500,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
-    if check is not None:
-        assert done.returncode == check, done.stderr[-3000:]
-    return done
+def forked(told: Path, *words, begin: Callable[[], None] | None = None) -> BaseProcess:
+    """The command in a process of its own.
+
+    Args:
+        told: file to append to what the command says.
+        begin: called before it.
+    """
+    return fork(_command, told, [*map(str, words)], begin)
 
 
-STARTED_TOGETHER = """
-import sys, time
-from pathlib import Path
-from planearly.data import documents
-documents._GROUP = 20_000
-if __name__ == "__main__":
-    from planearly.cli import main
-    from planearly.stages import pipeline
-    from planearly.study import run
-    Path(sys.argv[1]).touch()
-    while len(list(Path(sys.argv[1]).parent.glob("*.ready"))) < 2:
+def _command(told: Path, words: list[str], begin: Callable[[], None] | None) -> None:
+    with open(told, "ab") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+    if begin:
+        begin()
+    main(words)
+
+
+def _together(ready: Path) -> None:
+    documents._GROUP = 20_000
+    ready.touch()
+    while len(list(ready.parent.glob("*.ready"))) < 2:
         time.sleep(0.01)
-    main(sys.argv[2:])
-"""
 
 
 def both(folder: Path, *words) -> list[str]:
     """What two processes say that are started with the same command at the same time."""
-    (folder / "go.py").write_text(STARTED_TOGETHER)
-    started = [subprocess.Popen(
-        [sys.executable, folder / "go.py", folder / f"{i}.ready", *map(str, words)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}) for i in range(2)]
-    told = [process.communicate(timeout=900)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], told
+    files = [folder / f"{i}.told" for i in range(2)]
+    started = [forked(file, *words, begin=functools.partial(_together, file.with_suffix(".ready")))
+               for file in files]
+    for process in started:
+        process.join(900)
+    told = [file.read_text() for file in files]
+    assert [process.exitcode for process in started] == [0, 0], told
     return told

@@ -80,3 +80,9 @@ def s3(s3_server, fresh_cache, monkeypatch, tmp_path):
 def hasty(monkeypatch):
     """Without pauses before a block is asked for again."""
     monkeypatch.setattr(storage, "_PAUSES", (0.0, 0.0, 0.0))
+
+
+@pytest.fixture(params=["memory", pytest.param("s3", marks=pytest.mark.s3)])
+def store(request, hasty):
+    """The URL of an empty folder, of each kind of store."""
+    return request.getfixturevalue(request.param)

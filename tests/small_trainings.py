@@ -1,5 +1,6 @@
 """A stream, a model and a training small enough for a test of the loop."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from planearly import keys, tensors
+from planearly import keys, parallel, tensors
 from planearly.data.dataset import IGNORE
 from planearly.data.streams import Batch
 from planearly.model.transformer import Shape, Transformer
@@ -43,6 +44,18 @@ def run(folder: Path, steps: int = 12, train: keys.Train | None = None, **more):
     outcome = loop.train(
         Dense(model), Words(), steps, train or settings(), folder, name="t", **more)
     return outcome, tensors.load_tensors(folder / loop.FINAL)[0]
+
+
+def run_apart(rank: int, folder: Path, steps: int, processes: int = 1) -> None:
+    """The same in a process of its own, one of several that share it as torchrun has them do."""
+    if processes > 1:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(processes),
+                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + os.getppid() % 1000)}
+        parallel.start()
+    torch.set_num_threads(1)
+    train = settings(log_steps=1, checkpoint_seconds=0.0,
+                     optimizer=keys.Optimizer(preset="paper", lr=1e-3))
+    run(folder, steps, train, average=0.5)
 
 
 def same(one, other) -> bool:

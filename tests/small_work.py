@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from planearly import files
+from planearly.engine.shared import Shared
 from planearly.engine.work import Shard, Work, shard_function
 from planearly.errors import UserError
 
@@ -85,6 +86,15 @@ def work(out: Path, troubles: dict[int, str] | None = None, once: bool = True,
                                  "trouble": (troubles or {}).get(number)},
               out / "parts" / f"{number}.json", f"key {number}", (out / f"{number}.txt",))
         for number in range(n)], small=small)
+
+
+def help_from_elsewhere(folder: Path, seconds: float) -> None:
+    """Help with the works of a run folder until there are none, from another current folder."""
+    os.chdir("/")
+    os.environ["SMALL_WORK_SECONDS"] = str(seconds)
+    executor = Shared(1, folder)
+    while not executor.help():
+        time.sleep(0.01)
 
 
 def log(out: Path) -> list[tuple[int, str, int]]:

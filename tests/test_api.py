@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
+import scipy
 
 import planearly
 from planearly import api, config, keys, storage
 from planearly.cli import main
+from planearly.data import pydocs
 from small_models import TEXT, model_folder
 from small_runs import corpus, recipe
 from small_stores import fill, put
@@ -110,6 +113,9 @@ def test_importing_brings_no_torch():
 @pytest.mark.skipif(not NOTEBOOK.exists(), reason="not in a checkout")
 def test_the_notebook_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # of the installation, whose files take a minute to read: the domain and a little more
+    monkeypatch.setattr(pydocs, "installation", lambda: [
+        (module.__name__, Path(module.__file__).parent) for module in (scipy, numpy, json)])
     known: dict = {}
     for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"]:
         if cell["cell_type"] == "code":

@@ -1,5 +1,6 @@
 """benchmarks/gpu.sh at toy sizes on this machine: known to work before a GPU is at hand."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -7,26 +8,53 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from small_runs import corpus
 
-ROOT = Path(__file__).parent.parent
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The module of the parts, which the script calls each in a process of its own."""
+    spec = importlib.util.spec_from_file_location("gpu", BENCHMARKS / "gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "gpu", module)
+    spec.loader.exec_module(module)
+    precision = torch.get_float32_matmul_precision()
+    yield module
+    torch.set_float32_matmul_precision(precision)
 
 
 @pytest.mark.slow
-def test_every_part_runs_at_toy_sizes(tmp_path):
+def test_every_part_runs_at_toy_sizes(gpu, tmp_path, monkeypatch, capsys):
     text = corpus(tmp_path / "text")
     (text / "domain.jsonl").write_bytes((text / "domains/law/train.jsonl").read_bytes())
+    out, by_script = tmp_path / "out", (1, 4)
+    monkeypatch.setenv("PLANEARLY_TEXT", str(text))
     done = subprocess.run(
-        ["bash", ROOT / "benchmarks/gpu.sh"], capture_output=True, text=True,
-        env={**os.environ, "OUT": str(tmp_path / "out"), "TOY": "1", "PYTHON": sys.executable,
-             "PLANEARLY_TEXT": str(text), "OMP_NUM_THREADS": "1"})
-    lines = [line for line in done.stdout.splitlines() if line.startswith("part ")]
+        ["bash", BENCHMARKS / "gpu.sh", " ".join(map(str, by_script))],
+        capture_output=True, text=True,
+        env={**os.environ, "OUT": str(out), "TOY": "1", "PYTHON": sys.executable,
+             "OMP_NUM_THREADS": "1"})
+    for part in gpu.PARTS.keys() - by_script:
+        monkeypatch.setattr(sys, "argv", ["gpu.py", str(part), "--toy", "--out", str(out)])
+        gpu.main()
+    said = done.stdout + capsys.readouterr().out
+    lines = [line for line in said.splitlines() if line.startswith("part ")]
     assert len(lines) == 7 and not [x for x in lines if "failed" in x or "stopped" in x], (
-        done.stdout + done.stderr[-2000:])
-    notes = [json.loads((tmp_path / f"out/gpu-{n}.json").read_text()) for n in range(1, 8)]
+        said + done.stderr[-2000:])
+    notes = [json.loads((out / f"gpu-{n}.json").read_text()) for n in gpu.PARTS]
     assert notes[1]["tokens_per_second"]["ours"] > 0
     assert set(notes[2]["ratios"]) == {"adamw, h = 3", "modern, h = 3"}
     assert notes[3]["formula_bytes"] > 0
     assert notes[5]["seconds"] > 0
     assert min(notes[6]["tokens_per_second"].values()) > 0 < notes[6]["side_by_side"]["sum"]
+
+
+def test_the_script_calls_every_part_in_its_time(gpu):
+    script = (BENCHMARKS / "gpu.sh").read_text()
+    assert f"${{1:-{' '.join(map(str, gpu.PARTS))}}}" in script
+    (times,) = [line for line in script.splitlines() if line.startswith("seconds=(")]
+    assert len(times.split()) == len(gpu.PARTS) + 1

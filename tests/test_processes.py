@@ -38,15 +38,15 @@ child = subprocess.Popen([sys.executable, "-c", sys.argv[1], str(os.getpid())])
 time.sleep(60)
 """
 POOL = """
-import os, time
+import functools, os, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from planearly import processes
 if __name__ == "__main__":
     with ProcessPoolExecutor(2, get_context("spawn"), processes.serve, (os.getpid(),)) as pool:
-        for each in pool.map(print, map(str, [os.getpid()] * 2)):
-            pass
-        list(pool.map(time.sleep, [60, 60]))
+        say = functools.partial(print, flush=True)
+        list(pool.map(say, [os.getpid()] * 2))
+        list(pool.map(time.sleep, [600, 600]))
 """
 CHILD = """
 import os, signal, sys, time

@@ -3,11 +3,10 @@
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
 import threading
 from collections import Counter
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -18,20 +17,10 @@ from planearly.engine.local import Local
 from planearly.engine.shared import Shared
 from planearly.errors import UserError
 from planearly.stages import pipeline
-from small_models import sentence_model
-from small_runs import TOPICS, both, call, corpus, results
+from small_processes import fork
+from small_runs import both, call, corpus, results
 from small_runs import recipe as small
-from small_work import log, made, until, work
-
-HELPER = """
-import sys, time
-from pathlib import Path
-import small_work
-from planearly.engine.shared import Shared
-executor = Shared(1, Path(sys.argv[1]))
-while not executor.help():
-    time.sleep(0.01)
-"""
+from small_work import help_from_elsewhere, log, made, until, work
 
 
 @pytest.fixture
@@ -39,18 +28,14 @@ def helper(tmp_path):
     """Starts a process that helps with the works of a run folder."""
     started = []
 
-    def start(seconds: float = 0.0) -> subprocess.Popen:
-        paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
-        process = subprocess.Popen(
-            [sys.executable, "-c", HELPER, str(tmp_path)], cwd="/",
-            env={**os.environ, "PYTHONPATH": paths, "SMALL_WORK_SECONDS": str(seconds)})
-        started.append(process)
-        return process
+    def start(seconds: float = 0.0) -> BaseProcess:
+        started.append(fork(help_from_elsewhere, tmp_path, seconds))
+        return started[-1]
 
     yield start
     for process in started:
         process.kill()
-        process.wait()
+        process.join()
 
 
 def led(tmp_path, begun=lambda: True, **more):
@@ -63,6 +48,11 @@ def led(tmp_path, begun=lambda: True, **more):
     return Leader(1, tmp_path).map(work(tmp_path / "out", **more))
 
 
+def status(process: BaseProcess) -> int | None:
+    process.join(60)
+    return process.exitcode
+
+
 def begun_by(process, out: Path) -> list[int]:
     return [number for by, what, number in log(out) if by == process.pid] if (
         out / "log").exists() else []
@@ -73,7 +63,7 @@ def test_two_divide_a_work(tmp_path, helper, monkeypatch):
     monkeypatch.setenv("SMALL_WORK_SECONDS", "0.01")
     other = helper(0.01)
     found = led(tmp_path, lambda: begun_by(other, tmp_path / "out"), n=30)
-    assert other.wait(60) == 0
+    assert status(other) == 0
     assert [counts["double"] for counts in found] == [2 * number for number in range(30)]
     assert made(tmp_path / "out") == made(tmp_path / "plain")
     done = Counter(number for _, what, number in log(tmp_path / "out") if what == "begin")
@@ -87,7 +77,7 @@ def test_the_shard_of_one_that_dies_is_taken_over(tmp_path, helper):
 
     def kill_it_when_all_else_is_done():
         until(lambda: len(list((out / "parts").glob("*.json"))) == 7)
-        other.send_signal(signal.SIGKILL)
+        other.kill()
 
     killer = threading.Thread(target=kill_it_when_all_else_is_done)
     killer.start()
@@ -118,7 +108,7 @@ def test_what_no_leader_is_left_for_is_done_by_the_others(tmp_path, helper):
     locks.mkdir()
     for path, content in kept.items():
         path.write_bytes(content)
-    assert helper().wait(60) == 0
+    assert status(helper()) == 0
     before = len(log(tmp_path / "out"))
     assert before == 16
     assert Shared(1, tmp_path).map(asked)[7]["double"] == 14
@@ -174,20 +164,19 @@ def stages_made(told: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["run", "study"])
-def test_two_commands_divide_the_trainings_of_a_folder(tmp_path, verb):
+def test_two_commands_divide_the_trainings_of_a_folder(tmp_path, unrendered, verb):
     """Domains and experts of a run, cells of a study: each by one of the two, with the weights that
     one process alone ends with."""
     root = corpus(tmp_path / "text")
-    words = [word for topic in TOPICS.values() for word in topic.split()]
-    (root / "domains" / "sea").mkdir()
-    for split in ("train", "valid", "test"):
-        text = (root / "domains" / "law" / f"{split}.jsonl").read_text()
-        (root / "domains" / "sea" / f"{split}.jsonl").write_text(text.replace("court", "harbour"))
+    if verb == "run":
+        (root / "domains" / "sea").mkdir()
+        for split in ("train", "valid", "test"):
+            text = (root / f"domains/law/{split}.jsonl").read_text().replace("court", "harbour")
+            (root / f"domains/sea/{split}.jsonl").write_text(text)
     more = {"methods": ["slm", "slm-mix"], "mixture": {"experts": 3}} if verb == "run" else {
         "methods": ["slm"], "study": {"grid": [{"methods": ["slm", "slm-nopt"],
                                                 "over": {"seed": [0, 1]}}]}}
-    asked = small(root, cluster={"k": [3], "embedder": str(
-        sentence_model(tmp_path / "embedder", words))}, **more)
+    asked = small(root, **more)
     (tmp_path / "recipe.yaml").write_text(json.dumps(asked.to_dict()))
     told = both(tmp_path, verb, tmp_path / "recipe.yaml", "--out", tmp_path / "both",
                 "processes=1", "engine=shared")

@@ -27,6 +27,7 @@ from planearly.train import arithmetic, distill, muon, optim, update
 from planearly.train.average import Average
 from planearly.train.objective import NextToken, Objective
 from planearly.train.trainable import Dense, Trainable
+from small_processes import together
 
 SMALL = Shape(layers=3, d_model=128, heads=2, d_ff=352, vocab_size=512, context=64)
 BANK = keys.Projected(experts=8, rank=6, embedding=6)
@@ -123,7 +124,7 @@ def _divided(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_a_divided_step_takes_what_the_formula_says(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_divided, (str(tmp_path),), nprocs=4)
+    together(4, _divided, str(tmp_path))
     for number, (job, rows) in enumerate(DIVIDED):
         job = replace(job, device="cpu", processes=4)
         passes, update = map(max, zip(*(

@@ -12,12 +12,10 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from examples import examples
 from planearly import config, keys, sharding, tensors
 from planearly.data.dataset import IGNORE
-from planearly.data.sample import Interleave
 from planearly.data.streams import Batch
 from planearly.errors import UserError
 from planearly.model import flops, grouped
@@ -26,42 +24,8 @@ from planearly.model.projected import Projected, by_group
 from planearly.model.transformer import Shape, Transformer
 from planearly.train import arithmetic, loop
 from planearly.train.trainable import Dense
-
-GATED = Shape(layers=2, d_model=32, heads=2, d_ff=48, vocab_size=61, context=12)
-PLAIN = Shape(layers=2, d_model=32, heads=2, d_ff=64, vocab_size=61, context=12, ffn="gelu",
-              tie_embeddings=False)
-SETTINGS = keys.Projected(experts=5, rank=3, embedding=4)
-TRAIN = keys.Train(batch_tokens=8 * 12, microbatch_tokens=2 * 12, precision="fp32", compile="no",
-                     log_steps=1, optimizer=keys.Optimizer(warmup_steps=1, clip=0.05))
-HISTOGRAMS = torch.tensor([[1.0, 0, 0, 0, 0], [3, 1, 0, 0, 4], [1, 2, 3, 4, 5], [1, 1, 1, 1, 1],
-                           [0, 0, 2, 1, 0]])
-
-
-class Made:
-    """A stream of tokens whose statistics depend on the group."""
-
-    def __init__(self, experts: int, context: int = 12, break_at: int | None = None) -> None:
-        self.context, self.experts, self.break_at = context, experts, break_at
-        self.interleave = Interleave(np.arange(1, experts + 1), 3)
-
-    def batch(self, start: int, stop: int) -> Batch:
-        if self.break_at is not None and stop > self.break_at:
-            raise KeyboardInterrupt
-        groups, _ = self.interleave.draw(start, stop)
-        tokens = np.stack([
-            np.random.default_rng((7, place)).integers(0, 4 + 3 * group, self.context + 1)
-            for place, group in zip(range(start, stop), groups, strict=True)
-        ])
-        inputs, targets = torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(tokens[:, 1:])
-        targets = targets.clone()
-        targets[np.arange(start, stop) % 3 == 0, -2:] = IGNORE
-        return Batch(inputs, targets, groups)
-
-
-def nll(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Summed loss in the parameters' own precision."""
-    return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=IGNORE,
-                           reduction="sum")
+from small_banks import GATED, HISTOGRAMS, PLAIN, SETTINGS, TRAIN, Made, nll
+from small_processes import together
 
 
 def naive(model: Projected, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -317,96 +281,13 @@ def _two(rank: int, folder: str, blends: bool) -> None:
 def test_two_processes_are_one(blends: bool, tmp_path: Path,
                                monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arithmetic, "bf16_is_fast", lambda device: False)
-    torch.multiprocessing.spawn(_two, (str(tmp_path), blends), nprocs=2)
+    together(2, _two, str(tmp_path), blends)
     alone, start = _made(blends), _made(blends)
     loop.train(alone, Made(5), 4, TRAIN, tmp_path / "one", name="pn")
     both, _ = tensors.load_tensors(tmp_path / "two" / loop.FINAL)
     for (name, one), fresh in zip(alone.named_parameters(), start.parameters(), strict=True):
         torch.testing.assert_close(both[name], one.detach(), rtol=1e-9, atol=1e-11)
         assert not torch.equal(one, fresh), name
-
-
-class Together(Mixture):
-    """Independent models trained on one stream of rows, the reference for a projected network.
-
-    A step's gradients are divided by the targets of all of them: to Adam, which does not care for
-    their scale, each model trains on its own share of the batch.
-    """
-
-    selected = 0
-
-    @property
-    def module(self) -> nn.Module:
-        return self
-
-    @property
-    def body(self) -> Transformer:
-        return self.model(self.selected)
-
-    def microbatches(self, groups: np.ndarray, rows: int) -> list[np.ndarray]:
-        return by_group(groups, rows)
-
-    def begin(self, groups: np.ndarray) -> None:
-        pass
-
-    def select(self, groups: np.ndarray) -> None:
-        self.selected = int(groups[0])
-
-    def end(self) -> None:
-        for parameter in self.parameters():  # a model without rows has zeros, as its slices do
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-
-
-def test_mixture_is_the_special_case(tmp_path: Path) -> None:
-    """h = k, E = M = identity, nothing shared: k independent models."""
-    k = 3
-    mixture = Together(GATED, k)
-    names = [n for n, _ in Transformer(GATED).named_parameters()]
-    pn = Projected(GATED, keys.Projected(experts=k, rank=k, embedding=k), names=names)
-    with torch.no_grad():
-        for number, model in enumerate(mixture.models):
-            for name, parameter in model.named_parameters():
-                parameter += 0.01 * torch.randn(parameter.shape,
-                                                generator=torch.Generator().manual_seed(number))
-                pn.bank(name).slices[number] = parameter
-        pn.experts.copy_(torch.eye(k)).requires_grad_(False)
-        for name in names:
-            pn.bank(name).mixing.copy_(torch.eye(k)).requires_grad_(False)
-    assert not list(pn.body.parameters())
-    settings = keys.Train(**{**TRAIN.__dict__, "optimizer": keys.Optimizer(preset="paper")})
-    loop.train(mixture, Made(k), 5, settings, tmp_path / "mix", name="mix")
-    loop.train(pn, Made(k), 5, settings, tmp_path / "pn", name="pn")
-    for expert in range(k):
-        ours, theirs = pn.materialise(expert), mixture.materialise(expert)
-        for name in names:
-            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6)
-
-
-def test_the_reference_trains_each_model_as_if_alone() -> None:
-    mixture = Together(GATED, 3).double()
-    batch = Made(3).batch(0, 12)
-    mixture.begin(batch.groups)
-    for rows in mixture.microbatches(batch.groups, 2):
-        part = batch.take(rows)
-        mixture.select(part.groups)
-        nll(mixture.body, part.inputs, part.targets).backward()
-    mixture.end()
-    for group in range(3):
-        alone = Transformer(GATED).double()
-        part = batch.take(np.flatnonzero(batch.groups == group))
-        nll(alone, part.inputs, part.targets).backward()
-        for (name, p), q in zip(alone.named_parameters(), mixture.model(group).parameters(),
-                                strict=True):
-            torch.testing.assert_close(p.grad, q.grad, rtol=1e-10, atol=1e-12, msg=name)
-
-
-def test_mixture_average() -> None:
-    mixture = Mixture(GATED, 2)
-    with torch.no_grad():
-        mixture.model(1).embed.weight += 1.0
-    blend = mixture.materialise(mixture.blend(torch.tensor([3.0, 1.0])))
-    torch.testing.assert_close(blend["embed.weight"], mixture.model(0).embed.weight + 0.25)
 
 
 @pytest.mark.parametrize(("shape", "settings"), [
@@ -427,41 +308,6 @@ def test_recipes_come_near_the_papers_sizes(recipe: str, experts: int, paper: fl
     shape = Shape.of(made.model, made.tokenizer.vocab_size, made.context)
     assert made.projected.experts == experts and experts in made.cluster.k
     assert flops.projected_parameters(shape, made.projected) == pytest.approx(paper, rel=0.016)
-
-
-def test_compiled_body_is_not_compiled_again_for_every_cluster() -> None:
-    torch._dynamo.reset()
-    model = Projected(GATED, SETTINGS)
-    counter = CompileCounterWithBackend("aot_eager")
-    loss_of = torch.compile(lambda i, t: model.body.loss(i, t), backend=counter)
-    batch = Made(5).batch(0, 30)
-    for sizes in ([2] * 5, [2, 3, 4, 5, 6]):  # one graph, and one for every other number of rows
-        model.begin(np.arange(5))
-        for group, size in enumerate(sizes):
-            part = batch.take(np.arange(size))
-            model.select(np.array([group] * size))
-            loss_of(part.inputs, part.targets).backward()
-        model.end()
-        assert counter.frame_count == 1 + (sizes[1] == 3)
-    assert model.experts.grad is not None and torch.all(model.experts.grad.abs().sum(1) > 0)
-
-
-@pytest.mark.parametrize("product", ["by_row", "by_group"])  # of CPUs, of GPUs
-def test_compiled_body_is_not_compiled_again_for_every_number_of_clusters(
-        product: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grouped, "by_row", getattr(grouped, product))
-    torch._dynamo.reset()
-    model = Projected(GATED, keys.Projected(experts=6, rank=3, embedding=4))
-    counter = CompileCounterWithBackend("aot_eager")
-    loss_of = torch.compile(lambda i, t: model.body.loss(i, t), backend=counter)
-    part = Made(6).batch(0, 6)
-    for clusters in (3, 4, 5, 2, 6):  # one graph, and one for every other number
-        groups = np.minimum(np.arange(6), clusters - 1)
-        model.begin(groups)
-        model.select(groups)
-        loss_of(part.inputs, part.targets).backward()
-        model.end()
-        assert counter.frame_count == 1 + (clusters != 3)
 
 
 @pytest.mark.parametrize(("changes", "words"), [

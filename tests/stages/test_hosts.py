@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -20,8 +21,6 @@ WORKER = """
 import os, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-import torch
-torch.set_num_threads(1)
 import small_trainings as small
 from planearly import parallel
 from planearly.train import loop
@@ -81,13 +80,13 @@ def lines(folder: Path) -> int:
 
 @pytest.mark.slow
 def test_a_training_on_two_hosts_of_which_a_process_is_killed_goes_on_on_one(
-        tmp_path: Path, hosts: list[str]) -> None:
+        tmp_path: Path, hosts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     script, alone, many = tmp_path / "worker.py", tmp_path / "alone", tmp_path / "many"
     for folder in (alone, many):
         folder.mkdir()
     script.write_text(WORKER.format(tests=str(Path(__file__).parent.parent), steps=STEPS))
-    subprocess.run([sys.executable, str(script), str(alone)], check=True, timeout=600,
-                   capture_output=True)
+    monkeypatch.setattr(sys, "argv", [str(script), str(alone)])
+    runpy.run_path(str(script))
     running = [started(host, number, 2, script, many) for number, host in enumerate(hosts)]
     try:
         until = time.monotonic() + 600

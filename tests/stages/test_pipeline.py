@@ -1,9 +1,7 @@
 """The command, as a person runs it: whole runs, kills at any moment, errors of one sentence."""
 
 import json
-import os
 import random
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -14,7 +12,8 @@ from safetensors.torch import load_file
 
 from planearly import storage
 from small_models import sentence_model
-from small_runs import TOPICS, call, command, corpus
+from small_processes import environment
+from small_runs import TOPICS, call, command, corpus, forked
 from small_stores import fill
 
 SETTINGS = [
@@ -33,28 +32,23 @@ STAGES = ("tokenizer", "generic", "embeddings", "clusters", "pretrain/slm", "pre
 """A run is killed in each of these."""
 
 
-
-
-
-
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    """A recipe file on a corpus and with an embedder made up here."""
+    """A recipe file on a corpus made up here."""
     root = corpus(tmp_path_factory.mktemp("text"))
-    words = [word for topic in TOPICS.values() for word in topic.split()]
-    tiny = sentence_model(tmp_path_factory.mktemp("embedder"), words)
     path = root / "small.yaml"
-    lines = [f"generic: [{root / 'generic.jsonl'}]", f"domains_root: {root / 'domains'}",
-             f"cluster: {{embedder: {tiny}}}"]
+    lines = [f"generic: [{root / 'generic.jsonl'}]", f"domains_root: {root / 'domains'}"]
     path.write_text("\n".join(lines) + "\n")
     return path
 
 
 @pytest.fixture(scope="module")
 def whole(recipe, tmp_path_factory):
-    """A finished run."""
+    """A finished run, by an interpreter of its own."""
     out = tmp_path_factory.mktemp("whole")
-    call("run", recipe, *SETTINGS, "--out", out)
+    done = subprocess.run(command("run", recipe, *SETTINGS, "--out", out), timeout=1500,
+                          capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr[-3000:]
     return out
 
 
@@ -140,20 +134,18 @@ def test_killed_at_any_moment_it_ends_the_same(whole, recipe, tmp_path):
     chance = random.Random(5)
     killed = []
     for target in (*STAGES, None):
-        process = subprocess.Popen(command("run", recipe, *SETTINGS, "--out", out),
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                   env={**os.environ, "OMP_NUM_THREADS": "1"})
+        process = forked(tmp_path / "told", "run", recipe, *SETTINGS, "--out", out)
         until = time.monotonic() + 600
-        while target and process.poll() is None and time.monotonic() < until:
+        while target and process.is_alive() and time.monotonic() < until:
             if list(out.glob(f"{target}-*")):
                 time.sleep(chance.uniform(0, 0.3))
-                if process.poll() is None:
-                    process.send_signal(signal.SIGKILL)
+                if process.is_alive():
+                    process.kill()
                     killed.append(target)
                 break
-            time.sleep(0.002)
-        code = process.wait()
-    assert code == 0 and len(killed) >= 5, killed
+            time.sleep(0.01)
+        process.join()
+    assert process.exitcode == 0 and len(killed) >= 5, (killed, (tmp_path / "told").read_text())
     one, other = weights(whole), weights(out)
     assert other.keys() <= one.keys() and len(other) == 4
     for name, tensors in other.items():
@@ -175,10 +167,19 @@ def test_the_exported_model_is_evaluated_and_tried(whole, recipe):
 
 
 @pytest.mark.slow
+def test_a_model_from_a_folder_embeds(recipe, tmp_path):
+    words = [word for topic in TOPICS.values() for word in topic.split()]
+    tiny = sentence_model(tmp_path / "embedder", words)
+    call("weigh", recipe, *SETTINGS, "processes=1", f"cluster.embedder={tiny}",
+         "--out", tmp_path / "run")
+    assert list(tmp_path.glob("run/weights/law-*/manifest.json"))
+
+
+@pytest.mark.slow
 def test_stages_one_by_one_equal_the_run(recipe, whole, tmp_path):
     out = tmp_path / "steps"
     for verb in ("prepare", "cluster", "weigh", "pretrain", "specialize", "evaluate", "export"):
-        call(verb, recipe, *SETTINGS, "--out", out)
+        call(verb, recipe, *SETTINGS, "processes=1", "--out", out)
     assert results(out)["rows"] == results(whole)["rows"]
 
 

@@ -1,17 +1,11 @@
-"""The loop: resumed equals uninterrupted, microbatches and processes change nothing."""
+"""The loop: microbatches and processes change nothing."""
 
 import contextlib
 import itertools
 import json
 import math
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 import types
-from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -23,10 +17,11 @@ from planearly.data.dataset import IGNORE
 from planearly.data.streams import MixedStream, prefetch
 from planearly.errors import UserError
 from planearly.model.transformer import Shape, Transformer
-from planearly.train import arithmetic, loop, metrics, muon, optim, schedule, update
+from planearly.train import arithmetic, loop, metrics, optim, schedule, update
 from planearly.train.objective import NextToken
 from planearly.train.trainable import Dense
-from small_trainings import SHAPE, Killed, Words, killed_after_steps, run, same, settings
+from small_processes import together
+from small_trainings import SHAPE, Killed, Words, killed_after_steps, run, run_apart, same, settings
 
 
 def test_loss_is_the_sum_over_real_targets():
@@ -50,26 +45,6 @@ def test_same_seed_same_weights_and_training_learns(tmp_path, preset):
     lines = [r["loss"] for r in metrics.read(tmp_path / "a" / "metrics.jsonl")]
     assert lines[-1] < lines[0]
     assert first.tokens == sum(int((Words().batch(0, 240).targets != IGNORE).sum()) for _ in [0])
-
-
-
-
-@pytest.mark.parametrize("preset", ["modern", "paper"])
-@pytest.mark.parametrize("stop_at", [1, 5, 11])
-def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, preset, stop_at):
-    monkeypatch.setenv("PLANEARLY_CHECKPOINT_EVERY_STEP", "1")
-    train = settings(optimizer=keys.Optimizer(preset=preset))
-    whole, expected = run(tmp_path / "whole", train=train)
-    killed_after_steps(stop_at, lambda: run(tmp_path / "cut", train=train))
-    resumed, weights = run(tmp_path / "cut", train=train)
-    assert same(expected, weights)
-    assert resumed.tokens == whole.tokens
-    assert resumed.loss == whole.loss
-    drop = ("seconds", "tokens_per_second")
-    records = [[{k: v for k, v in r.items() if k not in drop}
-                for r in metrics.read(tmp_path / name / "metrics.jsonl")]
-               for name in ("whole", "cut")]
-    assert records[0] == records[1]
 
 
 def test_a_finished_training_is_not_done_again(tmp_path):
@@ -121,40 +96,6 @@ def test_early_stopping_keeps_the_best_weights(tmp_path):
     assert outcome.first_validation == 5.0 and outcome.best_validation == 3.0
     best = dict(zip([n for n, _ in Transformer(SHAPE).named_parameters()], seen[2], strict=True))
     assert same(weights, best)
-
-
-def test_early_stopping_survives_a_kill(tmp_path, monkeypatch):
-    monkeypatch.setenv("PLANEARLY_CHECKPOINT_EVERY_STEP", "1")
-
-    def values_by_step():
-        table = {0: 5.0, 2: 4.0, 4: 3.0, 6: 3.5, 8: 3.6, 10: 3.7}
-        return table
-
-    step = {"now": 0}
-
-    def validate(model):
-        return values_by_step()[step["now"]]
-
-    accumulate = update.accumulate
-
-    def counting(fail_at):
-        def call(*args):
-            if step["now"] == fail_at:
-                raise Killed
-            step["now"] += 1
-            return accumulate(*args)
-        return call
-
-    monkeypatch.setattr(update, "accumulate", counting(None))
-    expected = run(tmp_path / "a", 100, validate=validate, validate_steps=2, patience=3)
-    step["now"] = 0
-    monkeypatch.setattr(update, "accumulate", counting(7))
-    with pytest.raises(Killed):
-        run(tmp_path / "b", 100, validate=validate, validate_steps=2, patience=3)
-    monkeypatch.setattr(update, "accumulate", counting(None))
-    got = run(tmp_path / "b", 100, validate=validate, validate_steps=2, patience=3)
-    assert same(expected[1], got[1])
-    assert got[0].best_step == expected[0].best_step == 4
 
 
 def test_a_checkpoint_of_another_shape_is_one_sentence(tmp_path):
@@ -225,36 +166,10 @@ def test_presets_and_their_overrides():
     assert optim.resolve(keys.Optimizer(preset="paper", lr=3e-4, clip=1.0), 10).clip == 1.0
 
 
-WORKER = """
-import sys, torch
-sys.path.insert(0, {tests!r})
-torch.set_num_threads(1)
-from pathlib import Path
-import small_trainings as t
-from planearly import parallel
-parallel.start()
-t.run(Path(sys.argv[1]), int(sys.argv[2]), t.settings(
-    log_steps=1, checkpoint_seconds=0.0, optimizer=t.keys.Optimizer(preset="paper", lr=1e-3)),
-    average=0.5)
-"""
-
-
-def launch(tmp_path: Path, folder: str, processes: int, steps: int = 8) -> subprocess.Popen:
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER.format(tests=str(Path(__file__).parent.parent)))
-    command = [sys.executable, str(script), str(tmp_path / folder), str(steps)]
-    if processes > 1:
-        command[1:1] = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes),
-                        "--master_port", str(29500 + os.getpid() % 1000)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
-    for folder, processes in (("one", 1), ("two", 2)):
-        process = launch(tmp_path, folder, processes)
-        assert process.wait(timeout=900) == 0, process.stderr.read().decode()[-2000:]
+    for count, folder in ((1, "one"), (2, "two")):
+        together(count, run_apart, tmp_path / folder, 8, count)
     # Adam: Muon orthogonalises in bfloat16, which magnifies the order of additions
     one, two = (tensors.load_tensors(tmp_path / f / loop.FINAL)[0] for f in ("one", "two"))
     for name in one:
@@ -262,35 +177,6 @@ def test_two_processes_equal_one(tmp_path):
     lines = [[r["loss"] for r in metrics.read(tmp_path / f / "metrics.jsonl")]
              for f in ("one", "two")]
     assert lines[0] == pytest.approx(lines[1], rel=1e-5)
-
-
-@pytest.mark.slow
-def test_sigkill_at_any_moment_ends_with_the_same_weights(tmp_path):
-    assert launch(tmp_path, "whole", 1, 400).wait(timeout=900) == 0
-    expected = tensors.load_tensors(tmp_path / "whole" / loop.FINAL)[0]
-    wait = 0.0
-    kills = 0
-    for _ in range(12):
-        process = launch(tmp_path, "cut", 1, 400)
-        lines = tmp_path / "cut" / "metrics.jsonl"
-        size = lines.stat().st_size if lines.exists() else 0
-        until = time.monotonic() + 300
-        while process.poll() is None and time.monotonic() < until:
-            if lines.exists() and lines.stat().st_size > size + 15_000:
-                time.sleep(wait)
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-                break
-            time.sleep(0.005)
-        wait = (wait + 0.013) % 0.05
-        if process.wait() == 0:
-            break
-    assert kills >= 1, "it was never killed"
-    weights = tensors.load_tensors(tmp_path / "cut" / loop.FINAL)[0]
-    assert same(expected, weights)
-    steps = [r["step"] for r in metrics.read(tmp_path / "cut" / "metrics.jsonl")]
-    assert steps == list(range(1, 401))
-    assert json.loads((tmp_path / "cut" / loop.OUTCOME).read_text())["steps"] == 400
 
 
 @pytest.fixture
@@ -330,89 +216,6 @@ def test_the_step_measured_before_compiling_is_one_step(tmp_path, monkeypatch, l
         took.append(seconds), setattr(self.arithmetic, "decided", True)))
     run(tmp_path, 6, train=settings(compile="auto"))
     assert [round(seconds) for seconds in took] == [100]
-
-
-def killed_after(monkeypatch, module, function, when):
-    whole = getattr(module, function)
-
-    def call(*args, **more):
-        made = whole(*args, **more)
-        if when(*args):
-            raise Killed
-        return made
-
-    monkeypatch.setattr(module, function, call)
-    return lambda: monkeypatch.setattr(module, function, whole)
-
-
-def test_a_resume_without_a_step_asks_alike_on_every_process(tmp_path, monkeypatch):
-    """Killed right after the checkpoint of the step whose validation exhausts patience."""
-    monkeypatch.setenv("PLANEARLY_CHECKPOINT_EVERY_STEP", "1")
-    train = settings(log_steps=1000)
-    values = iter([5.0, 6.0, 7.0])
-    patient = {"validate": lambda model: next(values), "validate_steps": 1, "patience": 2}
-    restore = killed_after(monkeypatch, loop.state, "save_training",
-                           lambda path, module, optimizers, note, averages: note["bad"] == 2)
-    with pytest.raises(Killed):
-        run(tmp_path / "first", train=train, **patient)
-    restore()
-    shutil.copytree(tmp_path / "first", tmp_path / "second")
-    told = []
-
-    def asked(*own):
-        told.append(list(own))
-        return list(own)
-
-    def answered(*own):
-        answer = told.pop(0)
-        assert len(answer) == len(own)
-        return answer
-
-    monkeypatch.setattr(loop.parallel, "sum_scalars", asked)
-    outcome, _ = run(tmp_path / "first", train=train, **patient)
-    monkeypatch.setattr(loop.parallel, "sum_scalars", answered)
-    monkeypatch.setattr(loop.parallel, "rank", lambda: 1)
-    again = loop.train(Dense(Transformer(SHAPE, seed=1)), Words(), 12, train, tmp_path / "second",
-                       name="t", **patient)
-    assert told == [] and again.loss == outcome.loss and outcome.steps == 2
-
-
-def test_killed_before_the_first_checkpoint_no_line_stands_twice(tmp_path, monkeypatch):
-    patient = {"validate": lambda model: 5.0, "validate_steps": 9, "patience": 2}
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        killed_after(patch, update, "accumulate", lambda *args: True)
-        run(tmp_path, 3, **patient)
-    run(tmp_path, 3, **patient)
-    assert [line["step"] for line in metrics.read(tmp_path / "metrics.jsonl")] == [0, 3, 3]
-
-
-def test_seconds_of_a_resumed_run_add_up(tmp_path, monkeypatch):
-    """By a clock on which a step takes 100 s and writing its checkpoint 1,000."""
-    monkeypatch.setenv("PLANEARLY_CHECKPOINT_EVERY_STEP", "1")
-    now = [0.0]
-
-    def lasting(seconds, module, name):
-        whole = getattr(module, name)
-
-        def call(*args):
-            now[0] += seconds
-            return whole(*args)
-
-        monkeypatch.setattr(module, name, call)
-
-    lasting(100.0, update, "accumulate")
-    lasting(1000.0, loop.state, "save_training")
-    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
-    killed_after_steps(3, lambda: run(tmp_path, 6))
-    now[0] += 77_000.0  # until somebody starts it again
-    outcome, _ = run(tmp_path, 6)
-    assert outcome.seconds == 600.0
-    # four saves: what the third took is in no checkpoint, and after the last step there is none
-    assert outcome.saving_seconds == 4000.0
-    lines = metrics.read(tmp_path / "metrics.jsonl")
-    assert [(line["step"], line["seconds"]) for line in lines] == [(3, 300.0), (6, 600.0)]
-    counted = int((Words().batch(24, 48).targets != IGNORE).sum())
-    assert lines[1]["tokens_per_second"] == counted / 300.0
 
 
 def test_progress_counts_the_tokens_of_the_whole_training(tmp_path, monkeypatch):
@@ -465,35 +268,3 @@ def test_memory_for_a_teacher_is_planned_where_one_answers(tmp_path, monkeypatch
         with pytest.raises(Killed):
             run(tmp_path, objective=objective)
     assert planned == [None, None, SHAPE, large]
-
-
-def test_killed_when_it_is_done_nothing_is_left_for_good(tmp_path, monkeypatch):
-    monkeypatch.setenv("PLANEARLY_CHECKPOINT_EVERY_STEP", "1")
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        killed_after(patch, loop, "write_json", lambda path, values: path.name == loop.OUTCOME)
-        run(tmp_path, 3, validate=lambda model: 5.0, patience=2)
-    assert (tmp_path / loop.CHECKPOINT).exists() and (tmp_path / loop.BEST).exists()
-    run(tmp_path, 3, validate=lambda model: 5.0, patience=2)
-    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", loop.FINAL, loop.OUTCOME}
-
-
-def test_validation_and_muon_compute_as_before_the_kill(tmp_path, monkeypatch):
-    """Whatever the machine that goes on finds fast."""
-    monkeypatch.setenv("PLANEARLY_CHECKPOINT_EVERY_STEP", "1")
-    seen, products = [], []
-    orthogonalise = muon.orthogonalise
-    monkeypatch.setattr(muon, "orthogonalise", lambda matrices, bf16: (
-        products.append(bf16), orthogonalise(matrices, bf16))[1])
-
-    def validate(model):
-        seen.append(torch.is_autocast_enabled(loop.parallel.device().type))
-        return 5.0
-
-    for fast in (True, False):
-        monkeypatch.setattr(arithmetic, "bf16_is_fast", lambda device, fast=fast: fast)
-        with monkeypatch.context() as patch:
-            if fast:
-                killed_after(patch, loop.state, "save_training", lambda *args: True)
-            with pytest.raises(Killed) if fast else contextlib.nullcontext():
-                run(tmp_path, 3, validate=validate, validate_steps=1, patience=9)
-    assert len(seen) > 2 and all(seen) and len(products) > 2 and all(products)

@@ -9,6 +9,7 @@ import torch
 from planearly import tensors
 from planearly.train import muon
 from planearly.train.muon import Muon, orthogonalise
+from small_processes import together
 
 
 @pytest.mark.parametrize("size", [(24, 40), (40, 24), (16, 16)])
@@ -95,14 +96,14 @@ def _one_of(rank: int, processes: int, folder: str) -> None:
 @pytest.mark.slow
 def test_processes_divide_the_matrices_and_end_as_one_alone(tmp_path):
     _one_of(0, 1, str(tmp_path))
-    torch.multiprocessing.spawn(_one_of, (3, str(tmp_path)), nprocs=3)
+    together(3, _one_of, 3, str(tmp_path))
     alone, note = tensors.load_tensors(tmp_path / "0-of-1")
     assert note["count"] == 3 * 12
     for rank in range(3):
-        together, note = tensors.load_tensors(tmp_path / f"{rank}-of-3")
+        divided, note = tensors.load_tensors(tmp_path / f"{rank}-of-3")
         assert note["count"] == 3 * 4
         for name, tensor in alone.items():
-            assert torch.equal(tensor, together[name]), name
+            assert torch.equal(tensor, divided[name]), name
 
 
 def test_no_matrices_are_none():

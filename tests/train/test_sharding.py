@@ -24,6 +24,7 @@ from planearly.train.objective import NextToken
 from planearly.train.trainable import Dense, Trainable
 from planearly.train.vector import Vector
 from small_outside import outside_folder
+from small_processes import together
 from small_trainings import SHAPE, Words, killed_after_steps
 
 STEPS = 6
@@ -102,7 +103,7 @@ def test_processes_that_divide_a_model_are_one_and_go_on_from_each_other(
         folder.mkdir()
     work(0, 1, str(alone), None)
     for processes, stop in ((4, 3), (2, 2)):
-        torch.multiprocessing.spawn(work, (processes, str(turns), stop), nprocs=processes)
+        together(processes, work, processes, str(turns), stop)
     work(0, 1, str(turns), None)
     for name, make in MODELS.items():
         found, expected = (tensors.load_tensors(of / name / loop.FINAL)[0] for of in (turns, alone))

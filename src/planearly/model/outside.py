@@ -238,7 +238,6 @@ class Outside(nn.Module):
                          remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
         return self.theirs.named_parameters(prefix, recurse, remove_duplicate)
 
-    @torch.compiler.disable
     def hidden(self, inputs: Tensor) -> Tensor:
         """Final states [rows, time, width] of token ids [rows, time]."""
         return getattr(self.theirs, self._body)(input_ids=inputs, use_cache=False)[0]

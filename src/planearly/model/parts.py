@@ -28,7 +28,6 @@ def rows_at_once(time_steps: int, vocab_size: int) -> int:
     return max(LOGITS // (time_steps * vocab_size), 1)
 
 
-@torch.compiler.disable
 def summed(model: Any, hidden: Tensor, targets: Tensor, part: Part) -> Tensor:
     """A loss summed over the real targets of all rows, at least in float32.
 

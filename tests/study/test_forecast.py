@@ -1,0 +1,73 @@
+"""What a study will cost: what cells share is counted once."""
+
+import os
+
+import pytest
+
+from planearly import config, methods
+from planearly.study import forecast
+from small_runs import with_grid
+
+
+def test_a_forecast_counts_shared_trainings_once(made):
+    recipe = with_grid(
+        made, {"methods": ["slm", "slm-d"]},
+        {"methods": ["slm"], "over": {"finetune.replay_share": [0.1]}},
+        {"methods": ["slm-is"], "over": {"spec_tokens": [300, 600]}}, spec_tokens=200)
+    found = forecast.forecast(recipe, "a100")
+    assert found["cells"] == 5
+    # pretraining: slm and llm once, slm-is per set; fine-tuning: slm (2), llm, slm-d, slm-is (2)
+    assert found["stages"] == 2 + 2 + 6
+    assert found["total"]["flops"] == sum(m["flops"] for m in found["methods"].values())
+
+
+@pytest.mark.parametrize("base", ["slm", "slm-pn"])
+def test_a_forecast_counts_the_plateau_once(made, base):
+    def tokens(*names):
+        recipe = with_grid(made, {"methods": list(names)}, spec_tokens=200,
+                           projected={"experts": 3})
+        return forecast.forecast(recipe, "a100")["total"]["tokens"]
+
+    shared = 17 * 8 * 16  # of 24 steps
+    assert tokens(base, f"{base}-adapt") == pytest.approx(
+        tokens(base) + tokens(f"{base}-adapt") - shared)
+
+
+def test_a_method_of_the_table_is_in_the_forecast(made, monkeypatch):
+    monkeypatch.setitem(methods.TABLE, "slm-new", methods.Method("slm-new", "SLM-new", "a new one"))
+    found = forecast.forecast(with_grid(made, {"methods": ["slm", "slm-new"]}, spec_tokens=200),
+                              "a100")
+    assert found["cells"] == 2 and not found["impossible"]
+    assert found["stages"] == 1 + 2  # one pretraining, which they share
+    assert 0 < found["methods"]["slm-new"]["flops"] < found["methods"]["slm"]["flops"]
+
+
+@pytest.mark.parametrize("rate, own", [
+    ({"schedule": "constant"}, 1 / 20), ({"schedule": "wsd"}, 0.3), ({"schedule": "cosine"}, 1.0)])
+def test_a_forecast_counts_the_steps_that_budgets_share_once(made, rate, own):
+    long, short = 16 * 8 * 40, 16 * 8 * 20
+    over = {"spec_tokens": 200, "pretrain_tokens": short,
+            "pretrain": {"batch_tokens": 128, "optimizer": {"warmup_steps": 2, **rate}}}
+
+    def tokens(*blocks):
+        recipe = with_grid(made, {"methods": ["slm"]}, *blocks, **over)
+        return forecast.forecast(recipe, "a100")["total"]["tokens"]
+
+    tuning = tokens() - short
+    both = tokens({"methods": ["slm"], "over": {"pretrain_tokens": [long]}})
+    assert both == pytest.approx(2 * tuning + long + own * short)
+    seeds = tokens({"methods": ["slm"], "over": {"pretrain_tokens": [long], "seed": [1]}})
+    assert seeds == pytest.approx(2 * tuning + long + short)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["study-nano", "study-split", "study-smoke", "study-paper"])
+def test_every_study_recipe_is_forecast(name, monkeypatch):
+    monkeypatch.chdir(os.path.dirname(os.path.dirname(__file__)))
+    recipe = config.load(name)
+    if recipe.domains_root and not os.path.isdir(recipe.domains_root) and not recipe.domains:
+        pytest.skip("the recipe's domains are not here")
+    found = forecast.forecast(recipe, "a100")
+    on_purpose = ["slm-pn"] if name == "study-smoke" else []
+    assert [cell["cell"].split()[0] for cell in found["impossible"]] == on_purpose
+    assert found["total"]["flops"] > 0

@@ -1,0 +1,144 @@
+"""Several workers in a study: what each uses, how they end, and that they make what one makes."""
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from planearly.errors import UserError
+from planearly.files import read_json
+from planearly.stages import corpus as texts
+from planearly.stages.claims import Busy
+from planearly.stages.folder import MANIFEST, Missing, Run
+from planearly.studies.paper import SUITE
+from planearly.study.run import Study, share_of_machine, study, work
+from planearly.study.view import RESULTS
+from planearly.train import arithmetic
+from small_runs import call, corpus, forked, with_grid
+from small_runs import recipe as small
+from small_work import alive, children, until
+
+
+def test_a_worker_that_stops_is_told_after_the_report(made, tmp_path, monkeypatch):
+    out = tmp_path / "study"
+    monkeypatch.setattr("planearly.study.run.spread", lambda *args: -9)
+    with pytest.raises(UserError, match="status -9"):
+        study(with_grid(made, {"methods": ["slm"]}), out, SUITE, workers=2)
+    assert len(read_json(out / RESULTS)["pending"]) == 1
+
+
+def test_workers_divide_what_this_process_may_use(monkeypatch):
+    def shares(gpus, workers=2, **environment):
+        for key in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"):
+            monkeypatch.delenv(key, raising=False)
+        for key, value in environment.items():
+            monkeypatch.setenv(key, value)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        return [share_of_machine(number, workers) for number in range(workers)]
+
+    def masks(found):
+        return [share["CUDA_VISIBLE_DEVICES"] for share in found]
+
+    def sharing(found):
+        return [int(share.pop(arithmetic.SHARING)) for share in found]
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    assert masks(shares(2, 3)) == ["0", "1", "0"]
+    assert masks(shares(2, CUDA_VISIBLE_DEVICES="4, 5")) == ["4", "5"]
+    assert masks(shares(1, CUDA_VISIBLE_DEVICES="GPU-8932f937,-1,3")) == ["GPU-8932f937"] * 2
+    for gpus in (0, 2):
+        for workers, environment, threads in ((2, {}, "3"), (9, {}, "1"),
+                                              (2, {"OMP_NUM_THREADS": "5"}, None)):
+            assert [share.get("OMP_NUM_THREADS") for share in shares(gpus, workers, **environment)
+                    ] == [threads] * workers
+    assert sharing(shares(2, 2)) == [1, 1] and sharing(shares(2, 5)) == [3, 2, 3, 2, 3]
+    assert sharing(shares(0, 3)) == [3, 3, 3]
+
+
+def test_a_stage_that_another_process_makes_is_left_to_it(made, tmp_path):
+    run = Run(tmp_path / "run", small(made), wait=False)
+    run.out.mkdir()
+
+    def build(folder):
+        with pytest.raises(Busy):
+            Run(run.out, small(made), wait=False).stage("one", {}, {}, lambda folder: None)
+
+    made_folder = run.stage("one", {}, {}, build)
+    assert (made_folder / MANIFEST).exists()
+    with pytest.raises(Missing):
+        Run(run.out, small(made), build=False).stage("two", {}, {}, lambda folder: None)
+
+
+@pytest.mark.slow
+def test_a_worker_comes_back_to_what_another_one_made(made, tmp_path, monkeypatch):
+    out, recipe = tmp_path / "study", with_grid(made, {"methods": ["slm", "slm-nopt"]})
+    first = Study(recipe, out, wait=False)
+    out.mkdir()
+    texts.kept(first.base)
+    tried = []
+    real = Study.make
+
+    def busy_once(self, cell):
+        tried.append(cell.method)
+        if tried == ["slm"]:
+            raise Busy("pretrain/slm")
+        real(self, cell)
+
+    monkeypatch.setattr(Study, "make", busy_once)
+    work(first)
+    assert tried == ["slm", "slm-nopt", "slm"]
+
+
+@pytest.fixture
+def two_seeds(tmp_path):
+    """The file of a recipe whose study has four cells and two pretrainings."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(with_grid(corpus(tmp_path / "text"), {
+        "methods": ["slm", "slm-nopt"], "domains": [], "over": {"seed": [0, 1]}}).to_dict()))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_workers_end_with_the_study_in_the_middle_of_a_training(two_seeds, tmp_path):
+    out = tmp_path / "study"
+    for number, status in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
+        for left in out.glob("pretrain/*/arithmetic.json"):
+            left.unlink()
+        told = tmp_path / f"{number}.txt"
+        process = forked(told, "study", two_seeds, "pretrain_tokens=100M", "processes=1",
+                         "--out", out, "--workers", 2, begin=os.setsid)
+        try:
+            until(lambda: len(list(out.glob("pretrain/*/arithmetic.json"))) == 2, 300)
+            workers = children(process.pid)
+            assert len(workers) == 2
+            os.kill(process.pid, number)
+            process.join(60)
+            assert process.exitcode == status
+            if number == signal.SIGKILL:
+                until(lambda workers=workers: not any(map(alive, workers)))
+            assert not any(map(alive, workers))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        said = told.read_text().splitlines()  # all that could write ended
+        assert not [line for line in said if line.startswith("Traceback")]
+        goes_on = [line for line in said if "continues from here" in line]
+        assert goes_on == (said[-1:] if number == signal.SIGTERM else [])
+
+
+@pytest.mark.slow
+def test_two_workers_make_what_one_makes(two_seeds, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    rows = {}
+    for workers in (1, 2):
+        out = tmp_path / f"by-{workers}"
+        call("study", two_seeds, "processes=1", "--out", out, "--workers", workers)
+        found = read_json(out / RESULTS)
+        assert not found["pending"] and not found["skipped"]
+        rows[workers] = [(r["method"], r["settings"], r["nll_after"]) for r in found["rows"]]
+    assert len(rows[1]) == 4 and rows[1] == rows[2]
