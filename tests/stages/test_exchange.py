@@ -81,6 +81,26 @@ def test_the_same_weights_and_models_as_from_the_texts_and_fine_tuned_at_home(ow
     assert all((ours[key] == theirs[key]).all() for key in ours)
 
 
+def test_an_expert_too_is_chosen_by_the_histogram(owners, tmp_path):
+    network = {"methods": ["slm-pn-adapt"], "expert": "blend",
+               "projected": {"experts": 3, "rank": 2, "embedding": 3}}
+    texts, file = by_texts(owners, tmp_path, **network), histogram(owners, tmp_path)
+    pipeline.run(given(owners, file, **network), tmp_path / "provider")
+    for stage in ("expert/slm-pn-adapt.law", "pretrain/slm-pn-adapt.law"):
+        ours, theirs = (load_file(one(folder, stage, loop.FINAL))
+                        for folder in (texts, tmp_path / "provider"))
+        assert all((ours[key] == theirs[key]).all() for key in ours), stage
+    assert one(tmp_path / "provider", "model/slm-pn-adapt.law", f"export/{exchange.TUNE}").exists()
+    for over, says in (
+            ({"expert": "lowest-loss"}, "slm-pn-adapt needs the texts of 'law'.*slm-is, slm-adapt, "
+             "and this one with 'expert=blend'"),
+            ({"cluster": {"k": [3, 4]}, "projected": {"experts": 4}}, "counts 3 and 6 clusters, "
+             "and slm-pn-adapt has an expert for each of 4")):
+        with pytest.raises(UserError, match=says):
+            pipeline.run(given(owners, file, **{**network, **over}), tmp_path / "run")
+    assert not list(tmp_path.glob("run/generic-*"))  # told before anything is read
+
+
 def read_bytes(path):
     return read_array(path).tobytes()
 

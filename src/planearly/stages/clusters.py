@@ -412,6 +412,20 @@ def received(run: Run, name: str) -> Path:
     return run.stage(f"histogram/{name}", settings, {"clusters": clustered}, build)
 
 
+def counts(run: Run, name: str, k: int) -> np.ndarray:
+    """Tokens of a domain in each of k clusters, float64 [k]; of one that is given by a histogram
+    with noise, the shares that are made of it.
+    """
+    given = corpus.histograms(run).get(name)
+    if given is None:
+        dataset, used = corpus.specialization_windows(run, name)
+        groups = read_array(domain_clusters(run, name) / f"assignment-{k}.npy")[used]
+        return np.bincount(groups, np.asarray(dataset.windows["length"][used], np.float64), k)
+    if given.noise:
+        return given.smoothed(k, generic_weights(rows(run, k))).p
+    return np.rint(given.levels[k].counts * run.recipe.context)
+
+
 def _those(given: shared.Shared) -> str:
     return " and ".join(map(str, sorted(given.levels)))
 

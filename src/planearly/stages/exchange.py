@@ -24,7 +24,7 @@ from planearly.export.folder import export
 from planearly.files import atomic_write, read_array
 from planearly.methods import GENERIC, Method
 from planearly.progress import say
-from planearly.stages import checkpoint, clusters, corpus, finetune, trained, training
+from planearly.stages import checkpoint, clusters, corpus, experts, finetune, trained, training
 from planearly.stages.evaluate import total_cost
 from planearly.stages.folder import Run, facts
 from planearly.train import loop
@@ -68,28 +68,33 @@ def check(run: Run, rows: list[Method]) -> None:
     if not recipe.pretrain_tokens:
         raise UserError(f"'{next(iter(given))}' is given by its histogram, which is for pretraining"
                         ", and recipe key 'pretrain_tokens' is 0: give a number of tokens")
+    able = ", ".join(row.name for row in methods.TABLE.values() if draws_by_histogram(recipe, row))
     for row in rows:
-        if row.needs_domain and not draws_by_histogram(row):
+        if row.needs_domain and not draws_by_histogram(recipe, row):
             raise UserError(f"{row.name} needs the texts of '{next(iter(given))}', which is given "
                             "by its histogram: a histogram serves the methods that draw by it, "
-                            f"{', '.join(_able())}")
+                            f"{able}" + (", and this one with 'expert=blend'" if row.bank else ""))
+        for name, each in given.items():
+            if row.needs_domain and row.bank and (
+                    k := experts.count(recipe, row.name)) not in each.levels:
+                raise UserError(f"the histogram of '{name}' counts "
+                                f"{' and '.join(map(str, sorted(each.levels)))} clusters, and "
+                                f"{row.name} has an expert for each of {k}: ask its owner for "
+                                "a histogram of that number")
         place = "adapt" if row.adapts else "pretrain"
         if row.needs_domain and getattr(recipe, place).specialization_share:
             raise UserError(f"recipe key '{place}.specialization_share' mixes in the text of "
                             f"'{next(iter(given))}', which is given by its histogram: set it to 0")
-    if not any(map(draws_by_histogram, rows)):
+    if not any(draws_by_histogram(recipe, row) for row in rows):
         raise UserError(f"'{next(iter(given))}' is given by its histogram, by which none of the "
-                        f"recipe's methods draws: add one of {', '.join(_able())}")
+                        f"recipe's methods draws: add one of {able}")
 
 
-def draws_by_histogram(row: Method) -> bool:
-    """Whether a histogram is all that the method's pretraining has to know of a domain."""
-    return row.needs_domain and row.bank is None and {row.draws, row.adapts} <= {
-        None, GENERIC, "importance"}
-
-
-def _able() -> list[str]:
-    return [row.name for row in methods.TABLE.values() if draws_by_histogram(row)]
+def draws_by_histogram(recipe: keys.Recipe, row: Method) -> bool:
+    """Whether a histogram is all that the method's pretraining has to know of a domain: what to
+    draw, and which expert, if it has some."""
+    return row.needs_domain and {row.draws, row.adapts} <= {None, GENERIC, "importance"} and (
+        row.bank is None or experts.by_histogram(recipe))
 
 
 def handed(run: Run, row: Method, name: str) -> Path:

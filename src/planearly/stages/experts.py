@@ -193,12 +193,18 @@ def load(run: Run, method: str) -> choice.Experts:
     return model
 
 
+def by_histogram(recipe: keys.Recipe) -> bool:
+    """Whether the domain's expert is chosen by its histogram alone."""
+    return recipe.expert in ("most-frequent", "blend") and not recipe.projected.tune_vector
+
+
 @once
 def chosen(run: Run, method: str, name: str) -> Path:
     """The domain's expert as a dense model, ready for fine-tuning, and why it was chosen."""
     recipe = run.recipe
     k = count(recipe, method)
-    base, mine = pretrained(run, method), clusters.domain_clusters(run, name)
+    base, given = pretrained(run, method), name in corpus.histograms(run)
+    mine = clusters.received(run, name) if given else clusters.domain_clusters(run, name)
     settings: dict[str, Any] = {
         "rule": recipe.expert, "spec_tokens": recipe.spec_tokens, "seed": recipe.seed, "k": k,
         "tune_vector": recipe.projected.tune_vector and _projects(method),
@@ -210,15 +216,13 @@ def chosen(run: Run, method: str, name: str) -> Path:
                                                   starts.folder(recipe) is not None):
             settings["rates"] = changed
         settings["valid_tokens"] = recipe.data.valid_tokens
-    sample, part = choice_windows(run, name)
+    sample, part = (np.empty(0, np.int64), "") if given else choice_windows(run, name)
     if recipe.expert == "lowest-loss" and part:
         settings["choice_tokens"] = EXPERT_CHOICE_TOKENS
 
     def build(folder: Path) -> dict[str, Any]:
         model = load(run, method)
-        dataset, used = corpus.specialization_windows(run, name)
-        size = np.asarray(dataset.windows["length"][used], np.float64)
-        share = np.bincount(read_array(mine / f"assignment-{k}.npy")[used], size, k)
+        share = clusters.counts(run, name, k)
         if not _projects(method) and recipe.expert == "blend":
             say("  warning: the average of a mixture's weights was measured to be worse than its "
                 "best expert; 'expert=lowest-loss' is the default")
@@ -229,7 +233,7 @@ def chosen(run: Run, method: str, name: str) -> Path:
 
         def loss(dense: Transformer) -> float:
             bf16 = bf16_is_fast(dense.embed.weight.device)
-            return mean_nll(dense, dataset, sample, bf16=bf16)
+            return mean_nll(dense, corpus.specialization_windows(run, name)[0], sample, bf16=bf16)
 
         spent = Spent()
 
@@ -245,6 +249,7 @@ def chosen(run: Run, method: str, name: str) -> Path:
         began = time.monotonic()
         picked = choice.choose(model, recipe.expert, share, loss=loss, tune=tune, of=part)
         if recipe.expert == "lowest-loss":
+            dataset, _ = corpus.specialization_windows(run, name)
             tokens = k * float(dataset.windows["length"][sample].sum())
             spent.add(tokens, flops.forward(model.shape), time.monotonic() - began)
         which: int | Tensor = picked.which
@@ -265,7 +270,7 @@ def chosen(run: Run, method: str, name: str) -> Path:
         }
 
     return run.stage(f"expert/{method}.{name}", settings,
-                     {"model": base, "domain-clusters": mine}, build,
+                     {"model": base, "histogram" if given else "domain-clusters": mine}, build,
                      every_rank="finetune" in settings,
                      same=training.same_settings(settings, recipe.finetune, "finetune")
                      if "finetune" in settings else (),

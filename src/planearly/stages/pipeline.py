@@ -103,8 +103,9 @@ def run(recipe: Recipe, out: Path | str, until: str = "report",
                         f"{shlex.quote(str(bundle))} DOCUMENTS"
                         + (" 'generic=[CORPUS]'" if row.adapts else ""))
             for name in given:
-                for row in filter(exchange.draws_by_histogram, rows):
-                    exchange.handed(this, row, name)
+                for row in rows:
+                    if exchange.draws_by_histogram(recipe, row):
+                        exchange.handed(this, row, name)
             if given and reach > VERBS.index("pretrain"):
                 say(f"{', '.join(given)}: given without texts, so not fine-tuned or evaluated here")
         if share:
