@@ -96,6 +96,22 @@ class Cells:
                 method, self.own(key))
         return self.own(key)
 
+    def budgets(self, method: str, other: str = "slm") -> list[tuple[int, int]]:
+        """The pretraining budgets at which two methods are compared, of the first and of the
+        other, ascending: those of ``study.equal_compute``, and equal tokens that both were run
+        with."""
+        named = look_up(self.study.get("recipe", {}), "study.equal_compute") or []
+        listed = [(one[method], one[other]) for one in named if {method, other} <= one.keys()]
+        alike = [(value, value) for value in self.values(Arm(method), BUDGET)]
+        return sorted({(mine, theirs) for mine, theirs in [*listed, *alike]
+                       if self.rows(Arm(method, {BUDGET: mine}))
+                       and self.rows(Arm(other, {BUDGET: theirs}))})
+
+    def beside(self, method: str, budget: int, other: str = "slm") -> int:
+        """The budget of another method that is held against a method's: see :meth:`budgets`."""
+        paired = [theirs for mine, theirs in self.budgets(method, other) if mine == budget]
+        return next((theirs for theirs in paired if theirs != budget), budget)
+
     def settings(self, arm: Arm) -> dict[str, Any]:
         """The arm's value of every key that the grid varies."""
         return {key: arm.changes.get(key, self.main(arm.method, key)) for key in self.base}

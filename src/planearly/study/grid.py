@@ -51,15 +51,18 @@ def check(recipe: Recipe) -> None:
     """Refuse what is no grid, whatever the domains.
 
     Raises:
-        UserError: there is none, or ``study.main`` names a method that it lacks.
+        UserError: there is none, or ``study.main`` or ``study.equal_compute`` names a method that
+            it lacks.
     """
     if not recipe.study.grid:
         raise UserError("the recipe has no 'study.grid': list blocks of 'methods', 'domains' and "
                         "'over' in it, as in the recipe study-smoke")
     listed = {method for block in recipe.study.grid for method in block.methods}
-    for method in recipe.study.main.keys() - listed:
-        raise UserError(f"recipe key 'study.main' names '{method}', which no block of 'study.grid' "
-                        "has: list it there, or leave it out")
+    for key, named in (("main", recipe.study.main),
+                       *(("equal_compute", one) for one in recipe.study.equal_compute)):
+        for method in sorted(named.keys() - listed):
+            raise UserError(f"recipe key 'study.{key}' names '{method}', which no block of "
+                            "'study.grid' has: list it there, or leave it out")
 
 
 def cells(recipe: Recipe, domains: list[str]) -> list[Cell]:

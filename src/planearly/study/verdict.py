@@ -43,6 +43,7 @@ class Claim:
         missing: it could not be judged for want of rows.
         one_seed: it could not be judged for want of a second seed.
         ours: the paper does not make it.
+        paper: the paper's own numbers, with their place in it; "" where it gives none.
     """
 
     text: str
@@ -52,6 +53,7 @@ class Claim:
     missing: bool = False
     one_seed: bool = False
     ours: bool = False
+    paper: str = ""
 
 
 Test = tuple[str, Estimate | None]
@@ -144,14 +146,12 @@ def named(arm: Arm, other: Arm) -> str:
     return arm.method + (f" ({', '.join(told)})" if told else "")
 
 
-def sizes_of(cells: Cells, *methods: str, **changes: Any) -> list[Any]:
-    """Set sizes at which all the methods have a domain in common, ascending.
-
-    Args:
-        changes: settings of all of them that differ from the recipe's own.
-    """
-    return [size for size in cells.values_of("spec_tokens") if shared(
-        cells, [Arm(method, {**changes, "spec_tokens": size}) for method in methods])]
+def sizes_of(cells: Cells, *arms: str | Arm) -> list[Any]:
+    """Set sizes at which all the arms, or methods at their main settings, have a domain in common,
+    ascending."""
+    every = [Arm(arm) if isinstance(arm, str) else arm for arm in arms]
+    return [size for size in cells.values_of("spec_tokens")
+            if shared(cells, [arm.at(spec_tokens=size) for arm in every])]
 
 
 def at(size: Any) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from planearly import methods
+from planearly.studies.paper import published
 from planearly.studies.paper.rows import crossing_of, single_rule
 from planearly.study.compare import BUDGET, Arm, Cells, shared
 from planearly.study.seeds import difference, estimate
@@ -47,13 +49,15 @@ def essential(cells: Cells) -> list[Claim]:
         beyond.append(versus(cells, Arm("slm", changes), Arm("llm", changes, "before"),
                              where=at(size)))
     table = "table-04-baselines"
-    return [
+    found = [
         judged(cells, "Fine-tuning is essential for every generically pretrained model (by more "
                f"than {FAR:g} nats per token).", -1,
                tests or [("slm before and after fine-tuning", None)], table, -FAR),
         judged(cells, "A small model that was fine-tuned beats the large one that was not.", -1,
                beyond or [("slm against llm before fine-tuning", None)], table),
     ]
+    return [replace(claim, paper=theirs) for claim, theirs in zip(
+        found, (published.tuned(), published.beyond()), strict=True)]
 
 
 def no_pretraining(cells: Cells) -> list[Claim]:
@@ -61,28 +65,33 @@ def no_pretraining(cells: Cells) -> list[Claim]:
     tests = [versus(cells, Arm("slm-nopt", {"spec_tokens": size}),
                     Arm("slm", {"spec_tokens": size}), where=at(size))
              for size in sizes_of(cells, "slm-nopt", "slm")]
-    return [judged(cells, "Training on the specialization set alone is far worse (by more than "
+    claim = judged(cells, "Training on the specialization set alone is far worse (by more than "
                    f"{FAR:g} nats per token).", 1, tests or [("slm-nopt against slm", None)],
-                   "table-04-baselines", FAR)]
+                   "table-04-baselines", FAR)
+    return [replace(claim, paper=published.unpretrained())]
 
 
 def best_small(cells: Cells) -> list[Claim]:
     """SLM-is at the small set size: among small models, against a dearer SLM, against the LLM."""
     table = "table-04-baselines"
     size = next(iter(sizes_of(cells, "slm-is")), None)
+    tokens = {cells.main(method, BUDGET) for method in ("slm-is", "slm", "slm-pn", "slm-mix")
+              if method in cells.methods}
+    equally = "at equal pretraining tokens" if len(tokens) < 2 else (
+        f"with {shown(cells.main('slm-is', BUDGET), BUDGET)} pretraining tokens against "
+        f"{shown(min(tokens - {cells.main('slm-is', BUDGET)}), BUDGET)} and more of the others")
+    text = f"SLM-is is the best small model at the small set size, {equally}."
     if not sizes_of(cells, "slm-is"):
         nothing = [("slm-is against the other small models", None)]
-        return [judged(cells, "SLM-is is the best small model at the small set size, at equal "
-                       "pretraining tokens.", -1, nothing, table)]
+        return [judged(cells, text, -1, nothing, table)]
     ours = Arm("slm-is", {"spec_tokens": size})
     left = [why for method in ("slm-mix",) if (why := starved(cells, Arm(method)))]
     others = [method for method in ("slm", "slm-mix", "slm-pn", "slm-d", "slm-nopt")
               if (method in ("slm", "slm-mix", "slm-pn") or method in cells.methods)
               and not (method == "slm-mix" and left)]
     found = [judged(
-        cells, "SLM-is is the best small model at the small set size, at equal pretraining "
-        "tokens.", -1, [versus(cells, ours, Arm(other, ours.changes), where=at(size))
-                        for other in others], table,
+        cells, text, -1, [versus(cells, ours, Arm(other, ours.changes), where=at(size))
+                          for other in others], table,
         reason=" ".join(["slm-is pays these tokens for every domain.", *left]))]
     dearer = [(arm, share) for budget in cells.values(Arm("slm", ours.changes), BUDGET)
               if (share := flops_of(cells, arm := Arm("slm", {**ours.changes, BUDGET: budget}),
@@ -100,7 +109,7 @@ def best_small(cells: Cells) -> list[Claim]:
         [versus(cells, finest, Arm("llm", ours.changes), where=at(size))],
         "figure-10-importance-k" if len(ks) > 1 else table,
         reason=f"At its largest number of clusters, {ks[-1]}." if len(ks) > 1 else ""))
-    return found
+    return [replace(claim, paper=published.sampled()) for claim in found]
 
 
 def flops_of(cells: Cells, arm: Arm, other: Arm) -> float | None:
@@ -148,42 +157,65 @@ def grows_with_k(cells: Cells) -> list[Claim]:
     return [claim]
 
 
+@dataclass(frozen=True)
+class Level:
+    """Budgets of a method and of slm that are held against each other.
+
+    Attributes:
+        mine, slms: what changes of either's settings.
+        when: how to say them, after a claim; "" where there is one alone.
+    """
+
+    mine: dict[str, Any]
+    slms: dict[str, Any]
+    when: str = ""
+
+
+def levels(cells: Cells, method: str) -> list[Level]:
+    """The budgets at which a method is held against slm, ascending.
+
+    The main ones alone where there are no others: what a method gains may hang on the budget.
+    """
+    pairs = cells.budgets(method)
+    if len(pairs) < 2:
+        return [Level({}, {})]
+    return [Level({BUDGET: mine}, {BUDGET: slms}, f", with {shown(mine, BUDGET)} tokens of "
+                  "pretraining" + (f" against {shown(slms, BUDGET)}" if slms != mine else ""))
+            for mine, slms in pairs]
+
+
+def is_own(cells: Cells, method: str, level: Level) -> bool:
+    """Whether it is the level of the main comparison."""
+    return all(level_of.get(BUDGET, cells.main(name, BUDGET)) == cells.main(name, BUDGET)
+               for name, level_of in ((method, level.mine), ("slm", level.slms)))
+
+
 def experts_help(cells: Cells) -> list[Claim]:
     """PN and mix beat SLM on the small set; the advantage erodes with more data."""
     found = []
     for method, name in (("slm-pn", "SLM-pn"), ("slm-mix", "SLM-mix")):
         sizes = sizes_of(cells, method, "slm")
-        for budget, when in budgets(cells, method):
+        for level in levels(cells, method):
             for rule, who in (({}, name), ({"expert": "blend"}, f"{name}, its experts blended,")):
-                if rule and not cells.rows(Arm(method, {**budget, **rule})):
+                if rule and not cells.rows(Arm(method, {**level.mine, **rule})):
                     continue
-                text = f"{who} beats SLM after fine-tuning on the small set{when}."
-                if why := starved(cells, Arm(method, budget)):
+                text = f"{who} beats SLM after fine-tuning on the small set{level.when}."
+                if why := starved(cells, Arm(method, level.mine)):
                     found.append(unjudged(text, why, "table-08-budgets"))
                     continue
-                tests = [versus(cells, Arm(method, {**budget, **rule, "spec_tokens": size}),
-                                Arm("slm", {**budget, "spec_tokens": size}), where=at(size))
+                tests = [versus(cells, Arm(method, {**level.mine, **rule, "spec_tokens": size}),
+                                Arm("slm", {**level.slms, "spec_tokens": size}), where=at(size))
                          for size in sizes[:1]]
+                alike = level.mine == level.slms
                 claim = judged(
                     cells, text, -1, tests or [(f"{method} against slm", None)],
-                    "table-08-budgets",
-                    reason="At the same pretraining tokens, those of all experts together.")
-                found.append(replace(claim, ours=bool(rule)))
+                    "table-08-budgets", reason="Tokens are those of all experts together."
+                    if not alike else
+                    "At the same pretraining tokens, those of all experts together.")
+                found.append(replace(claim, ours=bool(rule), paper="" if rule else
+                                     published.against(method, "slm")))
         found.append(erodes(cells, method, name))
     return found
-
-
-def budgets(cells: Cells, method: str) -> list[tuple[dict[str, Any], str]]:
-    """Pretraining budgets that a method and slm both have, ascending, and how to say them.
-
-    The recipe's own alone where there are no others: what a method gains may hang on the budget.
-    """
-    both = [value for value in cells.values(Arm(method), BUDGET)
-            if cells.rows(Arm("slm", {BUDGET: value}))]
-    if len(both) < 2:
-        return [({}, "")]
-    return [({BUDGET: value}, f", with {shown(value, BUDGET)} tokens of pretraining")
-            for value in both]
 
 
 def erodes(cells: Cells, method: str, name: str) -> Claim:
@@ -193,29 +225,31 @@ def erodes(cells: Cells, method: str, name: str) -> Claim:
     """
     text = f"The advantage of {name} over SLM erodes with more specialization data"
     table = "figure-05-set-size"
-    at_budget = [(budget, when, several) for budget, when in budgets(cells, method)
-                 if len(several := sizes_of(cells, method, "slm", **budget)) > 1]
-    if not at_budget:
+    at_level = [(level, several) for level in levels(cells, method)
+                if len(several := sizes_of(
+                    cells, Arm(method, level.mine), Arm("slm", level.slms))) > 1]
+    if not at_level:
         return unjudged(f"{text}.", f"Rows are missing for: {method} and slm at two set sizes.",
                         table, True)
-    budget, when, sizes = at_budget[-1]
-    text += f"{when}."
-    if budget.get(BUDGET, cells.own(BUDGET)) != cells.own(BUDGET):
+    level, sizes = at_level[-1]
+    text += f"{level.when}."
+    if not is_own(cells, method, level):
         table = "table-08-budgets"
-    if why := starved(cells, Arm(method, budget)):
+    if why := starved(cells, Arm(method, level.mine)):
         return unjudged(text, why, table)
-    small, large = ({**budget, "spec_tokens": size} for size in (sizes[0], sizes[-1]))
-    change = estimate(cells, [(1.0, Arm(method, large)), (-1.0, Arm("slm", large)),
-                              (-1.0, Arm(method, small)), (1.0, Arm("slm", small))])
-    first = versus(cells, Arm(method, small), Arm("slm", small),
-                   change.domains if change else None, at(sizes[0]))
+    (mine, slms), (mine_large, slms_large) = (
+        (Arm(method, level.mine).at(spec_tokens=size), Arm("slm", level.slms).at(spec_tokens=size))
+        for size in (sizes[0], sizes[-1]))
+    change = estimate(cells, [(1.0, mine_large), (-1.0, slms_large), (-1.0, mine), (1.0, slms)])
+    first = versus(cells, mine, slms, change.domains if change else None, at(sizes[0]))
     if first[1] is None or first[1].side() >= 0:
         seen = f" {first[0]}: {said(cells, first[1])}." if first[1] else ""
         return unjudged(text, "No advantage on the small set can be told, which could erode."
                         + seen, table, one_seed=first[1] is not None and first[1].seeds < NEEDED)
     words = f"difference at {shown(sizes[-1], 'spec_tokens')} less that {at(sizes[0])[:-2]}"
-    return judged(cells, text, 1, [(words, change)], table,
-                  reason=f"{first[0]}: {said(cells, first[1])}.")
+    claim = judged(cells, text, 1, [(words, change)], table,
+                   reason=f"{first[0]}: {said(cells, first[1])}.")
+    return replace(claim, paper=published.eroded(method))
 
 
 def wide_domains(cells: Cells) -> list[Claim]:
@@ -223,10 +257,11 @@ def wide_domains(cells: Cells) -> list[Claim]:
     found = []
     for method, name in (("slm-pn", "SLM-pn"), ("slm-mix", "SLM-mix")):
         rule = single_rule(cells, method)
-        for budget, when in budgets(cells, method):
-            single, plain = Arm(method, {**budget, "expert": rule}), Arm("slm", budget)
+        for level in levels(cells, method):
+            when, plain = level.when, Arm("slm", level.slms)
+            single = Arm(method, {**level.mine, "expert": rule})
             wide, narrow = by_width(cells, single, shared(cells, [single, plain]))
-            if not wide and budget.get(BUDGET, cells.own(BUDGET)) != cells.own(BUDGET):
+            if not wide and not is_own(cells, method, level):
                 continue
             if why := starved(cells, single):
                 found.append(unjudged(f"{name} loses its advantage on wide domains{when}.", why,
@@ -234,7 +269,7 @@ def wide_domains(cells: Cells) -> list[Claim]:
                 continue
             found.append(loses(cells, f"{name} loses its advantage on wide domains{when}.",
                                single, plain, wide, narrow))
-            blend = Arm(method, {**budget, "expert": "blend"})
+            blend = Arm(method, {**level.mine, "expert": "blend"})
             tests = [versus(cells, blend, plain, wide)] if wide else [
                 (f"{method}, blended, against slm on wide domains", None)]
             beside = difference(cells, blend, single, wide) if wide else None
@@ -279,6 +314,44 @@ def by_width(cells: Cells, arm: Arm, domains: Sequence[str]) -> tuple[list[str],
     ordered = sorted(entropy, key=lambda domain: -entropy[domain])
     many = round(len(ordered) / 3)
     return ordered[:many], ordered[many:]
+
+
+def choice(cells: Cells) -> list[Claim]:
+    """An expert chosen by its loss is better than that of the most frequent cluster."""
+    found = []
+    for method, name in (("slm-mix", "SLM-mix"), ("slm-pn", "SLM-pn")):
+        key, rules = f"{methods.TABLE[method].bank}.experts", ("lowest-loss", "most-frequent")
+        arms = [[Arm(method, {key: many, "expert": rule}) for rule in rules]
+                for many in cells.values_of(key)]
+        tests = [versus(cells, *pair) for pair in arms if shared(cells, pair)]
+        claim = judged(
+            cells, f"{name}'s expert is better chosen by its loss than by the most frequent "
+            "cluster.", -1, tests[-1:] or [(f"{method} by both rules", None)],
+            "table-05-experts")
+        found.append(replace(claim, paper=published.chosen() if method == "slm-mix" else ""))
+    return found
+
+
+def large_or_network(cells: Cells) -> list[Claim]:
+    """Of what is paid before the domain is known: the large model, then PN, then mix."""
+    found = []
+    for method, other, text in (
+            ("slm-pn", "slm-mix", "SLM-pn beats SLM-mix on the small set"),
+            ("llm", "slm-pn", "Where inference allows it, the large model beats SLM-pn")):
+        sizes = sizes_of(cells, method, other)[:1]
+        pairs = cells.budgets(method, other) or [
+            (cells.main(method, BUDGET), cells.main(other, BUDGET))]
+        tests = [versus(cells, Arm(method, {BUDGET: mine, "spec_tokens": size}),
+                        Arm(other, {BUDGET: theirs, "spec_tokens": size}), where=at(size))
+                 for size in sizes for mine, theirs in pairs]
+        left = [why for _, theirs in pairs
+                if (why := starved(cells, Arm(other, {BUDGET: theirs})))]
+        budgets = f", at {len(pairs)} budgets" if len(pairs) > 1 else ""
+        claim = unjudged(f"{text}{budgets}.", left[0], "table-08-budgets") if left else judged(
+            cells, f"{text}{budgets}.", -1, tests or [(f"{method} against {other}", None)],
+            "table-08-budgets")
+        found.append(replace(claim, paper=published.against(method, other)))
+    return found
 
 
 def distillation(cells: Cells) -> list[Claim]:
@@ -387,6 +460,6 @@ def networks(cells: Cells, sampled: Arm) -> list[Arm]:
 
 
 CLAIMS: list[Callable[[Cells], list[Claim]]] = [
-    essential, no_pretraining, best_small, grows_with_k, experts_help, wide_domains, distillation,
-    top_alone, lora_close, crosses,
+    essential, no_pretraining, best_small, grows_with_k, experts_help, wide_domains, choice,
+    large_or_network, distillation, top_alone, lora_close, crosses,
 ]

@@ -10,6 +10,7 @@ from planearly import methods
 from planearly.cost.model import crossing
 from planearly.report.form import number
 from planearly.report.table import Column
+from planearly.studies.paper import published
 from planearly.study.compare import BUDGET, Arm, Cells, When, difference, macro, mean_cost
 from planearly.study.spec import (
     DOMAIN,
@@ -27,18 +28,6 @@ from planearly.study.spec import (
 )
 
 EMBEDDER, POOL, RANK = "cluster.embedder", "data.max_tokens", "projected.rank"
-
-PAPERS = {
-    "slm": (126e6, 126e6, 2.2, (100, 200, 400, 530)), "slm-is": (126e6, 126e6, 2.2, (130,)),
-    "slm-mix": (126e6, 2_016e6, 2.2, (100, 200, 400, 600)),
-    "slm-pn": (126e6, 1_422e6, 3.6, (100, 200, 400, 600)),
-    "llm": (771e6, 771e6, 7.7, (100, 200, 400, 600)),
-    "llm-lora": (771e6, 771e6, 7.7, (100, 200, 400, 600))}
-"""By method: the paper's deployed and trained parameters (its Tables 1 and 7), A100-hours per 1B
-tokens (Table 2) and A100-hours of pretraining (Tables 3 and 8)."""
-PAPERS_SET = 1e6
-"""Tokens of the paper's smallest specialization set."""
-
 
 def papers(cells: Cells) -> list[str]:
     """The paper's methods that the study has."""
@@ -79,9 +68,11 @@ def by_budget(cells: Cells) -> list[Line]:
             blend = {"expert": "blend"} if cells.own("expert") != "blend" else None
             for rule in ({}, blend) if has_experts(method) and blend else ({},):
                 for budget in cells.values(Arm(method, {"spec_tokens": size, **rule}), BUDGET):
-                    changes = {"spec_tokens": size, BUDGET: budget}
+                    plain = Arm("slm", {"spec_tokens": size,
+                                        BUDGET: cells.beside(method, budget)})
                     lines.append(Line({"method": f"{method}, blend" if rule else method},
-                                      Arm(method, {**changes, **rule}), Arm("slm", changes)))
+                                      Arm(method, {**plain.changes, BUDGET: budget, **rule}),
+                                      plain))
     return lines
 
 
@@ -199,6 +190,44 @@ def variants(cells: Cells) -> list[Line]:
     return list(lines.values())
 
 
+def best_by_budget(rows: Rows) -> Rows:
+    """The best method within each limit of inference, of generic pretraining and per domain.
+
+    Limits of generic pretraining are 0 and what slm's budgets cost; per domain, either fine-tuning
+    alone is allowed, or pretraining as well.
+    """
+    within = [row for row in rows if row["after"] is not None and row["drawn"]]
+    limits = sorted({0.0} | {row["generic_flops"] for row in within if row["method"] == "slm"})
+    found: Rows = []
+    for large, owned, limit in product((False, True), (False, True), limits):
+        allowed = sorted((row for row in within
+                          if row["generic_flops"] <= limit * (1 + SLACK)
+                          and (large or not methods.TABLE[_plain(row["method"])].large)
+                          and (owned or not methods.TABLE[_plain(row["method"])].needs_domain)),
+                         key=lambda row: row["after"])
+        # what no large model is among is said of small ones
+        if not any(methods.TABLE[_plain(row["method"])].large == large for row in allowed):
+            continue
+        best, *others = allowed
+        found.append({
+            **best, "inference": "large" if large else "small", "limit": limit,
+            "per_domain": "pretraining too" if owned else "fine-tuning alone",
+            "series": f"{'large' if large else 'small'} model, "
+                      f"{'pretraining' if owned else 'fine-tuning'} per domain",
+            "next": next((f"{row['method']}, {number(row['after'])}" for row in others
+                          if row["method"] != best["method"]), None)})
+    return found
+
+
+SLACK = 0.1
+"""By how much a cost may exceed a limit that it is said to keep."""
+
+
+def _plain(label: str) -> str:
+    """The method of a line that may be of its blend."""
+    return label.split(",")[0]
+
+
 # Other rows ---------------------------------------------------------------------------------------
 
 def parameters(cells: Cells) -> Rows:
@@ -220,9 +249,9 @@ def ratios(cells: Cells) -> Rows:
     """Pretraining tokens per parameter and per token of the domain, beside the paper's."""
     lines = []
     for method in papers(cells):
-        if method not in PAPERS:
+        if method not in published.SCALE:
             continue
-        deployed, trained, rate, hours = PAPERS[method]
+        deployed, trained, rate, hours = published.SCALE[method]
         theirs = [spent / rate * 1e9 for spent in hours]
         for budget in cells.values(Arm(method), BUDGET):
             rows = list(cells.rows(Arm(method, {BUDGET: budget})).values())
@@ -235,7 +264,7 @@ def ratios(cells: Cells) -> Rows:
                 "papers_deployed": _span(theirs, deployed),
                 "trained": budget / rows[0]["params"], "papers_trained": _span(theirs, trained),
                 "own": budget / own if own else None,
-                "papers_own": _span(theirs, PAPERS_SET)})
+                "papers_own": _span(theirs, published.SETS[0])})
     return lines
 
 

@@ -15,6 +15,7 @@ from planearly.studies.paper.rows import (
     adapted,
     along,
     before_and_after,
+    best_by_budget,
     blends,
     by_budget,
     by_clusters,
@@ -184,6 +185,19 @@ TABLES: list[Averages | Listing] = [
     histogram_listed("09", "largest_share", "Share of a domain in its most frequent cluster",
                      "percent"),
     histogram_listed("10", "entropy", "Entropy of the cluster histogram, nats", "nats"),
+    Averages(
+        "figure-01-which", "Which method for which budgets", "Figure 1",
+        "The best of everything that this study ran within each limit: of the deployed model's "
+        "size (that of slm, or that of llm), of FLOPs before the domain is known, and of what is "
+        "done per domain. Limits before the domain are 0 and the costs of slm's budgets.",
+        smallest(several_budgets), (), Figure(
+            "lines", Axis("limit", "FLOPs of pretraining before the domain is known"),
+            AFTER_LOG, "series", "after_ci"),
+        columns=[Column("inference", "deployed model", "text"),
+                 Column("limit", "FLOPs before the domain, at most", "flops"),
+                 Column("per_domain", "per domain", "text"), METHOD, BUDGETS, *AFTER,
+                 Column("next", "the next best method", "text"), *GENERIC_COST[1:2],
+                 *OWN_COST[1:2]], then=best_by_budget),
     Averages(
         "figure-03-generic", "Generic perplexity by pretraining cost", "Figure 3",
         "On held-out generic text, before fine-tuning, each window through its own cluster's "

@@ -1,0 +1,89 @@
+"""The paper's own numbers (arXiv 2402.01093v2), which stand beside a study's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+SCALE = {
+    "slm": (126e6, 126e6, 2.2, (100, 200, 400, 530)), "slm-is": (126e6, 126e6, 2.2, (130,)),
+    "slm-mix": (126e6, 2_016e6, 2.2, (100, 200, 400, 600)),
+    "slm-pn": (126e6, 1_422e6, 3.6, (100, 200, 400, 600)),
+    "llm": (771e6, 771e6, 7.7, (100, 200, 400, 600)),
+    "llm-lora": (771e6, 771e6, 7.7, (100, 200, 400, 600))}
+"""By method: deployed and trained parameters (Tables 1 and 7), A100-hours per 1B tokens (Table 2)
+and A100-hours of pretraining (Tables 3 and 8)."""
+SETS = (1e6, 8e6, 64e6)
+"""Tokens of its specialization sets."""
+BASELINES = {"slm": (33.0, 18.2, 14.8, 12.0), "slm-nopt": (math.nan, 227.1, 45.6, 17.6),
+             "llm": (28.1, 14.4, 12.5, 10.0)}
+"""Perplexity before fine-tuning and after it on each of :data:`SETS` (Table 4)."""
+BUDGETS = {
+    100: {"slm": (33.74, 19.31, 15.61, 12.37), "slm-mix": (34.35, 19.82, 15.82, 12.62),
+          "slm-pn": (33.44, 18.57, 15.58, 12.53), "llm": (29.22, 17.11, 15.49, 11.55)},
+    200: {"slm": (34.43, 18.58, 15.12, 12.09), "slm-mix": (31.94, 18.48, 14.98, 12.15),
+          "slm-pn": (32.30, 17.76, 14.95, 12.13), "llm": (28.18, 15.62, 14.03, 10.81)},
+    400: {"slm": (36.61, 18.22, 14.80, 12.00), "slm-mix": (31.04, 17.56, 14.42, 11.84),
+          "slm-pn": (32.54, 17.17, 14.48, 11.86), "llm": (28.98, 15.03, 13.05, 10.28)},
+    600: {"slm-mix": (31.03, 17.18, 14.21, 11.73), "slm-pn": (32.53, 16.95, 14.29, 11.74),
+          "llm": (28.62, 14.50, 12.64, 10.07)}}
+"""The same by A100-hours of pretraining (Table 8)."""
+CHOICES = {"most-frequent": 17.32, "lowest-loss": 17.05, "best-tuned": 16.98}
+"""Perplexity of a mixture of 64 by the choice of its expert, at the smallest set (Table 5)."""
+
+
+def against(method: str, other: str, place: int = 1) -> str:
+    """A method less another by budget, in nats per token: ``100 A100-hours: -0.039; ...``.
+
+    Args:
+        place: 0 is before fine-tuning, 1 to 3 after it on each of :data:`SETS`.
+    """
+    said = [f"{of(found[method][place], found[other][place])} with {hours} A100-hours"
+            for hours, found in BUDGETS.items() if {method, other} <= found.keys()]
+    return f"{'; '.join(said)} (Table 8)."
+
+
+def of(ours: float, theirs: float) -> str:
+    """Two perplexities and the difference of their logarithms, as in ``18.57 against 19.31:
+    -0.039``."""
+    return f"{ours:.4g} against {theirs:.4g}: {math.log(ours / theirs):+.3f}"
+
+
+def tuned() -> str:
+    """Fine-tuning on the smallest set against none."""
+    pairs = {"slm": BASELINES["slm"], "llm": BASELINES["llm"],
+             **{method: BUDGETS[600][method] for method in ("slm-mix", "slm-pn")}}
+    return "; ".join(f"{method} {of(found[1], found[0])}"
+                     for method, found in pairs.items()) + " (Tables 4 and 8)."
+
+
+def beyond() -> str:
+    """A fine-tuned small model against the large one that was not."""
+    return f"{of(BASELINES['slm'][1], BASELINES['llm'][0])} (Table 4)."
+
+
+def unpretrained() -> str:
+    """No pretraining against slm, on each set."""
+    return "; ".join(f"at {size / 1e6:g}M {of(ours, theirs)}" for size, ours, theirs in zip(
+        SETS, BASELINES["slm-nopt"][1:], BASELINES["slm"][1:], strict=True)) + " (Table 4)."
+
+
+def sampled() -> str:
+    """Where slm-is stands: the paper draws it."""
+    small, large = BASELINES["slm"][1], BASELINES["llm"][1]
+    return (f"Below the large model's {large:g} (a curve of Figure 4b), and so more than "
+            f"{math.log(small / large):.3f} below slm's {small:g}, with 130 A100-hours for a "
+            "domain and 530 of slm's.")
+
+
+def eroded(method: str, hours: int = 400) -> str:
+    """A method less slm on each set."""
+    found = BUDGETS[hours]
+    return f"With {hours} A100-hours " + "; ".join(
+        f"at {size / 1e6:g}M {math.log(ours / theirs):+.3f}" for size, ours, theirs in zip(
+            SETS, found[method][1:], found["slm"][1:], strict=True)) + " (Table 8)."
+
+
+def chosen(rules: Sequence[str] = ("lowest-loss", "most-frequent")) -> str:
+    """One choice of the expert against another."""
+    return f"A mixture of 64: {of(*(CHOICES[rule] for rule in rules))} (Table 5)."
