@@ -55,6 +55,7 @@ def plain(method: str, settings: Mapping[str, Any], domain: str) -> float:
     elif method in ("slm-pn", "slm-mix"):
         advantage = 0.1 - 0.03 * data
         level += 0.02 if wide and settings["expert"] != "blend" else -advantage
+        level += 0.02 * (method == "slm-mix") + 0.03 * (settings["expert"] == "most-frequent")
     elif method == "slm-d":
         level -= 0.02
     elif method in ("llm", "llm-lora"):

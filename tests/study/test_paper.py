@@ -52,7 +52,7 @@ def test_a_whole_grid_makes_every_table(whole: dict[str, Any]) -> None:
     assert set(names) == {
         "table-01-parameters", "table-02-throughput", "table-03-costs", "table-04-baselines",
         "table-05-experts", "table-08-budgets", "table-09-clusters", "table-10-clusters",
-        "figure-03-generic", "figure-04-budget", "figure-05-set-size", "figure-06-total-cost-01",
+        "figure-01-which", "figure-03-generic", "figure-04-budget", "figure-05-set-size", "figure-06-total-cost-01",
         "figure-06-total-cost-07", "figure-06-total-cost-50", "figure-06-crossing",
         "figure-07-pn-experts", "figure-08-top-cluster", "figure-09-finetuning",
         "figure-10-importance-k", "figure-11-mix-k", "figure-12-domains-before",
@@ -236,6 +236,7 @@ STARTS = [
     "SLM-pn, its experts blended, beats", "SLM-mix, its experts blended, beats",
     "The advantage of SLM-pn", "SLM-mix beats", "The advantage of SLM-mix", "SLM-pn loses",
     "Blending the experts gives SLM-pn", "SLM-mix loses", "Blending the experts gives SLM-mix",
+    "SLM-pn's expert", "SLM-mix's expert", "SLM-pn beats SLM-mix", "Where inference allows it",
     "Distillation", "Pretraining on the most", "LoRA", "C(N)"]
 
 
@@ -256,7 +257,8 @@ def opposite(method: str, settings: Mapping[str, Any], domain: str) -> float:
         level += 0.2 + 0.05 * math.log2((settings["importance.k"] or 64) / 64)
     elif method in ("slm-pn", "slm-mix"):
         level += -0.2 - 0.05 * data if settings["expert"] != "blend" else 0.3
-        level -= 0.1 * wide
+        level -= 0.1 * wide - 0.05 * (method == "slm-pn")
+        level -= 0.05 * (settings["expert"] == "most-frequent")
     elif method == "slm-d":
         level -= 0.5
     elif method == "slm-top":
@@ -371,6 +373,42 @@ def test_methods_meet_at_their_main_budgets() -> None:
     assert {r["method"]: r["budget"] for r in baselines.rows} == {
         "slm": 32_000_000, "slm-pn": 32_000_000, "slm-is": 8_000_000}
     assert claim(claims(repeated(made)), "SLM-pn beats").verdict == "reproduced"
+
+
+def test_budgets_of_equal_compute_are_held_against_each_other() -> None:
+    def level(method: str, settings: Mapping[str, Any], domain: str) -> float:
+        return 4.0 - 1e-9 * settings["pretrain_tokens"] - 0.1 * (method == "slm-pn")
+
+    budgets = {"slm": (8, 16, 32), "slm-pn": (5, 10, 32)}
+    made = study(*(([method], [{"pretrain_tokens": many * 1_000_000} for many in of], DOMAINS)
+                   for method, of in budgets.items()), level=level)
+    made["recipe"]["study"] = {"equal_compute": [
+        {"slm": slm * 1_000_000, "slm-pn": network * 1_000_000}
+        for slm, network in zip(*budgets.values(), strict=True)]}
+    assert Cells(made).budgets("slm-pn") == [(5_000_000, 8_000_000), (10_000_000, 16_000_000),
+                                             (32_000_000, 32_000_000)]
+    beats = [c for c in claims(repeated(made, level)) if c.text.startswith("SLM-pn beats SLM af")]
+    assert [c.text.split("with ")[1] for c in beats] == [
+        "5M tokens of pretraining against 8M.", "10M tokens of pretraining against 16M.",
+        "32M tokens of pretraining."]
+    assert {c.verdict for c in beats} == {"reproduced"}
+    assert "-0.097 nats" in beats[0].evidence  # 0.003 of it the tokens
+    assert all("18.57 against 19.31: -0.039 with 100 A100-hours" in c.paper for c in beats)
+    by_budget = named(tables(made), "table-08-budgets")
+    assert [round(r["difference"], 3) for r in by_budget.rows if r["method"] == "slm-pn"] == [
+        -0.097, -0.094, -0.1]
+
+
+def test_the_best_is_named_within_each_limit(whole: dict[str, Any]) -> None:
+    found = [row for row in named(tables(whole), "figure-01-which").rows]
+    best = {(r["inference"], r["per_domain"], r["limit"] > 0): r["method"] for r in found}
+    assert best["small", "fine-tuning alone", False] == "slm-nopt"
+    assert best["small", "pretraining too", False] == "slm-is"
+    assert best["small", "fine-tuning alone", True] == "slm"  # slm-pn of as many tokens is dearer
+    assert best["large", "fine-tuning alone", True] == "llm"
+    assert ("large", "fine-tuning alone", False) not in best
+    for line in found:
+        assert line["generic_flops"] <= 1.1 * line["limit"]
 
 
 def test_one_seed_judges_nothing_however_large_the_difference() -> None:

@@ -194,8 +194,8 @@ def experts_help(cells: Cells) -> list[Claim]:
     """PN and mix beat SLM on the small set; the advantage erodes with more data."""
     found = []
     for method, name in (("slm-pn", "SLM-pn"), ("slm-mix", "SLM-mix")):
-        sizes = sizes_of(cells, method, "slm")
         for level in levels(cells, method):
+            sizes = sizes_of(cells, Arm(method, level.mine), Arm("slm", level.slms))
             for rule, who in (({}, name), ({"expert": "blend"}, f"{name}, its experts blended,")):
                 if rule and not cells.rows(Arm(method, {**level.mine, **rule})):
                     continue
