@@ -52,7 +52,8 @@ def test_a_whole_grid_makes_every_table(whole: dict[str, Any]) -> None:
     assert set(names) == {
         "table-01-parameters", "table-02-throughput", "table-03-costs", "table-04-baselines",
         "table-05-experts", "table-08-budgets", "table-09-clusters", "table-10-clusters",
-        "figure-01-which", "figure-03-generic", "figure-04-budget", "figure-05-set-size", "figure-06-total-cost-01",
+        "figure-01-which", "figure-03-generic", "figure-04-budget", "figure-05-set-size",
+        "figure-06-total-cost-01",
         "figure-06-total-cost-07", "figure-06-total-cost-50", "figure-06-crossing",
         "figure-07-pn-experts", "figure-08-top-cluster", "figure-09-finetuning",
         "figure-10-importance-k", "figure-11-mix-k", "figure-12-domains-before",
