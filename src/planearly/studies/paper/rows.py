@@ -215,7 +215,7 @@ def best_by_budget(rows: Rows) -> Rows:
             "series": f"{'large' if large else 'small'} model, "
                       f"{'pretraining' if owned else 'fine-tuning'} per domain",
             "next": next((f"{row['method']}, {number(row['after'])}" for row in others
-                          if row["method"] != best["method"]), None)})
+                          if _plain(row["method"]) != _plain(best["method"])), None)})
     return found
 
 

@@ -68,6 +68,7 @@ from planearly.study.spec import (
 DOMAINS = (1, 7, 50)
 """Numbers of domains of the paper's Figure 6."""
 TOTAL_COST = "figure-06-total-cost"
+WHICH = "figure-01-which"
 PERPLEXITY = with_interval("ppl", "perplexity")
 AFTER_LOG = Axis(AFTER_AXIS.key, AFTER_AXIS.label, True)
 
@@ -186,7 +187,7 @@ TABLES: list[Averages | Listing] = [
                      "percent"),
     histogram_listed("10", "entropy", "Entropy of the cluster histogram, nats", "nats"),
     Averages(
-        "figure-01-which", "Which method for which budgets", "Figure 1",
+        WHICH, "Which method for which budgets", "Figure 1",
         "The best of everything that this study ran within each limit: of the deployed model's "
         "size (that of slm, or that of llm), of FLOPs before the domain is known, and of what is "
         "done per domain. Limits before the domain are 0 and the costs of slm's budgets.",
@@ -337,9 +338,40 @@ TABLES: list[Averages | Listing] = [
 """In the order of the page."""
 
 
-def worth(tables: Sequence[Table]) -> list[str]:
-    """For each number of domains of Figure 6, the best small models that no cheaper one equals."""
+def which(tables: Sequence[Table]) -> list[str]:
+    """What to train within which limits, from Figure 1: nothing before the domain is known, and
+    the most that was paid before."""
     said = []
+    for table in tables:
+        if table.name != WHICH:
+            continue
+        for inference, per_domain in (("small", "pretraining too"), ("small", "fine-tuning alone"),
+                                      ("large", "fine-tuning alone")):
+            rows = [row for row in table.rows
+                    if (row["inference"], row["per_domain"]) == (inference, per_domain)]
+            chosen = rows[-1:] if per_domain == "fine-tuning alone" else rows[:1]
+            for row in chosen:
+                before = (f"at most {form.flops(row['limit'])} FLOPs before the domain is known"
+                          if row["limit"] else "nothing paid before the domain is known")
+                others = f"; next {_labelled(row['next'])}" if row["next"] else ""
+                said.append(
+                    f"{'Small models' if inference == 'small' else 'Large models allowed'}, "
+                    f"{before}, {per_domain} for the domain: {label(row['method'])} with "
+                    f"{si(row['budget'])} tokens, perplexity {number(row['after'])}{others}, over "
+                    f"{row['over']}.")
+    return said
+
+
+def _labelled(words: str) -> str:
+    """``slm-pn, 30.1`` with the method's label."""
+    name, _, rest = words.rpartition(", ")
+    return f"{label(name)}, {rest}"
+
+
+def worth(tables: Sequence[Table]) -> list[str]:
+    """For each number of domains of Figure 6, the best small models that no cheaper one equals;
+    before them what Figure 1 says."""
+    said = which(tables)
     for table in tables:
         if not table.name.startswith(TOTAL_COST):
             continue
