@@ -1,0 +1,237 @@
+"""Claims about what has experts, SLM-pn and SLM-mix, at every budget that it was run with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from planearly import methods
+from planearly.studies.paper import published
+from planearly.studies.paper.rows import single_rule
+from planearly.study.compare import BUDGET, Arm, Cells, shared
+from planearly.study.seeds import difference, estimate
+from planearly.study.spec import shown
+from planearly.study.verdict import (
+    NEEDED,
+    Claim,
+    at,
+    judged,
+    said,
+    sizes_of,
+    unjudged,
+    versus,
+)
+from planearly.units import short
+
+STARVED = 1.0
+"""Pretraining tokens per parameter below which an expert of a mixture has hardly begun."""
+
+
+def starved(cells: Cells, arm: Arm) -> str:
+    """A sentence on a mixture whose experts saw too few tokens to say anything; "" otherwise."""
+    row = next(iter(cells.rows(arm).values()), None)
+    if not row or arm.method != "slm-mix" or not row.get("k"):
+        return ""
+    each = row["pretrain_tokens"] / row["k"]
+    if each >= STARVED * row["inference_params"]:
+        return ""
+    return (f"The mixture is left out: {row['k']} experts of {short(row['inference_params'])} "
+            f"parameters saw {short(each)} tokens each, and have hardly begun.")
+
+
+@dataclass(frozen=True)
+class Level:
+    """Budgets of a method and of slm that are held against each other.
+
+    Attributes:
+        mine, slms: what changes of either's settings.
+        when: how to say them, after a claim; "" where there is one alone.
+    """
+
+    mine: dict[str, Any]
+    slms: dict[str, Any]
+    when: str = ""
+
+
+def levels(cells: Cells, method: str) -> list[Level]:
+    """The budgets at which a method is held against slm, ascending.
+
+    The main ones alone where there are no others: what a method gains may hang on the budget.
+    """
+    pairs = cells.budgets(method)
+    if len(pairs) < 2:
+        return [Level({}, {})]
+    return [Level({BUDGET: mine}, {BUDGET: slms}, f", with {shown(mine, BUDGET)} tokens of "
+                  "pretraining" + (f" against {shown(slms, BUDGET)}" if slms != mine else ""))
+            for mine, slms in pairs]
+
+
+def is_own(cells: Cells, method: str, level: Level) -> bool:
+    """Whether it is the level of the main comparison."""
+    return all(level_of.get(BUDGET, cells.main(name, BUDGET)) == cells.main(name, BUDGET)
+               for name, level_of in ((method, level.mine), ("slm", level.slms)))
+
+
+def experts_help(cells: Cells) -> list[Claim]:
+    """PN and mix beat SLM on the small set; the advantage erodes with more data."""
+    found = []
+    for method, name in (("slm-pn", "SLM-pn"), ("slm-mix", "SLM-mix")):
+        for level in levels(cells, method):
+            sizes = sizes_of(cells, Arm(method, level.mine), Arm("slm", level.slms))
+            for rule, who in (({}, name), ({"expert": "blend"}, f"{name}, its experts blended,")):
+                if rule and not cells.rows(Arm(method, {**level.mine, **rule})):
+                    continue
+                text = f"{who} beats SLM after fine-tuning on the small set{level.when}."
+                if why := starved(cells, Arm(method, level.mine)):
+                    found.append(unjudged(text, why, "table-08-budgets"))
+                    continue
+                tests = [versus(cells, Arm(method, {**level.mine, **rule, "spec_tokens": size}),
+                                Arm("slm", {**level.slms, "spec_tokens": size}), where=at(size))
+                         for size in sizes[:1]]
+                alike = level.mine == level.slms
+                claim = judged(
+                    cells, text, -1, tests or [(f"{method} against slm", None)],
+                    "table-08-budgets", reason="Tokens are those of all experts together."
+                    if not alike else
+                    "At the same pretraining tokens, those of all experts together.")
+                found.append(replace(claim, ours=bool(rule), paper="" if rule else
+                                     published.against(method, "slm")))
+        found.append(erodes(cells, method, name))
+    return found
+
+
+def erodes(cells: Cells, method: str, name: str) -> Claim:
+    """The advantage at the largest set less that at the smallest, on the same documents.
+
+    At the largest budget that has two set sizes: there is most to erode.
+    """
+    text = f"The advantage of {name} over SLM erodes with more specialization data"
+    table = "figure-05-set-size"
+    at_level = [(level, several) for level in levels(cells, method)
+                if len(several := sizes_of(
+                    cells, Arm(method, level.mine), Arm("slm", level.slms))) > 1]
+    if not at_level:
+        return unjudged(f"{text}.", f"Rows are missing for: {method} and slm at two set sizes.",
+                        table, True)
+    level, sizes = at_level[-1]
+    text += f"{level.when}."
+    if not is_own(cells, method, level):
+        table = "table-08-budgets"
+    if why := starved(cells, Arm(method, level.mine)):
+        return unjudged(text, why, table)
+    (mine, slms), (mine_large, slms_large) = (
+        (Arm(method, level.mine).at(spec_tokens=size), Arm("slm", level.slms).at(spec_tokens=size))
+        for size in (sizes[0], sizes[-1]))
+    change = estimate(cells, [(1.0, mine_large), (-1.0, slms_large), (-1.0, mine), (1.0, slms)])
+    first = versus(cells, mine, slms, change.domains if change else None, at(sizes[0]))
+    if first[1] is None or first[1].side() >= 0:
+        seen = f" {first[0]}: {said(cells, first[1])}." if first[1] else ""
+        return unjudged(text, "No advantage on the small set can be told, which could erode."
+                        + seen, table, one_seed=first[1] is not None and first[1].seeds < NEEDED)
+    words = f"difference at {shown(sizes[-1], 'spec_tokens')} less that {at(sizes[0])[:-2]}"
+    claim = judged(cells, text, 1, [(words, change)], table,
+                   reason=f"{first[0]}: {said(cells, first[1])}.")
+    return replace(claim, paper=published.eroded(method))
+
+
+def wide_domains(cells: Cells) -> list[Claim]:
+    """Mix and PN lose their advantage on wide domains, unless blended."""
+    found = []
+    for method, name in (("slm-pn", "SLM-pn"), ("slm-mix", "SLM-mix")):
+        rule = single_rule(cells, method)
+        for level in levels(cells, method):
+            when, plain = level.when, Arm("slm", level.slms)
+            single = Arm(method, {**level.mine, "expert": rule})
+            wide, narrow = by_width(cells, single, shared(cells, [single, plain]))
+            if not wide and not is_own(cells, method, level):
+                continue
+            if why := starved(cells, single):
+                found.append(unjudged(f"{name} loses its advantage on wide domains{when}.", why,
+                                      "table-08-budgets"))
+                continue
+            found.append(loses(cells, f"{name} loses its advantage on wide domains{when}.",
+                               single, plain, wide, narrow))
+            blend = Arm(method, {**level.mine, "expert": "blend"})
+            tests = [versus(cells, blend, plain, wide)] if wide else [
+                (f"{method}, blended, against slm on wide domains", None)]
+            beside = difference(cells, blend, single, wide) if wide else None
+            claim = judged(
+                cells, f"Blending the experts gives {name} an advantage on wide domains{when}.",
+                -1, tests, "figure-13-domains-after" if when else "extra-blend",
+                reason=f"The blend against the single expert ({rule}): {said(cells, beside)}."
+                if beside else "")
+            found.append(replace(claim, ours=True))
+    return found
+
+
+def loses(cells: Cells, text: str, single: Arm, plain: Arm, wide: Sequence[str],
+          narrow: Sequence[str]) -> Claim:
+    """An advantage on the narrow domains, less of it and none to be seen on the wide ones."""
+    table = "extra-blend" if cells.rows(Arm(single.method, {"expert": "blend"})) else (
+        "figure-13-domains-after")
+    if not wide:
+        return unjudged(text, f"Rows or cluster entropies are missing for: {single.method} and slm "
+                        "on three domains.", table, True)
+    has = {label: difference(cells, single, plain, domains)
+           for label, domains in (("wide", wide), ("narrow", narrow))}
+    change = estimate(cells, [(1.0, single), (-1.0, plain)], weights={
+        **dict.fromkeys(wide, 1 / len(wide)), **dict.fromkeys(narrow, -1 / len(narrow))})
+    evidence = "; ".join(f"{single.method} less slm on {label} domains: {said(cells, each)}"
+                         for label, each in has.items() if each) + "."
+    few = any(each is not None and each.seeds < NEEDED for each in has.values())
+    if not has["narrow"] or not has["wide"] or has["narrow"].side() >= 0:
+        return unjudged(text, "No advantage on the narrow domains can be told, to be lost. "
+                        + evidence, table, one_seed=few)
+    if has["wide"].side() < 0 and has["wide"].seeds >= NEEDED:
+        return Claim(text, "not reproduced", f"It keeps an advantage. {evidence}", table)
+    return judged(cells, text, 1, [("wide less narrow", change)], table, reason=evidence)
+
+
+def by_width(cells: Cells, arm: Arm, domains: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The third of the domains with the largest entropy at the arm's clusters, and the others."""
+    rows = cells.rows(arm)
+    entropy = {d: e for d in domains if (e := cells.entropy(d, rows[d].get("k"))) is not None}
+    if len(entropy) < 3:
+        return [], []
+    ordered = sorted(entropy, key=lambda domain: -entropy[domain])
+    many = round(len(ordered) / 3)
+    return ordered[:many], ordered[many:]
+
+
+def choice(cells: Cells) -> list[Claim]:
+    """An expert chosen by its loss is better than that of the most frequent cluster."""
+    found = []
+    for method, name in (("slm-mix", "SLM-mix"), ("slm-pn", "SLM-pn")):
+        key, rules = f"{methods.TABLE[method].bank}.experts", ("lowest-loss", "most-frequent")
+        arms = [[Arm(method, {key: many, "expert": rule}) for rule in rules]
+                for many in cells.values_of(key)]
+        tests = [versus(cells, *pair) for pair in arms if shared(cells, pair)]
+        claim = judged(
+            cells, f"{name}'s expert is better chosen by its loss than by the most frequent "
+            "cluster.", -1, tests[-1:] or [(f"{method} by both rules", None)],
+            "table-05-experts")
+        found.append(replace(claim, paper=published.chosen() if method == "slm-mix" else ""))
+    return found
+
+
+def large_or_network(cells: Cells) -> list[Claim]:
+    """Of what is paid before the domain is known: the large model, then PN, then mix."""
+    found = []
+    for method, other, text in (
+            ("slm-pn", "slm-mix", "SLM-pn beats SLM-mix on the small set"),
+            ("llm", "slm-pn", "Where inference allows it, the large model beats SLM-pn")):
+        sizes = sizes_of(cells, method, other)[:1]
+        pairs = cells.budgets(method, other) or [
+            (cells.main(method, BUDGET), cells.main(other, BUDGET))]
+        tests = [versus(cells, Arm(method, {BUDGET: mine, "spec_tokens": size}),
+                        Arm(other, {BUDGET: theirs, "spec_tokens": size}), where=at(size))
+                 for size in sizes for mine, theirs in pairs]
+        left = [why for _, theirs in pairs
+                if (why := starved(cells, Arm(other, {BUDGET: theirs})))]
+        budgets = f", at {len(pairs)} budgets" if len(pairs) > 1 else ""
+        claim = unjudged(f"{text}{budgets}.", left[0], "table-08-budgets") if left else judged(
+            cells, f"{text}{budgets}.", -1, tests or [(f"{method} against {other}", None)],
+            "table-08-budgets")
+        found.append(replace(claim, paper=published.against(method, other)))
+    return found
