@@ -204,9 +204,9 @@ def choice(cells: Cells) -> list[Claim]:
     found = []
     for method, name in (("slm-mix", "SLM-mix"), ("slm-pn", "SLM-pn")):
         key, rules = f"{methods.TABLE[method].bank}.experts", ("lowest-loss", "most-frequent")
-        arms = [[Arm(method, {key: many, "expert": rule}) for rule in rules]
-                for many in cells.values_of(key)]
-        tests = [versus(cells, *pair) for pair in arms if shared(cells, pair)]
+        pairs = [(Arm(method, {key: many, "expert": rules[0]}),
+                  Arm(method, {key: many, "expert": rules[1]})) for many in cells.values_of(key)]
+        tests = [versus(cells, a, b) for a, b in pairs if shared(cells, [a, b])]
         claim = judged(
             cells, f"{name}'s expert is better chosen by its loss than by the most frequent "
             "cluster.", -1, tests[-1:] or [(f"{method} by both rules", None)],
