@@ -395,7 +395,7 @@ def check_dense_start(settings: keys.Projected) -> None:
     """Refuse a network whose experts could never leave the dense model that they start from."""
     if (settings.rank or 2) < 2 or settings.embedding < 2:
         raise UserError("a projected network that starts from a dense model needs "
-                        "'projected.slices' and 'projected.embedding' of at least 2")
+                        "'projected.rank' and 'projected.embedding' of at least 2")
     if settings.deviation == 0:
         raise UserError("a projected network that starts from a dense model needs "
                         "'projected.deviation' above 0: its experts would stay alike for ever")

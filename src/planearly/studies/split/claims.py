@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from planearly.studies.paper.claims import by_width
+from planearly.studies.paper.experts import by_width
 from planearly.studies.split.rows import ADAPT, BLENDS, DOMAINS, MIXED, as_dear, cost
 from planearly.study.compare import BUDGET, Arm, Cells, shared
 from planearly.study.seeds import difference
