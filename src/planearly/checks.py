@@ -86,7 +86,7 @@ RANGES: dict[type, dict[str, Range]] = {
     keys.Lora: {"rank": Range(1, 1 << 16), "alpha": Range(0, 1e6, above=True),
                 "step_factor": _FACTOR, "lr_factor": _FACTOR},
     keys.Cost: {"price_per_hour": Range(0, 1e9)},
-    keys.Study: {"main": Range(0, 1e15)},
+    keys.Study: {"main": Range(0, 1e15), "equal_compute": Range(0, 1e15)},
 }
 """Of every key that holds numbers, one alone or in a list; a section has those of its bases too."""
 
@@ -118,9 +118,17 @@ def _numbers(section: Any, where: str = "") -> Iterator[tuple[str, float, Range]
         allowed = range_of(type(section), field.name)
         if allowed is None or value is None:
             continue
-        many = value.values() if isinstance(value, dict) else value
-        for one in many if isinstance(value, list | dict) else [value]:
+        for one in _flat(value):
             yield place, one, allowed
+
+
+def _flat(value: Any) -> Iterator[float]:
+    """The numbers of a value, whatever holds them."""
+    if isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _flat(part)
+    else:
+        yield value
 
 
 def _relations(recipe: keys.Recipe) -> None:
