@@ -145,6 +145,9 @@ class Train:
     shard: Literal["auto", "yes", "no"] = key(
         "torchrun's processes divide weights and optimiser state (auto: where one device's memory "
         "does not hold them)", "auto")
+    gradients: Literal["auto", "bf16", "fp32"] = key(
+        "how gradients travel between torchrun's processes (auto: bf16 in pretraining on "
+        "GPUs of several machines, where an estimate says that float32 takes long)", "auto")
     log_steps: int = key("steps between two lines of metrics", 20)
     validate_steps: int | None = key("steps between validations (null: 10 in the run)", None)
     checkpoint_seconds: float = key(

@@ -164,8 +164,10 @@ def test_what_devices_send_each_other_is_told() -> None:
         plain, params = plan.row("slm").traffic, flops.parameters(plan.setting.small)
         assert plain is not None and 7 * params < plain.sent < 10 * params * 7 / 8
         assert found.network == pytest.approx(found.sent / 12.5e9) and found.computing > 0
+        assert plain.network / 2 < plain.narrow < 0.7 * plain.network  # Muon's updates stay
         (note,) = [note for note in plan.notes if "a device sends the others" in note]
         assert ("is slow" in note) == (found.network > 0.25 * found.computing)
+        assert ("travel in bfloat16" in note) == ("is slow" in note)
         assert plan.to_dict()["methods"][0]["traffic"]["sent"] > 0
 
 

@@ -188,6 +188,8 @@ def memory_of(setting: Setting, row: Method, pretrain_tokens: float) -> tuple[fl
 
 NETWORK = 12.5e9
 """Bytes/s in one direction of a device's share of a network between machines: 100 Gbit/s."""
+SLOW = 0.25
+"""Share of a step's operations in time, from which what is sent is slow."""
 
 
 @dataclass(frozen=True)
@@ -198,13 +200,28 @@ class Traffic:
         sent: bytes that each device sends, and as many that it receives.
         computing: seconds of the step's operations.
         links, network: seconds that they take over the links of one machine (None: unknown), and at
-            :data:`NETWORK`. Nothing is computed meanwhile, but for a model that is divided.
+            :data:`NETWORK`. Gradients of a step's last pass travel while it runs.
+        narrow: seconds at :data:`NETWORK` where gradients travel in bfloat16.
     """
 
     sent: float
     computing: float
     links: float | None
     network: float
+    narrow: float
+
+    def slow(self, seconds: float) -> bool:
+        """Whether devices would wait for what takes so long to send."""
+        return seconds > SLOW * self.computing
+
+
+def step_traffic(device: Device, job: Job, tokens: int, passes: int = 1) -> Traffic:
+    """Of each of the job's devices, in steps of so many tokens on each."""
+    sent, narrow = (sent_bytes(job, passes, bf16) for bf16 in (False, True))
+    per_token = flops.lora_training(job.shape, job.adapter_rank) if job.adapter_rank \
+        else flops.training(job.shape)
+    return Traffic(sent, device.seconds(tokens * per_token, job.shape.d_model),
+                   sent / device.links if device.links else None, sent / NETWORK, narrow / NETWORK)
 
 
 def traffic(setting: Setting, row: Method, pretrain_tokens: float,
@@ -213,12 +230,7 @@ def traffic(setting: Setting, row: Method, pretrain_tokens: float,
     if setting.devices == 1 or not microbatch_tokens:
         return None
     job, batch = trainings(setting, row, pretrain_tokens)[0]
-    sent = sent_bytes(job, max(-(-batch // microbatch_tokens), 1))
-    per_token = flops.lora_training(job.shape, job.adapter_rank) if job.adapter_rank \
-        else flops.training(job.shape)
-    links = setting.device.links
-    return Traffic(sent, setting.device.seconds(batch * per_token, job.shape.d_model),
-                   sent / links if links else None, sent / NETWORK)
+    return step_traffic(setting.device, job, batch, max(-(-batch // microbatch_tokens), 1))
 
 
 def step_tokens(pretrain_tokens: float, context: int) -> int:

@@ -12,23 +12,26 @@ from planearly.model import flops, memory
 from planearly.model.memory import Job
 
 _UPDATE, _GRADIENT = 2, 4  # bytes of a number: of what Muon exchanges, and of a gradient
+_NARROW = 2  # of a gradient that travels in bfloat16
 
 
-def sent_bytes(job: Job, passes: int) -> float:
+def sent_bytes(job: Job, passes: int, bf16: bool = False) -> float:
     """Bytes that each device sends in a step; it receives as many.
 
     Args:
         passes: forward and backward passes of a step on one device.
+        bf16: gradients of what is whole on every device travel in bfloat16.
     """
     n, shape = job.processes, job.shape
     if n == 1:
         return 0.0
     muon, other = memory.trained(job)
-    summed, gathered = float(_GRADIENT * (muon + other)), float(_UPDATE * muon)
+    size = _NARROW if bf16 else _GRADIENT
+    summed, gathered = float(size * (muon + other)), float(_UPDATE * muon)
     if job.sharded and job.projected:
         dense = flops.projected_weights(shape, job.projected)
         bank = job.projected.slices * dense
-        summed -= _GRADIENT * bank
+        summed -= size * bank
         # weights to all, their gradients in parts; Muon's rows for whole matrices, and back
         gathered += 2 * _GRADIENT * job.projected.at_once * dense
         gathered -= (_UPDATE - 2 * _UPDATE / n) * (bank if muon else 0)

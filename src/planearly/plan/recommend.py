@@ -393,10 +393,6 @@ def _notes(given: PlanInput, setting: Setting, rows: dict[str, Row], chosen: str
     return notes
 
 
-_SLOW = 0.25
-"""Share of a step's operations in time, from which what is sent is told to be slow."""
-
-
 def _traffic(given: PlanInput, chosen: str, step: model.Traffic, sharded: bool) -> str:
     """What a step sends between devices, and how long that takes."""
     ways = [(seconds, f"{_time(seconds)} {how}") for seconds, how in (
@@ -406,7 +402,10 @@ def _traffic(given: PlanInput, chosen: str, step: model.Traffic, sharded: bool) 
     said = (f"in each step of {chosen} a device sends the others {short(step.sent)}B: "
             f"{', '.join(how for _, how in ways)}, beside {_time(step.computing)} of "
             "operations, and not in the hours")
-    slow = [seconds > _SLOW * step.computing for seconds, _ in ways]
+    slow = [step.slow(seconds) for seconds, _ in ways]
+    if slow[-1] and step.narrow < 0.9 * step.network:
+        said += (f"; between machines gradients of a pretraining then travel in bfloat16, which "
+                 f"takes {_time(step.narrow)} (recipe key 'pretrain.gradients')")
     if all(slow):
         where = "there"
     elif any(slow):

@@ -138,7 +138,7 @@ def plateau(run: Run, row: Method, packed: Path, weights: np.ndarray,
         model = network.make() if network else dense(run, shape, origin)
         stream = stream_of(run, packed, weights, network)
         outcome = loop.train(model, stream, before, recipe.pretrain, folder, name=name,
-                             optimizer=rate, branches={before})
+                             optimizer=rate, branches={before}, narrow=training.narrow)
         rows = rows_per_step(recipe.pretrain.batch_tokens, recipe.context)
         return {"method": name, "domain": None, "shape": shape.to_dict(), "large": row.large,
                 "cost": training.book(run, name, outcome, per_token(shape, network, outcome)),
@@ -196,7 +196,8 @@ def adapt(run: Run, row: Method, domain: str, base: Path | None,
         stream = MixedStream(streams, used, recipe.seed) if len(streams) > 1 else own
         model = dense(run, shape, None if base else origin)
         outcome = loop.train(model, Later(stream, before * rows), steps, recipe.pretrain, folder,
-                             name=stage, optimizer=training.rates(recipe, steps, shape, origin))
+                             name=stage, optimizer=training.rates(recipe, steps, shape, origin),
+                             narrow=training.narrow)
         paid = replace(
             outcome, tokens=outcome.tokens - int(begun["tokens"]),
             seconds=outcome.seconds - begun["device_hours"] * 3600 / parallel.world(),

@@ -106,7 +106,7 @@ def pretrain(
             stream = MixedStream([generic, own], [1 - share, share], recipe.seed)
         outcome = loop.train(
             model, stream, steps, recipe.pretrain, folder, name=stage, branches=branches - {0},
-            optimizer=training.rates(recipe, steps, shape, origin))
+            optimizer=training.rates(recipe, steps, shape, origin), narrow=training.narrow)
         drawn = generic.sampler.counts(round(steps * batch_rows * (1 - share)))
         return {
             "method": name, "domain": domain, "shape": shape.to_dict(), "large": large,

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from planearly import keys, parallel
-from planearly.cost import ledger
+from planearly.cost import devices, ledger
+from planearly.cost import model as costs
 from planearly.data.dataset import TokenDataset
 from planearly.data.pack import Rows, pack_rows
 from planearly.data.sample import BlendSampler, Sampler
@@ -20,7 +21,7 @@ from planearly.data.streams import BlendStream, RowStream
 from planearly.errors import UserError
 from planearly.evaluate.perplexity import mean_nll
 from planearly.files import read_array, read_json
-from planearly.model import outside, starts
+from planearly.model import memory, outside, starts
 from planearly.model.outside import AnyModel, AnyShape
 from planearly.model.transformer import Shape
 from planearly.parallel import bf16_is_fast
@@ -61,6 +62,13 @@ def rate_settings(recipe: keys.Recipe, shape: AnyShape, origin: Path | None) -> 
     found = optim.deviations(recipe.pretrain.optimizer, outside.width_of(shape),
                              origin is not None)
     return {"rates": found} if found else {}
+
+
+def narrow(job: memory.Job, tokens: int) -> bool:
+    """Whether gradients take long between machines, by the estimate that plans show: then they
+    travel in bfloat16 where the recipe leaves it open (:func:`planearly.train.loop.train`)."""
+    step = costs.step_traffic(devices.find_or_nearest(), job, tokens)
+    return step.slow(step.network)
 
 
 def generic_stream(run: Run, packed: Path, weights: np.ndarray) -> RowStream:
@@ -106,7 +114,7 @@ _OLDER = ("log_steps", "checkpoint_seconds", "specialization_share", "branch_tok
 """The same in run folders of an older layout, which counted how steps are computed, too."""
 
 
-_SINCE = {"average": 0.0}
+_SINCE = {"average": 0.0, "gradients": "auto"}
 """Keys that older versions did not have, and the values at which they change nothing."""
 
 
@@ -132,22 +140,31 @@ def same_settings(values: dict[str, Any], train: keys.Train,
     here = "bf16" if bf16_is_fast(parallel.device()) else "fp32"
     alike = {"auto", here}
     others = sorted(alike - {train.precision}) if train.precision in alike else []
+    own = {key: value for key, value in values[place].items() if key != "gradients"}
+    travel = [{} if kind == "auto" else {"gradients": kind} for kind in ("auto", "fp32", "bf16")
+              if kind != train.gradients]
     return [*({**values, place: {**values[place], "precision": other}} for other in others),
-            {**values, place: _without(train, _OLDER)}]
+            {**values, place: _without(train, _OLDER)},
+            *({**values, place: {**own, **kind}} for kind in travel)]
 
 
 def as_precise(train: keys.Train) -> Callable[[Path], bool]:
-    """Whether a stage was computed in the precision that ``train`` names, as far as that is known.
+    """Whether a stage was computed in the precision that ``train`` names, and its gradients
+    travelled in the one that it names, as far as that is known.
 
     "auto" meant what was fast where the stage was made, which may have been elsewhere.
     """
+    asked = [(field, kind == "bf16", unknown) for field, kind, unknown in (
+        ("bf16", train.precision, train.precision == "bf16"),
+        ("bf16_gradients", train.gradients, False)) if kind != "auto"]
+
     def fits(stage: Path) -> bool:
-        wanted = train.precision == "bf16"
         for file in (*stage.rglob(loop.OUTCOME), *stage.rglob(arithmetic.KEPT)):
             with contextlib.suppress(UserError):  # removed by who is at it, or broken
                 note = read_json(file)
-                if note.get("arithmetic", note).get("bf16", wanted) != wanted:
-                    return train.precision == "auto"
+                note = note.get("arithmetic", note)
+                if any(note.get(field, unknown) != wanted for field, wanted, unknown in asked):
+                    return False
         return True
 
     return fits

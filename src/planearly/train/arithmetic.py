@@ -12,7 +12,7 @@ import ctypes
 import dataclasses
 import os
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,6 +61,8 @@ class Arithmetic:
     """Step from which it runs compiled; None: it never does."""
     fast_bf16: bool | None = None
     """Matrix products of the optimiser and of validation in bfloat16; None: not decided yet."""
+    bf16_gradients: bool = False
+    """Gradients travel between processes in bfloat16."""
 
     def autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
@@ -79,12 +81,14 @@ class Arithmetic:
 
 
 def settle(settings: keys.Train, context: int, device: torch.device, folder: Path,
-           kept: dict[str, Any] | None, job: memory.Job | None = None) -> Arithmetic:
+           kept: dict[str, Any] | None, job: memory.Job | None = None,
+           narrow: Callable[[memory.Job, int], bool] | None = None) -> Arithmetic:
     """What an interrupted training in ``folder`` computed by, else what suits the device.
 
     Args:
         kept: of its checkpoint.
         job: for the memory that a step needs; None: unknown, and taken as small.
+        narrow: as of :func:`planearly.train.loop.train`.
     """
     file = folder / KEPT
     if kept is None and file.exists():
@@ -103,11 +107,17 @@ def settle(settings: keys.Train, context: int, device: torch.device, folder: Pat
         made.compiled_from = 0 if settings.compile == "yes" and can_compile() else None
     if made.fast_bf16 is None:
         made.fast_bf16 = bf16_is_fast(device)
-    bf16, rows, decided, compiled_from, fast = parallel.first_process(
+    if kept is None:
+        made.bf16_gradients = settings.gradients == "bf16" or bool(
+            settings.gradients == "auto" and device.type == "cuda" and parallel.hosts() > 1
+            and job and narrow and narrow(job, settings.batch_tokens // parallel.world()))
+    bf16, rows, decided, compiled_from, fast, gradients = parallel.first_process(
         made.bf16, made.rows, made.decided,
-        -1 if made.compiled_from is None else made.compiled_from, made.fast_bf16)
+        -1 if made.compiled_from is None else made.compiled_from, made.fast_bf16,
+        made.bf16_gradients)
     made = Arithmetic(bool(bf16), int(rows), bool(decided),
-                      None if compiled_from < 0 else int(compiled_from), bool(fast))
+                      None if compiled_from < 0 else int(compiled_from), bool(fast),
+                      bool(gradients))
     keep(made, folder)
     return made
 

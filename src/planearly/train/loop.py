@@ -25,6 +25,7 @@ from planearly import keys, parallel, sharding, tensors
 from planearly.data.streams import Stream, prefetch
 from planearly.errors import UserError
 from planearly.files import read_json, write_json
+from planearly.model import memory
 from planearly.model.outside import AnyModel
 from planearly.progress import progress, say
 from planearly.train import arithmetic, optim, state, update
@@ -90,6 +91,7 @@ def train(
     patience: int | None = None,
     average: float = 0.0,
     branches: Collection[int] = (),
+    narrow: Callable[[memory.Job, int], bool] | None = None,
 ) -> Outcome:
     """Train for ``steps`` optimiser steps of ``settings.batch_tokens`` tokens, or stop early.
 
@@ -104,6 +106,8 @@ def train(
             so far (:class:`planearly.train.average.Average`); 0: the weights themselves.
         branches: steps after which the whole state is also kept as :func:`branch_file`, for
             another run to go on from.
+        narrow: whether it pays that gradients of this job travel between machines in bfloat16, in
+            steps of so many tokens on each device; asked where the recipe leaves it open.
 
     Returns:
         The outcome; ``final.safetensors`` holds the weights, and ``model`` has them too (its part
@@ -135,7 +139,7 @@ def train(
     resumed = bool(parallel.first_process(saved.exists())[0])
     note = tensors.note(saved) if resumed else {}
     how = arithmetic.settle(settings, stream.context, device, folder, note.get("arithmetic"),
-                            replace(job, sharded=divided))
+                            replace(job, sharded=divided), narrow)
     together = divided and model.divide(how.bf16)
     sharding.move(model.module, device)
     if divided:
@@ -156,6 +160,14 @@ def train(
     else:
         _check_start(model.module, name)
     parallel.barrier()
+    reducer = None
+    if parallel.world() > 1:
+        # passes come to the body's parameters, last layers first; the others' gradients come after
+        order = dict.fromkeys([*reversed(list(model.body.parameters())),
+                               *model.module.parameters()])
+        reducer = parallel.Reducer(
+            [p for p in order if p.requires_grad and not sharding.divided(p)],
+            how.bf16_gradients, early=not divided)
 
     compiler = Compiler(model.body, how, folder, name, steps, device,
                         f"{type(model).__name__} {type(goal).__name__} {rows}")
@@ -251,7 +263,7 @@ def train(
             if together:  # as many passes as the others
                 batch = batch.filled(-(-rows // parallel.world()))
             step_loss, counted = update.fitting(model, batch, how, goal, device, name, divided,
-                                         folder if together else None)
+                                         folder if together else None, reducer)
             factor = optim.set_rates(optimizers, rate, outcome.steps, steps)
             norm = update.apply(model.module, optimizers, counted, rate.clip)
             outcome.steps += 1
@@ -299,6 +311,8 @@ def train(
     elif mean:
         mean.swap()
     arithmetic.release(model.body)
+    if reducer:
+        reducer.close()
     if writes:
         tensors.save_tensors(final, tensors.weights(model.module), {})
     if parallel.rank() == 0:

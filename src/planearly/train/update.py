@@ -22,13 +22,13 @@ from planearly.train.trainable import Trainable
 
 
 def fitting(model: Trainable, batch: Batch, how: Arithmetic, goal: Objective,
-            device: torch.device, name: str, divided: bool = False,
-            together: Path | None = None) -> tuple[Tensor, float]:
+            device: torch.device, name: str, divided: bool = False, together: Path | None = None,
+            reducer: parallel.Reducer | None = None) -> tuple[Tensor, float]:
     """:func:`accumulate` in as many rows at once as the device's memory holds.
 
     Where it runs out, the step is begun again in passes of half the rows, and those after it go
-    on so. Gradients exist within a step only, so nothing is lost; other processes do not notice,
-    or where the model is ``divided`` do the same.
+    on so. Gradients exist within a step only, so nothing is lost; other processes do not notice
+    (:class:`planearly.parallel.Reducer`), or where the model is ``divided`` do the same.
 
     Args:
         together: the training's folder, where a pass takes all processes. A process that is left
@@ -40,9 +40,11 @@ def fitting(model: Trainable, batch: Batch, how: Arithmetic, goal: Objective,
     while True:
         try:
             return accumulate(model, batch, how.rows, goal, how.autocast(device), device,
-                              divided and not together)
+                              divided and not together, reducer)
         except torch.OutOfMemoryError:
             rows = how.rows
+        if reducer:
+            reducer.again()
         model.module.zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -63,6 +65,7 @@ def fitting(model: Trainable, batch: Batch, how: Arithmetic, goal: Objective,
 def accumulate(
     model: Trainable, batch: Batch, per_pass: int, goal: Objective,
     context: contextlib.AbstractContextManager[Any], device: torch.device, agreed: bool = False,
+    reducer: parallel.Reducer | None = None,
 ) -> tuple[Tensor, float]:
     """Backward passes over a step's rows; gradients of the *summed* loss end up in the module.
 
@@ -70,6 +73,7 @@ def accumulate(
         per_pass: most rows of a pass.
         context: forward passes run in it (autocast).
         agreed: whether all processes are out of memory where one is.
+        reducer: sums the gradients over the processes; None: there is one alone.
 
     Returns:
         This process's summed loss (float64 scalar on the device), and the global target count.
@@ -78,12 +82,15 @@ def accumulate(
     loss = torch.zeros((), device=device, dtype=torch.float64)
     lacking = None
     try:
-        for rows in model.microbatches(batch.groups, per_pass):
+        passes = model.microbatches(batch.groups, per_pass)
+        for number, rows in enumerate(passes, 1):
             part = batch.take(rows)
             model.select(part.groups)
             with context:
                 value = goal(model.body, parallel.send(part.inputs, device),
                              parallel.send(part.targets, device))
+            if reducer and number == len(passes):
+                reducer.last_pass()
             value.backward()
             loss += value.detach()
     except torch.OutOfMemoryError as error:
@@ -93,21 +100,19 @@ def accumulate(
     if agreed and parallel.sum_scalars(float(lacking is not None))[0]:
         raise torch.OutOfMemoryError(lacking or "another process is out of memory")
     model.end()
-    (counted,) = parallel.sum_scalars(float((batch.targets != IGNORE).sum()))
-    return loss, counted
+    counted = float((batch.targets != IGNORE).sum())
+    return loss, reducer.finish(counted) if reducer else counted
 
 
 def apply(
     module: nn.Module, optimizers: list[torch.optim.Optimizer], counted: float, clip: float
 ) -> Tensor:
-    """One update from summed gradients: mean over targets and processes, clipped to norm ``clip``.
+    """One update from summed gradients: mean over targets, clipped to norm ``clip``.
 
     Returns:
         The gradient norm before clipping.
     """
-    trained = [p for p in module.parameters() if p.grad is not None]
-    gradients = [p.grad for p in trained if p.grad is not None]
-    parallel.sum_gradients(g for g in gradients if not sharding.divided(g))  # others are sums
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
     norm = sharding.norm(gradients) / counted
     # one pass over the gradients does both: the mean over targets and the clipping
     torch._foreach_mul_([sharding.part(g) for g in gradients],
