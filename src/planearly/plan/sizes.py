@@ -98,7 +98,7 @@ PAPER_SLICES = {16: 12, 32: 23, 64: 46}
 """h by the number of experts: with these the paper's projected networks have its totals of 756M,
 1,422M and 2,770M parameters (docs/method.md, the appendix)."""
 FEW_SLICES = 4
-MEASURED, PAPER = (5.5, 41.0), 220.0
+MEASURED, PAPER = (5.5, 41.2), 220.0
 """Tokens of pretraining per parameter of the deployed model: from and to which four slices were
 measured to be ahead of twelve (docs/results/nano), and the fewest that the paper trained at."""
 
@@ -109,7 +109,8 @@ def slices(experts: int, tokens_per_parameter: float) -> tuple[int, str]:
     Four up to where they were measured, the paper's from where it begins, and between, where
     nobody has measured, those that are nearer in ratio (docs/decisions.md, "Slices of a bank").
     """
-    told = f"at {tokens_per_parameter:.3g} tokens per parameter"
+    digits = ",.0f" if tokens_per_parameter >= 100 else ".3g"
+    told = f"at {tokens_per_parameter:{digits}} tokens per parameter"
     if tokens_per_parameter < math.sqrt(MEASURED[1] * PAPER):
         beyond = "" if MEASURED[0] <= tokens_per_parameter <= MEASURED[1] else \
             ", and nothing nearer to these is known"
