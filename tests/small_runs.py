@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -122,10 +121,6 @@ def call(*words, check: int | None = 0) -> Done:
             status = end.code
     assert check in (None, status), told.getvalue()[-3000:]
     return Done(status, out.getvalue(), told.getvalue())
-
-
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "planearly.cli", *map(str, words)]
 
 
 def forked(told: Path, *words, begin: Callable[[], None] | None = None) -> BaseProcess:

@@ -2,7 +2,6 @@
 
 import json
 import random
-import subprocess
 import time
 from pathlib import Path
 
@@ -12,8 +11,7 @@ from safetensors.torch import load_file
 
 from planearly import storage
 from small_models import sentence_model
-from small_processes import environment
-from small_runs import TOPICS, call, command, corpus, forked
+from small_runs import TOPICS, call, corpus, forked
 from small_stores import fill
 
 SETTINGS = [
@@ -44,11 +42,11 @@ def recipe(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(recipe, tmp_path_factory):
-    """A finished run, by an interpreter of its own."""
-    out = tmp_path_factory.mktemp("whole")
-    done = subprocess.run(command("run", recipe, *SETTINGS, "--out", out), timeout=1500,
-                          capture_output=True, text=True, env=environment())
-    assert done.returncode == 0, done.stderr[-3000:]
+    """A finished run, by a process of its own."""
+    out, told = (tmp_path_factory.mktemp(name) for name in ("whole", "told"))
+    process = forked(told / "told", "run", recipe, *SETTINGS, "--out", out)
+    process.join()
+    assert process.exitcode == 0, (told / "told").read_text()[-3000:]
     return out
 
 

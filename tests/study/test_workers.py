@@ -97,8 +97,13 @@ def test_a_worker_comes_back_to_what_another_one_made(made, tmp_path, monkeypatc
 def two_seeds(tmp_path):
     """The file of a recipe whose study has four cells and two pretrainings."""
     path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(with_grid(corpus(tmp_path / "text"), {
-        "methods": ["slm", "slm-nopt"], "domains": [], "over": {"seed": [0, 1]}}).to_dict()))
+    # nothing that processes measure, each for itself
+    train = {"batch_tokens": 128, "compile": "no", "precision": "fp32",
+             "optimizer": {"preset": "adamw"}}
+    asked = with_grid(corpus(tmp_path / "text"), {
+        "methods": ["slm", "slm-nopt"], "domains": [], "over": {"seed": [0, 1]}},
+        pretrain=train, finetune={**train, "max_epochs": 1})
+    path.write_text(yaml.safe_dump(asked.to_dict()))
     return path
 
 
