@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 import examples
 from planearly import sharding
 from planearly.cluster import embed
+from small_cluster import cluster  # noqa: F401
 from small_runs import Words, corpus
 from small_stores import fresh_cache, hasty, memory, s3, s3_server, store  # noqa: F401
 

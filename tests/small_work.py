@@ -12,6 +12,7 @@ from planearly import files
 from planearly.engine.shared import Shared
 from planearly.engine.work import Shard, Work, shard_function
 from planearly.errors import UserError
+from planearly.progress import say, told_in
 
 
 @shard_function
@@ -28,6 +29,20 @@ def double(item, advance):
         handle.write(str(2 * number))
     _log(out, f"{os.getpid()} end {number}")
     return {"double": 2 * number}
+
+
+@shard_function
+def serve(item, advance):
+    """Tell and log that a worker is here; as troubled as :func:`double`, by its number."""
+    out, number = Path(item["out"]), int(Path(item["log"]).stem)
+    with told_in(Path(item["log"])):
+        _log(out, f"{os.getpid()} begin {number}")
+        say(f"worker {number} is here, with {item['cores']} core")
+        trouble = item["troubles"].get(number)
+        if trouble and not (item["once"] and _tried(out / f"tried-{number}")):
+            TROUBLES[trouble](out / f"{number}.txt")
+        _log(out, f"{os.getpid()} end {number}")
+    return {}
 
 
 def _tried(flag: Path) -> bool:

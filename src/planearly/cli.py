@@ -76,8 +76,9 @@ def study(
         help="run folder [default: runs/NAME]", callback=usage.local)] = None,
     workers: Annotated[int | None, typer.Option(
         min=1, max=1024,
-        help="processes that share the work; more than GPUs pay where models are so small that "
-             "one keeps no GPU busy [default: one, or one per GPU]")] = None,
+        help="processes that share the work, with engine=ray of the cluster; more than GPUs pay "
+             "where models are so small that one keeps no GPU busy [default: one, or one per "
+             "GPU]")] = None,
     only_report: Annotated[bool, typer.Option(
         "--report", help="make nothing: tables and page of what is finished, "
                          "or of a study.json given for the recipe")] = False,

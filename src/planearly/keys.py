@@ -266,8 +266,8 @@ class Recipe:
     spec_tokens: int | None = key("tokens of each domain's train split to use (null: all)", None)
     engine: Literal["local", "shared", "ray"] = key(
         "who does the data stages: processes of this machine; also those of every other planearly "
-        "that is started in the same run folder, which divide trainings too; or workers of a Ray "
-        "cluster", "local")
+        "that is started in the same run folder; or workers of a Ray cluster; the last two divide "
+        "trainings too", "local")
     processes: int | None = key("most workers of the data stages (null: one a core, or one a GPU "
                                 "where they compute on GPUs)", None)
     track: Literal["tensorboard", "wandb", "trackio"] | None = key(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -14,6 +16,7 @@ from planearly.units import duration, short
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 _LOG_SECONDS = 15.0
+_LOOK = 1.0
 
 
 class Meter:
@@ -86,3 +89,43 @@ def say(text: str) -> None:
     """One line for the person at the terminal (standard error; results go to standard output)."""
     # half a surrogate pair, of a file name that is not UTF-8, is no reason to stop
     console.print(text.encode("utf-8", "backslashreplace").decode(), markup=False)
+
+
+@contextlib.contextmanager
+def told_in(log: Path) -> Iterator[None]:
+    """Have what this process tells written to a file, for another to tell it (:func:`relayed`)."""
+    with open(log, "a", encoding="utf-8") as handle:
+        console.file = handle
+        try:
+            yield
+        finally:
+            console.file = None  # type: ignore[assignment]  # standard error again
+
+
+@contextlib.contextmanager
+def relayed(folder: Path) -> Iterator[None]:
+    """Tell meanwhile what others write to the logs of a folder (:func:`told_in`), line by line."""
+    told: dict[Path, int] = {}
+    over = threading.Event()
+
+    def look() -> None:
+        for log in sorted(folder.glob("*.log")):
+            with contextlib.suppress(OSError), open(log, "rb") as handle:
+                handle.seek(told.get(log, 0))
+                whole, newline, _ = handle.read().rpartition(b"\n")
+                told[log] = told.get(log, 0) + len(whole + newline)
+                for line in whole.decode("utf-8", "replace").splitlines():
+                    say(line)
+
+    def follow() -> None:
+        while not over.wait(_LOOK):
+            look()
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        over.set()
+        follower.join()
+        look()

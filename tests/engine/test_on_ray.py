@@ -14,14 +14,14 @@ from planearly.cluster import assign, embed, neighbours, ngrams
 from planearly.data import documents, domains, duplicates, overlap, pack, shards
 from planearly.engine import on_ray
 from planearly.engine.local import Inline, Local
-from planearly.engine.on_ray import OnRay
+from planearly.engine.on_ray import OnRay, places
 from planearly.errors import UserError
 from planearly.processes import Stopped, ending_in_order
 from planearly.stages import pipeline
 from small_models import sentence_model
 from small_runs import TOPICS, corpus, results
 from small_runs import recipe as small
-from small_work import log, made, until, work
+from small_work import log, made, serve, until, work
 
 
 def test_without_ray_is_one_sentence(tmp_path, monkeypatch):
@@ -111,6 +111,66 @@ def test_a_node_that_dies_loses_its_shard_only(tmp_path, cluster):
     assert sorted(begun.values()) == [1, 1, 1, 1, 1, 2]
 
 
+@pytest.mark.parametrize("nodes, most, workers, expected", [
+    ([(8, 0)], 9, None, (1, 8, 1, 0.0)),  # one for each machine
+    ([(8, 0), (4, 0), (0, 0)], 9, None, (2, 4, 2, 0.0)),
+    ([(8, 0), (4, 0)], 1, None, (1, 8, 1, 0.0)),
+    ([(8, 0)], 9, 3, (3, 2, 3, 0.0)),
+    ([(1, 0), (1, 0)], 9, 5, (5, 1, 1, 0.0)),
+    ([(16, 4), (8, 2), (64, 0)], 9, None, (6, 4, 1, 1.0)),  # one for each GPU
+    ([(16, 4), (8, 2), (64, 0)], 2, None, (2, 4, 1, 1.0)),
+    ([(16, 4)], 90, 10, (10, 1, 3, 1 / 3)),
+    ([(0, 2), (8, 0)], 9, None, (2, 0, 1, 1.0)),
+])
+def test_workers_for_trainings_divide_what_the_cluster_has(nodes, most, workers, expected):
+    found = places([{"CPU": cpu, "GPU": gpu} for cpu, gpu in nodes], most, workers)
+    assert found == pytest.approx(expected)
+
+
+def spread(out: Path, troubles: dict[int, str], once: bool = True, workers: int = 2) -> None:
+    (out / "workers").mkdir(parents=True)
+    OnRay(workers).spread("serving", serve, {
+        "out": str(out), "troubles": troubles, "once": once}, out / "workers", 9, workers)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_worker_that_dies_is_replaced_and_the_others_work_on(tmp_path, cluster, capsys):
+    spread(tmp_path / "once", {1: "killed"})
+    begun = Counter(number for _, what, number in log(tmp_path / "once") if what == "begin")
+    ended = Counter(number for _, what, number in log(tmp_path / "once") if what == "end")
+    assert begun == {1: 2, 2: 1} and ended == {1: 1, 2: 1}
+    said = capsys.readouterr().err
+    assert "serving by 2 workers of the Ray cluster" in said
+    assert said.count("worker 1 is here, with 1 core\n") == 2 and "worker 2 is here" in said
+    assert "serving: worker 1 of 2 failed, as its Ray worker died" in said
+    with pytest.raises(UserError, match=r"worker 2 of 2 failed 3 times, .* Ray worker died"):
+        spread(tmp_path / "always", {2: "killed"}, once=False)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_node_that_dies_loses_its_worker_only(tmp_path, cluster):
+    out = tmp_path / "out"
+    third = cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
+
+    def kill():
+        until(lambda: (out / "log").exists() and len(log(out)) == 3, 300)
+        workers = {process for process, _, _ in log(out)}
+        cluster.remove_node(third, allow_graceful=False)
+        until(lambda: sum(Path(f"/proc/{worker}").exists() for worker in workers) == 2,
+              300)
+        (out / "go").touch()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    spread(out, {1: "held", 2: "held", 3: "held"}, workers=3)
+    killer.join()
+    begun = Counter(number for _, what, number in log(out) if what == "begin")
+    assert sorted(begun.values()) == [1, 1, 2]
+    assert sum(what == "end" for _, what, _ in log(out)) == 3
+
+
 def data_and_weights(out: Path) -> dict[str, bytes]:
     """All files of the data stages, and the weights that were trained."""
     return {name: content for name, content in results(out).items()
@@ -135,7 +195,9 @@ def test_a_run_on_ray_ends_with_the_same_data_and_weights(tmp_path, monkeypatch,
     (root / "more.jsonl").write_text((root / "generic.jsonl").read_text().replace("ship", "boat"))
     words = [word for topic in TOPICS.values() for word in topic.split()]
     tiny = sentence_model(tmp_path / "embedder", words)
-    used = []
+    used, spreads = [], []
+    monkeypatch.setattr(OnRay, "spread", lambda self, name, *more, real=OnRay.spread: (
+        spreads.append(name), real(self, name, *more)))
     monkeypatch.setattr(OnRay, "workers", lambda self, work, *more, real=OnRay.workers: (
         used.append((work.name, real(self, work, *more))), used[-1][1])[1])
     for engine in ("local", "ray"):
@@ -144,6 +206,8 @@ def test_a_run_on_ray_ends_with_the_same_data_and_weights(tmp_path, monkeypatch,
                       cluster={"k": [3]} | {"embedder": str(tiny)}, engine=engine,
                       processes=1 if engine == "local" else None)
         pipeline.run(asked, tmp_path / engine, "specialize")
+    pipeline.run(asked, tmp_path / "ray", "specialize")  # nothing is left for workers
+    assert spreads == ["trainings"] and not (tmp_path / "ray" / ".workers").exists()
     made = data_and_weights(tmp_path / "local")
     assert data_and_weights(tmp_path / "ray") == made
     assert {"pretrain", "specialize"} <= {

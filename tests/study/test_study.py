@@ -1,5 +1,8 @@
 """The study: its cells through the stages, and what becomes of those that fail."""
 
+import contextlib
+import errno
+
 import pytest
 
 from planearly.errors import UserError
@@ -100,6 +103,27 @@ def test_a_failure_is_noted_and_tried_again(made, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "train", real)
     study(recipe, out)
     assert not read_json(out / RESULTS)["skipped"] and not log.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_failure_of_the_machine_is_tried_three_times(made, tmp_path, monkeypatch, times):
+    out, recipe = tmp_path / "study", with_grid(made, {"methods": ["slm-nopt"]})
+    real, tried = loop.train, []
+
+    def short_of_disk(*args, **kwargs):
+        tried.append(1)
+        if len(tried) <= times:
+            raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "train", short_of_disk)
+    monkeypatch.setattr("planearly.study.run.PAUSE", 0.0)
+    told = contextlib.nullcontext() if times == 2 else pytest.raises(
+        UserError, match=r"1 cell failed, slm-nopt on law as: .*No space left")
+    with told:
+        study(recipe, out)
+    assert len(tried) == 3 and len(read_json(out / RESULTS)["rows"]) == (times == 2)
 
 
 @pytest.mark.slow

@@ -3,12 +3,15 @@
 import contextlib
 import os
 import signal
+import threading
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from planearly import parallel
 from planearly.errors import UserError
 from planearly.files import read_json
 from planearly.stages import corpus as texts
@@ -147,3 +150,40 @@ def test_two_workers_make_what_one_makes(two_seeds, tmp_path, monkeypatch):
         assert not found["pending"] and not found["skipped"]
         rows[workers] = [(r["method"], r["settings"], r["nll_after"]) for r in found["rows"]]
     assert len(rows[1]) == 4 and rows[1] == rows[2]
+
+
+def holder(lock):
+    """The process that holds a locked file; None: none does."""
+    inode = f":{lock.stat().st_ino}"
+    found = [int(words[4]) for line in Path("/proc/locks").read_text().splitlines()
+             if (words := line.split())[1] == "FLOCK" and words[5].endswith(inode)]
+    return found[0] if found else None
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="looks for locks in /proc")
+def test_workers_of_a_cluster_make_what_one_process_makes_though_one_is_killed(
+        two_seeds, tmp_path, cluster):
+    longer = "pretrain_tokens=60k"
+    one, many = tmp_path / "one", tmp_path / "many"
+    with parallel.one_thread():  # as a worker's, which has one core
+        call("study", two_seeds, longer, "processes=1", "--out", one)
+
+    def kill():
+        until(lambda: list(many.glob("pretrain/*/arithmetic.json")), 300)
+        training = next(many.glob("pretrain/*/arithmetic.json")).parent.name
+        os.kill(holder(many / ".locks" / f"pretrain--{training}"), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    said = call("study", two_seeds, longer, "engine=ray", "--out", many).stderr
+    killer.join()
+    assert "cells by 2 workers of the Ray cluster" in said and " of 4: slm on law" in said
+    assert said.count("failed, as its Ray worker died") == 1
+    begun = Counter(line for line in said.splitlines() if line.startswith("── "))
+    assert begun["── pretrain/slm"] == 3  # of two seeds, and one of them again
+    assert begun["── specialize/slm.law"] == begun["── specialize/slm-nopt.law"] == 2
+    found = {out: [(r["method"], r["settings"], r["nll_after"])
+                   for r in read_json(out / RESULTS)["rows"]] for out in (one, many)}
+    assert len(found[one]) == 4 and found[one] == found[many]

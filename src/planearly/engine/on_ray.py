@@ -1,8 +1,9 @@
 """Workers that Ray places on the machines of its cluster: files in, files out, counts back.
 
 A fixed number of actors, each of which has one shard at a time; what goes through Ray is a shard's
-name, paths and counts. The files lie where all machines see them, as with any executor. The cluster
-is the one at ``RAY_ADDRESS``, or one of this machine, started for the run.
+name, paths and counts. Trainings are made by actors too, which take them by locks in the run
+folder, as any processes do that share it. The files lie where all machines see them, as with any
+executor. The cluster is the one at ``RAY_ADDRESS``, or one of this machine, started for the run.
 """
 
 from __future__ import annotations
@@ -10,20 +11,31 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import planearly
 from planearly.engine.local import ONE_THREAD, Inline, cores
-from planearly.engine.work import Executor, Function, Outcome, Shard, Work, Workers, served
+from planearly.engine.work import (
+    Claims,
+    Executor,
+    Function,
+    Outcome,
+    Shard,
+    Work,
+    Workers,
+    done,
+    served,
+)
 from planearly.errors import UserError, brief
-from planearly.progress import say
+from planearly.progress import relayed, say
 
 _FEWEST_BYTES = 80 << 20  # of Ray's object store, which holds nothing
 _HERE = "local"  # a cluster of this machine, started for the run
@@ -36,7 +48,7 @@ _FAILED_STARTS = 3
 class OnRay(Executor):
     """Actors of a Ray cluster; this process alone where little is to do."""
 
-    remote = True
+    remote = spreads = True
 
     def check(self) -> None:
         if find_spec("ray") is None:
@@ -51,7 +63,45 @@ class OnRay(Executor):
         found = ray.cluster_resources()
         gpu = work.gpu and found.get("GPU", 0) >= 1
         many = self.processes or int(found.get("GPU" if gpu else "CPU", 0)) or 1
-        return _Actors(ray, work, min(many, len(shards)), gpu, advance)
+        return _Actors(ray, work, min(many, len(shards)), advance, gpus=int(gpu))
+
+    def spread(self, name: str, function: Function, item: dict[str, Any], folder: Path, most: int,
+               workers: int | None = None) -> None:
+        ray = _connected(self.processes)
+        many, cores, sharing, gpus = places(
+            [node["Resources"] for node in ray.nodes() if node["Alive"]], most, workers)
+        start = secrets.token_hex(8)
+        work = Work(name, "workers", function, [
+            Shard(f"{n} of {many}", 1.0, {**item, "cores": cores, "sharing": sharing,
+                                          "log": str(folder / f"{n}.log")},
+                  folder / f"{n}.json", start) for n in range(1, many + 1)], piece="worker")
+        say(f"{name} by {many} worker{'s' * (many > 1)} of the Ray cluster")
+        actors = _Actors(ray, work, many, lambda number, amount: None, cores, gpus, {})
+        with contextlib.closing(actors), relayed(folder):
+            for _ in done(work, range(many), actors, Claims()):
+                pass
+
+
+def places(nodes: Sequence[Mapping[str, float]], most: int,
+           workers: int | None = None) -> tuple[int, int, int, float]:
+    """How many workers a cluster has for trainings, and for each of them cores, how many workers
+    are on its GPU or machine, and its share of a GPU.
+
+    Args:
+        nodes: ``CPU`` and ``GPU`` of each machine.
+        most, workers: as of :meth:`Executor.spread`.
+    """
+    gpus = [int(node.get("GPU", 0)) for node in nodes]
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    if any(gpus):
+        many = min(workers or sum(gpus), most)
+        sharing = -(-many // sum(gpus))
+        cores = min(cpu // (gpu * sharing) for cpu, gpu in zip(cpus, gpus, strict=True) if gpu)
+        return many, cores, sharing, 1 / sharing
+    many = min(workers or sum(cpu > 0 for cpu in cpus) or 1, most)
+    cores = next((cores for cores in range(sum(cpus) // many, 0, -1)
+                  if sum(cpu // cores for cpu in cpus) >= many), 1)
+    return many, cores, min(max(max(cpus, default=0) // cores, 1), many), 0.0
 
 
 def _connected(processes: int | None) -> Any:
@@ -113,8 +163,8 @@ def _unreachable(address: str, error: Exception) -> UserError:
 class _Doer:
     """An actor: does shards, one after the other."""
 
-    def __init__(self) -> None:
-        os.environ.update(ONE_THREAD)
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        os.environ.update(environment)  # before the libraries that read it are imported
 
     def ready(self, folder: str) -> tuple[str, str, bool]:
         """The version of planearly there, the machine's name, and whether it sees a folder."""
@@ -127,11 +177,12 @@ class _Doer:
 class _Actors:
     """A fixed number of actors; one that dies is replaced as soon as the cluster has room."""
 
-    def __init__(self, ray: Any, work: Work, many: int, gpu: bool,
-                 advance: Callable[[int, float], None]) -> None:
-        self.ray, self.work, self.advance = ray, work, advance
+    def __init__(self, ray: Any, work: Work, many: int, advance: Callable[[int, float], None],
+                 cores: int = 1, gpus: float = 0,
+                 environment: Mapping[str, str] = ONE_THREAD) -> None:
+        self.ray, self.work, self.advance, self.environment = ray, work, advance, environment
         self.actor = ray.remote(_Doer).options(
-            num_cpus=1, num_gpus=int(gpu), max_restarts=0, max_task_retries=0,
+            num_cpus=cores, num_gpus=gpus, max_restarts=0, max_task_retries=0,
             scheduling_strategy="SPREAD")
         self.idle: list[Any] = []
         self.coming: dict[Any, Any] = {}
@@ -141,7 +192,7 @@ class _Actors:
             self._start()
 
     def _start(self) -> None:
-        actor = self.actor.remote()
+        actor = self.actor.remote(self.environment)
         self.coming[actor.ready.remote(self.work.folder)] = actor
 
     def free(self) -> bool:

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from planearly import files
 from planearly.errors import UserError, brief
-from planearly.progress import progress
+from planearly.progress import progress, say
 
 Advance = Callable[[float], None]
 """Told how much more of a shard is done, in the work's unit."""
@@ -83,6 +83,7 @@ class Work:
         small: of so much in all, starting processes costs more than they save.
         gpu: computed on a GPU where there is one.
         known: whether the sizes say how much there is to do.
+        piece: what a shard is called.
         function: marked by :func:`shard_function`.
         folder: that the items' relative paths are relative to.
     """
@@ -94,6 +95,7 @@ class Work:
     small: float = 0.0
     gpu: bool = False
     known: bool = True
+    piece: str = "shard"
     folder: str = field(default_factory=os.getcwd)
 
     def __post_init__(self) -> None:
@@ -161,9 +163,10 @@ class Executor:
         processes: how many workers there are at most (None: as many as there is room for).
         remote: whether workers may be on other machines.
         shares: whether other processes may work in the run folder at the same time.
+        spreads: whether it has workers for more than shards (:meth:`spread`).
     """
 
-    remote = shares = False
+    remote = shares = spreads = False
 
     def __init__(self, processes: int | None = None) -> None:
         self.processes = processes
@@ -196,6 +199,24 @@ class Executor:
         """
         return self.carry_out(work, Claims(), seen)
 
+    def spread(self, name: str, function: Function, item: dict[str, Any], folder: Path, most: int,
+               workers: int | None = None) -> None:
+        """Have workers call a function to its end, which divide by themselves what is to be done.
+
+        Args:
+            name: of what they do, for people.
+            item: for all of them; each is told beside that how many ``cores`` it has, how many
+                workers are ``sharing`` its machine or GPU, and the ``log`` to tell in
+                (:func:`planearly.progress.told_in`), which is told here.
+            folder: for logs and markers, of this call alone.
+            most: more workers would have nothing to do.
+            workers: as many (None: one for every GPU, or without any one for every machine).
+
+        Raises:
+            UserError: as :meth:`map`.
+        """
+        raise NotImplementedError
+
     def help(self) -> bool:
         """Do shards of a work that another process of the run folder leads; False: there is none.
 
@@ -223,7 +244,7 @@ class Executor:
 
             workers = self.workers(work, [work.shards[number] for number in left], advance)
             with contextlib.closing(workers):
-                for number, counts, here in _done(work, left, workers, claims):
+                for number, counts, here in done(work, left, workers, claims):
                     if counts is not None:
                         results[number] = counts
                         seen(counts)
@@ -233,8 +254,8 @@ class Executor:
         return [results[number] for number in sorted(results)]
 
 
-def _done(work: Work, left: Sequence[int], workers: Workers,
-          claims: Claims) -> Iterator[tuple[int, dict[str, Any] | None, bool]]:
+def done(work: Work, left: Sequence[int], workers: Workers,
+         claims: Claims) -> Iterator[tuple[int, dict[str, Any] | None, bool]]:
     """(shard, its counts or None if an attempt failed, whether it was done here), as they end."""
     waiting = collections.deque(left)
     tries: collections.Counter[int] = collections.Counter()
@@ -280,13 +301,14 @@ def _done(work: Work, left: Sequence[int], workers: Workers,
 
 def _check(work: Work, shard: Shard, failed: Outcome, tries: int) -> None:
     """Stop if a shard is not to be tried again."""
+    name = f"{work.name}: {work.piece} {shard.name} failed"
     if failed.trace:
-        raise RuntimeError(f"{work.name}: shard {shard.name} failed\n{failed.trace}")
+        raise RuntimeError(f"{name}\n{failed.trace}")
     if not failed.passing:
         raise UserError(failed.reason)
     if tries >= TRIES:
-        raise UserError(f"{work.name}: shard {shard.name} failed {tries} times, the last time as "
-                        f"{failed.reason}")
+        raise UserError(f"{name} {tries} times, the last time as {failed.reason}")
+    say(f"{name}, as {failed.reason}: it is tried again")
 
 
 def attempt(function: Function, shard: Shard, folder: str, advance: Advance) -> Outcome:

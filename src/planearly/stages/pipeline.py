@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,16 @@ from rich.console import Console
 from rich.table import Table
 
 from planearly import methods, parallel, storage
+from planearly.engine.work import Advance, shard_function
 from planearly.errors import UserError
 from planearly.keys import Recipe
+from planearly.methods import Method
 from planearly.plan import sizes
 from planearly.progress import say
 from planearly.report import sentences
 from planearly.stages import bundled, checkpoint, clusters, corpus, exchange, trained
 from planearly.stages.evaluate import evaluations, write_results
-from planearly.stages.folder import Run
+from planearly.stages.folder import Missing, Run, joined
 from planearly.stages.mirror import Mirror
 from planearly.units import duration, short
 
@@ -91,9 +93,8 @@ def run(recipe: Recipe, out: Path | str, until: str = "report",
                     trained.weigh(this, row, name)
         if reach >= VERBS.index("pretrain"):
             checkpoint.tell_beginning(this, next(iter(texts), ""))
-            this.divided([partial(trained.pretrain, this, row.name, name)
-                          for name in names or [""]  # none: what is the same for every one
-                          for row in rows])
+            _spread(this, until)
+            this.divided(pretrainings(this))
             for row in rows if not recipe.bundle and recipe.mixture.expert is None else ():
                 # a checkpoint that is adapted from goes over as it is
                 if (row.bundled and not (row.adapts and getattr(recipe, row.start))
@@ -112,8 +113,7 @@ def run(recipe: Recipe, out: Path | str, until: str = "report",
             share(this)
         if reach < VERBS.index("specialize") or (given and not texts):
             return finish(this, until, to=to)
-        every = this.divided([partial(trained.specialize, this, row.name, name)
-                              for name in texts for row in rows])
+        every = this.divided(specializations(this))
         if reach >= VERBS.index("evaluate"):
             this.divided([partial(evaluations, this, one) for one in every])
         if reach < VERBS.index("export"):
@@ -128,6 +128,65 @@ def run(recipe: Recipe, out: Path | str, until: str = "report",
                 show(results)
                 say(f"report: {page}")
         return finish(this, until, results, to)
+
+
+def _rows(this: Run) -> list[Method]:
+    return [methods.find(name) for name in this.recipe.methods]
+
+
+def pretrainings(this: Run) -> list[Callable[[], Path | None]]:
+    """What makes the pretrainings of a run; without domains, what is the same for every one."""
+    return [partial(trained.pretrain, this, row.name, name)
+            for name in corpus.domain_names(this) or [""] for row in _rows(this)]
+
+
+def specializations(this: Run) -> list[Callable[[], trained.Trained]]:
+    """What fine-tunes on the domains of a run."""
+    return [partial(trained.specialize, this, row.name, name)
+            for name in corpus.texts(this) for row in _rows(this)]
+
+
+@shard_function
+def make_trainings(item: dict[str, Any], advance: Advance) -> dict[str, Any]:
+    """Train and evaluate what no other worker does, up to the verb ``until``."""
+    with joined(item) as (recipe, out):
+        this, reach = Run(out, recipe), VERBS.index(item["until"])
+        this.divided(pretrainings(this))
+        every = this.divided(specializations(this)) if reach >= VERBS.index("specialize") else []
+        if reach >= VERBS.index("evaluate"):
+            this.divided([partial(evaluations, this, one) for one in every])
+    return {}
+
+
+def _spread(this: Run, until: str) -> None:
+    """Have workers of the cluster make the trainings that are not finished, if there are any."""
+    recipe, reach = this.recipe, VERBS.index(until)
+    if not this.executor.spreads or parallel.world() > 1 or recipe.mixture.expert is not None:
+        return
+    finished = Run(this.out, recipe, build=False, mirror=this.mirror)
+
+    def scored(task: Callable[[], trained.Trained]) -> None:
+        one = task()
+        if reach >= VERBS.index("evaluate"):
+            evaluations(finished, one)
+
+    def missing(tasks: Sequence[Callable[[], Any]]) -> list[str]:
+        """The first stage of each that is not finished."""
+        found = []
+        for task in tasks:
+            try:
+                task()
+            except Missing as stage:
+                found.append(str(stage))
+        return found
+
+    first = set(missing(pretrainings(finished)))
+    experts_ = recipe.mixture.experts if any(row.bank == "mixture" for row in _rows(this)) else 0
+    tuned = missing([partial(scored, task) for task in specializations(finished)]
+                    if reach >= VERBS.index("specialize") else [])
+    if first or tuned:
+        most = max(len(first) + experts_ * bool(first), len(tuned))
+        this.spread("trainings", make_trainings, min(most, recipe.processes or most), until=until)
 
 
 def publish(this: Run, to: str) -> None:

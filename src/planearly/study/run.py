@@ -2,9 +2,9 @@
 
 A cell is made by the stages that ``planearly run`` has, in the same folder, so what cells share is
 made once, what is finished is never made again, and an interrupted stage goes on where it was.
-Several workers (one per GPU, and with ``engine=shared`` those of any number of processes on any
-number of machines) go through the same list: a stage that another one makes is passed over for the
-time being.
+Several workers (one per GPU, with ``engine=shared`` those of any number of processes on any number
+of machines, with ``engine=ray`` actors of a cluster) go through the same list: a stage that another
+one makes is passed over for the time being.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from planearly.cluster import histogram
 from planearly.config import look_up
 from planearly.cost import devices, ledger
 from planearly.data.dataset import TokenDataset
+from planearly.engine.work import PAUSE, TRIES, Advance, passes, shard_function
 from planearly.errors import UserError
 from planearly.files import atomic_write, read_array, read_json, replacing, write_json
 from planearly.keys import Recipe
@@ -37,7 +38,7 @@ from planearly.progress import say
 from planearly.stages import claims, clusters, corpus, trained, training
 from planearly.stages.claims import Busy
 from planearly.stages.evaluate import evaluations, row, units
-from planearly.stages.folder import Missing, Run
+from planearly.stages.folder import Missing, Run, joined
 from planearly.study import grid, sharing
 from planearly.study import view as views
 from planearly.study.grid import Cell, Variant
@@ -52,7 +53,8 @@ _PAUSE = 2.0
 
 
 class StudyRun(Run):
-    """A run that does not try again what failed since this start, whichever worker tried it."""
+    """A run that does not try again what failed since this start, whichever worker tried it; but
+    where the machine was the cause, three times."""
 
     def stage(
         self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, Path],
@@ -67,14 +69,20 @@ class StudyRun(Run):
         note = self.out / _FAILED / _STAGES / f"{name.replace('/', '--')}-{folder.name[-8:]}.json"
         if self.build and note.exists():
             raise UserError(read_json(note)["reason"])
-        try:
-            return super().stage(name, settings, inputs, build, **more)
-        except (Busy, Missing):
-            raise
-        except Exception as error:
-            reason = told(error, self.out, note.stem)
-            write_json(note, {"reason": reason})
-            raise UserError(reason) from error
+        tries = 1
+        while True:
+            try:
+                return super().stage(name, settings, inputs, build, **more)
+            except (Busy, Missing):
+                raise
+            except Exception as error:
+                reason = told(error, self.out, note.stem)
+                if not passes(error) or tries == TRIES:
+                    write_json(note, {"reason": reason})
+                    raise UserError(reason) from error
+            say(f"{name} failed, as {reason}: it is tried again")
+            time.sleep(PAUSE)
+            tries += 1
 
 
 def told(error: Exception, out: Path, name: str) -> str:
@@ -210,7 +218,8 @@ def study(recipe: Recipe, out: Path, suite: Suite, workers: int | None = None,
 
     Args:
         suite: the tables and claims.
-        workers: processes that share the work, one per GPU (default: one for each that there is).
+        workers: processes that share the work, one per GPU (default: one for each that there is;
+            of a Ray cluster without GPUs one for each machine).
         only_report: make nothing; show what is finished.
 
     Returns:
@@ -228,17 +237,19 @@ def study(recipe: Recipe, out: Path, suite: Suite, workers: int | None = None,
         if this.first:
             shutil.rmtree(out / _FAILED, ignore_errors=True)  # another start, another try
         many = workers or max(torch.cuda.device_count(), 1)
-        status = 0
-        if many > 1:
-            status = spread(recipe, out, many)
+        stopped = None
+        if this.executor.spreads:
+            stopped = spread_on_cluster(this, workers)
+        elif many > 1:
+            if status := spread(recipe, out, many):
+                stopped = f"a worker of the study stopped with status {status}"
         else:
             work(Study(recipe, out, wait=not this.executor.shares))
         try:
             page, failed = report(recipe, out, suite)
         finally:
-            if status:
-                raise UserError(f"a worker of the study stopped with status {status}; the same "
-                                "command goes on from what is finished")
+            if stopped:
+                raise UserError(f"{stopped}; the same command goes on from what is finished")
         if failed:
             many, first = len(failed), failed[0]
             raise UserError(f"{many} cell{'s' * (many > 1)} failed, {first['method']} on "
@@ -302,6 +313,26 @@ def _settle(this: Study, cell: Cell) -> bool:
 
 def _stages_made(this: Study) -> int:
     return len(this.base.made) + sum(len(run.made) for run in this._runs.values())
+
+
+@shard_function
+def make_cells(item: dict[str, Any], advance: Advance) -> dict[str, Any]:
+    """Make cells as one of the workers of a cluster."""
+    with joined(item) as (recipe, out):
+        work(Study(recipe, out, wait=False))
+    return {}
+
+
+def spread_on_cluster(this: Run, workers: int | None) -> str | None:
+    """Let workers of the executor's cluster make the cells; why they stopped before the end."""
+    whole = Study(this.recipe, this.out)
+    corpus.kept(whole.base)
+    clusters.clusters(whole.base)
+    try:
+        this.spread("cells", make_cells, len(whole.cells), workers)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def spread(recipe: Recipe, out: Path, workers: int) -> int:

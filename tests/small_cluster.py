@@ -13,7 +13,7 @@ def cluster():
 
     before = dict(os.environ)
     os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "src"),
+        [str(Path(__file__).parent), str(Path(__file__).parents[1] / "src"),
          os.environ.get("PYTHONPATH", "")])
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     small = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
