@@ -1,6 +1,7 @@
 """Run folders: done once, redone when an input changes, continued, never half-written."""
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -10,6 +11,7 @@ import threading
 
 import numpy as np
 import pytest
+import yaml
 
 from planearly import files, keys, parallel
 from planearly.errors import UserError
@@ -75,6 +77,19 @@ def test_two_processes_do_not_share_a_folder(run):
         pass
     with other.opened():
         pass
+
+
+def test_a_key_that_an_older_recipe_lacks_is_no_other_setting(run, capsys):
+    with run.opened():
+        pass
+    noted = yaml.safe_load((run.out / "recipe.yaml").read_text())
+    del noted["finetune"]["average"], noted["seed"]
+    for context, told in ((run.recipe.context, False), (32, True)):
+        (run.out / "recipe.yaml").write_text(yaml.safe_dump(noted))
+        with Run(run.out, dataclasses.replace(run.recipe, context=context)).opened():
+            said = capsys.readouterr().err
+            assert ("other settings (context)" in said) is told
+            assert ("other settings" in said) is told
 
 
 def test_processes_that_share_a_folder_have_one_recipe(run, monkeypatch, capsys):

@@ -59,6 +59,14 @@ class Missing(Exception):
     """The stage is not finished, and this run only looks at what is."""
 
 
+def _filled(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The values, and defaults in place of those that are not there."""
+    return {**defaults, **{
+        key: _filled(value, default) if isinstance(value, dict)
+        and isinstance(default := defaults.get(key), dict) else value
+        for key, value in values.items()}}
+
+
 class Run:
     """A run folder and the recipe that is run in it."""
 
@@ -164,7 +172,8 @@ class Run:
             raise UserError(f"{path} is not the recipe of a run: remove it, or choose another "
                             "--out")
         how = {name: now[name] for name in ("engine", "processes", "track")}
-        return sorted(differences({**before, **how}, now)), now
+        # keys that planearly had not yet when it was noted are at their defaults
+        return sorted(differences({**_filled(before, Recipe().to_dict()), **how}, now)), now
 
     def _note_recipe(self) -> None:
         changed, now = self._changed()
