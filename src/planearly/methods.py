@@ -10,16 +10,20 @@ carries it out (:mod:`planearly.stages`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 from planearly.errors import UserError
+
+if TYPE_CHECKING:
+    from planearly.keys import Recipe
 
 GENERIC = "generic"
 """``draws``: the generic corpus as it is."""
 PLATEAU = "-plateau"
 """Ends the name of a pretraining that others adapt from."""
-
+LIKE = "the corpus resampled to look like the domain"
+"""What a method adapts on unless a recipe says otherwise, in the words of a sentence."""
 
 TEACHER = "a larger model fine-tuned on them"
 """Who teaches a method that is ``taught``, unless a recipe names another model."""
@@ -48,9 +52,10 @@ class Method:
             network or a ``mixture``; None: one dense model.
         tune: ``full`` (all weights), ``lora`` (adapters) or ``distill`` (taught by the fine-tuned
             large model).
-        adapts: how the last part of pretraining draws the corpus (as ``draws``), for every domain
-            anew, from where the first part left off (of a ``bank``, with the domain's expert as a
-            dense model); None: all of it draws by ``draws``.
+        adapts: how the last part of pretraining draws the corpus (as ``draws``) unless a recipe
+            says otherwise (:func:`of`), for every domain anew, from where the first part left off
+            (of a ``bank``, with the domain's expert as a dense model); None: all of it draws by
+            ``draws``.
         source: where the method comes from: "" is the paper that this package implements.
     """
 
@@ -91,12 +96,12 @@ class Method:
     def scored(self) -> bool:
         """Whether it chooses text by its loss under the plain small model before and after its
         fine-tuning on the domain."""
-        return self.draws == "color"
+        return "color" in (self.draws, self.adapts)
 
     @property
     def embedded(self) -> bool:
         """Whether it chooses text by embeddings."""
-        return self.weighs or self.draws in ("knn", "linear")
+        return self.weighs or bool({self.draws, self.adapts} & {"knn", "linear"})
 
     @property
     def clustered(self) -> bool:
@@ -195,13 +200,12 @@ _ROWS = (
            "that a linear head on embeddings takes for the domain's documents, then fine-tuned on "
            "these", draws="linear", source="after BETR, Mizrahi et al. 2025, arXiv 2507.12466"),
     Method("slm-adapt", "SLM-adapt", "small model pretrained on the generic corpus as it is, and "
-           "for the last part on the corpus resampled to look like the domain, then fine-tuned on "
-           "the domain's documents", adapts="importance", source="between the paper's two ends"),
+           f"for the last part on {LIKE}, then fine-tuned on the domain's documents",
+           adapts="importance", source="between the paper's two ends"),
     Method("slm-pn-adapt", "SLM-pn-adapt", "small dense model projected from a network that was "
            "pretrained on the generic corpus with one expert per cluster, pretrained further on "
-           "the corpus resampled to look like the domain, then fine-tuned on the domain's "
-           "documents", bank="projected", adapts="importance",
-           source="between the paper's two ends"),
+           f"{LIKE}, then fine-tuned on the domain's documents", bank="projected",
+           adapts="importance", source="between the paper's two ends"),
     Method("slm-top", "SLM-top", "small model pretrained on the generic corpus's cluster that is "
            "most frequent in the domain's documents, then fine-tuned on these", draws="top",
            source="the paper's Figure 8"),
@@ -219,6 +223,21 @@ def find(name: str) -> Method:
     if name not in TABLE:
         raise UserError(f"there is no method '{name}': choose from {', '.join(TABLE)}")
     return TABLE[name]
+
+
+def of(recipe: Recipe, name: str) -> Method:
+    """The row of a method as a recipe has it: with its ``adapt.draws``, if the method adapts."""
+    return drawing(find(name), recipe.adapt.draws)
+
+
+def drawing(row: Method, draws: str) -> Method:
+    """The row of a method that adapts with another value of ``adapts``, and a sentence that says
+    so; that of any other method as it is."""
+    if row.adapts in (None, draws):
+        return row
+    told = "the same corpus" if draws == GENERIC else (
+        f"the part of the corpus that a selector ({draws}) takes for the domain")
+    return replace(row, adapts=draws, sentence=row.sentence.replace(LIKE, told))
 
 
 def teacher() -> Method:

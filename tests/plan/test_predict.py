@@ -111,6 +111,16 @@ def test_adapting_an_expert_is_costed_as_a_dense_model() -> None:
         assert own[key] == pytest.approx(0.3 * plain[key], rel=0.01)
     assert whole["flops"] > 1.01 * plain["flops"]
     assert "expert/slm-pn-adapt.a" in found
+    assert whole["begun"] == pytest.approx(0.7, rel=0.01) and not plain["begun"]
+
+
+def test_the_selector_of_adaptation_is_costed_and_what_it_shares_counted_once() -> None:
+    asked = ["methods=[slm-adapt]", "adapt.draws=color", "spec_tokens=1M", "domains=[a]"]
+    found = predict(config.load("slm-126m", asked), devices.find("a100"))
+    flops = {entry["stage"]: entry["flops"] for entry in found["stages"]}
+    assert {"losses/slm", "losses/slm.a", "specialize/slm.a"} < flops.keys()
+    assert found["total"]["flops"] == pytest.approx(
+        sum(flops.values()) - flops["pretrain/slm-plateau"])
 
 
 def test_a_recipe_is_costed_stage_by_stage() -> None:

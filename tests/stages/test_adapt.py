@@ -1,15 +1,20 @@
 """Adaptation: between all pretraining before the domain is known, and all of it after."""
 
+import typing
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from planearly import config, methods
-from planearly.cost import ledger
+from planearly import config, keys, methods
+from planearly.cost import devices, ledger
 from planearly.errors import UserError
+from planearly.export import bundle
 from planearly.files import read_json
 from planearly.model import flops
-from planearly.stages import pipeline, trained, training
+from planearly.plan import law, predict
+from planearly.stages import doctor, pipeline, selection, trained, training
 from planearly.stages.folder import Run, facts
 from planearly.train import loop
 from small_runs import recipe as small
@@ -18,7 +23,7 @@ NETWORK = {"projected": {"experts": 3, "rank": 2, "embedding": 3}}
 
 
 def recipe(root, names, **over):
-    changes = {f"adapt.{key}": over.pop(key) for key in ("share", "specialization_share",
+    changes = {f"adapt.{key}": over.pop(key) for key in ("share", "draws", "specialization_share",
                                                          "replay_share") if key in over}
     return config.variant(small(root, methods=names, **over), changes)
 
@@ -83,22 +88,81 @@ def test_all_of_it_per_domain_is_importance_sampling(made, tmp_path):
     assert not list(tmp_path.glob("pretrain/slm-plateau-*"))
 
 
-def test_adapting_to_generic_text_is_the_plain_model(made, tmp_path, monkeypatch):
-    """Other rows after the branch are all that tells it from plain pretraining."""
-    row = methods.TABLE["slm-adapt"]
-    monkeypatch.setitem(trained.DRAWS, "later", lambda run, domain, rows=None: later(run))
+def test_adapting_to_the_corpus_as_it_is_is_the_plain_model(made, tmp_path):
+    """Its rows are those that the plateau would go on with, so nothing tells the two apart; with
+    some of the domain's own text it goes on with the same rows, fewer of them."""
+    plain = pretrained(made, tmp_path, ["slm"], "slm")
+    ours = pretrained(made, tmp_path, ["slm-adapt"], "slm-adapt", draws="generic")
+    assert plain != ours and same(weights(plain), weights(ours))
+    known = [np.array(read_json(next(tmp_path.glob(f"pretrain/{name}-????????")) / "manifest.json")
+                      ["epochs"]["rows_drawn"]) for name in ("slm", "slm-plateau", "slm-adapt.law")]
+    assert (known[0] == known[1] + known[2]).all()
+    mixed = pretrained(made, tmp_path / "b", ["slm-adapt"], "slm-adapt", draws="generic",
+                       specialization_share=0.25)
+    assert not same(weights(plain), weights(mixed))
+    assert sum(facts(mixed)["epochs"]["rows_drawn"]) == round(7 * 8 * 0.75)
+    assert not list(tmp_path.glob("b/weights/*"))
 
-    def later(run):
-        return trained.as_it_is(run, "")
 
-    from planearly.stages import adapt
+@pytest.mark.parametrize("method", ["slm-adapt", "slm-pn-adapt"])
+def test_a_selector_takes_as_much_as_adaptation_passes_over(made, tmp_path, method):
+    out, few = tmp_path / "run", {"selection": {"epochs": 2.0}, "expert": "blend", **NETWORK}
+    ours = pretrained(made, out, [method], method, draws="dsir", **few)
+    (stage,) = out.glob("selection/slm-dsir.law-*")
+    drawn, available = (facts(ours)["epochs"][f"rows_{what}"] for what in ("drawn", "available"))
+    assert sum(drawn) == 7 * 8 and sum(available) == facts(stage)["rows"]
+    assert facts(stage)["epochs"] == pytest.approx(2.0, rel=0.1)
+    assert not list(out.glob("weights/*"))
+    # the whole of a pretraining takes its own, larger selection
+    run = Run(out, recipe(made, ["slm-dsir"], **few))
+    with run.opened():
+        assert facts(selection.selection(run, "dsir", "law"))["rows"] > 2 * facts(stage)["rows"]
+    text = methods.of(recipe(made, [method], draws="dsir"), method).sentence
+    assert "a selector (dsir) takes for the domain" in text
 
-    monkeypatch.setattr(adapt, "Later", lambda stream, start: stream)  # the same places as plain
-    monkeypatch.setitem(methods.TABLE, "slm-adapt", methods.Method(
-        row.name, row.label, row.sentence, adapts="later"))
-    plain = pretrained(made, tmp_path / "a", ["slm"], "slm")
-    ours = pretrained(made, tmp_path / "b", ["slm-adapt"], "slm-adapt")
-    assert same(weights(plain), weights(ours))
+
+@pytest.mark.slow
+def test_the_selector_is_paid_and_what_it_shares_counted_once(made, tmp_path):
+    asked = recipe(made, ["slm-adapt"], draws="color", spec_tokens=200)
+    (row,) = pipeline.run(asked, tmp_path)["rows"]
+
+    def cost(name):
+        (stage,) = tmp_path.glob(f"{name}-????????")
+        return facts(stage)["cost"]
+
+    whole = cost("pretrain/slm")["flops"]
+    assert row["draws"] == "color" and "a selector (color) takes" in (
+        tmp_path / row["model"] / "README.md").read_text()
+    assert row["pretrain_tokens"] == sum(
+        cost(f"pretrain/{name}")["tokens"] for name in ("slm-plateau", "slm-adapt.law"))
+    assert row["generic_cost"]["flops"] == pytest.approx(whole + cost("losses/slm")["flops"])
+    own = ("specialize/slm.law", "losses/slm.law", "pretrain/slm-adapt.law",
+           "specialize/slm-adapt.law")
+    assert row["specialization_cost"]["flops"] == pytest.approx(
+        sum(cost(name)["flops"] for name in own))
+    summed = ledger.add_up([tmp_path])
+    assert summed["methods"]["slm-adapt"]["generic"]["flops"] == pytest.approx(
+        row["generic_cost"]["flops"])
+    found = predict.predict(asked, devices.find("a100"))
+    names = {entry["stage"] for entry in found["stages"]}
+    assert {"pretrain/slm-plateau", "pretrain/slm", "losses/slm", "losses/slm.law"} <= names
+    assert law.plain({"rows": [row]}) == [] and doctor.examine(tmp_path).well
+
+
+def test_settings_of_finished_stages_are_as_before(made, tmp_path):
+    """The key's default is what older versions did, under the same fingerprints."""
+    stage = pretrained(made, tmp_path, ["slm-adapt"], "slm-adapt")
+    (weighed,) = tmp_path.glob("weights/law-*")
+    (rows,) = tmp_path.glob("rows/k3-*")
+    manifest = read_json(stage / "manifest.json")
+    assert manifest["settings"].keys() == {"shape", "train", "steps", "seed", "shares"}
+    assert manifest["inputs"].keys() == {"rows", "weights", "plateau"}
+    assert manifest["inputs"]["rows"] == read_json(rows / "manifest.json")["fingerprint"]
+    assert manifest["inputs"]["weights"] == read_json(weighed / "manifest.json")["fingerprint"]
+    asked = recipe(made, ["slm-adapt"])
+    assert "draws" not in bundle.kept_recipe(asked, "slm-adapt")["adapt"]
+    other = config.variant(asked, {"adapt.draws": "dsir"})
+    assert bundle.kept_recipe(other, "slm-adapt")["adapt"]["draws"] == "dsir"
 
 
 @pytest.mark.parametrize("base", ["slm", "slm-pn"])
@@ -137,11 +201,13 @@ def test_costs_are_shared_and_the_row_is_whole(made, tmp_path, base):
     assert sum(drawn) == round(7 * 8 / 2)  # half of seven steps of eight rows
 
 
-@pytest.mark.parametrize(("method", "stop"), [
-    ("slm-adapt", 17), ("slm-adapt", 20), ("slm-pn-adapt", 9), ("slm-pn-adapt", 20)])
-def test_resumed_equals_uninterrupted(made, tmp_path, monkeypatch, method, stop):
+@pytest.mark.parametrize(("method", "stop", "draws"), [
+    ("slm-adapt", 17, "importance"), ("slm-adapt", 20, "generic"), ("slm-adapt", 20, "linear"),
+    ("slm-pn-adapt", 9, "importance"), ("slm-pn-adapt", 20, "importance")])
+def test_resumed_equals_uninterrupted(made, tmp_path, monkeypatch, method, stop, draws):
     def train(out):
-        return pretrained(made, out, [method], method, specialization_share=0.2, **NETWORK)
+        return pretrained(made, out, [method], method, specialization_share=0.2, draws=draws,
+                          **NETWORK)
 
     whole = train(tmp_path / "a")
     real = loop.optim.set_rates
@@ -174,6 +240,10 @@ def test_what_cannot_be_is_one_sentence(made, monkeypatch):
 
     refused(r"'adapt.share' is 0.1, less than the 0.3 in which the rate decays", share=0.1)
     refused("come to 1.2, which leaves no row", specialization_share=0.5, replay_share=0.7)
+    refused("'adapt.replay_share' is 0.1, and 'adapt.draws=generic' draws .* leave one of them",
+            draws="generic", replay_share=0.1)
+    refused("'adapt.draws' is 'dsri'; choose from importance, generic, dsir", draws="dsri")
+    assert set(typing.get_args(typing.get_type_hints(keys.Adapt)["draws"])) == set(trained.DRAWS)
     pretrain = {"batch_tokens": 128, "compile": "no"}
     refused("is cosine, which has no part at a constant rate",
             pretrain={**pretrain, "optimizer": {"schedule": "cosine"}})

@@ -94,7 +94,11 @@ def test_the_owner_chooses_how_to_adapt_and_not_from_what(early):
     asked = owner_s(root, folder)
     assert (asked.importance.k, asked.cluster.k, asked.methods) == (6, [3, 6], ["slm-adapt"])
     trained.check(owner_s(root, folder, "importance.k=3", "adapt.specialization_share=0.1",
-                          "finetune.replay_share=0.1", "pretrain.microbatch_tokens=64"))
+                          "finetune.replay_share=0.1", "pretrain.microbatch_tokens=64",
+                          "adapt.draws=dsir"))
+    with pytest.raises(UserError, match=r"'adapt.draws' is color, which .* of slm, and the bundle "
+                                        r".* holds no model at the end"):
+        trained.check(owner_s(root, folder, "adapt.draws=color"))
     for key, value in (("adapt.share", "0.5"), ("pretrain_tokens", "9M"), ("context", "8"),
                        ("pretrain.batch_tokens", "64"), ("model.d_model", "64"),
                        ("cluster.k", "[3]"), ("methods", "[slm]")):

@@ -119,6 +119,43 @@ def test_every_method_begins_as_the_checkpoint(made, llama, tmp_path):
     assert len(list(out.glob("pretrain/*"))) == 7
 
 
+@pytest.mark.parametrize("share", [None, 1.0])
+def test_a_checkpoint_is_adapted_from(made, llama, tmp_path, share):
+    """It is trained on for the first part, if there is one, and the last is drawn by importance;
+    without a generic part it is importance sampling from the checkpoint."""
+    def pretrain(method):
+        run = Run(tmp_path / "run", config.variant(
+            settings(made, llama, methods=[method], pretrain_tokens=48 * 2 * 10),
+            {"adapt.share": share}))
+        with run.opened():
+            return trained.pretrain(run, method, "law")
+
+    def manifest(stage):
+        return read_json(stage / "manifest.json")
+
+    ours = pretrain("slm-adapt")
+    made_of = {path.name.rpartition("-")[0]: path for path in tmp_path.glob("run/pretrain/*")}
+    (weights,) = tmp_path.glob("run/weights/law-*")
+    start = manifest(made_of["start"])["fingerprint"]
+    inputs = manifest(ours)["inputs"]
+    assert (inputs["start"], inputs["weights"]) == (start, manifest(weights)["fingerprint"])
+    if share:
+        assert made_of.keys() == {"start", "slm-adapt.law"}
+        one, other = (load_file(stage / loop.FINAL) for stage in (ours, pretrain("slm-is")))
+        assert one.keys() == other.keys() and all((one[key] == other[key]).all() for key in one)
+        return
+    first = made_of["slm-plateau"]
+    assert inputs["plateau"] == manifest(first)["fingerprint"]
+    assert manifest(first)["inputs"]["start"] == start
+    states = [load_file(stage / loop.FINAL) for stage in (made_of["start"], first, ours)]
+
+    def apart(one, other):
+        return sum(float((one[key].float() - other[key].float()).square().sum()) for key in one)
+
+    none = {key: torch.zeros_like(value) for key, value in states[0].items()}
+    assert 0 < apart(*states[:2]) < 0.5 * apart(states[0], none) and apart(*states[1:]) > 0
+
+
 @pytest.mark.slow
 def test_experts_at_step_0_are_the_checkpoint(made, llama, tmp_path, monkeypatch):
     seen = []

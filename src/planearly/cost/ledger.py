@@ -131,15 +131,22 @@ def add_up(folders: Iterable[Path]) -> dict[str, Any]:
     return {
         "stages": [made["entry"] for made in stages.values()],
         "methods": {name: _summed_method(of, stages) for name, of in sorted(methods.items())},
-        "total": _once(total([made["entry"] for made in stages.values()]), stages.values()),
+        "total": counted_once(stages.values()),
     }
 
 
-def _once(whole: dict[str, Any], stages: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """A sum without the steps that a run shares with the longer one it branched off."""
+def counted_once(stages: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """As :func:`total`, without the steps that a training took over from another of the stages.
+
+    Args:
+        stages: ``entry``, ``manifest`` and ``folder`` of each.
+    """
+    stages = list(stages)
+    names = {Path(made["folder"]).name for made in stages}
+    whole = total(made["entry"] for made in stages)
     for made in stages:
         begun, booked = made["manifest"].get("begun"), made["entry"]
-        if begun:
+        if begun and begun["from"] in names:
             share = begun["tokens"] / booked["tokens"]
             whole["tokens"] -= begun["tokens"]
             whole["flops"] -= share * booked["flops"]
@@ -198,15 +205,15 @@ def _ancestors(fingerprint: str, stages: Mapping[str, Any]) -> list[str]:
 
 
 def _summed_method(of: Mapping[str, Any], stages: Mapping[str, Any]) -> dict[str, Any]:
-    def entries(of: Iterable[str]) -> list[dict[str, Any]]:
-        return [stages[f]["entry"] for f in sorted(of)]
+    def summed(of: Iterable[str]) -> dict[str, Any]:
+        return counted_once(stages[f] for f in sorted(of))
 
     own = set().union(*of["domains"].values())
     return {
-        "generic": total(entries(of["generic"])),
-        "domains": {name: total(entries(used)) for name, used in sorted(of["domains"].items())},
-        "specialization": total(entries(own)),
-        "total": total(entries(own | of["generic"])),
+        "generic": summed(of["generic"]),
+        "domains": {name: summed(used) for name, used in sorted(of["domains"].items())},
+        "specialization": summed(own),
+        "total": summed(own | of["generic"]),
     }
 
 

@@ -264,12 +264,13 @@ def _fit(points: list[dict[str, float]], fields: tuple[str, ...], name: str, ref
 
 def plain(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Rows of a ``results.json``; of a ``study.json`` those that vary sizes, seeds and the share of
-    adaptation alone."""
+    adaptation alone. Not those that adapt in another way than the method's own."""
     free = ("pretrain_tokens", "spec_tokens", "seed", "model.")
     return [row for row in results["rows"]
-            if all(key.startswith(free) or (key == "adapt.share" and row.get("method") in line())
-                   or value == look_up(results.get("recipe", {}), key)
-                   for key, value in row.get("settings", {}).items())]
+            if not row.get("draws") and all(
+                key.startswith(free) or (key == "adapt.share" and row.get("method") in line())
+                or value == look_up(results.get("recipe", {}), key)
+                for key, value in row.get("settings", {}).items())]
 
 
 def _points(rows: Iterable[Mapping[str, Any]], fields: Mapping[str, str],

@@ -30,7 +30,8 @@ def predict(recipe: keys.Recipe, device: Device) -> dict[str, Any]:
     Returns:
         ``slices`` (why a projected network has so many, where the recipe leaves them open; "": it
         does not, or has no such network), ``params`` (small, large, projected), ``stages`` (list of
-        ``stage``, ``tokens``, ``flops``, ``device_hours``, ``money``), ``total`` (the same sums),
+        ``stage``, ``begun`` (the share that it takes over from another of them), ``tokens``,
+        ``flops``, ``device_hours``, ``money``), ``total`` (the same sums, what is shared once),
         ``device``, a ``note`` on its hours ("": none), and of the corpora by name ``corpora``
         (list of ``corpus``, ``tokens``, ``licence``, and ``downloads``, bytes).
 
@@ -45,13 +46,16 @@ def predict(recipe: keys.Recipe, device: Device) -> dict[str, Any]:
     tokens = planned_rows(recipe) * recipe.context if recipe.pretrain_tokens else 0
     outside = _teacher(recipe)
     stages: dict[str, Work] = {}
+    begun: dict[str, float] = {}
     for name in recipe.methods:
-        row = methods.find(name)
+        row = methods.of(recipe, name)
         teacher = methods.teacher() if row.taught and outside is None else None
         scorer = methods.find("slm") if row.scored else None
         for each in filter(None, (row, teacher, scorer)):
             if each.pretrains and tokens:
                 stages |= _pretraining(setting, each, domains, tokens)
+                if each.adapts:
+                    begun[f"pretrain/{each.base}"] = 1 - setting.own_share(each)
             one = _finetuning_tokens(recipe, setting, each)
             if each.scored and tokens:
                 stages |= dict.fromkeys(
@@ -64,13 +68,15 @@ def predict(recipe: keys.Recipe, device: Device) -> dict[str, Any]:
                 stages[f"specialize/{each.name}.{domain}"] = (
                     model.distilled(replace(setting, large=outside or setting.large), one)
                     if each.taught else model.finetuning(setting, each, one))
-    total = sum(stages.values(), model.work(setting, 0.0, 0.0, setting.small))
+    total = sum((work * (1 - begun.get(name, 0.0)) for name, work in stages.items()),
+                model.work(setting, 0.0, 0.0, setting.small))
     return {
         "device": device.label, "note": _note(device), "slices": why,
         "params": {"small": flops.parameters(setting.small),
                    "large": flops.parameters(setting.large),
                    "projected": flops.projected_parameters(setting.small, recipe.projected)},
-        "stages": [{"stage": name, **vars(work)} for name, work in stages.items()],
+        "stages": [{"stage": name, "begun": begun.get(name, 0.0), **vars(work)}
+                   for name, work in stages.items()],
         "total": vars(total),
         "corpora": _corpora(recipe),
     }

@@ -107,7 +107,9 @@ def predicted(found: dict[str, Any], console: Console) -> None:
     console.print(f"Parameters: {params}", markup=False)
     table = Table("stage", "tokens", "FLOPs", "device-hours", "money", box=None)
     for entry in [*found["stages"], {"stage": "in all", **found["total"]}]:
-        table.add_row(entry["stage"], short(entry["tokens"]), f"{entry['flops']:.2e}",
+        shared = entry.get("begun")  # by a plateau that is another of the stages
+        table.add_row(entry["stage"] + (f" ({shared:.0%} shared)" if shared else ""),
+                      short(entry["tokens"]), f"{entry['flops']:.2e}",
                       number(entry["device_hours"]),
                       "-" if entry["money"] is None else f"{entry['money']:,.2f}")
     console.print(table)

@@ -4,10 +4,10 @@ Between the paper's two ends, all pretraining before the domain is known (SLM, S
 after (SLM-is), lies this: one plain pretraining at a constant rate, and from its whole state one
 decay per domain. The first part is paid once, C(N) = (1 - a) P + N a P with ``adapt.share`` a.
 Branching off the stable phase is what warm-up-stable-decay is made for (Hu et al. 2024); the rows
-after the branch are those of cluster importance sampling (paper, section 3) or of a selector. Where
-the first part is a projected network's, the domain's expert goes on as a dense model, with the
-optimiser's state of what it shares with the network. Why: docs/decisions.md, "Adaptation branches
-off the plateau".
+after the branch are those of cluster importance sampling (paper, section 3), of a selector, or
+those with which plain pretraining would go on, as ``adapt.draws`` says. Where the first part is a
+projected network's, the domain's expert goes on as a dense model, with the optimiser's state of
+what it shares with the network. Why: docs/decisions.md, "Adaptation branches off the plateau".
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 
 
 class Later:
-    """A stream whose first row stands at place ``start`` of the training."""
+    """A stream whose first row stands at place ``start`` of the training; before 0, it begins with
+    a later one of its rows."""
 
     def __init__(self, stream: Stream, start: int) -> None:
         self.stream, self.start, self.context = stream, start, stream.context
@@ -61,7 +62,7 @@ def check(recipe: keys.Recipe, row: Method) -> None:
     Raises:
         UserError: the first part would reach into the decay of the learning rate, or is to train
             experts and has no step; or the rows of adaptation are all taken by the domain's own
-            text and replay.
+            text and replay, or generic twice.
     """
     adapt, optimizer = recipe.adapt, optim.resolve(recipe.pretrain.optimizer, planned_steps(recipe))
     if optimizer.schedule == "cosine":
@@ -82,18 +83,23 @@ def check(recipe: keys.Recipe, row: Method) -> None:
     if adapt.specialization_share + adapt.replay_share >= 1:
         raise UserError("recipe keys 'adapt.specialization_share' and 'adapt.replay_share' come to "
                         f"{adapt.specialization_share + adapt.replay_share:g}, which leaves no row "
-                        "to text that looks like the domain: lower one of them")
+                        "to text that looks like the domain: lower one of them, or set "
+                        f"'adapt.draws' to {methods.GENERIC}")
+    if adapt.draws == methods.GENERIC and adapt.replay_share:
+        raise UserError(f"recipe key 'adapt.replay_share' is {adapt.replay_share:g}, and "
+                        f"'adapt.draws={methods.GENERIC}' draws the generic corpus as it is already"
+                        ": leave one of them out")
 
 
 def rows_drawn(recipe: keys.Recipe) -> int:
-    """Rows of adaptation that are drawn to look like the domain."""
+    """Rows of adaptation that are drawn by ``adapt.draws``."""
     _, after = adapted_steps(recipe)
     return round(after * rows_per_step(recipe.pretrain.batch_tokens, recipe.context)
                  * shares_of(recipe)[0])
 
 
 def shares_of(recipe: keys.Recipe) -> list[float]:
-    """Of the rows of adaptation: drawn to look like the domain, its own text, plain replay."""
+    """Of the rows of adaptation: drawn by ``adapt.draws``, the domain's own text, plain replay."""
     own, replay = recipe.adapt.specialization_share, recipe.adapt.replay_share
     return [1 - own - replay, own, replay]
 
@@ -151,12 +157,12 @@ def plateau(run: Run, row: Method, packed: Path, weights: np.ndarray,
 
 
 def adapt(run: Run, row: Method, domain: str, base: Path | None,
-          draw: Callable[[int], Drawn], generic: Drawn, expert: Path | None = None) -> Path:
+          drawn: Drawn, generic: Drawn, expert: Path | None = None) -> Path:
     """The last part, on rows drawn for the domain, from where the first left off.
 
     Args:
         base: finished stage of :func:`plateau`; None where the first part has no step.
-        draw: of so many rows, what they are drawn from.
+        drawn: what all rows but the domain's own and replay are drawn from, by ``row.adapts``.
         generic: what ``adapt.replay_share`` of the rows are drawn from.
         expert: finished stage with the domain's expert of ``base`` as a dense model.
     """
@@ -168,7 +174,8 @@ def adapt(run: Run, row: Method, domain: str, base: Path | None,
     shape = training.shape_of(run, row.large)
     origin = checkpoint.checkpoint(run, row.large)
     shares, own_rows = shares_of(recipe), rows_drawn(recipe)
-    drawn = draw(own_rows)
+    # rows of the corpus as it is are those that the first part would go on with
+    seen = before * rows if row.adapts == methods.GENERIC else 0
     values: dict[str, Any] = {
         "shape": shape.to_dict(), "train": training.train_settings(recipe.pretrain),
         "steps": [before, after], "seed": recipe.seed, "shares": shares,
@@ -187,13 +194,13 @@ def adapt(run: Run, row: Method, domain: str, base: Path | None,
         begun = read_json(folder / BEGUN) if base else dict.fromkeys(
             ("tokens", "device_hours", "saving_hours"), 0)
         own = training.generic_stream(run, drawn.rows, drawn.weights)
-        streams: list[Stream] = [own]
+        streams: list[Stream] = [Later(own, -seen)]
         if shares[1]:
             streams.append(training.domain_stream(run, domain)[0])
         if shares[2]:
             streams.append(training.generic_stream(run, generic.rows, generic.weights))
         used = [share for share in shares if share]
-        stream = MixedStream(streams, used, recipe.seed) if len(streams) > 1 else own
+        stream = MixedStream(streams, used, recipe.seed) if len(streams) > 1 else streams[0]
         model = dense(run, shape, None if base else origin)
         outcome = loop.train(model, Later(stream, before * rows), steps, recipe.pretrain, folder,
                              name=stage, optimizer=training.rates(recipe, steps, shape, origin),
@@ -203,7 +210,7 @@ def adapt(run: Run, row: Method, domain: str, base: Path | None,
             seconds=outcome.seconds - begun["device_hours"] * 3600 / parallel.world(),
             saving_seconds=outcome.saving_seconds
             - begun["saving_hours"] * 3600 / parallel.world())
-        counts = own.sampler.counts(own_rows)
+        counts = own.sampler.counts(seen + own_rows) - own.sampler.counts(seen)
         return {"method": row.name, "domain": domain, "shape": shape.to_dict(), "large": row.large,
                 "cost": training.book(run, stage, paid, flops.training(shape)),
                 "epochs": epochs(counts, own.sampler.rows_per_group)}

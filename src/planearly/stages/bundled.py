@@ -113,6 +113,11 @@ def check(recipe: keys.Recipe) -> None:
                 f"{method} adapts from the weights and the optimiser's state that it has before "
                 f"the learning rate falls, and the bundle {recipe.bundle} holds {held}: ask its "
                 f"provider for that of 'planearly pretrain RECIPE methods=[{method}]'")
+        if bundles.adapts(method) and recipe.adapt.draws == "color":
+            raise UserError(
+                "recipe key 'adapt.draws' is color, which chooses text by the losses of slm, and "
+                f"the bundle {recipe.bundle} holds no model at the end of its pretraining: choose "
+                "another way to draw")
     fixed = _FIXED_ADAPTING if bundles.adapts(kind) else _FIXED
     for place, asked in config.leaves(recipe.to_dict()):
         if (place.startswith(fixed) and place not in _OWN

@@ -212,7 +212,7 @@ def _would_be_made(out: Path, recipe: keys.Recipe,
                 trained.pretrain(run, method)
                 continue
             if domain in corpus.histograms(run):
-                if exchange.draws_by_histogram(of, row := methods.find(method)):
+                if exchange.draws_by_histogram(of, row := methods.of(of, method)):
                     exchange.handed(run, row, domain)
                 continue
             one = trained.specialize(run, method, domain)

@@ -66,7 +66,8 @@ def evaluations(run: Run, trained: Trained) -> tuple[Path | None, Path]:
 
 def total_cost(stages: list[Path]) -> dict[str, Any]:
     """Ledger entries of stages added up, as results.json has them."""
-    found = ledger.total(facts(path)["cost"] for path in stages)
+    found = ledger.counted_once([{"manifest": facts(path), "entry": facts(path)["cost"],
+                                  "folder": str(path)} for path in stages])
     return {"tokens": found["tokens"], "flops": found["flops"],
             "device_hours": found["device_hours"], "saving_hours": found["saving_hours"],
             "device": ", ".join(found["devices"]) or "none", "money": found.get("money")}
@@ -117,7 +118,7 @@ def exported(run: Run, trained: Trained) -> Path:
     """The specialized model as a Hugging Face folder, under ``export/`` of the stage."""
     before, after = evaluations(run, trained)
     tokens = corpus.tokenizer_folder(run)
-    method = methods.find(trained.method)
+    method = methods.of(run.recipe, trained.method)
     companions = checkpoint.companions(run, method.large)
     front = {key: value for key, value in asdict(run.recipe.card).items() if value}
     begun = getattr(run.recipe, method.start) if trained.base else None
@@ -128,7 +129,7 @@ def exported(run: Run, trained: Trained) -> Path:
         made = facts(trained.tuned)
         state, _ = tensors.load_tensors(trained.tuned / loop.FINAL)
         card = {
-            "method": trained.method, "domain": trained.domain,
+            "method": trained.method, "draws": method.adapts, "domain": trained.domain,
             "start": begun, "bundle": bool(run.recipe.bundle),
             "teacher": run.recipe.distill.teacher if method.taught else None,
             "best_step": training.outcome_of(trained.tuned)["best_step"],

@@ -93,6 +93,7 @@ def check(run: Run, rows: list[Method]) -> None:
 def draws_by_histogram(recipe: keys.Recipe, row: Method) -> bool:
     """Whether a histogram is all that the method's pretraining has to know of a domain: what to
     draw, and which expert, if it has some."""
+    row = methods.of(recipe, row.name)
     return row.needs_domain and {row.draws, row.adapts} <= {None, GENERIC, "importance"} and (
         row.bank is None or experts.by_histogram(recipe))
 
@@ -111,7 +112,8 @@ def handed(run: Run, row: Method, name: str) -> Path:
     def build(folder: Path) -> None:
         state, _ = tensors.load_tensors(base / loop.FINAL)
         export(state, shape, tokens, folder / "export", {
-            "method": row.name, "domain": name, "start": getattr(recipe, row.start),
+            "method": row.name, "draws": row.adapts, "domain": name,
+            "start": getattr(recipe, row.start),
             "untuned": True, "front": front, "cost": total_cost(paid), "recipe": recipe.name,
             "seed": recipe.seed, "bundle": bool(recipe.bundle),
             "data": {"generic": recipe.generic, "pretrain_tokens": None if recipe.bundle else sum(

@@ -54,7 +54,7 @@ def run(recipe: Recipe, out: Path | str, until: str = "report",
     corpus.check(recipe)
     if to is not None:
         storage.check_writable(to)
-    rows = [methods.find(name) for name in recipe.methods]
+    rows = [methods.of(recipe, name) for name in recipe.methods]
     reach = VERBS.index(until)
     if recipe.mixture.expert is not None and reach > VERBS.index("pretrain"):
         raise UserError("recipe key 'mixture.expert' trains one expert of the mixture alone: use "

@@ -65,29 +65,31 @@ class Index:
     need: float
 
 
-def needed(run: Run, available: float) -> float:
+def needed(run: Run, available: float, drawn: int | None = None) -> float:
     """Rows to select of ``available`` ones.
 
-    As many as pretraining passes over ``selection.epochs`` times; at most ``selection.share`` of
-    the corpus, unless that meant more than ``importance.max_epochs`` passes.
+    As many as are passed over ``selection.epochs`` times where so many are drawn (None: those of
+    pretraining); at most ``selection.share`` of the corpus, unless that meant more than
+    ``importance.max_epochs`` passes.
     """
-    recipe, planned = run.recipe, generic_rows(run.recipe)
+    recipe, planned = run.recipe, drawn or generic_rows(run.recipe)
     wish = min(planned / recipe.selection.epochs, recipe.selection.share * available)
     return min(max(wish, planned / recipe.importance.max_epochs, 1.0), available)
 
 
-def index(run: Run, name: str) -> Index:
+def index(run: Run, name: str, drawn: int | None = None) -> Index:
     generic = TokenDataset(corpus.generic(run))
     among = candidates(run)
     size = generic.windows["length"] / generic.context
     dataset, own = corpus.specialization_windows(run, name)
-    return Index(generic, among, size, dataset, own, needed(run, float(size[among].sum())))
+    return Index(generic, among, size, dataset, own,
+                 needed(run, float(size[among].sum()), drawn))
 
 
-def dsir(run: Run, name: str) -> tuple[dict[str, Path], Choose]:
+def dsir(run: Run, name: str, drawn: int | None) -> tuple[dict[str, Path], Choose]:
     """Importance resampling on hashed n-grams."""
     def choose(folder: Path) -> Selection:
-        has, by = index(run, name), corpus.tokenizer_of(run)
+        has, by = index(run, name, drawn), corpus.tokenizer_of(run)
         windows = select.dsir(
             lambda ids: has.generic.texts(ids, by.tokenizer), has.candidates,
             lambda ids: has.dataset.texts(ids, by.tokenizer), has.own,
@@ -99,12 +101,12 @@ def dsir(run: Run, name: str) -> tuple[dict[str, Path], Choose]:
     return {}, choose
 
 
-def nearest(run: Run, name: str) -> tuple[dict[str, Path], Choose]:
+def nearest(run: Run, name: str, drawn: int | None) -> tuple[dict[str, Path], Choose]:
     """Nearest neighbours by embedding."""
     embedded, mine = clusters.embeddings(run), clusters.domain_clusters(run, name)
 
     def choose(folder: Path) -> Selection:
-        has = index(run, name)
+        has = index(run, name, drawn)
         windows, rank = select.neighbours(
             has.candidates, clusters.domain_embeddings(run, name), has.size, has.need,
             lambda candidates, own, ranks: nearest_windows(
@@ -114,13 +116,14 @@ def nearest(run: Run, name: str) -> tuple[dict[str, Path], Choose]:
     return {"embeddings": embedded, "domain-clusters": mine}, choose
 
 
-def top_cluster(run: Run, name: str) -> tuple[dict[str, Path], Choose]:
+def top_cluster(run: Run, name: str, drawn: int | None) -> tuple[dict[str, Path], Choose]:
     """Only the domain's most frequent cluster, at the k of importance sampling."""
-    weights, mine = clusters.importance_weights(run, name), clusters.domain_clusters(run, name)
+    weights = clusters.importance_weights(run, name, drawn=drawn)
+    mine = clusters.domain_clusters(run, name)
     clustered = clusters.clusters(run)
 
     def choose(folder: Path) -> Selection:
-        has, k = index(run, name), facts(weights)["k"]
+        has, k = index(run, name, drawn), facts(weights)["k"]
         share = np.asarray(has.dataset.windows["length"][has.own], np.float64)
         cluster = select.most_frequent(read_array(mine / f"assignment-{k}.npy")[has.own], share, k)
         assigned = read_array(clustered / f"assignment-{k}.npy")
@@ -130,12 +133,12 @@ def top_cluster(run: Run, name: str) -> tuple[dict[str, Path], Choose]:
     return {"weights": weights, "domain-clusters": mine, "clusters": clustered}, choose
 
 
-def linear(run: Run, name: str) -> tuple[dict[str, Path], Choose]:
+def linear(run: Run, name: str, drawn: int | None) -> tuple[dict[str, Path], Choose]:
     """A linear head on the embeddings."""
     embedded, mine = clusters.embeddings(run), clusters.domain_clusters(run, name)
 
     def choose(folder: Path) -> Selection:
-        has = index(run, name)
+        has = index(run, name, drawn)
         with progress("scoring windows", len(has.candidates), "windows") as meter:
             windows = select.linear(
                 open_embeddings(embedded / "blocks"), has.candidates,
@@ -176,13 +179,13 @@ def losses(run: Run, model: Path) -> Path:
     return run.stage(stage, settings, {"generic": everything, "model": model}, build)
 
 
-def loss_reduction(run: Run, name: str, base: Path,
+def loss_reduction(run: Run, name: str, drawn: int | None, base: Path,
                    tuned: Path) -> tuple[dict[str, Path], Choose]:
     """The fall of a window's loss when a model is fine-tuned on the domain (CoLoR-Filter)."""
     before, after = losses(run, base), losses(run, tuned)
 
     def choose(folder: Path) -> Selection:
-        has = index(run, name)
+        has = index(run, name, drawn)
         fall = read_array(before / "nats.npy") - read_array(after / "nats.npy")
         return select.chosen(len(has.generic),
                              select.highest(has.candidates, fall, has.size, has.need))
@@ -192,27 +195,30 @@ def loss_reduction(run: Run, name: str, base: Path,
 
 SELECTORS: dict[str, Callable[..., tuple[dict[str, Path], Choose]]] = {
     "dsir": dsir, "knn": nearest, "top": top_cluster, "linear": linear, "color": loss_reduction}
-"""By the column ``draws`` of the table of methods: of a run, a domain and what else is needed."""
+"""By the column ``draws`` of the table of methods: of a run, a domain, the rows that will be drawn
+(None: those of pretraining) and what else is needed."""
 
 
 @once
-def selection(run: Run, draws: str, name: str, *models: Path) -> Path:
+def selection(run: Run, draws: str, name: str, *models: Path, drawn: int | None = None) -> Path:
     """What a selector takes of the generic corpus for a domain: packed rows and ``weights.npy``.
 
     Methods that draw alike share it, whatever they train.
 
     Args:
         models: finished training stages that it chooses by, where it does.
+        drawn: rows that will be drawn (default: those of the recipe's pretraining).
     """
     recipe = run.recipe
-    inputs, choose = SELECTORS[draws](run, name, *models)
+    inputs, choose = SELECTORS[draws](run, name, drawn, *models)
+    rows = drawn or generic_rows(recipe)
     everything = corpus.generic(run)
     chosen = asdict(recipe.selection)
     if chosen["candidates"] == 1.0:
         del chosen["candidates"]  # which older versions did not have
     settings: dict[str, Any] = {
         "selection": chosen, "max_epochs": recipe.importance.max_epochs,
-        "rows": generic_rows(recipe), "spec_tokens": recipe.spec_tokens,
+        "rows": rows, "spec_tokens": recipe.spec_tokens,
         "seed": recipe.seed, "excluded": corpus.kept_digest(run),
     }
 
@@ -221,7 +227,7 @@ def selection(run: Run, draws: str, name: str, *models: Path) -> Path:
         groups = folder / "parts" / "groups.npy"  # a folder that packing removes
         write_array(groups, made.groups)
         packed = clusters.pack(run, groups, len(made.weights), folder)
-        epochs = _explain(run, draws, name, Rows.load(folder))
+        epochs = _explain(run, draws, name, Rows.load(folder), rows)
         write_array(folder / "weights.npy", made.weights)
         return {**packed, **made.notes, "epochs": epochs,
                 "windows": int((made.groups >= 0).sum())}
@@ -231,8 +237,9 @@ def selection(run: Run, draws: str, name: str, *models: Path) -> Path:
                      version=2 if draws == "dsir" else 1)
 
 
-def _explain(run: Run, draws: str, name: str, rows: Rows) -> float:
-    """Say what pretraining will see, before it starts; returns its passes over the selection.
+def _explain(run: Run, draws: str, name: str, rows: Rows, drawn: int) -> float:
+    """Say what pretraining will see, before it starts; returns its passes over the selection, of
+    which it draws so many rows.
 
     Raises:
         UserError: nothing was selected.
@@ -241,7 +248,7 @@ def _explain(run: Run, draws: str, name: str, rows: Rows) -> float:
         raise UserError(
             f"the selector '{draws}' finds no generic text for domain '{name}': give more generic "
             "text, fewer clusters, or leave its methods out")
-    epochs = generic_rows(run.recipe) / len(rows)
+    epochs = drawn / len(rows)
     say(f"  {len(rows)} rows are selected; pretraining passes over them {epochs:.1f} times")
     if epochs > run.recipe.importance.warn_epochs:
         beyond = " (its cap on repetition cannot be held here)" if (

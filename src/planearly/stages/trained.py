@@ -125,7 +125,7 @@ def by_selector(draws: str) -> Draw:
     """The part of the generic corpus that a selector takes for the domain."""
 
     def draw(run: Run, domain: str, drawn: int | None = None) -> Drawn:
-        made = selection.selection(run, draws, domain)
+        made = selection.selection(run, draws, domain, drawn=drawn)
         found = facts(made)
         return Drawn(made, training.weights_of(made), notes={
             key: found[key] for key in ("k", "cluster", "ranks") if key in found})
@@ -139,7 +139,7 @@ def by_losses(run: Run, domain: str, drawn: int | None = None) -> Drawn:
     on the domain."""
     plain = specialize(run, "slm", domain)
     assert plain.base is not None
-    made = selection.selection(run, "color", domain, plain.base, plain.tuned)
+    made = selection.selection(run, "color", domain, plain.base, plain.tuned, drawn=drawn)
     scored = [selection.losses(run, model) for model in (plain.base, plain.tuned)]
     return Drawn(made, training.weights_of(made), paid=[*plain.stages, *scored])
 
@@ -148,8 +148,8 @@ DRAWS: dict[str, Draw] = {
     methods.GENERIC: as_it_is, "importance": by_importance,
     **{name: by_selector(name) for name in selection.SELECTORS}, "color": by_losses,
 }
-"""By the table's columns ``draws`` and ``adapts``: from a run, a domain and a number of rows (None:
-all of pretraining's) to what is pretrained on."""
+"""By the table's columns ``draws`` and ``adapts`` and the recipe key ``adapt.draws``: from a run, a
+domain and a number of rows (None: all of pretraining's) to what is pretrained on."""
 
 
 # How it is fine-tuned ---------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def pretrained(run: Run, method: str, domain: str = "") -> Path | None:
 
     Without tokens of pretraining it is the checkpoint that the recipe starts from.
     """
-    row = methods.find(method)
+    row = methods.of(run.recipe, method)
     if row.draws is None:
         return None
     if row.bank and not row.adapts:
@@ -243,13 +243,20 @@ def weigh(run: Run, row: Method, domain: str) -> None:
 
 def _adapted(run: Run, row: Method, domain: str, drawn: Drawn) -> Path | None:
     """The adapted model; without a domain, or steps to adapt in, what it begins from."""
-    assert row.adapts is not None
-    shared, draws = _plateau(run, row, drawn), DRAWS[row.adapts]
+    shared = _plateau(run, row, drawn)
     expert = experts.chosen(run, row.name, domain) if row.bank and domain else None
-    if not domain or not adapt.rows_drawn(run.recipe):
-        return expert or shared
-    return adapt.adapt(run, row, domain, shared, lambda rows: draws(run, domain, rows), drawn,
-                       expert)
+    own = _own(run, row, domain)
+    return adapt.adapt(run, row, domain, shared, own, drawn, expert) if own else expert or shared
+
+
+def _own(run: Run, row: Method, domain: str) -> Drawn | None:
+    """What a method draws for a domain alone; None: nothing."""
+    if not domain or not row.needs_domain:
+        return None
+    if not row.adapts:
+        return DRAWS[str(row.draws)](run, domain)
+    rows = adapt.rows_drawn(run.recipe)
+    return DRAWS[row.adapts](run, domain, rows) if rows else None
 
 
 def _plateau(run: Run, row: Method, drawn: Drawn) -> Path | None:
@@ -268,7 +275,7 @@ def _shared_with(run: Run, row: Method, drawn: Drawn) -> Path | None:
 
 def specialize(run: Run, method: str, domain: str) -> Trained:
     """Fine-tune on a domain, after what that needs: pretraining, expert, teacher."""
-    row = methods.find(method)
+    row = methods.of(run.recipe, method)
     base, expert = pretrained(run, method, domain), None
     stages: list[Path] = []
     if row.bank:
@@ -278,9 +285,10 @@ def specialize(run: Run, method: str, domain: str) -> Trained:
     elif row.adapts and row.draws:
         shared = _plateau(run, row, DRAWS[row.draws](run, domain))
         stages += [shared] if shared else []
-    elif row.scored:
-        stages += by_losses(run, domain).paid
     stages += [base] if base and base not in stages else []
+    pretrainings = [stage for stage in stages if facts(stage)["stage"].startswith("pretrain/")]
+    drawn = _own(run, row, domain) if base else None
+    stages += [stage for stage in drawn.paid if stage not in stages] if drawn else []
     teacher = _teacher(run, method)
     taught = specialize(run, teacher.name, domain) if teacher else None
     if taught:
@@ -291,7 +299,7 @@ def specialize(run: Run, method: str, domain: str) -> Trained:
         method, domain, base, tuned, [*stages, tuned], before=row.pretraining(),
         params=experts.parameters(run, method, expert) if expert else None,
         routed=lambda: experts.routed(run, method) if expert and not row.adapts else None,
-        expert=expert, notes=_notes(run, row, domain, base, expert))
+        expert=expert, notes=_notes(run, row, base, expert, pretrainings, drawn))
 
 
 def _teacher(run: Run, method: str) -> Method | None:
@@ -300,26 +308,24 @@ def _teacher(run: Run, method: str) -> Method | None:
     return methods.teacher() if taught else None
 
 
-def _notes(run: Run, row: Method, domain: str, base: Path | None,
-           expert: Path | None) -> dict[str, Any]:
+def _notes(run: Run, row: Method, base: Path | None, expert: Path | None,
+           pretrainings: list[Path], drawn: Drawn | None) -> dict[str, Any]:
     """Fields of results.json that only some methods have."""
     found: dict[str, Any] = {}
     if expert:
         choice = facts(expert)["choice"]
         found |= {"expert": choice["rule"], "expert_number": choice["expert"],
                   "expert_share": choice["share"], "k": experts.count(run.recipe, row.name)}
-    elif row.adapts:
-        if rows := adapt.rows_drawn(run.recipe):
-            found |= DRAWS[row.adapts](run, domain, rows).notes
-    elif row.per_domain:
-        assert row.draws is not None
-        found |= DRAWS[row.draws](run, domain).notes
+    elif drawn:
+        found |= drawn.notes
+    if drawn and row != methods.find(row.name):
+        found["draws"] = row.adapts
     if row.tune == "lora":
         shape = training.shape_made(base) if base else training.shape_of(run, row.large)
         found["adapter_params"] = flops.lora_parameters(shape, run.recipe.lora.rank)
     if (row.taught or row.scored) and base is not None:
         # those of teacher and scorer are in the cost; the deployed model was pretrained on these
-        found["pretrain_tokens"] = facts(base)["cost"]["tokens"]
+        found["pretrain_tokens"] = sum(facts(each)["cost"]["tokens"] for each in pretrainings)
     return found
 
 
@@ -336,7 +342,7 @@ def check(recipe: Recipe) -> None:
         if name not in methods.TABLE:
             raise UserError(f"recipe key 'methods' names '{name}'; known are "
                             f"{', '.join(methods.TABLE)}")
-    rows = [methods.find(name) for name in recipe.methods]
+    rows = [methods.of(recipe, name) for name in recipe.methods]
     for row in rows:
         _check_row(row)
         if row.adapts:

@@ -187,13 +187,19 @@ def _again(cells: Cells) -> int:
     other is compared with: degrees of freedom of the study."""
     seeds: dict[str, set[Any]] = {}
     for row in cells.all_rows:
+        draws = _draws(cells, row["settings"])
         made = [row["method"], {key: value for key, value in row["settings"].items()
                                 if key != "seed"
-                                and sharing.pretraining_depends(row["method"], key)}]
+                                and sharing.pretraining_depends(row["method"], key, draws)}]
         seeds.setdefault(json.dumps(made, sort_keys=True, default=str), set()).add(
             row["settings"].get("seed", cells.own("seed")))
     further = [len(of) - 1 for of in seeds.values()]
     return max(sum(further) - max(further, default=0), 1)
+
+
+def _draws(cells: Cells, settings: Mapping[str, Any]) -> str | None:
+    """How methods adapt at settings of the grid."""
+    return settings.get("adapt.draws", cells.own("adapt.draws"))
 
 
 def repeated(cells: Cells, terms: Terms, domains: Sequence[str]) -> list[tuple[float, int]]:
@@ -232,16 +238,18 @@ def _contexts(cells: Cells, terms: Terms) -> Iterator[tuple[str, list[tuple[floa
             continue
         at = []
         for coefficient, arm in terms:
+            draws = _draws(cells, row["settings"])
             changes = {key: value for key, value in row["settings"].items()
-                       if key != "seed" and sharing.depends(arm.method, key)}
+                       if key != "seed" and sharing.depends(arm.method, key, draws)}
             at.append((coefficient, Arm(
                 arm.method, {**changes, **_apart(cells, terms, arm)}, arm.when)))
         whole = json.dumps([cells.settings(arm) for _, arm in at], default=str)
         if whole not in seen:
             seen.add(whole)
-            yield json.dumps([{key: value for key, value in cells.settings(arm).items()
-                               if sharing.pretraining_depends(arm.method, key)}
-                              for _, arm in at], default=str), at
+            yield json.dumps([{key: value for key, value in given.items()
+                               if sharing.pretraining_depends(name, key, _draws(cells, given))}
+                              for name, given in ((arm.method, cells.settings(arm))
+                                                  for _, arm in at)], default=str), at
 
 
 def _apart(cells: Cells, terms: Terms, arm: Arm) -> dict[str, Any]:

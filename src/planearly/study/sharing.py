@@ -28,11 +28,12 @@ def generic(method: str) -> list[str]:
     return [row.pretraining(), *([methods.teacher().pretraining()] if row.taught else [])]
 
 
-def pretraining_depends(name: str, key: str) -> bool:
+def pretraining_depends(name: str, key: str, draws: str | None = None) -> bool:
     """Whether the pretraining of a method depends on a recipe key.
 
     Args:
         name: of the method, or of the pretraining that methods share or adapt from.
+        draws: what the recipe says of how methods adapt, ``adapt.draws``; None: nothing.
     """
     base = name.removesuffix(methods.PLATEAU)
     row = methods.TABLE.get(base)
@@ -40,8 +41,9 @@ def pretraining_depends(name: str, key: str) -> bool:
         return True
     if base != name and key == "adapt.share":
         return True
-    draws = {row.draws, row.adapts} - {None, methods.GENERIC}
-    only = {"importance.": row.weighs, "selection.": bool(draws - {"importance", "top"}),
+    row = methods.drawing(row, draws or str(row.adapts))
+    ways = {row.draws, row.adapts} - {None, methods.GENERIC}
+    only = {"importance.": row.weighs, "selection.": bool(ways - {"importance", "top"}),
             "projected.": row.bank == "projected", "mixture.": row.bank == "mixture",
             "adapt.": row.adapts is not None, "large.": row.large, "expert": row.experts,
             "spec_tokens": row.needs_domain, "pretrain.specialization_share": row.needs_domain,
@@ -53,10 +55,11 @@ def pretraining_depends(name: str, key: str) -> bool:
         of for start, of in only.items() if key.startswith(start))
 
 
-def depends(name: str, key: str) -> bool:
-    """Whether a method depends on a recipe key anywhere, fine-tuning included."""
+def depends(name: str, key: str, draws: str | None = None) -> bool:
+    """Whether a method depends on a recipe key anywhere, fine-tuning included; arguments as of
+    :func:`pretraining_depends`."""
     row = methods.TABLE.get(name)
-    if row is None or pretraining_depends(name, key):
+    if row is None or pretraining_depends(name, key, draws):
         return True
     if row.taught and any(pretraining_depends(one, key) for one in generic(name)):
         return True
@@ -69,9 +72,10 @@ def depends(name: str, key: str) -> bool:
 def identity(stage: str, cell: Cell) -> dict[str, Any]:
     """A training's name, ``pretrain/slm`` say, and the values of the grid that it depends on."""
     kind, _, rest = stage.partition("/")
+    draws = cell.variant.recipe.adapt.draws if cell.variant.recipe else None
     return {"stage": stage, **{
         key: value for key, value in cell.settings.items()
-        if kind != "pretrain" or pretraining_depends(rest.partition(".")[0], key)}}
+        if kind != "pretrain" or pretraining_depends(rest.partition(".")[0], key, draws)}}
 
 
 def longer(name: str, cell: Cell, cells: Iterable[Cell]) -> list[Cell]:
