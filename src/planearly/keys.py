@@ -167,8 +167,9 @@ class Adapt:
     share: float | None = key("share of pretraining's steps that are made for each domain (null: "
                               "those in which wsd decays)", None)
     draws: Literal["importance", "generic", "dsir", "knn", "color", "linear", "top"] = key(
-        "how they draw the generic corpus: by the domain's cluster weights, as it is, or what a "
-        "selector takes for the domain", "importance")
+        "how they draw the generic corpus: by the domain's cluster weights (importance), as it is "
+        "(generic), or what a selector takes for the domain (dsir, knn, color, linear, top)",
+        "importance")
     specialization_share: float = key("share of their rows drawn from the domain's own text", 0.0)
     replay_share: float = key("share of their rows drawn from the generic corpus as it is", 0.0)
 

@@ -113,7 +113,7 @@ def test_utilisation_is_of_the_measured_rate_too(cache: Path) -> None:
 
 def test_steps_of_a_longer_run_are_counted_once(tmp_path: Path) -> None:
     stage(tmp_path, "pretrain/slm", {}, 10.0)
-    shared = {"tokens": 50, "device_hours": 2.0, "saving_hours": 0.5}
+    shared = {"from": "slm-pretrain", "tokens": 50, "device_hours": 2.0, "saving_hours": 0.5}
     write_json(tmp_path / "pretrain/slm-short" / "manifest.json", {
         "stage": "pretrain/slm", "inputs": {}, "fingerprint": "short", "seconds": 1.0,
         "begun": shared, "shape": {"d_model": 1024}, "cost": ledger.book(
@@ -123,6 +123,8 @@ def test_steps_of_a_longer_run_are_counted_once(tmp_path: Path) -> None:
     assert (whole["tokens"], whole["flops"]) == (150, pytest.approx(1.5e15))
     assert (whole["device_hours"], whole["saving_hours"]) == (12, 0.5)
     assert whole["money"] == pytest.approx(30 + 15 - 15 * 2.5 / 5)
+    alone = ledger.add_up([tmp_path / "pretrain" / "slm-short"])["total"]
+    assert alone["tokens"] == 100  # nobody else counts them
 
 
 def test_any_projected_pretraining_is_predicted_with_its_projection(

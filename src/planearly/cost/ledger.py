@@ -146,7 +146,7 @@ def counted_once(stages: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     whole = total(made["entry"] for made in stages)
     for made in stages:
         begun, booked = made["manifest"].get("begun"), made["entry"]
-        if begun and begun["from"] in names:
+        if begun and begun.get("from") in names:
             share = begun["tokens"] / booked["tokens"]
             whole["tokens"] -= begun["tokens"]
             whole["flops"] -= share * booked["flops"]
