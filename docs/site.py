@@ -1,5 +1,6 @@
 """The site from texts that have another place too: README, changelog, the page of a study."""
 
+import re
 from pathlib import Path
 
 from mkdocs.structure.files import File
@@ -15,4 +16,4 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, **_):
-    return markdown.replace("](results/nano/README.md)", "](results/nano/index.html)")
+    return re.sub(r"\]\(((?:results/)?\w+/)README\.md\)", r"](\1index.html)", markdown)
