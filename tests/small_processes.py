@@ -40,7 +40,7 @@ def fork(function: Callable, *arguments) -> BaseProcess:
 
 def _call(variables: dict[str, str], threads: int, fast: bool, function: Callable,
           arguments: tuple) -> None:
-    parallel._bf16_gain = lambda: math.inf if fast else 0.0
+    parallel._kept_bf16_gain = lambda processor: math.inf if fast else 0.0
     os.environ.clear()
     os.environ.update(variables)
     os.fsync = lambda descriptor: None  # as in conftest.py

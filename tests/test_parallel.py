@@ -50,10 +50,24 @@ def test_things_are_dealt_once_each_and_evenly(monkeypatch, first):
     ("avx512_bf16", 0.5, False), ("avx512_bf16", 1.9, True), ("amx_bf16 avx512_bf16", 0.5, True),
     ("avx512f", 9.0, False),
 ])
-def test_a_processors_flag_alone_does_not_make_bfloat16_fast(monkeypatch, flags, gain, fast):
+def test_a_processors_flag_alone_does_not_make_bfloat16_fast(monkeypatch, fresh_cache, flags, gain,
+                                                             fast):
     monkeypatch.setattr(parallel.Path, "read_text", lambda self, encoding: f"flags : {flags}")
     monkeypatch.setattr(parallel, "_bf16_gain", lambda: gain)
     assert parallel.bf16_is_fast.__wrapped__(torch.device("cpu")) is fast
+
+
+def test_all_processes_take_the_gain_that_was_measured_first(monkeypatch, fresh_cache):
+    gains = iter([1.9, 0.5, 0.6])
+    monkeypatch.setattr(parallel, "_bf16_gain", lambda: next(gains))
+    processor = "model name : one\ncpu MHz : {}\nflags : avx512_bf16"
+    assert parallel._kept_bf16_gain(processor.format(2000)) == 1.9
+    assert parallel._kept_bf16_gain(processor.format(3000)) == 1.9
+    assert parallel._kept_bf16_gain(processor.replace("one", "two")) == 0.5
+    (kept, _) = sorted(fresh_cache.glob("bf16-*"), key=lambda file: file.read_text())[::-1]
+    kept.write_text("{")
+    assert parallel._kept_bf16_gain(processor.format(2000)) == 0.6  # unreadable: by itself
+    assert len(list(fresh_cache.iterdir())) == 2
 
 
 def test_the_measured_gain_is_a_ratio_of_times():

@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from planearly import processes
+from planearly import files, processes
 from planearly.errors import UserError
 
 BUCKET = 1 << 25
@@ -292,7 +292,32 @@ def bf16_is_fast(device: torch.device) -> bool:
         flags = Path("/proc/cpuinfo").read_text("utf-8")
     except OSError:
         return False
-    return "amx_bf16" in flags or ("avx512_bf16" in flags and _bf16_gain() > 1.2)
+    return "amx_bf16" in flags or ("avx512_bf16" in flags and _kept_bf16_gain(flags) > 1.2)
+
+
+def _kept_bf16_gain(processor: str) -> float:
+    """:func:`_bf16_gain` of this kind of processor, measured once and kept in the cache folder: on
+    a busy machine two processes would measure differently and end with other weights.
+
+    Args:
+        processor: ``/proc/cpuinfo``.
+    """
+    kind = sorted({line for line in processor.splitlines()
+                   if line.startswith(("model name", "flags"))})
+    file = files.cache_folder() / f"bf16-{files.digest(kind)[:8]}.json"
+    if not file.exists():
+        gain, own = _bf16_gain(), file.with_suffix(f".{os.getpid()}")
+        try:
+            files.write_json(own, {"gain": gain})
+            with contextlib.suppress(FileExistsError):  # another process was first: its is taken
+                os.link(own, file)
+            own.unlink()
+        except (UserError, OSError):
+            return gain
+    try:
+        return float(files.read_json(file)["gain"])
+    except (UserError, KeyError, TypeError, ValueError):
+        return _bf16_gain()
 
 
 def _bf16_gain(size: int = 512, repeats: int = 7) -> float:
