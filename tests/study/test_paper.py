@@ -121,6 +121,19 @@ def test_choosing_by_a_fine_tuned_model_depends_on_how_it_is_fine_tuned() -> Non
     assert depends("expert") == depends("lora.rank") == depends("importance.k") == [False, False]
 
 
+def test_what_adaptation_depends_on_is_what_it_draws_by():
+    def of(draws):
+        return [sharing.pretraining_depends("slm-adapt", key, draws) for key in (
+            "importance.k", "selection.epochs", "finetune.max_epochs", "adapt.draws")]
+
+    assert of(None) == of("importance") == [True, False, False, True]
+    assert of("generic") == [False, False, False, True]
+    assert of("dsir") == [False, True, False, True]
+    assert of("color") == [False, True, True, True]
+    assert not sharing.pretraining_depends("slm-plateau", "adapt.draws", "dsir")
+    assert not sharing.pretraining_depends("slm-knn", "adapt.draws", "dsir")
+
+
 def test_tables_hold_the_rows_numbers(whole: dict[str, Any]) -> None:
     made = tables(whole)
     base = [r for r in whole["rows"] if r["method"] == "slm" and r["settings"] == BASE]
