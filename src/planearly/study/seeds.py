@@ -19,9 +19,10 @@ documents add, so it is rather too large than too small. Few pairs know little o
 chance may know of none; so s^2 is moderated (Smyth 2004) by what all pairs of the study have in
 common, which counts for four further pairs: the mean of their variances, with one degree of freedom
 for every pretraining made again but those of one method, and for two pairs more the spread of
-another study. Where the pair of methods has no second seed, that alone stands in. A contrast of
-more than two methods has half of a pair's variance for every square of a coefficient. Why:
-docs/decisions.md, "A verdict needs two seeds".
+another study. Where pairs vary by more different amounts than chance would make them, they have
+less in common, and it counts for less (:func:`_uneven`). Where the pair of methods has no second
+seed, that alone stands in. A contrast of more than two methods has half of a pair's variance for
+every square of a coefficient. Why: docs/decisions.md, "A verdict needs two seeds".
 """
 
 from __future__ import annotations
@@ -33,15 +34,20 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+from scipy import optimize, special
 
 from planearly.report import sentences
 from planearly.study import compare, sharing
-from planearly.study.compare import Arm, Cells, Difference, Terms
+from planearly.study.compare import BUDGET, Arm, Cells, Difference, Terms
 
 OTHERS = 2.0
 """Pairs of trainings that the spread of another study counts for."""
 COMMON = 4.0
 """Most pairs that what all pairs of the study have in common counts for."""
+ENOUGH = 10
+"""Variances between seeds of a study's pairs from which it is asked how alike they are."""
+LEAST = 1e-6
+"""Least variance that is told from none, of 0.001 nats per token."""
 
 
 @dataclass(frozen=True)
@@ -178,8 +184,29 @@ def _common(cells: Cells, domains: Sequence[str]) -> Spread:
         again = _again(cells) if squares else 0
         mean = sum(f * s for s, f in squares) / max(sum(f for _, f in squares), 1)
         total = OTHERS * sentences.SEED_SPREAD**2 + again * mean
-        cells.memo[kind] = Spread(float((total / (OTHERS + again)) ** 0.5), OTHERS + again, 0)
+        alike = Spread(float((total / (OTHERS + again)) ** 0.5), OTHERS + again, 0)
+        cells.memo[kind] = _uneven(squares) or alike
     return cells.memo[kind]
+
+
+def _uneven(squares: Sequence[tuple[float, int]]) -> Spread | None:
+    """What pairs have in common that vary by different amounts, as where a mixture that starves
+    moves ten times as much with the seed as the others: by the mean and the variance of the
+    logarithms of their variances (Smyth 2004, section 6.2), so that the unruly do not speak for
+    all, and for fewer pairs the less alike they are. None: they are as alike as chance makes
+    them, or too few to tell."""
+    if len(squares) < ENOUGH:
+        return None
+    known = [*squares, *[(sentences.SEED_SPREAD**2, 1)] * int(OTHERS)]
+    half = np.array([f for _, f in known]) / 2
+    logs = (np.log([max(square, LEAST) for square, _ in known])
+            - special.digamma(half) + np.log(half))
+    excess = float(np.var(logs, ddof=1) - np.mean(special.polygamma(1, half)))
+    if excess <= special.polygamma(1, COMMON / 2):
+        return None
+    at = optimize.brentq(lambda x: special.polygamma(1, x) - excess, 1e-3, COMMON / 2)
+    square = np.exp(np.mean(logs) + special.digamma(at) - np.log(at))
+    return Spread(float(square ** 0.5), 2 * at, 0)
 
 
 def _again(cells: Cells) -> int:
@@ -241,6 +268,8 @@ def _contexts(cells: Cells, terms: Terms) -> Iterator[tuple[str, list[tuple[floa
             draws = _draws(cells, row["settings"])
             changes = {key: value for key, value in row["settings"].items()
                        if key != "seed" and sharing.depends(arm.method, key, draws)}
+            if BUDGET in changes:
+                changes[BUDGET] = _budget(cells, row, arm.method)
             at.append((coefficient, Arm(
                 arm.method, {**changes, **_apart(cells, terms, arm)}, arm.when)))
         whole = json.dumps([cells.settings(arm) for _, arm in at], default=str)
@@ -250,6 +279,17 @@ def _contexts(cells: Cells, terms: Terms) -> Iterator[tuple[str, list[tuple[floa
                                if sharing.pretraining_depends(name, key, _draws(cells, given))}
                               for name, given in ((arm.method, cells.settings(arm))
                                                   for _, arm in at)], default=str), at
+
+
+def _budget(cells: Cells, row: compare.Row, method: str) -> Any:
+    """The pretraining budget of a method that a row's is held against; its main one where the two
+    have no budgets that are."""
+    budget = row["settings"][BUDGET]
+    if method == row["method"]:
+        return budget
+    if not cells.budgets(row["method"], method):
+        return cells.main(method, BUDGET)
+    return cells.beside(row["method"], budget, method)
 
 
 def _apart(cells: Cells, terms: Terms, arm: Arm) -> dict[str, Any]:
