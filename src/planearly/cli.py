@@ -100,11 +100,13 @@ def study(
         from planearly.study import forecast
 
         return forecast.show(forecast.forecast(loaded, device))
+    if worker:
+        from planearly.study.workers import serve
+
+        return serve(loaded, place, worker)
     from planearly.studies import suite
     from planearly.study import run as studies
 
-    if worker:
-        return studies.serve(loaded, place, worker)
     studies.study(loaded, place, suite(loaded.study.suite), workers, only_report)
     return None
 
@@ -205,9 +207,9 @@ def doctor(
     recipe = doctors.recipe_of(folder)
     models = None
     if recipe.study.grid:
-        from planearly.study import run as studies
+        from planearly.study import cells
 
-        models = studies.models(recipe, folder)
+        models = cells.models(recipe, folder)
     found = doctors.examine(folder, models, deep=not fast)
     if as_json:
         print(line_of_json(found.to_dict()))

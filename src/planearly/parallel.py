@@ -2,8 +2,8 @@
 
 Started under ``torchrun`` a run finds its place in the environment; alone, every function here is
 the identity. A model that fits stays whole on every process and gradients are summed once per step
-(data parallelism, :class:`Reducer`); losses are sums and token counts are global, so the number of
-processes changes nothing but the order of additions.
+(data parallelism, :mod:`planearly.train.reducer`); losses are sums and token counts are global, so
+the number of processes changes nothing but the order of additions.
 
 Hosts talk to each other over gloo, GPUs over NCCL: processes meet and add up numbers of the host
 without waiting for their devices.
@@ -12,13 +12,12 @@ without waiting for their devices.
 from __future__ import annotations
 
 import atexit
-import collections
 import contextlib
 import functools
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,6 @@ from planearly.errors import UserError
 
 BUCKET = 1 << 25
 """Elements that are on their way to other processes at once (128 MB of float32)."""
-_SENT = 1 << 23
-"""Elements of gradients that are summed in one collective call, but for larger parameters."""
 _PATIENCE = timedelta(days=7)
 """How long a process waits for the others: most stages run on the first one alone, for hours.
 ``torchrun`` ends all of them when one fails."""
@@ -112,6 +109,11 @@ def sum_scalars(*values: float) -> list[float]:
     return tensor.tolist()
 
 
+def summing(tensor: Tensor) -> Callable[[], Any]:
+    """Begin to sum a tensor over the processes, in place; what is returned waits for the sum."""
+    return dist.all_reduce(tensor, async_op=True).wait
+
+
 def first_process(*values: float) -> list[float]:
     """The first process's values, on all of them."""
     return sum_scalars(*(float(value) if rank() == 0 else 0.0 for value in values))
@@ -129,132 +131,6 @@ def check_rows(rows: int) -> None:
             f"a step of {rows} rows cannot be divided among {world()} processes: "
             "raise 'pretrain.batch_tokens' (and 'finetune.batch_tokens') or start fewer"
         )
-
-
-# Gradients --------------------------------------------------------------------------------------
-
-class Reducer:
-    """Sums gradients over the processes, in buckets that travel while the last backward pass runs.
-
-    As the reducer of torch's DistributedDataParallel (Li et al. 2020), but that a step may begin
-    again where a process lacks memory. A bucket is sent once a step, as soon as it is complete, in
-    the same order by all processes; so the one that begins again sends what it has not sent yet,
-    and the others do not notice.
-
-    In bfloat16 every process's gradient and every sum on the way is rounded to 8 bits: of N
-    processes' gradients g the sum is off by at most N sum |g| / 256. What a process adds up over
-    its own passes, and what it keeps of the sum, is in the gradients' own type.
-    """
-
-    def __init__(self, parameters: Iterable[Tensor], bf16: bool = False,
-                 early: bool = False) -> None:
-        """
-        Args:
-            parameters: whole ones that are trained, in the order in which backward passes come to
-                them.
-            bf16: gradients travel in bfloat16; else in their own type.
-            early: buckets are sent in the last pass (not where passes call the other processes).
-        """
-        self.bf16 = bf16
-        self.buckets: list[list[Tensor]] = []
-        size = 0
-        for parameter in parameters:
-            size += parameter.numel()
-            if not self.buckets or size > _SENT or parameter.dtype != self.buckets[-1][0].dtype:
-                self.buckets.append([])
-                size = parameter.numel()
-            self.buckets[-1].append(parameter)
-        self._place = {p: number for number, bucket in enumerate(self.buckets) for p in bucket}
-        self._hooks = [p.register_post_accumulate_grad_hook(self._came)
-                       for p in (self._place if early else ())]
-        self._begin()
-
-    def _begin(self) -> None:
-        self._sent = 0
-        self._travelling: collections.deque[tuple[int, Tensor, Any]] = collections.deque()
-        self._kept: dict[Tensor, Tensor] = {}
-        self._unused: set[Tensor] = set()
-        self._arm(False)
-
-    def _arm(self, last: bool) -> None:
-        self._last, self._lacking = last, [len(bucket) for bucket in self.buckets]
-
-    def last_pass(self) -> None:
-        """Gradients are complete after the next pass."""
-        self._arm(True)
-
-    def again(self) -> None:
-        """The step begins again, in other passes."""
-        while self._travelling:
-            self._arrive()
-        for bucket in self.buckets[:self._sent]:
-            for parameter in bucket:
-                if parameter.grad is not None:
-                    self._kept[parameter], parameter.grad = parameter.grad, None
-        self._arm(False)
-
-    def finish(self, counted: float) -> float:
-        """Put the sums into the parameters' ``grad``, and return that of ``counted``.
-
-        A gradient that some processes do not have is zero there; one that none has stays None.
-        """
-        while self._sent < len(self.buckets):
-            self._send()
-        # after the buckets, and so at the same place among the calls of all
-        counted, *used = sum_scalars(counted, *(float(p not in self._unused) for p in self._place))
-        while self._travelling:
-            self._arrive()
-        for parameter, gradient in self._kept.items():
-            parameter.grad = gradient
-        for parameter, by in zip(self._place, used, strict=True):
-            if not by:
-                parameter.grad = None
-        self._begin()
-        return counted
-
-    def close(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def _came(self, parameter: Tensor) -> None:
-        """A backward pass has added to a parameter's gradient."""
-        if parameter in self._kept:
-            parameter.grad = None
-        elif self._last:
-            self._lacking[self._place[parameter]] -= 1
-            while self._sent < len(self.buckets) and not self._lacking[self._sent]:
-                self._send()
-
-    @torch.no_grad()
-    def _send(self) -> None:
-        bucket = self.buckets[self._sent]
-        size = sum(p.numel() for p in bucket)
-        while self._travelling and size + sum(f.numel() for _, f, _ in self._travelling) > BUCKET:
-            self._arrive()
-        for parameter in bucket:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-                self._unused.add(parameter)
-        flat = bucket[0].new_empty(size, dtype=torch.bfloat16 if self.bf16 else None)
-        torch._foreach_copy_(_parts(flat, bucket), _gradients(bucket))
-        self._travelling.append((self._sent, flat, dist.all_reduce(flat, async_op=True)))
-        self._sent += 1
-
-    @torch.no_grad()
-    def _arrive(self) -> None:
-        number, flat, call = self._travelling.popleft()
-        call.wait()
-        bucket = self.buckets[number]
-        torch._foreach_copy_(_gradients(bucket), _parts(flat, bucket))
-
-
-def _gradients(bucket: Sequence[Tensor]) -> list[Tensor]:
-    return [p.grad for p in bucket if p.grad is not None]
-
-
-def _parts(flat: Tensor, bucket: Sequence[Tensor]) -> list[Tensor]:
-    return [part.view_as(p) for part, p in zip(flat.split([p.numel() for p in bucket]), bucket,
-                                               strict=True)]
 
 
 # Devices ----------------------------------------------------------------------------------------
@@ -311,9 +187,11 @@ def _kept_bf16_gain(processor: str) -> float:
             files.write_json(own, {"gain": gain})
             with contextlib.suppress(FileExistsError):  # another process was first: its is taken
                 os.link(own, file)
-            own.unlink()
         except (UserError, OSError):
             return gain
+        finally:
+            with contextlib.suppress(OSError):
+                own.unlink()
     try:
         return float(files.read_json(file)["gain"])
     except (UserError, KeyError, TypeError, ValueError):

@@ -6,13 +6,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from planearly import keys, parallel
+from planearly import keys
 from planearly.model import traffic
 from planearly.model.lora import add_adapters
 from planearly.model.memory import Job
 from planearly.model.projected import Projected
 from planearly.model.transformer import Shape, Transformer
 from planearly.train import optim, update
+from planearly.train.reducer import Reducer
 
 SHAPE = Shape(layers=2, d_model=64, heads=2, d_ff=128, vocab_size=500, context=16)
 BANK = keys.Projected(experts=4, rank=3)
@@ -58,7 +59,7 @@ def test_what_a_replicated_step_sends_is_what_its_calls_move(moved, preset, kind
         if parameter.requires_grad:
             parameter.grad = torch.ones_like(parameter)
     optimizers = optim.build(module, optim.resolve(keys.Optimizer(preset=preset), 10))
-    parallel.Reducer([p for p in module.parameters() if p.requires_grad], bf16).finish(1.0)
+    Reducer([p for p in module.parameters() if p.requires_grad], bf16).finish(1.0)
     update.apply(module, optimizers, 1.0, 1.0)
     sent = (2 * moved["summed"] + moved["gathered"]) * 3 / 4
     assert traffic.sent_bytes(job, 5, bf16) == pytest.approx(sent, rel=0.01)

@@ -11,8 +11,10 @@ from planearly.stages.claims import Busy
 from planearly.stages.folder import MANIFEST, Run
 from planearly.stages.trained import pretrained
 from planearly.studies.paper import SUITE
-from planearly.study.run import Study, study, work
+from planearly.study.cells import Study
+from planearly.study.run import study
 from planearly.study.view import RESULTS
+from planearly.study.workers import work
 from planearly.train import loop, metrics
 from small_runs import recipe as small
 from small_runs import with_grid

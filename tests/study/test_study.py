@@ -118,7 +118,7 @@ def test_a_failure_of_the_machine_is_tried_three_times(made, tmp_path, monkeypat
         return real(*args, **kwargs)
 
     monkeypatch.setattr(loop, "train", short_of_disk)
-    monkeypatch.setattr("planearly.study.run.PAUSE", 0.0)
+    monkeypatch.setattr("planearly.study.cells.PAUSE", 0.0)
     told = contextlib.nullcontext() if times == 2 else pytest.raises(
         UserError, match=r"1 cell failed, slm-nopt on law as: .*No space left")
     with told:

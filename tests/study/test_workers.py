@@ -18,8 +18,10 @@ from planearly.stages import corpus as texts
 from planearly.stages.claims import Busy
 from planearly.stages.folder import MANIFEST, Missing, Run
 from planearly.studies.paper import SUITE
-from planearly.study.run import Study, share_of_machine, study, work
+from planearly.study.cells import Study
+from planearly.study.run import study
 from planearly.study.view import RESULTS
+from planearly.study.workers import share_of_machine, work
 from planearly.train import arithmetic
 from small_runs import call, corpus, forked, with_grid
 from small_runs import recipe as small

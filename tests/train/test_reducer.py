@@ -17,7 +17,9 @@ from planearly.model import memory
 from planearly.model.transformer import Transformer
 from planearly.stages import training as stages
 from planearly.train import arithmetic, loop, update
+from planearly.train import reducer as reducer_module
 from planearly.train.objective import NextToken
+from planearly.train.reducer import Reducer
 from planearly.train.trainable import Dense
 from small_trainings import SHAPE, Words, killed_after_steps, settings
 
@@ -30,7 +32,8 @@ BF16 = settings(gradients="bf16", optimizer=keys.Optimizer(preset="adamw"))
 
 def small_buckets() -> contextlib.ExitStack:
     stack = contextlib.ExitStack()
-    stack.enter_context(mock.patch.multiple(parallel, _SENT=2000, BUCKET=6000))
+    stack.enter_context(mock.patch.object(reducer_module, "_SENT", 2000))
+    stack.enter_context(mock.patch.object(parallel, "BUCKET", 6000))
     return stack
 
 
@@ -44,13 +47,13 @@ def step(rank: int, reducer: Any = None, model: Transformer | None = None) -> di
     how = arithmetic.Arithmetic(bf16=False, rows=3)
     made = reducer(model) if reducer else None
     sent: list[int] = []
-    finish = parallel.Reducer.finish
+    finish = Reducer.finish
 
-    def finishing(self: parallel.Reducer, counted: float) -> float:
+    def finishing(self: Reducer, counted: float) -> float:
         sent.append(self._sent)
         return finish(self, counted)
 
-    with mock.patch.object(parallel.Reducer, "finish", finishing):
+    with mock.patch.object(Reducer, "finish", finishing):
         update.fitting(Dense(model), Words().batch(*ROWS[rank]), how, NextToken(), CPU, "t",
                        reducer=made)
     found = gradients(model)
@@ -60,8 +63,8 @@ def step(rank: int, reducer: Any = None, model: Transformer | None = None) -> di
     return found
 
 
-def early(model: nn.Module, bf16: bool = False) -> parallel.Reducer:
-    return parallel.Reducer(reversed(list(model.parameters())), bf16, early=True)
+def early(model: nn.Module, bf16: bool = False) -> Reducer:
+    return Reducer(reversed(list(model.parameters())), bf16, early=True)
 
 
 def short_of_memory(rank: int) -> dict[str, Tensor]:
@@ -96,7 +99,7 @@ def work(rank: int, folder: str) -> None:
     with small_buckets():
         found = {"own": step(rank), "float32": step(rank, early),
                  "bf16": step(rank, lambda model: early(model, bf16=True)),
-                 "late": step(rank, lambda model: parallel.Reducer(model.parameters())),
+                 "late": step(rank, lambda model: Reducer(model.parameters())),
                  "short": short_of_memory(rank), "unused": not_used_by_all(rank)}
         where = Path(folder) / "cut"
         killed_after_steps(3, lambda: train(where))
@@ -162,7 +165,7 @@ def test_what_is_on_its_way_is_bounded(one_process: None, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(dist, "all_reduce", lambda tensor, async_op=False: (
         Call(tensor) if async_op else real(tensor)))
-    monkeypatch.setattr(parallel, "_SENT", 10)
+    monkeypatch.setattr(reducer_module, "_SENT", 10)
     monkeypatch.setattr(parallel, "BUCKET", 30)
     model = nn.ParameterList(nn.Parameter(torch.full((n,), 2.0)) for n in (4, 4, 4, 50, 9, 9, 9, 1))
     made = early(model)

@@ -26,10 +26,9 @@ import torch
 import yaml
 
 import planearly
-from planearly import config, parallel
+from planearly import parallel
 from planearly.data.documents import Unit
 from planearly.engine import executors
-from planearly.engine.work import Function
 from planearly.errors import UserError
 from planearly.files import (
     atomic_write,
@@ -42,11 +41,11 @@ from planearly.files import (
 )
 from planearly.keys import Recipe
 from planearly.plan import sizes
-from planearly.progress import say, told_in
+from planearly.progress import say
 from planearly.stages import claims
 from planearly.stages.claims import Busy
 from planearly.stages.mirror import MANIFEST, Mirror
-from planearly.train import arithmetic, track
+from planearly.train import track
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -403,21 +402,6 @@ class Run:
             self.wait = waits
         return [results[number] for number in range(len(tasks))]
 
-    def spread(self, name: str, function: Function, most: int, workers: int | None = None,
-               **more: Any) -> None:
-        """Have workers of the cluster make stages in this folder, as :func:`joined` lets them.
-
-        Args:
-            name, function, most, workers: as of :meth:`planearly.engine.work.Executor.spread`.
-            more: for the function's item.
-        """
-        folder = self.out / ".workers"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        self.executor.spread(name, function, {
-            "out": str(self.out), "recipe": self.recipe.to_dict(), **more}, folder, most, workers)
-        shutil.rmtree(folder, ignore_errors=True)
-
     def unit_digests(self, units: Sequence[Unit]) -> list[str]:
         """What each input is: a file's content, the URL and version of a store's file, or the name
         and part of a hub dataset."""
@@ -462,17 +446,6 @@ class Run:
         if len(cache) > known and parallel.rank() == 0:
             write_json(cache_path, cache)
         return digests
-
-
-@contextlib.contextmanager
-def joined(item: Mapping[str, Any]) -> Iterator[tuple[Recipe, Path]]:
-    """The recipe and the run folder that a worker works in, together with others, by the item that
-    it was given (:meth:`Run.spread`)."""
-    os.environ[arithmetic.SHARING] = str(item["sharing"])
-    torch.set_num_threads(max(item["cores"], 1))
-    with told_in(Path(item["log"])):
-        yield config.variant(config.build(Recipe, item["recipe"], ""), {
-            "engine": "shared", "processes": max(item["cores"], 1)}), Path(item["out"])
 
 
 def identity_of(name: str, settings: Mapping[str, Any], inputs: Mapping[str, Path],

@@ -15,14 +15,14 @@ from planearly import methods, parallel, storage
 from planearly.engine.work import Advance, shard_function
 from planearly.errors import UserError
 from planearly.keys import Recipe
-from planearly.methods import Method
 from planearly.plan import sizes
 from planearly.progress import say
 from planearly.report import sentences
 from planearly.stages import bundled, checkpoint, clusters, corpus, exchange, trained
 from planearly.stages.evaluate import evaluations, write_results
-from planearly.stages.folder import Missing, Run, joined
+from planearly.stages.folder import Missing, Run
 from planearly.stages.mirror import Mirror
+from planearly.stages.workers import joined, spread_trainings
 from planearly.units import duration, short
 
 VERBS = ("prepare", "cluster", "weigh", "pretrain", "specialize", "evaluate", "export", "report")
@@ -130,20 +130,16 @@ def run(recipe: Recipe, out: Path | str, until: str = "report",
         return finish(this, until, results, to)
 
 
-def _rows(this: Run) -> list[Method]:
-    return [methods.find(name) for name in this.recipe.methods]
-
-
 def pretrainings(this: Run) -> list[Callable[[], Path | None]]:
     """What makes the pretrainings of a run; without domains, what is the same for every one."""
-    return [partial(trained.pretrain, this, row.name, name)
-            for name in corpus.domain_names(this) or [""] for row in _rows(this)]
+    return [partial(trained.pretrain, this, method, name)
+            for name in corpus.domain_names(this) or [""] for method in this.recipe.methods]
 
 
 def specializations(this: Run) -> list[Callable[[], trained.Trained]]:
     """What fine-tunes on the domains of a run."""
-    return [partial(trained.specialize, this, row.name, name)
-            for name in corpus.texts(this) for row in _rows(this)]
+    return [partial(trained.specialize, this, method, name)
+            for name in corpus.texts(this) for method in this.recipe.methods]
 
 
 @shard_function
@@ -181,12 +177,14 @@ def _spread(this: Run, until: str) -> None:
         return found
 
     first = set(missing(pretrainings(finished)))
-    experts_ = recipe.mixture.experts if any(row.bank == "mixture" for row in _rows(this)) else 0
+    experts = recipe.mixture.experts if first and any(
+        methods.find(method).bank == "mixture" for method in recipe.methods) else 0
     tuned = missing([partial(scored, task) for task in specializations(finished)]
                     if reach >= VERBS.index("specialize") else [])
     if first or tuned:
-        most = max(len(first) + experts_ * bool(first), len(tuned))
-        this.spread("trainings", make_trainings, min(most, recipe.processes or most), until=until)
+        most = max(len(first) + experts, len(tuned))
+        spread_trainings(this, "trainings", make_trainings,
+                         min(most, recipe.processes or most), until=until)
 
 
 def publish(this: Run, to: str) -> None:

@@ -33,6 +33,7 @@ from planearly.train.arithmetic import Compiler
 from planearly.train.average import Average
 from planearly.train.metrics import Metrics
 from planearly.train.objective import NextToken, Objective
+from planearly.train.reducer import Reducer
 from planearly.train.steps import rows_per_step
 from planearly.train.trainable import Trainable
 from planearly.units import short
@@ -165,7 +166,7 @@ def train(
         # passes come to the body's parameters, last layers first; the others' gradients come after
         order = dict.fromkeys([*reversed(list(model.body.parameters())),
                                *model.module.parameters()])
-        reducer = parallel.Reducer(
+        reducer = Reducer(
             [p for p in order if p.requires_grad and not sharding.divided(p)],
             how.bf16_gradients, early=not divided)
 

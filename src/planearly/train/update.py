@@ -18,17 +18,18 @@ from planearly.progress import say
 from planearly.train import arithmetic
 from planearly.train.arithmetic import Arithmetic
 from planearly.train.objective import Objective
+from planearly.train.reducer import Reducer
 from planearly.train.trainable import Trainable
 
 
 def fitting(model: Trainable, batch: Batch, how: Arithmetic, goal: Objective,
             device: torch.device, name: str, divided: bool = False, together: Path | None = None,
-            reducer: parallel.Reducer | None = None) -> tuple[Tensor, float]:
+            reducer: Reducer | None = None) -> tuple[Tensor, float]:
     """:func:`accumulate` in as many rows at once as the device's memory holds.
 
     Where it runs out, the step is begun again in passes of half the rows, and those after it go
     on so. Gradients exist within a step only, so nothing is lost; other processes do not notice
-    (:class:`planearly.parallel.Reducer`), or where the model is ``divided`` do the same.
+    (:class:`planearly.train.reducer.Reducer`), or where the model is ``divided`` do the same.
 
     Args:
         together: the training's folder, where a pass takes all processes. A process that is left
@@ -65,7 +66,7 @@ def fitting(model: Trainable, batch: Batch, how: Arithmetic, goal: Objective,
 def accumulate(
     model: Trainable, batch: Batch, per_pass: int, goal: Objective,
     context: contextlib.AbstractContextManager[Any], device: torch.device, agreed: bool = False,
-    reducer: parallel.Reducer | None = None,
+    reducer: Reducer | None = None,
 ) -> tuple[Tensor, float]:
     """Backward passes over a step's rows; gradients of the *summed* loss end up in the module.
 

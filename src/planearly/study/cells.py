@@ -1,0 +1,199 @@
+"""The cells of a study: made, looked up when they are finished, and why some fail.
+
+A cell is made by the stages that ``planearly run`` has, in the same folder, so what cells share is
+made once, what is finished is never made again, and an interrupted stage goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from planearly.engine.work import PAUSE, TRIES, passes
+from planearly.errors import UserError
+from planearly.files import atomic_write, read_json, write_json
+from planearly.keys import Recipe
+from planearly.progress import say
+from planearly.stages import clusters, corpus, trained, training
+from planearly.stages.claims import Busy
+from planearly.stages.evaluate import evaluations, row, units
+from planearly.stages.folder import Missing, Run
+from planearly.study import grid, sharing
+from planearly.study.grid import Cell, Variant
+
+FAILED = ".failed"
+"""Folder of the notes of why cells failed since the study was started."""
+_STAGES = "stages"
+
+
+class StudyRun(Run):
+    """A run that does not try again what failed since this start, whichever worker tried it; but
+    where the machine was the cause, three times."""
+
+    def stage(
+        self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, Path],
+        build: Callable[[Path], dict[str, Any] | None], **more: Any,
+    ) -> Path:
+        """As of any run.
+
+        Raises:
+            UserError: the stage failed, now or before.
+        """
+        folder = self.folder(name, settings, inputs, more.get("version", 1))
+        note = self.out / FAILED / _STAGES / f"{name.replace('/', '--')}-{folder.name[-8:]}.json"
+        if self.build and note.exists():
+            raise UserError(read_json(note)["reason"])
+        tries = 1
+        while True:
+            try:
+                return super().stage(name, settings, inputs, build, **more)
+            except (Busy, Missing):
+                raise
+            except Exception as error:
+                reason = told(error, self.out, note.stem)
+                if not passes(error) or tries == TRIES:
+                    write_json(note, {"reason": reason})
+                    raise UserError(reason) from error
+            say(f"{name} failed, as {reason}: it is tried again")
+            time.sleep(PAUSE)
+            tries += 1
+
+
+def told(error: Exception, out: Path, name: str) -> str:
+    """A sentence for a failure; the traceback of an unforeseen one is kept beside the notes."""
+    if isinstance(error, UserError):
+        return str(error)
+    log = Path(FAILED) / f"{name}.log"
+    with atomic_write(out / log, "w") as handle:
+        handle.write("".join(traceback.format_exception(error)))
+    first = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first} (traceback: {log} in the study's folder)"
+
+
+class Study:
+    """The cells of a recipe in a run folder."""
+
+    def __init__(self, recipe: Recipe, out: Path, *, wait: bool = True, build: bool = True) -> None:
+        self.recipe, self.out, self.wait, self.build = recipe, out, wait, build
+        # of what all cells need: worth waiting for
+        self.base = Run(out, recipe, build=build, earlier=not build)
+        self.domains = list(corpus.needed_domains(self.base, "a study"))
+        self.cells = grid.cells(recipe, self.domains)
+        self._runs: dict[str, Run] = {}
+
+    def make_common(self) -> None:
+        """Make what all cells need."""
+        corpus.kept(self.base)
+        clusters.clusters(self.base)
+
+    def run_of(self, variant: Variant) -> Run:
+        """The run of a variant; what it has looked up is remembered."""
+        assert variant.recipe is not None
+        key = grid.key_of(variant)
+        if key not in self._runs:
+            self._runs[key] = StudyRun(self.out, variant.recipe, wait=self.wait,
+                                       build=self.build, earlier=not self.build)
+        return self._runs[key]
+
+    def check(self, cell: Cell) -> Run:
+        """The run of a cell.
+
+        Raises:
+            UserError: the cell is impossible.
+        """
+        if cell.variant.recipe is None:
+            raise UserError(cell.variant.reason)
+        run = self.run_of(cell.variant)
+        run.recipe = replace(run.recipe, methods=[cell.method])
+        trained.check(run.recipe)
+        trained.check_tokens(run)
+        return run
+
+    def make(self, cell: Cell) -> None:
+        """Train and evaluate one cell.
+
+        Raises:
+            UserError: it is impossible.
+            Busy: another worker makes something that it needs.
+        """
+        run = self.check(cell)
+        self.make_longer(cell)
+        made = trained.specialize(run, cell.method, cell.domain)
+        evaluations(run, made)
+        made.routed()
+
+    def make_longer(self, cell: Cell) -> None:
+        """Make the longest pretrainings of the grid that those of ``cell`` may branch off.
+
+        Only before its own are finished. Where one fails, which is told with its own cell, the
+        next longest takes its place, or none.
+
+        Raises:
+            Busy: another worker makes one of them.
+        """
+        chains = [found for name in sharing.generic(cell.method)
+                  if (found := sharing.longer(name, cell, self.cells))]
+        if not chains or self._is_pretrained(cell):
+            return
+        for chain in chains:
+            for longer in chain:
+                try:
+                    trained.pretrain(self.check(longer), longer.method, longer.domain)
+                    break
+                except Busy:
+                    raise
+                except Exception:
+                    continue
+
+    def _is_pretrained(self, cell: Cell) -> bool:
+        assert cell.variant.recipe is not None
+        finished = Run(self.out, cell.variant.recipe, build=False)
+        try:
+            trained.pretrain(finished, cell.method, cell.domain)
+        except Missing:
+            return False
+        return True
+
+    def row(self, cell: Cell) -> dict[str, Any]:
+        """A finished cell's row, with the likelihoods of its test documents.
+
+        Raises:
+            Missing: it is not finished.
+            UserError: it is impossible.
+        """
+        run = self.check(cell)
+        made = trained.specialize(run, cell.method, cell.domain)
+        before, after = evaluations(run, made)
+        nll, tokens = units(after)
+        curve = [(r["tokens"], r["validation"]) for r in training.metrics_of(made.tuned)
+                 if "validation" in r]
+        outcome = training.outcome_of(made.tuned)
+        return {
+            **row(run, made), "settings": cell.settings,
+            "nll_after": nll.tolist(), "tokens": tokens.tolist(),
+            "nll_before": units(before)[0].tolist() if before else None,
+            "finetuning": {"best_step": outcome["best_step"], "steps": outcome["steps"],
+                           "validation": curve},
+        }
+
+    def stages_made(self) -> int:
+        """How many stages of its cells and of what they share were made here."""
+        return len(self.base.made) + sum(len(run.made) for run in self._runs.values())
+
+    def failed(self, cell: Cell) -> Path:
+        """The note of why a cell failed."""
+        return self.out / FAILED / f"{cell.id}.json"
+
+
+def models(recipe: Recipe, out: Path) -> list[tuple[Recipe, str, str]] | None:
+    """Recipe, method and domain of every possible cell; None where the domains are not known."""
+    try:
+        cells = Study(recipe, out, build=False).cells
+    except Missing:
+        return None
+    return [(replace(of, methods=[cell.method]), cell.method, cell.domain)
+            for cell in cells if (of := cell.variant.recipe)]
