@@ -10,8 +10,9 @@ carries it out (:mod:`planearly.stages`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from planearly.errors import UserError
 
@@ -230,14 +231,20 @@ def of(recipe: Recipe, name: str) -> Method:
     return drawing(find(name), recipe.adapt.draws)
 
 
-def drawing(row: Method, draws: str) -> Method:
-    """The row of a method that adapts with another value of ``adapts``, and a sentence that says
-    so; that of any other method as it is."""
-    if row.adapts in (None, draws):
+def drawing(row: Method, draws: str | None) -> Method:
+    """The row of a method that adapts with another value of ``adapts`` (None: its own), and a
+    sentence that says so; that of any other method as it is."""
+    if draws is None or row.adapts in (None, draws):
         return row
     told = "the same corpus" if draws == GENERIC else (
         f"the part of the corpus that a selector ({draws}) takes for the domain")
     return replace(row, adapts=draws, sentence=row.sentence.replace(LIKE, told))
+
+
+def among(results: Iterable[Mapping[str, Any]]) -> list[Method]:
+    """The methods of rows of a ``results.json``, each once for each way in which it adapted."""
+    found = dict.fromkeys((row["method"], row.get("draws")) for row in results)
+    return [drawing(TABLE[name], draws) for name, draws in found if name in TABLE]
 
 
 def teacher() -> Method:

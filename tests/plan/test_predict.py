@@ -14,7 +14,7 @@ from planearly.cli import app
 from planearly.cost import devices
 from planearly.data import corpora
 from planearly.plan import recipes
-from planearly.plan.options import PlanInput
+from planearly.plan.inputs import PlanInput
 from planearly.plan.predict import predict
 from planearly.plan.recommend import recommend
 from small_models import model_folder

@@ -19,8 +19,9 @@ from planearly.errors import UserError
 from planearly.model import flops
 from planearly.model.starts import shape as training_shape
 from planearly.plan import page, recipes, sizes
+from planearly.plan.inputs import OpenModel, PlanInput
 from planearly.plan.law import Law
-from planearly.plan.options import CHECKPOINT, OpenModel, PlanInput
+from planearly.plan.options import CHECKPOINT
 from planearly.plan.predict import predict
 from planearly.plan.recommend import Plan, recommend
 from planearly.stages import trained

@@ -12,7 +12,7 @@ import pytest
 from planearly import config
 from planearly.cost import devices
 from planearly.plan import page, sizes
-from planearly.plan.options import PlanInput
+from planearly.plan.inputs import PlanInput
 from planearly.plan.predict import predict
 from planearly.plan.recommend import Plan, recommend
 from planearly.stages import pipeline

@@ -19,7 +19,7 @@ from planearly.cli import app
 from planearly.cost import devices
 from planearly.errors import UserError
 from planearly.plan import law, recipes, split
-from planearly.plan.options import PlanInput
+from planearly.plan.inputs import PlanInput
 from planearly.plan.recommend import Plan, recommend
 from planearly.stages import trained
 

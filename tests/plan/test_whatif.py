@@ -18,7 +18,7 @@ import pytest
 import planearly
 from planearly.cost import devices
 from planearly.plan import law, page, whatif
-from planearly.plan.options import PlanInput
+from planearly.plan.inputs import PlanInput
 from planearly.plan.recommend import recommend
 
 M, B = 10**6, 10**9

@@ -229,6 +229,16 @@ def test_a_page_of_nothing_and_of_bare_rows():
     assert "Perplexity on d after fine-tuning: new 3.00." in html
 
 
+def test_a_method_is_told_as_it_adapted():
+    one = row("slm-adapt", "law", 60.0, 50.0)
+    for rows, drawn in (([one], ["resampled to look"]),
+                        ([one, {**one, "draws": "dsir"}, {**one, "draws": "generic"}],
+                         ["resampled to look", r"a selector \(dsir\) takes", "the same corpus"])):
+        told = page.render(Path("run"), {"recipe": {}, "rows": rows})
+        assert len(re.findall("<strong>SLM-adapt</strong>", told)) == len(drawn)
+        assert all(re.search(f"for the last part on [^.]*{each}", told) for each in drawn)
+
+
 def test_the_same_facts_give_the_same_page():
     assert page.render(Path("run"), example(["a"])) == page.render(Path("run"), example(["a"]))
 

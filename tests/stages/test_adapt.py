@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from planearly import config, keys, methods
 from planearly.cost import devices, ledger
 from planearly.errors import UserError
-from planearly.export import bundle
 from planearly.files import read_json
 from planearly.model import flops
 from planearly.plan import law, predict
@@ -159,10 +158,6 @@ def test_settings_of_finished_stages_are_as_before(made, tmp_path):
     assert manifest["inputs"].keys() == {"rows", "weights", "plateau"}
     assert manifest["inputs"]["rows"] == read_json(rows / "manifest.json")["fingerprint"]
     assert manifest["inputs"]["weights"] == read_json(weighed / "manifest.json")["fingerprint"]
-    asked = recipe(made, ["slm-adapt"])
-    assert "draws" not in bundle.kept_recipe(asked, "slm-adapt")["adapt"]
-    other = config.variant(asked, {"adapt.draws": "dsir"})
-    assert bundle.kept_recipe(other, "slm-adapt")["adapt"]["draws"] == "dsir"
 
 
 @pytest.mark.parametrize("base", ["slm", "slm-pn"])

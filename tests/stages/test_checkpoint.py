@@ -21,7 +21,8 @@ from planearly.files import read_json, write_json
 from planearly.model import hf, starts
 from planearly.model.transformer import Transformer
 from planearly.plan import recipes
-from planearly.plan.options import CHECKPOINT, OpenModel, PlanInput
+from planearly.plan.inputs import OpenModel, PlanInput
+from planearly.plan.options import CHECKPOINT
 from planearly.plan.recommend import recommend
 from planearly.stages import bundled, checkpoint, corpus, pipeline, trained, training
 from planearly.stages.folder import Run

@@ -94,6 +94,9 @@ def test_an_expert_too_is_chosen_by_the_histogram(owners, tmp_path):
     for over, says in (
             ({"expert": "lowest-loss"}, "slm-pn-adapt needs the texts of 'law'.*slm-is, slm-adapt, "
              "and this one with 'expert=blend'"),
+            ({"projected": {**network["projected"], "tune_vector": True}},
+             "and this one with 'expert=blend' and 'projected.tune_vector=no'"),
+            ({"adapt": {"draws": "dsir"}}, "needs the texts of 'law'.* draw by it, slm-is$"),
             ({"cluster": {"k": [3, 4]}, "projected": {"experts": 4}}, "counts 3 and 6 clusters, "
              "and slm-pn-adapt has an expert for each of 4")):
         with pytest.raises(UserError, match=says):

@@ -33,6 +33,23 @@ def test_a_forecast_counts_the_plateau_once(made, base):
         tokens(base) + tokens(f"{base}-adapt") - shared)
 
 
+def test_budgets_of_other_slices_share_nothing(made, capsys):
+    budgets = [1_000_000, 1_500_000, 10_000_000]
+
+    def tokens(rank):
+        recipe = with_grid(made, {"methods": ["slm-pn"], "over": {"pretrain_tokens": budgets}},
+                           spec_tokens=200, projected={"experts": 3, "rank": rank})
+        found = forecast.forecast(recipe, "a100")
+        forecast.show(found)
+        return found["total"]["tokens"], found["slices"]
+
+    (fixed, silent), (chosen, told) = tokens(4), tokens(None)
+    assert chosen - fixed == pytest.approx(0.7 * 1_500_000, rel=0.01)  # the second's begin
+    assert not silent and [why.split(" at ")[0] for why in told] == [
+        "4 slices", "4 slices", "12 slices"]
+    assert f"projected network: {told[-1]}" in capsys.readouterr().err
+
+
 def test_a_method_of_the_table_is_in_the_forecast(made, monkeypatch):
     monkeypatch.setitem(methods.TABLE, "slm-new", methods.Method("slm-new", "SLM-new", "a new one"))
     found = forecast.forecast(with_grid(made, {"methods": ["slm", "slm-new"]}, spec_tokens=200),

@@ -144,8 +144,6 @@ def kept_recipe(recipe: keys.Recipe, kind: str = "") -> dict[str, Any]:
     to say.
     """
     values = recipe.to_dict()
-    if values["adapt"]["draws"] == keys.Adapt().draws:
-        del values["adapt"]["draws"]  # which older versions did not have
     return {key: values[key] for key in (_OF_ADAPTING if adapts(kind) else _OF_RECIPE)}
 
 

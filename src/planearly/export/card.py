@@ -85,7 +85,7 @@ def _method(method: str, card: dict[str, Any]) -> str:
     told = ""
     if row:
         nothing = (card.get("data") or {}).get("pretrain_tokens") == 0 and row.pretrains
-        row = methods.drawing(row, card.get("draws") or str(row.adapts))
+        row = methods.drawing(row, card.get("draws"))
         told = f": {row.tuning if nothing else row.sentence}"
         if card.get("teacher"):
             told = told.replace(methods.TEACHER, f"the model `{_code(_name(card['teacher']))}`")

@@ -1,9 +1,11 @@
-"""What a user types for a plan: counts or paths, hours or money, folders or NAME:PARAMETERS."""
+"""What the user has and wants, and how it is typed: counts or paths, hours or money, folders or
+NAME:PARAMETERS."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,6 @@ from planearly.errors import UserError
 from planearly.files import read_json
 from planearly.model import reading, starts
 from planearly.plan import law, sizes
-from planearly.plan.options import OpenModel, PlanInput
 from planearly.progress import say
 
 if TYPE_CHECKING:
@@ -26,6 +27,85 @@ _BYTES_PER_TOKEN = 4.2
 """Of English text and a vocabulary of 32k; for sizing a corpus given by path."""
 _PACKED = {".zst": 3.0, ".gz": 2.8, ".parquet": 2.0}
 """Times that text is larger than its file of this kind, roughly."""
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model that exists already."""
+
+    name: str
+    """Its folder, or what it is called."""
+    params: int
+    context: int | None = None
+    """Most tokens that it reads, where known."""
+
+
+@dataclass(frozen=True)
+class PlanInput:
+    """What the user has and wants. Hours are device-hours; None means no limit was stated."""
+
+    device: Device
+    limit: int | None = None
+    """Parameters admitted at inference."""
+    generic_tokens: int = 0
+    spec_tokens: int = 1_000_000
+    """Tokens of one domain's specialization set."""
+    domains: int = 1
+    domains_later: int = 0
+    devices: int = 1
+    generic_hours: float | None = None
+    specialization_hours: float | None = None
+    """Per domain."""
+    price: float | None = None
+    currency: str = "USD"
+    quantization: str = "bf16"
+    checkpoint: OpenModel | None = None
+    teacher: OpenModel | None = None
+    entropy: float | None = None
+    """Of the domain's cluster histogram, in nats, with ``clusters`` clusters."""
+    clusters: int | None = None
+    windows: int | None = None
+    """Windows of the specialization set; None: its tokens over the context."""
+    laws: dict[str, Law] = field(default_factory=dict)
+    """Fitted loss laws by method, and by :data:`planearly.plan.law.LINE` that of several."""
+    measured: list[dict[str, Any]] = field(default_factory=list)
+    """What the runs that they are fitted to found (:func:`planearly.plan.law.measured`)."""
+    paper: bool = False
+    """Whether the paper's Figure 1 decides, whatever such runs say."""
+
+    @property
+    def total_domains(self) -> int:
+        return self.domains + self.domains_later
+
+
+def check(given: PlanInput) -> None:
+    """Refuse an input that cannot be.
+
+    Raises:
+        UserError: what it is.
+    """
+    def need(ok: bool, what: str) -> None:
+        if not ok:
+            raise UserError(what)
+
+    need(given.domains + given.domains_later >= 1, "--domains: plan for at least one domain")
+    need(given.domains >= 0 and given.domains_later >= 0, "--domains: it cannot be negative")
+    need(given.devices >= 1, "--devices: at least one device is needed")
+    need(given.spec_tokens >= 1, "--spec-tokens: a specialization set needs at least one token")
+    need(given.generic_tokens >= 0, "--generic-tokens: it cannot be negative")
+    need(given.limit is None or given.limit > 0, "the inference limit must be positive")
+    need(given.windows is None or given.windows >= 1, "--windows: a set has at least one")
+    for flag, hours in (("--generic-hours", given.generic_hours),
+                        ("--specialization-hours", given.specialization_hours)):
+        need(hours is None or (hours >= 0 and math.isfinite(hours)),
+             f"{flag}: give a finite number of hours that is not negative")
+    need((given.entropy is None) == (given.clusters is None),
+         "--entropy goes with --clusters: give both or neither")
+    if given.entropy is not None and given.clusters is not None:
+        need(given.clusters >= 2, "--clusters: a histogram needs at least two")
+        need(0 <= given.entropy <= math.log(given.clusters) + 1e-6,
+             f"--entropy: {given.clusters} clusters have at most "
+             f"{math.log(given.clusters):.2f} nats, not {given.entropy:g}")
 
 
 def read(

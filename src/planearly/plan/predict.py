@@ -38,9 +38,7 @@ def predict(recipe: keys.Recipe, device: Device) -> dict[str, Any]:
     Raises:
         UserError: the size of the specialization sets is not in the recipe.
     """
-    why = sizes.chosen_slices(recipe)[1] if recipe.projected.rank is None and any(
-        methods.find(name).bank == "projected" for name in recipe.methods) else ""
-    recipe = sizes.settled(recipe)
+    why, recipe = sizes.why_slices(recipe), sizes.settled(recipe)
     setting = _setting(recipe, device)
     domains = domain_names(recipe)
     tokens = planned_rows(recipe) * recipe.context if recipe.pretrain_tokens else 0

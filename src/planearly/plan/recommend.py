@@ -20,9 +20,10 @@ from planearly.cost.model import MethodCost, Setting, Work
 from planearly.errors import UserError
 from planearly.methods import Method
 from planearly.model import flops
-from planearly.plan import law, options, sizes
+from planearly.plan import inputs, law, options, sizes
 from planearly.plan import split as splits
-from planearly.plan.options import CHECKPOINT, CLUSTERS, MOST_PASSES, PlanInput, Row, method_of
+from planearly.plan.inputs import PlanInput
+from planearly.plan.options import CHECKPOINT, CLUSTERS, MOST_PASSES, Row, method_of
 from planearly.plan.split import Split
 from planearly.units import short
 
@@ -91,7 +92,7 @@ def recommend(given: PlanInput, costed: Sequence[Row] | None = None) -> Plan:
     Raises:
         UserError: an input that cannot be.
     """
-    options.check(given)
+    inputs.check(given)
     setting = options.setting_of(given)
     clusters, cluster_notes = _clusters(given, setting)
     rows = options.rows_of(given, setting) if costed is None else [

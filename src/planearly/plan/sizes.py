@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from planearly import keys
+from planearly import keys, methods
 from planearly.cost import model
 from planearly.cost.devices import Device
 from planearly.errors import UserError
@@ -100,7 +100,7 @@ PAPER_SLICES = {16: 12, 32: 23, 64: 46}
 FEW_SLICES = 4
 MEASURED, PAPER = (5.5, 41.2), 220.0
 """Tokens of pretraining per parameter of the deployed model: from and to which four slices were
-measured to be ahead of twelve (docs/results/nano), and the fewest that the paper trained at."""
+ahead of twelve, with one seed (docs/results/nano), and the fewest that the paper trained at."""
 
 
 def slices(experts: int, tokens_per_parameter: float) -> tuple[int, str]:
@@ -116,10 +116,12 @@ def slices(experts: int, tokens_per_parameter: float) -> tuple[int, str]:
             ", and nothing nearer to these is known"
         return FEW_SLICES, (
             f"{FEW_SLICES} slices {told}: from {MEASURED[0]:g} to {MEASURED[1]:g} they were ahead "
-            f"of 12 at every budget tried, by 0.03 to 0.06 nats with one seed{beyond}")
-    count = PAPER_SLICES[min(PAPER_SLICES, key=lambda n: abs(math.log(n / experts)))]
-    return count, (f"{count} slices {told}: the paper's for about {experts} experts, which it "
-                   f"trained at {PAPER:g} and more and did not compare with fewer slices")
+            "of 12 at every budget tried, by 0.03 to 0.06 nats with one seed, a lead and not a "
+            f"result{beyond}")
+    near = min(PAPER_SLICES, key=lambda n: abs(math.log(n / experts)))
+    return PAPER_SLICES[near], (
+        f"{PAPER_SLICES[near]} slices {told}: the paper's for {near} experts, which it trained at "
+        f"{PAPER:g} and more and did not compare with fewer slices")
 
 
 def settled(recipe: keys.Recipe) -> keys.Recipe:
@@ -127,6 +129,13 @@ def settled(recipe: keys.Recipe) -> keys.Recipe:
     if recipe.projected.rank is not None:
         return recipe
     return replace(recipe, projected=replace(recipe.projected, rank=chosen_slices(recipe)[0]))
+
+
+def why_slices(recipe: keys.Recipe) -> str:
+    """Why a recipe's projected network has so many slices; "": it has none, or says how many."""
+    left = recipe.projected.rank is None and any(
+        methods.find(name).bank == "projected" for name in recipe.methods)
+    return chosen_slices(recipe)[1] if left else ""
 
 
 def chosen_slices(recipe: keys.Recipe) -> tuple[int, str]:

@@ -22,7 +22,8 @@ from planearly.errors import UserError
 from planearly.methods import GENERIC, Method
 from planearly.model import flops
 from planearly.plan import law
-from planearly.plan.options import MOST_PASSES, PlanInput, Row
+from planearly.plan.inputs import PlanInput
+from planearly.plan.options import MOST_PASSES, Row
 from planearly.report.sentences import SEED_SPREAD
 from planearly.units import short
 

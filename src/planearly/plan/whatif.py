@@ -20,7 +20,8 @@ from planearly.errors import UserError
 from planearly.files import finite
 from planearly.model import flops
 from planearly.plan import options, show, sizes
-from planearly.plan.options import CHECKPOINT, LEAST_TOKENS, PlanInput, Row
+from planearly.plan.inputs import PlanInput
+from planearly.plan.options import CHECKPOINT, LEAST_TOKENS, Row
 from planearly.plan.recommend import Plan, recommend
 from planearly.plan.split import member
 from planearly.progress import progress

@@ -139,8 +139,7 @@ def render(run: Path, facts: Facts) -> str:
         run=run, facts=facts, rows=rows, best=_best(rows), macro=averages,
         best_macro=min(averages, key=lambda one: one["after"]["perplexity"], default=None),
         summary=sentences.summary(rows, facts.get("comparisons", ()), averages),
-        legend=[methods.TABLE[m] for m in dict.fromkeys(row["method"] for row in rows)
-                if m in methods.TABLE],
+        legend=methods.among(rows),
         is_routed=sentences.is_routed,
         routed=sentences.ROUTED if any(map(sentences.is_routed, rows)) else "",
         perplexities=plots.perplexities(rows, _labels(names)) if rows else None,

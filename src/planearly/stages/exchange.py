@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from planearly import keys, methods, parallel, tensors
+from planearly import config, keys, methods, parallel, tensors
 from planearly.cluster import histogram, shared
 from planearly.errors import UserError
 from planearly.export import bundle as bundles
@@ -69,11 +69,16 @@ def check(run: Run, rows: list[Method]) -> None:
         raise UserError(f"'{next(iter(given))}' is given by its histogram, which is for pretraining"
                         ", and recipe key 'pretrain_tokens' is 0: give a number of tokens")
     able = ", ".join(row.name for row in methods.TABLE.values() if draws_by_histogram(recipe, row))
+    easier = config.variant(recipe, {"expert": "blend", "projected.tune_vector": False})
     for row in rows:
         if row.needs_domain and not draws_by_histogram(recipe, row):
+            more = ""
+            if draws_by_histogram(easier, row):
+                more = ", and this one with 'expert=blend'" + (
+                    " and 'projected.tune_vector=no'" if recipe.projected.tune_vector else "")
             raise UserError(f"{row.name} needs the texts of '{next(iter(given))}', which is given "
                             "by its histogram: a histogram serves the methods that draw by it, "
-                            f"{able}" + (", and this one with 'expert=blend'" if row.bank else ""))
+                            f"{able}{more}")
         for name, each in given.items():
             if row.needs_domain and row.bank and (
                     k := experts.count(recipe, row.name)) not in each.levels:
@@ -87,7 +92,9 @@ def check(run: Run, rows: list[Method]) -> None:
                             f"'{next(iter(given))}', which is given by its histogram: set it to 0")
     if not any(draws_by_histogram(recipe, row) for row in rows):
         raise UserError(f"'{next(iter(given))}' is given by its histogram, by which none of the "
-                        f"recipe's methods draws: add one of {able}")
+                        "recipe's methods draws: "
+                        + ("give the bundle its documents" if recipe.bundle else
+                           f"add one of {able}"))
 
 
 def draws_by_histogram(recipe: keys.Recipe, row: Method) -> bool:

@@ -47,9 +47,8 @@ def run(recipe: Recipe, out: Path | str, until: str = "report",
         UserError: a recipe that cannot work.
     """
     trained.check(recipe)
-    if recipe.projected.rank is None and any(
-            methods.find(name).bank == "projected" for name in recipe.methods):
-        say(f"projected network: {sizes.chosen_slices(recipe)[1]}")
+    if why := sizes.why_slices(recipe):
+        say(f"projected network: {why}")
     recipe = sizes.settled(recipe)
     corpus.check(recipe)
     if to is not None:

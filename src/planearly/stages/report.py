@@ -20,7 +20,7 @@ from planearly.errors import UserError
 from planearly.files import read_array, read_json
 from planearly.generate import generate
 from planearly.model import flops
-from planearly.plan import options, recommend
+from planearly.plan import inputs, recommend
 from planearly.plan import page as plan_page
 from planearly.progress import say
 from planearly.report import run_page, words
@@ -69,7 +69,7 @@ def _plan(run: Run, all_trained: list[Trained]) -> Markup | None:
         return None
     dataset, used = corpus.specialization_windows(run, all_trained[0].domain)
     try:
-        plan = recommend.recommend(options.PlanInput(
+        plan = recommend.recommend(inputs.PlanInput(
             device=devices.find("here"), limit=flops.parameters(training.shape_of(run)),
             generic_tokens=int(TokenDataset(corpus.generic(run)).meta["n_tokens"]),
             spec_tokens=int(dataset.windows["length"][used].sum()), windows=len(used),

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from planearly import config
 from planearly.cost import devices
 from planearly.errors import UserError
 from planearly.keys import Recipe
@@ -26,9 +27,10 @@ def forecast(recipe: Recipe, device: str = "here") -> dict[str, Any]:
 
     Returns:
         ``cells`` (their number), ``impossible`` (list of ``cell`` and ``reason``), ``stages``
-        (number of trainings), ``params`` (sizes of each kind of model, ascending), and
-        ``methods``: name to ``cells``, ``tokens``, ``flops``, ``device_hours`` and ``money``;
-        ``total``, their sum; ``device``, and a ``note`` on its hours ("": none).
+        (number of trainings), ``params`` (sizes of each kind of model, ascending), ``slices`` (why
+        projected networks have so many, where the recipe leaves them open), and ``methods``: name
+        to ``cells``, ``tokens``, ``flops``, ``device_hours`` and ``money``; ``total``, their sum;
+        ``device``, and a ``note`` on its hours ("": none).
 
     Raises:
         UserError: no grid, or unknown sizes of the domains.
@@ -40,6 +42,7 @@ def forecast(recipe: Recipe, device: str = "here") -> dict[str, Any]:
     possible = []
     counts: dict[str, int] = {}
     params: dict[str, set[int]] = {}
+    slices: dict[str, None] = {}
     for cell in cells:
         made = cell.variant.recipe
         try:
@@ -52,8 +55,11 @@ def forecast(recipe: Recipe, device: str = "here") -> dict[str, Any]:
             continue
         possible.append(cell)
         counts[cell.method] = counts.get(cell.method, 0) + 1
+        if recipe.projected.rank is None and "projected.rank" not in dict(cell.variant.changes):
+            made = config.variant(made, {"projected.rank": None})  # for the reason
         found = predict.predict(made, known)
         note = found["note"]
+        slices |= {found["slices"]: None} if found["slices"] else {}
         for name, size in found["params"].items():
             params.setdefault(name, set()).add(size)
         for work in found["stages"]:
@@ -71,6 +77,7 @@ def forecast(recipe: Recipe, device: str = "here") -> dict[str, Any]:
     return {"name": recipe.name, "device": known.label, "note": note, "cells": len(cells),
             "impossible": impossible, "stages": len(stages),
             "params": {name: sorted(sizes) for name, sizes in params.items()},
+            "slices": list(slices),
             "methods": methods, "total": total}
 
 
@@ -87,6 +94,8 @@ def show(found: dict[str, Any]) -> None:
     sizes = ", ".join(f"{name} {' to '.join(short(n) for n in (*each[:1], *each[1:][-1:]))}"
                       for name, each in found["params"].items())
     say(f"{found['cells']} cells, {found['stages']} trainings; parameters: {sizes}")
+    for why in found["slices"]:
+        say(f"projected network: {why}")
     if found["note"]:
         say(found["note"])
     for one in found["impossible"]:

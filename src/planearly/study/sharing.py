@@ -41,7 +41,7 @@ def pretraining_depends(name: str, key: str, draws: str | None = None) -> bool:
         return True
     if base != name and key == "adapt.share":
         return True
-    row = methods.drawing(row, draws or str(row.adapts))
+    row = methods.drawing(row, draws)
     ways = {row.draws, row.adapts} - {None, methods.GENERIC}
     only = {"importance.": row.weighs, "selection.": bool(ways - {"importance", "top"}),
             "projected.": row.bank == "projected", "mixture.": row.bank == "mixture",
@@ -72,9 +72,12 @@ def depends(name: str, key: str, draws: str | None = None) -> bool:
 def identity(stage: str, cell: Cell) -> dict[str, Any]:
     """A training's name, ``pretrain/slm`` say, and the values of the grid that it depends on."""
     kind, _, rest = stage.partition("/")
-    draws = cell.variant.recipe.adapt.draws if cell.variant.recipe else None
+    of = cell.variant.recipe
+    draws = of.adapt.draws if of else None
+    # slices may be chosen by the tokens, as the grid does not tell
+    settings = {"projected.rank": of.projected.rank if of else None, **cell.settings}
     return {"stage": stage, **{
-        key: value for key, value in cell.settings.items()
+        key: value for key, value in settings.items()
         if kind != "pretrain" or pretraining_depends(rest.partition(".")[0], key, draws)}}
 
 

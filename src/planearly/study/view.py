@@ -79,8 +79,7 @@ def of(study: Mapping[str, Any], tables: Sequence[Table], claims: Sequence[Claim
     return View(
         study["name"], study.get("device") or "", study.get("domains", ()),
         summary(study, claims, further), RULE, facts(study), _varied(study),
-        [methods.TABLE[name] for name in dict.fromkeys(row["method"] for row in rows)
-         if name in methods.TABLE], claims, tables, absent,
+        methods.among(rows), claims, tables, absent,
         yaml.safe_dump(json.loads(json.dumps(recipe, default=str)), sort_keys=False,
                        allow_unicode=True) if recipe else "")
 
