@@ -18,6 +18,7 @@ from planearly.engine.on_ray import OnRay, places
 from planearly.errors import UserError
 from planearly.processes import Stopped, ending_in_order
 from planearly.stages import pipeline
+from planearly.train import loop
 from small_models import sentence_model
 from small_runs import TOPICS, corpus, results
 from small_runs import recipe as small
@@ -195,23 +196,28 @@ def test_a_run_on_ray_ends_with_the_same_data_and_weights(tmp_path, monkeypatch,
     (root / "more.jsonl").write_text((root / "generic.jsonl").read_text().replace("ship", "boat"))
     words = [word for topic in TOPICS.values() for word in topic.split()]
     tiny = sentence_model(tmp_path / "embedder", words)
-    used, spreads = [], []
+    used, spreads, trained_here = [], [], []
+    monkeypatch.setattr(loop, "train", lambda *given, real=loop.train, **more: (
+        trained_here.append(given[4]), real(*given, **more))[1])
     monkeypatch.setattr(OnRay, "spread", lambda self, name, *more, real=OnRay.spread: (
         spreads.append(name), real(self, name, *more)))
     monkeypatch.setattr(OnRay, "workers", lambda self, work, *more, real=OnRay.workers: (
         used.append((work.name, real(self, work, *more))), used[-1][1])[1])
     for engine in ("local", "ray"):
-        asked = small(root, methods=["slm-is", "slm-dsir", "slm-knn"],
+        asked = small(root, methods=["slm-is", "slm-dsir", "slm-knn", "slm-mix"],
+                      mixture={"experts": 3},
                       generic=[str(root / "generic.jsonl"), str(root / "more.jsonl")],
                       cluster={"k": [3]} | {"embedder": str(tiny)}, engine=engine,
                       processes=1 if engine == "local" else None)
         pipeline.run(asked, tmp_path / engine, "specialize")
     pipeline.run(asked, tmp_path / "ray", "specialize")  # nothing is left for workers
+    assert len(trained_here) == 10  # by the local run alone
+    assert all(folder.is_relative_to(tmp_path / "local") for folder in trained_here)
     assert spreads == ["trainings"] and not (tmp_path / "ray" / ".workers").exists()
     made = data_and_weights(tmp_path / "local")
     assert data_and_weights(tmp_path / "ray") == made
-    assert {"pretrain", "specialize"} <= {
-        name.split("/")[0] for name in made if name.endswith(".safetensors")}
+    assert {"pretrain/slm-is.law", "pretrain/slm-mix-expert002", "specialize/slm-mix.law"} <= {
+        name.rpartition("-")[0] for name in made if name.endswith("final.safetensors")}
     assert {"tokenizing generic corpus", "embedding", "looking for duplicates", "packing rows",
             "looking for held-out text", "putting windows in groups"} <= {
         name for name, workers in used if isinstance(workers, on_ray._Actors)}
