@@ -14,7 +14,8 @@ from planearly.files import read_json
 from planearly.model import flops
 from planearly.plan import law, predict
 from planearly.stages import doctor, pipeline, selection, trained, training
-from planearly.stages.folder import Run, facts
+from planearly.stages.folder import Run
+from planearly.stages.manifest import facts
 from planearly.train import loop
 from small_runs import recipe as small
 

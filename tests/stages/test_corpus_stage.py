@@ -14,7 +14,8 @@ from planearly.data.sample import Sampler, mix
 from planearly.errors import UserError
 from planearly.files import read_array, read_json
 from planearly.stages import clusters, corpus, pipeline, trained, training
-from planearly.stages.folder import Run, facts
+from planearly.stages.folder import Run
+from planearly.stages.manifest import facts
 from planearly.train.steps import planned_rows
 from small_documents import domain_splits
 from small_runs import recipe

@@ -9,7 +9,8 @@ from planearly import config
 from planearly.errors import UserError
 from planearly.files import read_json, write_json
 from planearly.stages import corpus, doctor, pipeline
-from planearly.stages.folder import MANIFEST, Run
+from planearly.stages.folder import Run
+from planearly.stages.manifest import MANIFEST
 from small_runs import call, recipe
 
 

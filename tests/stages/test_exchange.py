@@ -14,7 +14,7 @@ from planearly.errors import UserError
 from planearly.export import bundle
 from planearly.files import read_array, read_json, write_json
 from planearly.stages import doctor, exchange, pipeline
-from planearly.stages.folder import facts
+from planearly.stages.manifest import facts
 from planearly.train import loop
 from small_runs import Words
 from small_runs import recipe as small

@@ -15,7 +15,8 @@ from planearly.export import bundle as bundle_module
 from planearly.export.bundle import read_info
 from planearly.files import read_array, read_json, write_array
 from planearly.stages import bundled, clusters, corpus, experts, pipeline, trained
-from planearly.stages.folder import Run, facts
+from planearly.stages.folder import Run
+from planearly.stages.manifest import facts
 from planearly.train import loop
 from small_models import check_batches
 from small_runs import TOPICS, Words, recipe

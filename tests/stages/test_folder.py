@@ -18,7 +18,8 @@ from planearly.errors import UserError
 from planearly.stages import folder as folder_module
 from planearly.stages import training
 from planearly.stages.claims import Busy
-from planearly.stages.folder import Missing, Run, facts
+from planearly.stages.folder import Missing, Run
+from planearly.stages.manifest import facts
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from planearly.data import corpora, hub
 from planearly.data.dataset import TokenDataset
 from planearly.errors import UserError
 from planearly.stages import corpus, pipeline
-from planearly.stages.folder import Run, facts
+from planearly.stages.folder import Run
+from planearly.stages.manifest import facts
 from small_hub import corpora as repositories
 from small_hub import serving
 from small_runs import TOPICS, document, recipe

@@ -8,7 +8,8 @@ from planearly.cost import ledger
 from planearly.errors import UserError
 from planearly.files import read_json
 from planearly.stages.claims import Busy
-from planearly.stages.folder import MANIFEST, Run
+from planearly.stages.folder import Run
+from planearly.stages.manifest import MANIFEST
 from planearly.stages.trained import pretrained
 from planearly.studies.paper import SUITE
 from planearly.study.cells import Study

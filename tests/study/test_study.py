@@ -7,7 +7,8 @@ import pytest
 
 from planearly.errors import UserError
 from planearly.files import read_json
-from planearly.stages.folder import MANIFEST, Run
+from planearly.stages.folder import Run
+from planearly.stages.manifest import MANIFEST
 from planearly.studies.paper import SUITE
 from planearly.study import view
 from planearly.study.run import study as whole_study

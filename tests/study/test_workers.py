@@ -16,7 +16,8 @@ from planearly.errors import UserError
 from planearly.files import read_json
 from planearly.stages import corpus as texts
 from planearly.stages.claims import Busy
-from planearly.stages.folder import MANIFEST, Missing, Run
+from planearly.stages.folder import Missing, Run
+from planearly.stages.manifest import MANIFEST
 from planearly.studies.paper import SUITE
 from planearly.study.cells import Study
 from planearly.study.run import study

@@ -18,7 +18,8 @@ from planearly.methods import Method
 from planearly.model import starts
 from planearly.model.transformer import Shape
 from planearly.stages import clusters, corpus, experts, finetune
-from planearly.stages.folder import Run, facts
+from planearly.stages.folder import Run
+from planearly.stages.manifest import facts
 from planearly.train import loop
 from planearly.train.steps import adapted_steps
 

@@ -25,7 +25,8 @@ from planearly.keys import Recipe
 from planearly.model import outside, starts
 from planearly.progress import say
 from planearly.stages import corpus, training
-from planearly.stages.folder import Run, facts, once
+from planearly.stages.folder import Run, once
+from planearly.stages.manifest import facts
 from planearly.train import loop, state
 
 _SAMPLE = 8_192

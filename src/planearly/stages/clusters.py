@@ -20,7 +20,8 @@ from planearly.export import bundle as bundles
 from planearly.files import digest, read_array, write_array, write_chunks, write_json
 from planearly.progress import say
 from planearly.stages import corpus
-from planearly.stages.folder import Run, facts, once
+from planearly.stages.folder import Run, once
+from planearly.stages.manifest import facts
 from planearly.train.steps import generic_rows
 
 BLENDS = 4096

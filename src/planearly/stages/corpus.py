@@ -27,7 +27,8 @@ from planearly.export import bundle as bundles
 from planearly.files import digest, read_array, read_json, write_array, write_json
 from planearly.model import starts
 from planearly.progress import say
-from planearly.stages.folder import Missing, Run, facts, once
+from planearly.stages.folder import Missing, Run, once
+from planearly.stages.manifest import facts
 
 _AHEAD = 4.0
 """Times the tokens wanted that are looked for at once, among the documents of the lowest ranks."""

@@ -13,7 +13,8 @@ from planearly.errors import UserError
 from planearly.keys import Recipe
 from planearly.model import flops, hf, outside, starts
 from planearly.stages import clusters, corpus, finetune, training
-from planearly.stages.folder import Run, facts
+from planearly.stages.folder import Run
+from planearly.stages.manifest import facts
 from planearly.train import arithmetic
 from planearly.train.distill import Distillation, Live, Stored, store
 

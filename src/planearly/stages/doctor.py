@@ -18,14 +18,8 @@ from planearly.errors import UserError
 from planearly.files import file_digest, read_json
 from planearly.progress import progress, say
 from planearly.stages import corpus, evaluate, exchange, trained
-from planearly.stages.folder import (
-    MANIFEST,
-    Missing,
-    Run,
-    differences,
-    fingerprint_of,
-    identity_of,
-)
+from planearly.stages.folder import Missing, Run, differences
+from planearly.stages.manifest import MANIFEST, fingerprint_of, identity_of
 
 _STAGE = re.compile(r".+-[0-9a-f]{8}")
 

@@ -16,7 +16,8 @@ from planearly.export.folder import export
 from planearly.files import read_array, read_json, write_array, write_json
 from planearly.model import flops, starts
 from planearly.stages import checkpoint, corpus, training
-from planearly.stages.folder import Run, facts
+from planearly.stages.folder import Run
+from planearly.stages.manifest import facts
 from planearly.stages.trained import Trained
 from planearly.train import loop
 

@@ -26,7 +26,8 @@ from planearly.methods import GENERIC, Method
 from planearly.progress import say
 from planearly.stages import checkpoint, clusters, corpus, experts, finetune, trained, training
 from planearly.stages.evaluate import total_cost
-from planearly.stages.folder import Run, facts
+from planearly.stages.folder import Run
+from planearly.stages.manifest import facts
 from planearly.train import loop
 
 TUNE = "tune.yaml"

@@ -28,7 +28,8 @@ from planearly.model.transformer import Shape, Transformer
 from planearly.parallel import bf16_is_fast
 from planearly.progress import say
 from planearly.stages import adapt, checkpoint, clusters, corpus, finetune, pretrain, training
-from planearly.stages.folder import Run, facts, once
+from planearly.stages.folder import Run, once
+from planearly.stages.manifest import facts
 from planearly.train import loop, optim
 from planearly.train.steps import rows_per_step
 from planearly.train.trainable import Dense

@@ -15,17 +15,14 @@ import datetime
 import fcntl
 import functools
 import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar
 
-import torch
 import yaml
 
-import planearly
 from planearly import parallel
 from planearly.data.documents import Unit
 from planearly.engine import executors
@@ -44,7 +41,8 @@ from planearly.plan import sizes
 from planearly.progress import say
 from planearly.stages import claims
 from planearly.stages.claims import Busy
-from planearly.stages.mirror import MANIFEST, Mirror
+from planearly.stages.manifest import MANIFEST, contents, identity_of, versions
+from planearly.stages.mirror import Mirror
 from planearly.train import track
 
 P = ParamSpec("P")
@@ -448,36 +446,6 @@ class Run:
         return digests
 
 
-def identity_of(name: str, settings: Mapping[str, Any], inputs: Mapping[str, Path],
-              version: int) -> dict[str, Any]:
-    """Everything that a stage's result depends on."""
-    identity: dict[str, Any] = {
-        "stage": name,
-        "settings": dict(settings),
-        "inputs": {key: read_json(path / MANIFEST)["fingerprint"]
-                   for key, path in sorted(inputs.items())},
-    }
-    return identity if version == 1 else {**identity, "version": version}
-
-
-def fingerprint_of(manifest: Mapping[str, Any]) -> str:
-    """The fingerprint that a manifest's own words give.
-
-    Raises:
-        KeyError: it lacks what a fingerprint covers.
-    """
-    covered = {key: manifest[key] for key in ("stage", "settings", "inputs")}
-    version = manifest.get("version", 1)
-    return digest(covered if version == 1 else {**covered, "version": version})
-
-
-def contents(folder: Path) -> dict[str, list[Any]]:
-    """Size in bytes and SHA-256 of every file of a stage but its manifest, by relative path."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return {path.relative_to(folder).as_posix(): [path.stat().st_size, file_digest(path)]
-            for path in found}
-
-
 def once(function: Callable[P, R]) -> Callable[P, R]:
     """Remember a stage function's result for its run (its first argument) and other arguments."""
 
@@ -491,16 +459,6 @@ def once(function: Callable[P, R]) -> Callable[P, R]:
         return run.memory[key]
 
     return remembered
-
-
-def facts(stage: Path) -> dict[str, Any]:
-    """The manifest of a finished stage."""
-    return read_json(stage / MANIFEST)
-
-
-def versions() -> dict[str, str]:
-    return {"planearly": planearly.__version__, "torch": torch.__version__,
-            "python": platform.python_version()}
 
 
 def differences(before: Any, now: Any, place: str = "") -> Iterator[str]:

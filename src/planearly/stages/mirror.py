@@ -18,10 +18,9 @@ from planearly import storage
 from planearly.errors import UserError
 from planearly.files import cache_folder, digest
 from planearly.progress import say
+from planearly.stages.manifest import MANIFEST
 from planearly.train.loop import CHECKPOINT, FINAL, OUTCOME
 
-MANIFEST = "manifest.json"
-"""The file of a finished stage that is written last."""
 _OF_RUN = (".hub.json", "recipe.yaml", "report.html", "results.json")
 _SECONDS = 600.0
 """Between two times that the checkpoint of a training is sent."""

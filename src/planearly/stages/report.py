@@ -25,7 +25,8 @@ from planearly.plan import page as plan_page
 from planearly.progress import say
 from planearly.report import run_page, words
 from planearly.stages import clusters, corpus, training
-from planearly.stages.folder import MANIFEST, Run, facts, once
+from planearly.stages.folder import Run, once
+from planearly.stages.manifest import MANIFEST, facts
 from planearly.stages.trained import Trained
 
 _SAMPLE = 6_000

@@ -24,7 +24,8 @@ from planearly.files import read_array, write_array
 from planearly.model import flops
 from planearly.progress import progress, say
 from planearly.stages import clusters, corpus
-from planearly.stages.folder import Run, facts, once
+from planearly.stages.folder import Run, once
+from planearly.stages.manifest import facts
 from planearly.stages.training import shape_made
 from planearly.train import loop
 from planearly.train.arithmetic import use_bf16

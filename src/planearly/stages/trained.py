@@ -35,7 +35,8 @@ from planearly.stages import (
     training,
 )
 from planearly.stages import pretrain as pretraining
-from planearly.stages.folder import Run, facts, once
+from planearly.stages.folder import Run, once
+from planearly.stages.manifest import facts
 from planearly.train import track
 
 

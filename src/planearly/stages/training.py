@@ -26,7 +26,8 @@ from planearly.model.outside import AnyModel, AnyShape
 from planearly.model.transformer import Shape
 from planearly.parallel import bf16_is_fast
 from planearly.stages import clusters, corpus
-from planearly.stages.folder import Run, facts
+from planearly.stages.folder import Run
+from planearly.stages.manifest import facts
 from planearly.train import arithmetic, loop, metrics, optim
 from planearly.train.objective import Objective
 from planearly.train.steps import rows_per_step
