@@ -15,7 +15,7 @@ from planearly.plan import page, sizes
 from planearly.plan.inputs import PlanInput
 from planearly.plan.predict import predict
 from planearly.plan.recommend import Plan, recommend
-from planearly.stages import pipeline
+from planearly.stages import doctor, pipeline
 from planearly.stages.folder import Run
 from planearly.study import grid
 from small_runs import recipe as small
@@ -107,7 +107,12 @@ def test_a_run_of_open_slices_is_that_of_the_number(made: Path, tmp_path: Path,
     assert len(list(tmp_path.glob("pretrain/*"))) == 1
 
 
-def test_cells_of_a_study_are_settled_each_by_its_budget(made: Path) -> None:
+def test_cells_of_a_study_are_settled_each_by_its_budget(made: Path, tmp_path: Path) -> None:
+    """By the recipe that its folder notes too, from which workers and the doctor go."""
     study = {"grid": [{"methods": ["slm-pn"], "over": {"pretrain_tokens": [20_000, 20 * M]}}]}
-    cells = grid.cells(small(made, methods=["slm-pn"], projected=OPEN, study=study), ["law"])
-    assert [cell.variant.recipe.projected.rank for cell in cells if cell.variant.recipe] == [4, 12]
+    given = small(made, methods=["slm-pn"], projected=OPEN, study=study)
+    with Run(tmp_path, given).opened():
+        noted = doctor.recipe_of(tmp_path)
+    for recipe in (given, noted):
+        found = [cell.variant.recipe for cell in grid.cells(recipe, ["law"])]
+        assert [of.projected.rank for of in found if of] == [4, 12]

@@ -186,7 +186,8 @@ def test_experts_at_step_0_are_the_checkpoint(made, llama, tmp_path, monkeypatch
 def test_a_bundle_is_tuned_at_the_rates_of_the_run_that_began_as_a_checkpoint(
         made, llama, tmp_path, monkeypatch):
     monkeypatch.setattr(bundle, "load_embedder", lambda name, cache=None: Words())
-    asked = settings(made, llama, methods=["slm-pn"], projected=PROJECTED)
+    asked = config.variant(settings(made, llama, methods=["slm-pn"], projected=PROJECTED),
+                           {"finetune.lr_scale": 0.5})
     pipeline.run(asked, tmp_path / "run", "specialize")
     (folder,) = tmp_path.glob("run/bundle/slm-pn-*/bundle")
     pipeline.run(bundled.from_bundle(folder, [str(made / "domains" / "law")], []),

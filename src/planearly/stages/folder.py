@@ -78,7 +78,9 @@ class Run:
 
         ``first`` tells, while the folder is taken, that no other process worked there before.
         """
-        self.out, self.recipe, self.mirror = out, sizes.settled(recipe), mirror
+        self.out, self.mirror = out, mirror
+        # a study's cells are settled each by its own tokens
+        self.recipe = recipe if recipe.study.grid else sizes.settled(recipe)
         self.wait, self.build, self.earlier = wait, build, earlier
         self.executor = executors.of(recipe.engine, recipe.processes, out)
         self.alone = False
