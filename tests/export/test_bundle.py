@@ -175,6 +175,7 @@ def odd_shape(path: Path) -> None:
     ("parent.npy", lambda path: path.write_bytes(b"")),
     ("recipe.yaml", lambda path: path.write_text("just: [a list")),
     ("recipe.yaml", lambda path: path.write_text("words")),
+    ("recipe.yaml", lambda path: path.write_text("a_newer_key: 3")),
     ("bundle.json", odd_shape),
     *[("bundle.json", without(key)) for key in (
         "shape", "experts", "finest", "embedder", "tokenizer", "projected")],

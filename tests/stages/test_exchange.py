@@ -95,8 +95,9 @@ def test_an_expert_too_is_chosen_by_the_histogram(owners, tmp_path):
             ({"expert": "lowest-loss"}, "slm-pn-adapt needs the texts of 'law'.*slm-is, slm-adapt, "
              "and this one with 'expert=blend'"),
             ({"projected": {**network["projected"], "tune_vector": True}},
-             "and this one with 'expert=blend' and 'projected.tune_vector=no'"),
-            ({"adapt": {"draws": "dsir"}}, "needs the texts of 'law'.* draw by it, slm-is$"),
+             "and this one with 'expert=blend projected.tune_vector=no'"),
+            ({"adapt": {"draws": "dsir"}},
+             "by it, slm-is, and this one with 'adapt.draws=importance'$"),
             ({"cluster": {"k": [3, 4]}, "projected": {"experts": 4}}, "counts 3 and 6 clusters, "
              "and slm-pn-adapt has an expert for each of 4")):
         with pytest.raises(UserError, match=says):
@@ -216,6 +217,8 @@ def test_a_bundle_of_experts_shares_too(owners, tmp_path):
     file = tmp_path / "law.json"
     api.run(folder, tmp_path / "owner", until="weigh", share=file,
             domains=[str(owners / "domains" / "law")])
+    with pytest.raises(UserError, match="none of the recipe's methods draws: give the bundle its"):
+        api.run(folder, tmp_path / "owner", domains=[str(file)])
     levels = read_json(file)["levels"]
     assert levels["3"]["tau"] is not None and levels["6"]["tau"] is None
     pipeline.run(given(owners, file), tmp_path / "provider", "weigh")

@@ -329,7 +329,11 @@ def read_info(folder: Path) -> dict[str, Any]:
             info["embedder"][key]
     with _whole(folder / _RECIPE):
         values = yaml.safe_load((folder / _RECIPE).read_text("utf-8"))
-        recipe = config.build(keys.Recipe, dict(values), "")
+        try:
+            recipe = config.build(keys.Recipe, dict(values), "")
+        except UserError as error:
+            raise UserError(f"{folder / _RECIPE} is damaged or of another version of planearly: "
+                            f"{error}") from error
     return {**info, "shape": shape, "recipe": recipe}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from planearly import config, keys, methods, parallel, tensors
+from planearly import keys, methods, parallel, tensors
 from planearly.cluster import histogram, shared
 from planearly.errors import UserError
 from planearly.export import bundle as bundles
@@ -32,6 +32,8 @@ from planearly.train import loop
 
 TUNE = "tune.yaml"
 """Beside a model that is handed over: the recipe that fine-tunes it."""
+_BY_HISTOGRAM = {None, GENERIC, "importance"}
+"""How a method may draw that needs no more of a domain than its histogram."""
 EPSILONS = (1e-3, 1e3)
 """Below, nothing is left of any histogram; above, nothing is hidden."""
 
@@ -70,16 +72,16 @@ def check(run: Run, rows: list[Method]) -> None:
         raise UserError(f"'{next(iter(given))}' is given by its histogram, which is for pretraining"
                         ", and recipe key 'pretrain_tokens' is 0: give a number of tokens")
     able = ", ".join(row.name for row in methods.TABLE.values() if draws_by_histogram(recipe, row))
-    easier = config.variant(recipe, {"expert": "blend", "projected.tune_vector": False})
     for row in rows:
         if row.needs_domain and not draws_by_histogram(recipe, row):
-            more = ""
-            if draws_by_histogram(easier, row):
-                more = ", and this one with 'expert=blend'" + (
-                    " and 'projected.tune_vector=no'" if recipe.projected.tune_vector else "")
+            change = [*(["adapt.draws=importance"] if row.adapts not in _BY_HISTOGRAM else []),
+                      *(["expert=blend"] if row.bank and not experts.by_histogram(recipe) else []),
+                      *(["projected.tune_vector=no"] if row.bank
+                        and recipe.projected.tune_vector else [])]
             raise UserError(f"{row.name} needs the texts of '{next(iter(given))}', which is given "
                             "by its histogram: a histogram serves the methods that draw by it, "
-                            f"{able}{more}")
+                            f"{able}" + (f", and this one with '{' '.join(change)}'"
+                                         if row.adapts else ""))
         for name, each in given.items():
             if row.needs_domain and row.bank and (
                     k := experts.count(recipe, row.name)) not in each.levels:
@@ -102,7 +104,7 @@ def draws_by_histogram(recipe: keys.Recipe, row: Method) -> bool:
     """Whether a histogram is all that the method's pretraining has to know of a domain: what to
     draw, and which expert, if it has some."""
     row = methods.of(recipe, row.name)
-    return row.needs_domain and {row.draws, row.adapts} <= {None, GENERIC, "importance"} and (
+    return row.needs_domain and {row.draws, row.adapts} <= _BY_HISTOGRAM and (
         row.bank is None or experts.by_histogram(recipe))
 
 
