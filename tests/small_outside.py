@@ -57,6 +57,19 @@ def outside_folder(folder: Path, family: str, **changed: Any) -> Path:
     return folder
 
 
+def llama_folder(folder: Path, seed: int = 0, entries: int = 300, **changed: Any) -> Path:
+    """A Llama with grouped queries and its output matrix padded, as open ones often are."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    LlamaForCausalLM(LlamaConfig(**{
+        "vocab_size": entries + 4, "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 64, "initializer_range": 0.1, "tie_word_embeddings": True,
+        "rope_theta": 5000.0, **changed})).save_pretrained(folder)
+    return tokenizer_folder(folder, entries)
+
+
 def logits(folder: Path, inputs: torch.Tensor) -> torch.Tensor:
     """By plain transformers."""
     from transformers import AutoModelForCausalLM

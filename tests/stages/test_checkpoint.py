@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from unittest import mock
@@ -28,31 +27,18 @@ from planearly.stages import bundled, checkpoint, corpus, pipeline, trained, tra
 from planearly.stages.folder import Run
 from planearly.train import loop
 from small_models import tokenizer_folder
-from small_outside import FAMILIES, logits, outside_folder
+from small_outside import FAMILIES, llama_folder, logits, outside_folder
 from small_runs import Words, recipe
 from small_stores import fill, put
 from small_trainings import killed_after_steps
 
 PROJECTED = {"experts": 3, "rank": 2, "embedding": 3}
-CONTEXT = 64
 
 
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
     """An open checkpoint: Llama with grouped queries, its output matrix padded, as often."""
     return llama_folder(tmp_path / "llama")
-
-
-def llama_folder(folder: Path, seed: int = 0, entries: int = 300, **changed) -> Path:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    LlamaForCausalLM(LlamaConfig(**{
-        "vocab_size": entries + 4, "hidden_size": 32, "intermediate_size": 48,
-        "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "max_position_embeddings": CONTEXT, "initializer_range": 0.1, "tie_word_embeddings": True,
-        "rope_theta": 5000.0, **changed})).save_pretrained(folder)
-    return tokenizer_folder(folder, entries)
 
 
 def settings(root: Path, start: Path | None, **over) -> keys.Recipe:
@@ -235,7 +221,7 @@ def test_a_planned_checkpoint_runs(made, llama, tmp_path, generic_tokens):
     plan = recommend(PlanInput(
         device=devices.from_sheet(devices.SHEETS[0]), limit=2_000_000, spec_tokens=5_000,
         generic_tokens=generic_tokens, generic_hours=0,
-        checkpoint=OpenModel(str(llama), 1_000_000, CONTEXT)))
+        checkpoint=OpenModel(str(llama), 1_000_000, 64)))
     assert plan.recommended == CHECKPOINT
     generic = [str(made / "generic.jsonl")] if generic_tokens else []
     (path,) = (p for p in recipes.write(plan, tmp_path, generic, [str(made / "domains" / "law")])
@@ -404,59 +390,6 @@ def test_copying_what_lies_beside_a_checkpoint_may_be_killed(made, llama, tmp_pa
             patch.setattr(checkpoint.shutil, "copyfile", mock.Mock(side_effect=KeyboardInterrupt))
             checkpoint.companions(run)
         assert (checkpoint.companions(run) / "files" / "tokenizer.json").exists()
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A cache of the hub with one model in it, and no network."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    kept, commit = tmp_path / "hub" / "models--someone--Base-1B", "a" * 40
-    llama_folder(kept / "snapshots" / commit)
-    (kept / "refs").mkdir()
-    (kept / "refs" / "main").write_text(commit)
-    starts._fetched.cache_clear()
-    return kept / "snapshots" / commit
-
-
-@pytest.mark.parametrize("lost", ["model-00002-of-00002.safetensors", "tokenizer.json"])
-def test_a_fetch_that_was_interrupted_goes_on(hub, monkeypatch, lost):
-    import huggingface_hub
-
-    shard = hub / "model-00001-of-00002.safetensors"
-    (hub / "model.safetensors").rename(shard)
-    (hub / "model-00002-of-00002.safetensors").write_bytes(shard.read_bytes())
-    (hub / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {
-        "a": shard.name, "b": "model-00002-of-00002.safetensors"}}))
-    asked = []
-
-    def download(*, local_files_only=False, **_):
-        asked.append(local_files_only)
-        return str(hub)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    starts._fetched("someone/Base-1B")
-    assert asked == [True]
-    starts._fetched.cache_clear()
-    (hub / lost).unlink()
-    starts._fetched("someone/Base-1B")
-    assert asked == [True, True, False]
-
-
-def test_a_name_of_the_hub_is_the_commit_that_was_fetched(made, hub, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("someone/Base-1B", "hf://someone/Base-1B"):
-        asked = settings(made, name)
-        assert starts.folder(asked) == hub
-        assert starts.shape(asked).kv_heads == 2
-    assert starts.hub_name("someone/Base-1B") and not starts.hub_name("./someone/Base-1B")
-    with pytest.raises(UserError, match="no folder 'someone/other', and no model of that name"):
-        starts.check(settings(made, "someone/other"))
-    (tmp_path / "someone" / "other").mkdir(parents=True)  # a folder goes before a name
-    with pytest.raises(UserError, match=r"someone/other has no config\.json"):
-        starts.check(settings(made, "someone/other"))
 
 
 def test_one_checkpoint_at_two_contexts_has_one_tokenizer(tmp_path: Path, llama: Path) -> None:
