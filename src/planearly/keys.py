@@ -240,8 +240,8 @@ class Study:
         "method: its tokens of pretraining in the main comparison, where they are not "
         "'pretrain_tokens', and in blocks without that key", {})
     equal_compute: list[dict[str, int]] = key(
-        "sets of method: tokens of pretraining that are held against each other, as of equal "
-        "device-hours; without them, methods are compared at equal tokens", [])
+        "sets of method: tokens of pretraining that are held against each other, such as those of "
+        "equal device-hours, beside equal tokens", [])
     grid: list[Block] = key(
         "blocks of 'methods', 'domains' (empty: all) and 'over' (recipe key: values); every "
         "combination in a block is a cell, done in this order", [])

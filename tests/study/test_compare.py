@@ -147,6 +147,28 @@ def test_intervals_over_seeds_hold_the_truth_as_often_as_they_say(
     assert np.mean(held) > 0.94
 
 
+def test_budgets_that_branch_off_one_phase_are_not_so_many_seeds() -> None:
+    """What a seed does to two budgets of a pair is correlated by 0.7, in kept studies and here."""
+    draw, held = np.random.default_rng(0), []
+    methods, budgets = ["slm", "slm-is", "slm-pn", "llm"], [2_000_000, 4_000_000, 8_000_000]
+    changes = [{"pretrain_tokens": budget, "seed": seed} for budget in budgets for seed in (0, 1)]
+    for _ in range(40):
+        moved = 0.03 * (0.7**0.5 * draw.normal(size=(4, 1, 2))
+                        + 0.3**0.5 * draw.normal(size=(4, 3, 2)))
+
+        def drawn(method: str, settings: Mapping[str, Any], domain: str,
+                  moved: np.ndarray = moved) -> float:
+            return 4.0 + float(moved[methods.index(method),
+                                     budgets.index(settings["pretrain_tokens"]), settings["seed"]])
+
+        cells = Cells(study((methods, changes, DOMAINS[:1]), level=drawn))
+        for a, b in itertools.combinations(methods, 2):
+            found = seeds.difference(cells, Arm(a), Arm(b))
+            assert found and found.spread.repeated == pytest.approx(3 / (1 + 2 * 0.7**2))
+            held.append(found.low <= 1e-9 and found.high >= -1e-9)
+    assert np.mean(held) > 0.94
+
+
 def test_a_method_that_a_seed_moves_far_does_not_widen_the_others_intervals() -> None:
     draw, widths, held = np.random.default_rng(0), [], []
     methods = ["slm", "slm-is", "slm-pn", "slm-mix", "llm", "slm-d", "slm-dsir", "slm-knn"]
@@ -180,6 +202,18 @@ def test_where_the_pair_has_one_seed_the_study_tells_the_spread() -> None:
     common = (2 * 0.04**2 + 2 * (0.02**2 / 2) * 2 / 3) / 4
     assert found and found.spread.repeated == 0 and found.spread.freedom == 4
     assert found.spread.deviation == pytest.approx(common**0.5, rel=1e-6)
+
+
+def test_methods_with_main_budgets_of_their_own_tell_each_other_s_spread() -> None:
+    def drawn(method: str, settings: Mapping[str, Any], domain: str) -> float:
+        return 4.0 + 0.02 * settings["seed"] * (method == "slm-is")
+
+    seeds_of = [{"seed": seed} for seed in (0, 1)]
+    made = study((["slm-is"], seeds_of, DOMAINS), (["slm"], [
+        {**at, "pretrain_tokens": 32_000_000} for at in seeds_of], DOMAINS), level=drawn)
+    made["recipe"]["study"] = {"main": {"slm": 32_000_000}}
+    found = seeds.difference(Cells(made), Arm("slm-is"), Arm("slm"))
+    assert found and found.seeds == 2 and found.spread.repeated == 1
 
 
 def test_a_contrast_of_four_has_twice_a_pairs_variance() -> None:

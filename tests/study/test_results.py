@@ -1,5 +1,6 @@
 """The study that the repository keeps: what its page says is what its rows give."""
 
+import itertools
 import json
 import math
 import re
@@ -14,7 +15,8 @@ from planearly.files import read_json, write_json
 from planearly.report import table
 from planearly.studies import suite
 from planearly.studies.paper import SUITE
-from planearly.study import view
+from planearly.study import compare, seeds, view
+from planearly.study.compare import Arm, Cells
 from planearly.study.run import again
 
 NANO = Path(__file__).parents[2] / "docs/results/nano"
@@ -71,3 +73,31 @@ def test_a_study_file_alone_makes_its_page_anew(tmp_path, nano, monkeypatch):
     assert read_json(tmp_path / "study.json") == nano
     for name in ("README.md", "tables/table-04-baselines.csv"):
         assert (tmp_path / name).read_bytes() == (NANO / name).read_bytes(), ANEW
+
+
+def test_a_seed_does_alike_to_a_pair_at_several_budgets():
+    """The correlation by which budgets are counted is that of the kept studies (seeds.ALIKE)."""
+    found = []
+    for name in ("split", "regime"):
+        cells = Cells(read_json(NANO.parent / name / "study.json"))
+        for a, b in itertools.combinations(cells.methods, 2):
+            moved = _moved_by_a_seed(cells, [(1.0, Arm(a)), (-1.0, Arm(b))])
+            if len(moved) > 1:  # mean over pairs of rows of unit length: their correlation
+                many, unit = len(moved), moved / np.linalg.norm(moved, axis=1, keepdims=True)
+                found.append(((unit.sum(0) ** 2).sum() / many - 1) / (many - 1))
+    assert np.mean(found) == pytest.approx(seeds.ALIKE, abs=0.05)
+
+
+def _moved_by_a_seed(cells, terms):
+    """The contrast by set of pretrainings and seed, less its mean over seeds."""
+    rows: dict[str, list] = {}
+    for name, at in seeds._contexts(cells, terms):
+        of = [seeds.at_seed(at, seed) for seed in (cells.own("seed"), *cells.seeds())]
+        shared = set.intersection(*(set(compare.shared(cells, [arm for _, arm in there]))
+                                    for there in of))
+        if shared:
+            rows.setdefault(name, []).append([np.mean(
+                [nats for nats, _, _ in compare.per_domain(cells, there, shared).values()])
+                for there in of])
+    moved = np.array([np.mean(each, axis=0) for each in rows.values()])
+    return moved - moved.mean(axis=1, keepdims=True) if rows else moved

@@ -11,18 +11,21 @@ s^2 being the variance of one seed's difference, v that of a domain's difference
 its coefficient in the estimate. The interval is Student's, with Welch and Satterthwaite's degrees
 of freedom V^2 / ((s^2/m)^2/f + sum of (a^2 v)^2/n).
 
-s^2 is estimated for the pair of methods, over all settings at which both were trained with several
-seeds: the variance between seeds of the difference averaged over the domains in question, or those
-of them that the other seeds have (fewer vary more). f is the number of pretrainings made again,
-since fine-tunings that share a pretraining are not independent of each other. It holds what
-documents add, so it is rather too large than too small. Few pairs know little of a variance, and by
-chance may know of none; so s^2 is moderated (Smyth 2004) by what all pairs of the study have in
-common, which counts for four further pairs: the mean of their variances, with one degree of freedom
-for every pretraining made again but those of one method, and for two pairs more the spread of
-another study. Where pairs vary by more different amounts than chance would make them, they have
-less in common, and it counts for less (:func:`_uneven`). Where the pair of methods has no second
-seed, that alone stands in. A contrast of more than two methods has half of a pair's variance for
-every square of a coefficient. Why: docs/decisions.md, "A verdict needs two seeds".
+s^2 is estimated for the pair of methods: the variance between seeds of the difference averaged over
+the domains in question, or those of them that the other seeds have (fewer vary more), on average
+over the pretrainings that were made at several seeds. Those of other budgets are no independent
+ones: they branch off the same stable phase, and the same seed orders their text. So n of them at m
+seeds know a variance with f = (m - 1) n / (1 + (n - 1) r^2) degrees of freedom, r being
+:data:`ALIKE` (of the squares of two normal variables correlated by r, the correlation is r^2).
+Fine-tunings that share a pretraining count as one. s^2 holds what documents add, so it is rather
+too large than too small. Few seeds know little of a variance, and by chance may know of none; so
+s^2 is moderated (Smyth 2004) by what all pairs of the study have in common, which counts for four
+further seeds: the mean of their variances, with the degrees of freedom of all methods but one, and
+for two more the spread of another study. Where pairs vary by more different amounts than chance
+would make them, they have less in common, and it counts for less (:func:`_uneven`). Where the pair
+of methods has no second seed, that alone stands in. A contrast of more than two methods has half of
+a pair's variance for every square of a coefficient. Why: docs/decisions.md, "A verdict needs two
+seeds".
 """
 
 from __future__ import annotations
@@ -44,8 +47,11 @@ OTHERS = 2.0
 """Pairs of trainings that the spread of another study counts for."""
 COMMON = 4.0
 """Most pairs that what all pairs of the study have in common counts for."""
+ALIKE = 0.7
+"""Correlation of what a seed does to a pair of methods at two pretraining budgets: the mean over
+the pairs of docs/results/split (0.73) and of docs/results/regime (0.68)."""
 ENOUGH = 10
-"""Variances between seeds of a study's pairs from which it is asked how alike they are."""
+"""Pairs of methods with several seeds from which it is asked how alike their variances are."""
 LEAST = 1e-6
 """Least variance that is told from none, of 0.001 nats per token."""
 
@@ -56,13 +62,13 @@ class Spread:
 
     Attributes:
         freedom: its degrees of freedom.
-        repeated: pairs of trainings of the study that were made again with another seed and tell
-            it; 0: other pairs of the study alone, or none.
+        repeated: of them, those that these methods' own further seeds give; 0: other pairs of the
+            study alone tell it, or none.
     """
 
     deviation: float
     freedom: float
-    repeated: int
+    repeated: float
 
 
 @dataclass(frozen=True)
@@ -167,29 +173,30 @@ def spread(cells: Cells, terms: Terms, domains: Sequence[str]) -> Spread:
     return cells.memo["spread", kind]
 
 
-def moderated(squares: Sequence[tuple[float, int]], prior: Spread) -> Spread:
-    """A spread from variances between seeds, each with its degrees of freedom, and a prior one."""
-    known = sum(f for _, f in squares)
-    freedom = min(prior.freedom, COMMON) + known
-    total = min(prior.freedom, COMMON) * prior.deviation**2 + sum(f * s for s, f in squares)
-    return Spread(float((total / freedom) ** 0.5), freedom, known)
+def moderated(own: tuple[float, float], prior: Spread) -> Spread:
+    """A spread from a variance between seeds with its degrees of freedom (0: unknown), and a prior
+    one."""
+    square, known = own
+    freedom = min(prior.freedom, COMMON)
+    total = freedom * prior.deviation**2 + known * square
+    return Spread(float((total / (freedom + known)) ** 0.5), freedom + known, known)
 
 
 def _common(cells: Cells, domains: Sequence[str]) -> Spread:
     """The spread over seeds that the pairs of the study have in common on domains."""
     kind = ("common", *domains)
     if kind not in cells.memo:
-        squares = [each for a, b in combinations(cells.methods, 2)
-                   for each in repeated(cells, [(1.0, Arm(a)), (-1.0, Arm(b))], domains)]
+        squares = [own for a, b in combinations(cells.methods, 2)
+                   if (own := repeated(cells, [(1.0, Arm(a)), (-1.0, Arm(b))], domains))[1]]
         again = _again(cells) if squares else 0
-        mean = sum(f * s for s, f in squares) / max(sum(f for _, f in squares), 1)
+        mean = sum(f * s for s, f in squares) / max(sum(f for _, f in squares), 1.0)
         total = OTHERS * sentences.SEED_SPREAD**2 + again * mean
         alike = Spread(float((total / (OTHERS + again)) ** 0.5), OTHERS + again, 0)
         cells.memo[kind] = _uneven(squares) or alike
     return cells.memo[kind]
 
 
-def _uneven(squares: Sequence[tuple[float, int]]) -> Spread | None:
+def _uneven(squares: Sequence[tuple[float, float]]) -> Spread | None:
     """What pairs have in common that vary by different amounts, as where a mixture that starves
     moves ten times as much with the seed as the others: by the mean and the variance of the
     logarithms of their variances (Smyth 2004, section 6.2), so that the unruly do not speak for
@@ -209,19 +216,25 @@ def _uneven(squares: Sequence[tuple[float, int]]) -> Spread | None:
     return Spread(float(square ** 0.5), 2 * at, 0)
 
 
-def _again(cells: Cells) -> int:
-    """Pretrainings that were made again with further seeds, but those of one method, which any
-    other is compared with: degrees of freedom of the study."""
-    seeds: dict[str, set[Any]] = {}
+def _freedom(seeds: int, settings: int) -> float:
+    """Degrees of freedom of the variance between seeds that so many pretrainings know."""
+    return (seeds - 1) * settings / (1 + (settings - 1) * ALIKE**2) if settings else 0.0
+
+
+def _again(cells: Cells) -> float:
+    """Degrees of freedom of the study: of the pretrainings made at several seeds of all methods but
+    one, which any other is compared with."""
+    made: dict[str, dict[str, set[Any]]] = {}
     for row in cells.all_rows:
         draws = _draws(cells, row["settings"])
-        made = [row["method"], {key: value for key, value in row["settings"].items()
-                                if key != "seed"
-                                and sharing.pretraining_depends(row["method"], key, draws)}]
-        seeds.setdefault(json.dumps(made, sort_keys=True, default=str), set()).add(
-            row["settings"].get("seed", cells.own("seed")))
-    further = [len(of) - 1 for of in seeds.values()]
-    return max(sum(further) - max(further, default=0), 1)
+        own = {key: value for key, value in row["settings"].items()
+               if key != "seed" and sharing.pretraining_depends(row["method"], key, draws)}
+        made.setdefault(row["method"], {}).setdefault(
+            json.dumps(own, sort_keys=True, default=str), set()).add(
+                row["settings"].get("seed", cells.own("seed")))
+    further = [_freedom(max(map(len, of.values())), sum(len(seeds) > 1 for seeds in of.values()))
+               for of in made.values()]
+    return max(sum(further) - max(further, default=0.0), 1.0)
 
 
 def _draws(cells: Cells, settings: Mapping[str, Any]) -> str | None:
@@ -229,15 +242,17 @@ def _draws(cells: Cells, settings: Mapping[str, Any]) -> str | None:
     return settings.get("adapt.draws", cells.own("adapt.draws"))
 
 
-def repeated(cells: Cells, terms: Terms, domains: Sequence[str]) -> list[tuple[float, int]]:
+def repeated(cells: Cells, terms: Terms, domains: Sequence[str]) -> tuple[float, float]:
     """The variance between seeds of this contrast of methods, wherever the study repeats it.
 
     Returns:
-        for every set of pretrainings that was made at several seeds, the variance between seeds of
-        the difference, averaged over those of ``domains`` that have the same seeds, and over the
-        fine-tunings that share the pretrainings; and the number of seeds less one.
+        the mean over sets of pretrainings that were made at several seeds of the variance between
+        seeds of the difference, averaged over those of ``domains`` that have the same seeds, and
+        over the fine-tunings that share the pretrainings; and its degrees of freedom, 0 if there
+        are none.
     """
-    groups: dict[str, list[tuple[float, int]]] = {}
+    groups: dict[str, list[float]] = {}
+    many = 1
     for name, at in _contexts(cells, terms):
         per_domain: dict[str, dict[int, float]] = {}
         for seed in [cells.own("seed"), *cells.seeds()]:
@@ -248,11 +263,12 @@ def repeated(cells: Cells, terms: Terms, domains: Sequence[str]) -> list[tuple[f
         alike: dict[tuple[int, ...], list[list[float]]] = {}
         for of in per_domain.values():
             alike.setdefault(tuple(of), []).append(list(of.values()))
-        groups.setdefault(name, []).extend(
-            (float(np.var(np.mean(values, axis=0), ddof=1)), len(of) - 1)
-            for of, values in alike.items() if len(of) > 1)
-    return [(float(np.mean([square for square, _ in group])), max(f for _, f in group))
-            for group in groups.values() if group]
+        for seeds, values in alike.items():
+            if len(seeds) > 1:
+                groups.setdefault(name, []).append(float(np.var(np.mean(values, axis=0), ddof=1)))
+                many = max(many, len(seeds))
+    square = np.mean([np.mean(of) for of in groups.values()]) if groups else 0.0
+    return float(square), _freedom(many, len(groups))
 
 
 def _contexts(cells: Cells, terms: Terms) -> Iterator[tuple[str, list[tuple[float, Arm]]]]:

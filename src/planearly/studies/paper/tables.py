@@ -180,9 +180,9 @@ TABLES: list[Averages | Listing] = [
     Averages(
         "table-08-budgets", "By pretraining budget", "Table 8",
         "The paper compares at equal device-hours; here the budget is in tokens, with FLOPs and "
-        f"device-hours beside it. The baseline is slm at the same budget and set size. "
-        f"{sentences.ROUTED}", several_budgets, [METHOD, BUDGETS, SET], before=True,
-        extra=GENERIC),
+        "device-hours beside it. The baseline is slm at the same set size and at the budget that "
+        f"the study takes as equal, else at the same. {sentences.ROUTED}", several_budgets,
+        [METHOD, BUDGETS, SET], before=True, extra=GENERIC),
     histogram_listed("09", "largest_share", "Share of a domain in its most frequent cluster",
                      "percent"),
     histogram_listed("10", "entropy", "Entropy of the cluster histogram, nats", "nats"),
