@@ -54,6 +54,8 @@ class OnRay(Executor):
         if find_spec("ray") is None:
             raise _absent()
         _reached(_address())
+        if _address() == "auto":
+            _connected(self.processes)  # Ray alone knows where to look
 
     def workers(self, work: Work, shards: Sequence[Shard],
                 advance: Callable[[int, float], None]) -> Workers:

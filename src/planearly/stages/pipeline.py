@@ -22,7 +22,7 @@ from planearly.stages import bundled, checkpoint, clusters, corpus, exchange, tr
 from planearly.stages.evaluate import evaluations, write_results
 from planearly.stages.folder import Missing, Run
 from planearly.stages.mirror import Mirror
-from planearly.stages.workers import joined, spread_trainings
+from planearly.stages.workers import can_spread, joined, spread_trainings
 from planearly.units import duration, short
 
 VERBS = ("prepare", "cluster", "weigh", "pretrain", "specialize", "evaluate", "export", "report")
@@ -156,7 +156,7 @@ def make_trainings(item: dict[str, Any], advance: Advance) -> dict[str, Any]:
 def _spread(this: Run, until: str) -> None:
     """Have workers of the cluster make the trainings that are not finished, if there are any."""
     recipe, reach = this.recipe, VERBS.index(until)
-    if not this.executor.spreads or parallel.world() > 1 or recipe.mixture.expert is not None:
+    if not can_spread(this) or recipe.mixture.expert is not None:
         return
     finished = Run(this.out, recipe, build=False, mirror=this.mirror)
 

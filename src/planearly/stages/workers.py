@@ -11,12 +11,17 @@ from typing import Any
 
 import torch
 
-from planearly import config
+from planearly import config, parallel
 from planearly.engine.work import Function
 from planearly.keys import Recipe
 from planearly.progress import told_in
 from planearly.stages.folder import Run
 from planearly.train import arithmetic
+
+
+def can_spread(run: Run) -> bool:
+    """Whether a cluster's workers make the trainings of a run: not where torchrun's processes do."""
+    return run.executor.spreads and parallel.world() == 1
 
 
 def spread_trainings(run: Run, name: str, function: Function, most: int,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from planearly import keys
+from planearly import keys, parallel
 from planearly.cluster import histogram
 from planearly.config import look_up
 from planearly.cost import devices, ledger
@@ -24,6 +24,7 @@ from planearly.keys import Recipe
 from planearly.progress import say
 from planearly.stages import clusters, corpus
 from planearly.stages.folder import Missing, Run
+from planearly.stages.workers import can_spread
 from planearly.study import grid
 from planearly.study import view as views
 from planearly.study.cells import FAILED, Study
@@ -38,7 +39,8 @@ def study(recipe: Recipe, out: Path, suite: Suite, workers: int | None = None,
     Args:
         suite: the tables and claims.
         workers: processes that share the work, one per GPU (default: one for each that there is;
-            of a Ray cluster without GPUs one for each machine).
+            of a Ray cluster without GPUs one for each machine; under ``torchrun`` its processes make
+            each training together, and there are no others).
         only_report: make nothing; show what is finished.
 
     Returns:
@@ -55,9 +57,9 @@ def study(recipe: Recipe, out: Path, suite: Suite, workers: int | None = None,
     with Run(out, recipe).opened() as this:
         if this.first:
             shutil.rmtree(out / FAILED, ignore_errors=True)  # another start, another try
-        many = workers or max(torch.cuda.device_count(), 1)
+        many = (workers or max(torch.cuda.device_count(), 1)) if parallel.world() == 1 else 1
         stopped = None
-        if this.executor.spreads:
+        if can_spread(this):
             stopped = spread_on_cluster(this, workers)
         elif many > 1:
             if status := spread(recipe, out, many):
@@ -118,6 +120,8 @@ def conclude(this: Study, suite: Suite) -> tuple[Path, list[dict[str, Any]]]:
     }
     say(f"{len(rows)} cells are finished, {len(impossible)} impossible, {len(failed)} failed, "
         f"{len(pending)} not made yet")
+    if parallel.rank() > 0:
+        return this.out, failed
     with this.base.claimed(this.out / "report"):
         return publish(results, suite, this.out), failed
 
