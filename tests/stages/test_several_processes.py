@@ -11,8 +11,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from planearly.files import read_json
+from planearly.study.view import RESULTS
 from small_processes import environment
-from small_runs import call, corpus
+from small_runs import call, corpus, with_grid
 from small_runs import recipe as small
 from small_work import alive, until
 
@@ -80,3 +82,21 @@ def test_two_processes_make_what_one_makes(tmp_path):
         theirs = load_file(two / ours.relative_to(one))
         for name, tensor in load_file(ours).items():
             torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_study_of_two_processes_makes_each_training_together(tmp_path):
+    asked = with_grid(corpus(tmp_path / "text"), {"methods": ["slm", "slm-is"]})
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(asked.to_dict()))
+    call("study", path, "processes=1", "--out", tmp_path / "one")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         "-m", "planearly.cli", "study", path, "processes=1", "--workers", "2",
+         "--out", tmp_path / "two"],
+        capture_output=True, text=True, timeout=600, env=environment())
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (read_json(tmp_path / out / RESULTS)["rows"] for out in ("one", "two"))
+    assert [row["method"] for row in two] == ["slm", "slm-is"] == [row["method"] for row in one]
+    for ours, theirs in zip(one, two, strict=True):
+        assert theirs["ppl_after"] == pytest.approx(ours["ppl_after"], rel=1e-3)

@@ -120,7 +120,7 @@ def conclude(this: Study, suite: Suite) -> tuple[Path, list[dict[str, Any]]]:
     }
     say(f"{len(rows)} cells are finished, {len(impossible)} impossible, {len(failed)} failed, "
         f"{len(pending)} not made yet")
-    if parallel.rank() > 0:
+    if parallel.rank() > 0:  # the first process writes
         return this.out, failed
     with this.base.claimed(this.out / "report"):
         return publish(results, suite, this.out), failed
