@@ -20,7 +20,7 @@ from planearly.train import arithmetic
 
 
 def can_spread(run: Run) -> bool:
-    """Whether a cluster's workers make the trainings of a run: not where torchrun's processes do."""
+    """Whether a cluster's workers make a run's trainings: not where torchrun's processes do."""
     return run.executor.spreads and parallel.world() == 1
 
 

@@ -39,8 +39,8 @@ def study(recipe: Recipe, out: Path, suite: Suite, workers: int | None = None,
     Args:
         suite: the tables and claims.
         workers: processes that share the work, one per GPU (default: one for each that there is;
-            of a Ray cluster without GPUs one for each machine; under ``torchrun`` its processes make
-            each training together, and there are no others).
+            of a Ray cluster without GPUs one for each machine; under ``torchrun`` its processes
+            make each training together, and there are no others).
         only_report: make nothing; show what is finished.
 
     Returns:
