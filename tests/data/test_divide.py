@@ -58,6 +58,10 @@ def test_lines_are_those_of_the_whole_file(tmp_path, monkeypatch, ending, size):
     assert [Unit.from_json(json.loads(json.dumps(part.to_json()))) for _, part in parts] == [
         part for _, part in parts]
     assert sum(part.text_bytes for _, part in parts) == len(odd_lines(size))
+    assert len(parts) <= 1.5 * len(odd_lines(size)) / size + 1
+    monkeypatch.setattr(documents, "_GROUP", 2 * size)  # what was counted before is of other parts
+    parts = divided([unit], tmp_path / "parts", Local(1))
+    assert read([part for _, part in parts]) == read([unit])
 
 
 def test_lines_that_begin_at_a_border_are_read_once(tmp_path):

@@ -117,3 +117,17 @@ def test_of_a_large_dataset_on_the_hub_a_part_is_read(tmp_path, tokenizer, monke
     assert dataset.meta["n_tokens"] == 6_000 and len(read) < 10_000
     units_of = np.bincount(dataset.documents["unit"], minlength=3)
     assert units_of[0] < 10 and units_of[1:].min() > 0.3 * units_of.sum()
+
+
+@pytest.mark.parametrize(("shards", "text", "share", "opened"), [
+    (10, 1e9, 0.01, 10), (1_000, 64e6, 0.001, 64), (10_000, 160e6, 0.01, 1_000),
+    (10_000, 4e6, 0.5, 5_000)])
+def test_few_shards_of_many_are_opened_for_a_share_of_all_text(shards, text, share, opened):
+    """All of few, else as many as have 16 MB to be read (or all of theirs), and 64 at least."""
+    read = [subset.head(Unit("hf://x", "hub", int(text), 0, (i, shards)), share)
+            for i in range(shards)]
+    some = [n_bytes for n_bytes in read if n_bytes is not None]
+    assert len(some) == opened and sum(some) == pytest.approx(share * text * shards)
+    assert max(some) - min(some) < 1 and max(some) <= text
+    if opened < shards:  # not the first ones
+        assert {n_bytes is None for n_bytes in read[:shards // 10]} == {True, False}

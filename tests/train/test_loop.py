@@ -14,7 +14,6 @@ import torch.nn.functional as F
 
 from planearly import keys, tensors
 from planearly.data.dataset import IGNORE
-from planearly.data.streams import MixedStream, prefetch
 from planearly.errors import UserError
 from planearly.model.transformer import Shape, Transformer
 from planearly.train import arithmetic, loop, metrics, optim, schedule, update
@@ -127,27 +126,6 @@ def test_a_run_that_diverges_is_one_sentence(tmp_path, kind, key):
                  optimizer=keys.Optimizer(preset="paper", lr=1e30, clip=1e30))
     with pytest.raises(UserError, match=rf"step \d+: .*'{key}\.optimizer\.lr', which is 1e\+30"):
         run(tmp_path, train=train)
-
-
-def test_mixed_stream_holds_its_share_and_seeks():
-    mixed = MixedStream([Words(), Words()], [0.75, 0.25], seed=4)
-    whole = mixed.batch(0, 64)
-    parts = [mixed.batch(a, a + 8) for a in range(0, 64, 8)]
-    assert torch.equal(whole.inputs, torch.cat([p.inputs for p in parts]))
-    assert abs((whole.groups == -1).sum() - 16) <= 1
-
-
-def test_prefetch_hands_errors_to_the_reader():
-    class Broken(Words):
-        def batch(self, start, stop):
-            if start >= 8:
-                raise RuntimeError("the disk went away")
-            return super().batch(start, stop)
-
-    batches = prefetch(Broken(), iter([(0, 8), (8, 16)]))
-    assert len(next(batches)) == 8
-    with pytest.raises(RuntimeError, match="went away"):
-        next(batches)
 
 
 @pytest.mark.parametrize("kind", ["wsd", "inverse-sqrt", "cosine", "constant"])
