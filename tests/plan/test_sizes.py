@@ -11,6 +11,7 @@ import pytest
 
 from planearly import config
 from planearly.cost import devices
+from planearly.errors import UserError
 from planearly.plan import page, sizes
 from planearly.plan.inputs import PlanInput
 from planearly.plan.predict import predict
@@ -34,6 +35,8 @@ def test_few_slices_where_they_were_measured_and_the_paper_s_where_it_trained(
     found, why = sizes.slices(experts, tokens)
     assert found == count and why.startswith(f"{count} slices at {each} tokens per parameter")
     assert ("nothing nearer" in why) == (count == 4 and not 5.5 <= tokens <= 41.2)
+    papers = {12: 16, 23: 32, 46: 64}  # its Table of slices, by the experts that it trained
+    assert count == 4 or f"the paper's for {papers[count]} experts, which it trained at 220 " in why
 
 
 def test_the_study_says_what_the_rule_says_of_it() -> None:
@@ -54,6 +57,26 @@ def test_the_study_says_what_the_rule_says_of_it() -> None:
     assert len(lead) == 6 and all(0.025 < ahead < 0.06 for ahead in lead.values()), lead
     low, high = (pick(at[0] for at in lead) for pick in (min, max))
     assert (round(low, 1), round(high, 1)) == sizes.MEASURED
+
+
+def test_bits_of_a_weight_are_those_of_the_format_s_blocks() -> None:
+    import gguf
+
+    for kind, name in {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "Q8_0": "q8_0",
+                       "Q6_K": "q6_k", "Q4_0": "q4_0"}.items():
+        weights, n_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+        assert sizes.bits(name) == 8 * n_bytes / weights
+    # mixtures: most of their matrices at 4 (5) bits, and some of them at 6
+    for name, most in (("q4_k_m", 144), ("q5_k_m", 176)):
+        assert 8 * most / 256 < sizes.bits(name) < sizes.bits("q6_k")
+
+
+@pytest.mark.parametrize("speed", [0.0, -20.0])
+def test_a_speed_that_cannot_be_is_one_sentence(speed: float) -> None:
+    with pytest.raises(UserError, match="--inference-speed: give a positive number"):
+        sizes.limit_from_speed(speed, devices.find("l4"), "bf16")
+    assert sizes.limit_from_speed(30.0, devices.find("l4"), "q4_0") == pytest.approx(
+        300e9 * 0.6 / 30 * 8 / 4.5, rel=1e-9)
 
 
 def planned(**changes: Any) -> Plan:

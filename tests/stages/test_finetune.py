@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +14,12 @@ import pytest
 import torch
 
 from planearly import keys, tensors
-from planearly.model import starts
+from planearly.model import flops, lora, outside, starts
+from planearly.model.transformer import Transformer
 from planearly.stages import corpus, finetune, pipeline, training
+from planearly.train import loop, vector
 from small_runs import recipe
-from small_trainings import Words
+from small_trainings import SHAPE, Words
 
 RECIPE = keys.Recipe(context=16, finetune=keys.Finetune(
     batch_tokens=8 * 16, max_epochs=3, scratch_epochs=7,
@@ -75,6 +78,61 @@ def test_what_began_as_a_checkpoint_goes_on_at_its_rates(run: Any) -> None:
     base = ours.rates(run.recipe, 256).lr / 0.15  # a small set's share of pretraining's rate
     assert opened.rates(run.recipe, 256).lr == pytest.approx(base / 30)
     assert fresh.rates(run.recipe, 256).lr == pytest.approx(base)
+
+
+def test_adapters_take_their_factor_of_steps_and_rate_and_end_merged(
+        run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.recipe = dataclasses.replace(RECIPE, finetune=dataclasses.replace(
+        RECIPE.finetune, max_steps=2, compile="no", precision="fp32", patience=99))
+    losses = itertools.count(9.0, -1.0)
+    monkeypatch.setattr(training, "shape_made", lambda stage: SHAPE)
+    monkeypatch.setattr(training, "load_model", lambda stage: Transformer(SHAPE, seed=1))
+    monkeypatch.setattr(training, "validator", lambda run, name: lambda model: next(losses))
+    monkeypatch.setattr(corpus, "domain", lambda run, name: tmp_path / name)
+    facts: dict[str, Any] = {}
+    run.stage = lambda name, values, inputs, build, **_: facts.update(build(tmp_path)) or tmp_path
+    adapters = keys.Lora(rank=2, step_factor=3.0, lr_factor=2.0)
+    stage = finetune.specialize(run, "slm-lora", "law", tmp_path / "slm", adapters=adapters,
+                                replay=finetune.Replay(tmp_path / "rows", np.ones(3), 0.25))
+    outcome = training.outcome_of(stage)
+    assert outcome["steps"] == 6 and outcome["optimizer"]["lr"] == pytest.approx(0.5e-3)
+    assert facts["cost"]["tokens"] == outcome["tokens"] and facts["spec_tokens"] == 30
+    assert facts["cost"]["flops"] == outcome["tokens"] * flops.lora_training(SHAPE, 2)
+    adapted = Transformer(SHAPE, seed=1)
+    lora.add_adapters(adapted, adapters, RECIPE.seed)
+    tensors.set_weights(adapted, tensors.load_tensors(stage / "adapters" / loop.FINAL)[0], "it")
+    inputs = Words().batch(0, 2).inputs
+    whole = outside.with_weights(SHAPE, stage / loop.FINAL)
+    torch.testing.assert_close(whole(inputs), adapted(inputs))
+    assert not torch.allclose(whole(inputs), Transformer(SHAPE, seed=1)(inputs))
+
+
+def test_an_expert_s_vector_alone_is_trained_at_the_whole_rate(
+        run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(training, "validator", lambda run, name: None)
+    monkeypatch.setattr(vector, "tune_vector", lambda *_, **more: given.update(more))
+    network: Any = SimpleNamespace(shape=SHAPE)
+    finetune.finetune_vector(run, "law", network, torch.zeros(3), Path("x"), "t")
+    assert given["optimizer"].lr == pytest.approx(1e-3)
+
+
+def test_a_run_elsewhere_is_told_rates_in_numbers(
+        run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the model did not begin as a checkpoint, and is tuned at the same rates."""
+    monkeypatch.setattr(training, "shape_of", lambda run, large: SHAPE)
+    for tune in (RECIPE.finetune, keys.Finetune(), keys.Finetune(
+            optimizer=keys.Optimizer(embedding_lr=7e-4))):
+        run.recipe = dataclasses.replace(RECIPE, finetune=tune)
+        for large in (True, False):
+            here = finetune.tuning(run, "law", large=large).rates(run.recipe, SHAPE.d_model)
+            told = finetune.in_numbers(run, large, 30)
+            elsewhere: Any = SimpleNamespace(recipe=dataclasses.replace(
+                run.recipe, finetune=keys.Finetune(**{
+                    **told, "optimizer": keys.Optimizer(**told["optimizer"])})))
+            there = finetune.tuning(elsewhere, "law").rates(elsewhere.recipe, SHAPE.d_model)
+            assert (there.lr, there.embedding_lr) == (
+                pytest.approx(here.lr), pytest.approx(here.embedding_lr))
 
 
 @pytest.mark.slow

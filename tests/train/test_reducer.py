@@ -168,9 +168,10 @@ def test_what_is_on_its_way_is_bounded(one_process: None, monkeypatch: pytest.Mo
         Call(tensor) if async_op else real(tensor)))
     monkeypatch.setattr(reducer_module, "_SENT", 10)
     monkeypatch.setattr(parallel, "BUCKET", 30)
-    model = nn.ParameterList(nn.Parameter(torch.full((n,), 2.0)) for n in (4, 4, 4, 50, 9, 9, 9, 1))
+    model = nn.ParameterList(
+        nn.Parameter(torch.full((n,), 2.0)) for n in (4, 4, 4, 50, 9, 9, 9, 9, 1))
     made = early(model)
-    assert [len(bucket) for bucket in made.buckets] == [2, 1, 1, 1, 2, 1]
+    assert [len(bucket) for bucket in made.buckets] == [2, 1, 1, 1, 1, 2, 1]
     made.last_pass()
     sum((p.square().sum() for p in model), torch.zeros(())).backward()
     assert calls and made.finish(3.0) == 3 and not calls
@@ -179,6 +180,45 @@ def test_what_is_on_its_way_is_bounded(one_process: None, monkeypatch: pytest.Mo
     made.last_pass()
     sum((p.square().sum() for p in model), torch.zeros(())).backward()  # nobody listens
     assert not calls and all(p.grad is not None and (p.grad == 8).all() for p in model)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("passes", [1, 3])
+def test_whole_gradients_are_sent_once_in_their_type_or_in_bfloat16(
+        monkeypatch: pytest.MonkeyPatch, bf16: bool, passes: int) -> None:
+    """Another process has 100 of everything, and begins no step again."""
+    sent: list[Tensor] = []
+
+    def summing(flat: Tensor) -> Any:
+        sent.append(flat.clone())
+        return lambda: flat.add_(100)
+
+    monkeypatch.setattr(parallel, "summing", summing)
+    kinds = [torch.float32] * 2 + [torch.float64] + [torch.float32] * 2
+    model = nn.ParameterList(nn.Parameter(torch.zeros(3, 2, dtype=kind)) for kind in kinds)
+    made = Reducer(model, bf16, early=True) if bf16 else Reducer(model, early=True)
+    assert [len(bucket) for bucket in made.buckets] == [2, 1, 2]
+    for again in (False, True, False):  # steps
+        for number in range(1, passes + 1):
+            assert not sent
+            if number == passes:
+                made.last_pass()
+            torch.stack([i * p.sum() for i, p in enumerate(model, 1)]).sum().backward()
+        if again:  # in one pass, after all is sent
+            made.again()
+            assert all(p.grad is None for p in model)
+            made.last_pass()
+            torch.stack([passes * i * p.sum() for i, p in enumerate(model, 1)]).sum().backward()
+        assert made.finish(5.0) == 5
+        assert [flat.dtype for flat in sent] == (
+            [torch.bfloat16] * 3 if bf16 else [torch.float32, torch.float64, torch.float32])
+        assert torch.cat(sent).tolist() == [
+            float(passes * i) for i in range(1, 6) for _ in range(6)]
+        for i, (parameter, kind) in enumerate(zip(model, kinds, strict=True), 1):
+            assert parameter.grad is not None and parameter.grad.dtype == kind
+            assert (parameter.grad == 100 + passes * i).all()
+            parameter.grad = None
+        sent.clear()
 
 
 # When in bfloat16 ---------------------------------------------------------------------------------
