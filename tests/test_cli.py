@@ -107,6 +107,46 @@ def test_a_file_for_a_folder_and_a_folder_for_a_file_are_told_apart(tmp_path, ca
     assert f"{folder} is a folder: name a file" in told(capsys, "study", str(folder), "--report")
 
 
+PLAN = ["plan", "--inference-params", "126M", "--generic-tokens", "1B", "--spec-tokens", "1M"]
+
+
+@pytest.mark.parametrize(("words", "what"), [
+    (["cluster", "nano", "--share"], "a bundle of clusters"),
+    (["weigh", "nano", "--share"], "a histogram"), ([*PLAN, "--html"], "a page of planearly")])
+def test_what_is_something_else_is_not_replaced(words, what, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for place in ("mine.txt", "mine/file"):
+        Path(place).parent.mkdir(exist_ok=True)
+        Path(place).write_text("my work")
+        said = told(capsys, *words, place)
+        assert f"{place} is there already and is not {what}, so it is not replaced" in said
+        assert Path(place).read_text() == "my work"
+    for place in ("mine", ".", "/"):
+        said = told(capsys, *words, place)
+        assert f"{place} is " in said and (what in said)
+    assert Path("mine/file").read_text() == "my work"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "mine.txt"]
+
+
+def test_a_plan_leaves_recipes_of_others_alone(tmp_path, capsys):
+    out = tmp_path / "plan"
+    for _ in range(2):  # its own are replaced
+        cli.main([*PLAN, "--out", str(out)])
+    capsys.readouterr()
+    mine = max(out.glob("slm*.yaml"))
+    mine.write_text("name: mine\n")
+    said = told(capsys, *PLAN, "--out", str(out))
+    assert f"{mine} is there already and is not a recipe of a plan" in said
+    assert mine.read_text() == "name: mine\n"
+
+
+def test_a_bundle_is_no_run_folder(tmp_path, capsys):
+    for name in ("bundle.json", "recipe.yaml"):
+        (tmp_path / name).write_text("{}")
+    for verb in ("doctor", "export"):
+        assert "is not a run folder: it is a bundle" in told(capsys, verb, str(tmp_path))
+
+
 def test_a_store_without_the_corpus_is_told_before_anything_is_written(tmp_path, memory, capsys):
     for setting in (f"generic=[{memory}/none]", f"domains=[{memory}/*/law]", "generic=[foo://a]",
                     f"domains_root={memory}/none"):

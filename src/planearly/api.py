@@ -55,6 +55,8 @@ def run(recipe: PathLike | Mapping[str, Any] | Recipe, out: PathLike | None = No
 
     if until not in pipeline.VERBS:
         raise UserError(f"until='{until}': choose from {', '.join(pipeline.VERBS)}")
+    if place is not None:
+        exchange.check_place(place, until)
     return pipeline.run(
         loaded, usage.run_folder(out) or Path("runs") / loaded.name, until,
         None if place is None else (lambda run: exchange.share_clusters(run, place))
@@ -93,6 +95,8 @@ def planned(out: Path | None, *, device: str | None, html: Path | None = None,
     from planearly.cost import devices
     from planearly.plan import inputs, page, recommend
 
+    if html is not None:
+        page.check_page(html)
     made = recommend.recommend(inputs.read(device=devices.find_or_nearest(device), **asked))
     generic = inputs.paths([str(asked.get("generic_tokens", "0"))])
     domains = inputs.paths(asked.get("spec_tokens") or ())

@@ -183,8 +183,10 @@ def export(
     settings: Settings = None, out: Out = None, to: To = None,
 ) -> None:
     """Write the specialized models as Hugging Face folders; or publish those of a run."""
-    if (noted := Path(recipe) / "recipe.yaml").is_file():
-        recipe, out = str(noted), out or recipe
+    if Path(recipe).is_dir():
+        from planearly.stages.doctor import noted_recipe
+
+        recipe, out = str(noted_recipe(Path(recipe))), out or recipe
     _run(recipe, settings, out, "export", to=to)
 
 

@@ -11,8 +11,9 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,10 +21,39 @@ import numpy as np
 
 from planearly.errors import UserError
 
+_TEMPORARY = re.compile(r"\..+\.[^/]*-\d+\.(tmp|old)", re.DOTALL)
+
 
 def temporary_name(path: Path) -> Path:
-    """What ``path`` is called while this process, of this machine, writes it."""
+    """What ``path`` is called while this process, of this machine, writes it.
+
+    Raises:
+        UserError: the path is one of a folder by its place alone (``.``, ``..``, ``/``).
+    """
+    if path.name in ("", ".."):
+        raise UserError(f"{path} is a folder that has no name there: give what is to be written a "
+                        "name")
     return path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}.tmp")
+
+
+def check_place(path: Path, what: str, ours: Callable[[Path], bool], folder: bool = False) -> None:
+    """Refuse to write over something else, which would be lost.
+
+    Args:
+        what: is to be written, with its article.
+        ours: whether what is there is such a thing, which may be replaced.
+        folder: that is to be written, and no file.
+
+    Raises:
+        UserError: something else is there.
+    """
+    if path.is_dir() and not folder:
+        raise UserError(f"{path} is a folder: name a file in it for {what}")
+    there = any(path.iterdir()) if path.is_dir() else path.is_file() and (
+        folder or path.stat().st_size > 0)
+    if there and not ours(path):
+        raise UserError(f"{path} is there already and is not {what}, so it is not replaced: choose "
+                        "another name, or remove it")
 
 
 @contextlib.contextmanager
@@ -114,10 +144,21 @@ def sweep(folder: Path) -> None:
     Only for whoever alone writes there.
     """
     for left in [*folder.rglob(".*.tmp"), *folder.rglob(".*.old")]:
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
+        _remove(left)
+
+
+def sweep_beside(folder: Path) -> None:
+    """As :func:`sweep`, of what lies in ``folder`` itself, where files of others may lie too."""
+    for left in folder.iterdir():
+        if _TEMPORARY.fullmatch(left.name):
+            _remove(left)
+
+
+def _remove(left: Path) -> None:
+    if left.is_dir() and not left.is_symlink():
+        shutil.rmtree(left, ignore_errors=True)
+    else:
+        left.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -136,7 +177,16 @@ def storage_error(error: OSError, path: Path) -> UserError:
             f"the disk is full while writing {path}: free some space and start again; "
             "everything finished so far is kept"
         )
-    return UserError(f"cannot write {path} ({error.strerror or error}): check the folder's rights")
+    why = error.strerror or str(error)
+    if error.errno == errno.EISDIR:
+        return UserError(f"cannot write {path}, which is a folder: name a file in it")
+    file = next((parent for parent in path.parents if parent.is_file()), None)
+    if error.errno in (errno.ENOTDIR, errno.EEXIST) and file is not None:
+        return UserError(f"cannot write {path}: {file} is a file and no folder: choose another "
+                         "place")
+    if error.errno == errno.ENAMETOOLONG:
+        return UserError(f"cannot write {path} ({why}): choose a shorter one")
+    return UserError(f"cannot write {path} ({why}): check the folder's rights")
 
 
 def file_error(error: OSError) -> UserError:
@@ -196,7 +246,7 @@ def line_of_json(value: Any) -> str:
 def read_json(path: Path) -> Any:
     """Read a JSON file; a missing or broken one is a :class:`UserError` that names it."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(path.read_bytes())  # in whatever UTF its first bytes tell
     except OSError as error:
         raise reading_error(error, path) from error
     except (ValueError, RecursionError) as error:

@@ -39,6 +39,18 @@ def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
     assert not shared.is_shared(place) and not shared.is_shared(tmp_path)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_file_that_another_tool_wrote_again_is_one(encoding: str, tmp_path: Path) -> None:
+    place = tmp_path / "law.json"
+    counts = np.arange(3000.0)  # more than the end of a file
+    shared.Shared(GOOD.embedder, 7, {3000: shared.Level("c" * 64, counts)}).save(place)
+    place.write_text("\r\n" + json.dumps(json.loads(place.read_text()), sort_keys=True, indent=1),
+                     encoding)
+    assert shared.is_shared(place) and (shared.load(place).levels[3000].counts == counts).all()
+    place.write_text(json.dumps({"text": place.read_text(encoding)}), encoding)
+    assert not shared.is_shared(place)
+
+
 def places(value: Any, where: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The way to every value of a JSON object."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) \

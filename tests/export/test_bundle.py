@@ -24,7 +24,7 @@ from planearly.model.projected import Projected
 from planearly.model.transformer import Shape
 from planearly.stages import bundled, pipeline
 
-SHAPE = Shape(layers=1, d_model=16, heads=2, d_ff=24, vocab_size=20, context=8)
+SHAPE = Shape(layers=1, d_model=16, heads=2, d_ff=24, vocab_size=20, context=64)
 K = 3
 CLUSTERS = bundle.Clusters(
     np.eye(K, 5, dtype=np.float32), np.array([4.0, 2.5, 1.0]),
@@ -53,7 +53,7 @@ def words(tmp_path: Path) -> Path:
 
 def save(folder: Path, words: Path, kind: str = "slm-pn", **changes: object) -> Path:
     parts = {"clusters": CLUSTERS, "embedder": EMBEDDER, "tokenizer_folder": words,
-             "recipe": keys.Recipe(name="mine", seed=5), **changes}
+             "recipe": keys.Recipe(name="mine", seed=5, context=64), **changes}
     bundle.save_bundle(folder, kind, make(kind), **parts)  # type: ignore[arg-type]
     return folder
 
@@ -72,7 +72,7 @@ def test_round_trip(kind: str, tmp_path: Path, words: Path, here: None) -> None:
     for name, array in vars(CLUSTERS).items():
         kept = getattr(found.clusters, name)
         assert np.array_equal(kept, array) and kept.dtype == array.dtype, name
-    assert found.recipe == keys.Recipe(seed=5) and found.embedder is EMBEDDER
+    assert found.recipe == keys.Recipe(seed=5, context=64) and found.embedder is EMBEDDER
     assert tokenizer.load(found.tokenizer).get_vocab_size() == 9
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
@@ -161,9 +161,17 @@ def without(key: str) -> Callable[[Path], None]:
     return drop
 
 
-def odd_shape(path: Path) -> None:
-    info = read_json(path)
-    write_json(path, {**info, "shape": {**info["shape"], "experts_per_token": 2}})
+def shaped(key: str, value: object) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        info = read_json(path)
+        write_json(path, {**info, "shape": {**info["shape"], key: value}})
+
+    return change
+
+
+def first_half(path: Path) -> None:
+    text = path.read_text()
+    path.write_text(text[:text.index("\n", len(text) // 2) + 1])
 
 
 @pytest.mark.parametrize(("name", "damage"), [
@@ -176,7 +184,11 @@ def odd_shape(path: Path) -> None:
     ("recipe.yaml", lambda path: path.write_text("just: [a list")),
     ("recipe.yaml", lambda path: path.write_text("words")),
     ("recipe.yaml", lambda path: path.write_text("a_newer_key: 3")),
-    ("bundle.json", odd_shape),
+    ("recipe.yaml", first_half),  # which is a recipe, of other values
+    *[("bundle.json", shaped(key, value)) for key, value in (
+        ("experts_per_token", 2), ("layers", 0), ("layers", "x"), ("d_model", -1), ("heads", 0),
+        ("heads", 3), ("d_ff", 1e30), ("vocab_size", "x"), ("context", 0), ("context", 16),
+        ("ffn", 7), ("rope_theta", "x"), ("norm_eps", -1))],
     *[("bundle.json", without(key)) for key in (
         "shape", "experts", "finest", "embedder", "tokenizer", "projected")],
 ])
@@ -188,6 +200,29 @@ def test_a_bundle_that_is_not_whole_is_one_sentence(
     with pytest.raises(UserError, match=name) as told:
         bundle.load_bundle(folder)
     assert str(folder) in str(told.value) and "\n" not in str(told.value).strip()
+
+
+@pytest.mark.parametrize("kind", ["slm-pn", "clusters"])
+def test_an_altered_file_is_told_by_its_digest(kind: str, tmp_path: Path, words: Path) -> None:
+    folder = tmp_path / "b"
+    if kind == "clusters":
+        bundle.save_clusters(
+            folder, {"centroids-3": np.eye(3, 5), "rows-3": np.ones(3)}, [3],
+            embedder={"name": "toy", "digest": "d1"}, tokenizer_folder=words,
+            recipe=keys.Recipe())
+    else:
+        save(folder, words)
+    (folder / "README.md").write_text("what a hub adds")
+    info = bundle.read_info(folder)
+    bundle.check_files(folder, info)
+    for name in info["files"]:
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(UserError, match=f"{name} is not as it was saved"):
+            bundle.check_files(folder, info)
+        (folder / name).write_bytes(whole)
+    assert {"recipe.yaml", "tokenizer/tokenizer.json"} < info["files"].keys()
+    bundle.check_files(folder, {})  # of a bundle that was saved without digests
 
 
 OWN = keys.Recipe(

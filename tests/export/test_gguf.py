@@ -168,6 +168,15 @@ def test_metadata_says_what_the_card_says(tmp_path: Path) -> None:
     told = gguf.modelfile(tmp_path / "m", file).read_text()
     assert told.startswith("FROM ./law-small.gguf\n") and "PARAMETER num_ctx 16\n" in told
     assert f'stop "{EOT}"' in told
+    gguf.modelfile(tmp_path / "m", gguf.write(tmp_path / "m", file))  # its own are replaced
+    weights = (tmp_path / "m/model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="is there already and is not a GGUF file"):
+        gguf.write(tmp_path / "m", tmp_path / "m/model.safetensors")
+    assert (tmp_path / "m/model.safetensors").read_bytes() == weights
+    with pytest.raises(UserError, match=r"m is a folder: name a file in it for a GGUF file"):
+        gguf.write(tmp_path / "m", tmp_path / "m")
+    with pytest.raises(UserError, match=r"is not the Modelfile of plain\.gguf"):
+        gguf.modelfile(tmp_path / "m", tmp_path / "plain.gguf")
 
 
 @pytest.mark.parametrize("kind", ["q4_k_m", "Q5_K_S", "iq2_xs", "q4_0"])

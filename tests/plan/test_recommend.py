@@ -57,6 +57,18 @@ def test_a_small_model_and_a_large_specialization_budget_take_importance_samplin
     assert made.row("slm-is").cost.specialization.device_hours == pytest.approx(130)
 
 
+def test_without_a_budget_a_small_corpus_is_read_as_often_as_it_is_worth() -> None:
+    least = 10 * flops.parameters(planned().setting.small)
+    for corpus, tokens in ((2 * least, 2 * least), (least // 2, least), (least // 5, None)):
+        row = planned(generic_tokens=corpus, generic_hours=None, specialization_hours=None,
+                      domains=1).row("slm")
+        assert row.feasible == (tokens is not None)
+        if tokens is None:
+            assert "too few: 304M are needed, read 4 times" in row.why
+        else:
+            assert row.pretrain_tokens == pytest.approx(tokens, rel=1e-6)
+
+
 @pytest.mark.parametrize("domains", [1, 7, 50])
 def test_a_small_model_and_a_small_specialization_budget_take_a_projected_network(
         domains: int) -> None:

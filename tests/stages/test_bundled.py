@@ -126,6 +126,10 @@ def without_a_step(file):
     write_json(file, {key: value for key, value in info.items() if key != "step"})
 
 
+def without_levels(file):
+    write_json(file, {**read_json(file), "levels": []})
+
+
 @pytest.mark.parametrize(("name", "damage", "says"), [
     *((name, Path.unlink, f"the bundle lacks .*{name}")
       for name in (bundle.STATE, bundle.METRICS, "rows-3.npy")),
@@ -134,6 +138,8 @@ def without_a_step(file):
     (bundle.STATE, weights_alone, "has weights alone.*ask its provider for the whole bundle"),
     (bundle.STATE, another_step, "is not the state from which the recipe beside it adapts"),
     ("bundle.json", without_a_step, "bundle.json is damaged"),
+    ("bundle.json", without_levels, "bundle.json is damaged"),
+    (bundle.METRICS, cut, "metrics.jsonl is not as it was saved"),
 ])
 def test_what_a_bundle_lacks_is_one_sentence(early, tmp_path, name, damage, says):
     root, whole = early
@@ -156,6 +162,8 @@ def test_a_wrong_use_is_one_sentence(early, owners, tmp_path, capsys):
          "provider for that of 'planearly pretrain RECIPE methods=[slm-pn-adapt]'"),
         ([adapts, "methods=[slm-pn-adapt]"], "holds those of slm-adapt: ask"),
         ([tmp_path / "clusters", "methods=[slm-adapt]"], "holds clusters alone: ask"),
+        ([adapts, "domains=[other]"], f"'domains' is ['other'], and ['{law}'] was named before"),
+        ([adapts, "bundle=null"], f"'bundle' is None, and {adapts} was named before"),
         ([experts, f"generic=[{law}]"], f"'generic' is ['{law}'], but that is settled"),
     ):
         with pytest.raises(SystemExit):

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import pathlib
 import shutil
 import threading
 
@@ -53,6 +54,70 @@ def test_a_change_redoes_exactly_what_depends_on_it(run):
         stage(run, calls, "beside", inputs={"side": side})
     # the second value makes two stages again; going back to the first makes none
     assert calls == ["top", "side", "below", "beside", "top", "below"]
+
+
+@pytest.mark.parametrize(("file", "what"), [
+    ("recipe.yaml", "a file recipe.yaml that no run has noted there"),
+    ("results.json", "a file results.json of something else"), ("report.html", "report.html"),
+    ("bundle.json", "a bundle"), ("config.json", "a model")])
+def test_a_folder_of_something_else_is_left_as_it_is(run, file, what):
+    run.out.mkdir()
+    (run.out / file).write_text("name: mine  # my own\n")
+    with pytest.raises(UserError, match=f"holds .*{what}.*: choose another --out"), run.opened():
+        pass
+    assert [path.name for path in run.out.iterdir()] == [file]
+    assert (run.out / file).read_text() == "name: mine  # my own\n"
+
+
+def test_a_study_leaves_a_readme_of_others_alone(run):
+    run.out.mkdir()
+    (run.out / "README.md").write_text("mine")
+    with run.opened():
+        pass
+    (run.out / "recipe.yaml").unlink()
+    (run.out / ".lock").unlink()
+    grid = keys.Recipe(study=keys.Study(grid=[keys.Block()]))
+    with pytest.raises(UserError, match=r"holds a file README\.md"), Run(run.out, grid).opened():
+        pass
+
+
+def test_a_run_folder_that_was_copied_without_hidden_files_goes_on(run, tmp_path):
+    with run.opened():
+        pass
+    (run.out / "results.json").write_text("{}")
+    shutil.copytree(run.out, tmp_path / "copy", ignore=shutil.ignore_patterns(".*"))
+    with Run(tmp_path / "copy", run.recipe).opened():
+        pass
+
+
+def test_what_killed_writers_left_goes_and_nothing_else(run):
+    with run.opened():
+        pass
+    left = files.temporary_name(run.out / "results.json")
+    left.write_text("half")
+    files.temporary_name(run.out / "shared").mkdir()
+    (run.out / ".mine.tmp").write_text("not of a writer of ours")
+    with run.opened():
+        pass
+    assert sorted(path.name for path in run.out.iterdir()) == [
+        ".lock", ".mine.tmp", "recipe.yaml"]
+
+
+@pytest.mark.parametrize("name", [".", "..", "/"])
+def test_what_has_no_name_is_not_written(name):
+    for writer in (files.atomic_write, files.atomic_folder):
+        with pytest.raises(UserError, match="has no name"), writer(pathlib.Path(name)):
+            pass
+
+
+def test_a_file_in_the_way_is_told(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    for place, says in (("file/a/b.json", "file is a file and no folder"),
+                        ("folder", "folder, which is a folder: name a file in it"),
+                        ("n" * 300, "choose a shorter one")):
+        with pytest.raises(UserError, match=says):
+            files.write_json(tmp_path / place, {})
 
 
 def test_an_interrupted_stage_finds_what_it_left(run):

@@ -12,7 +12,9 @@ sums of binary fractions would tell by their last bits what the noise hides.
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -29,7 +31,9 @@ MOST_WINDOWS = 1.0
 """Window-equivalents that one document counts for at most, where noise is added."""
 _KIND = "histogram"
 _FORMAT = 1
-_BEGINS = re.compile(rb'\s*\{\s*"planearly"\s*:\s*"histogram"')
+_SAYS = re.compile(r'"planearly"\s*:\s*"histogram"')
+_END = 1 << 12
+"""Bytes of either end of a file in which it says so: a tool may have sorted its keys."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +96,17 @@ class Shared:
 
 
 def is_shared(path: Path) -> bool:
-    """Whether a file begins as :meth:`Shared.save` writes one."""
+    """Whether a file says to be what :meth:`Shared.save` writes."""
     try:
         with open(path, "rb") as handle:
-            return bool(_BEGINS.match(handle.read(256)))
+            ends = [handle.read(_END)]
+            handle.seek(max(handle.seek(0, os.SEEK_END) - _END, 0))
+            ends.append(handle.read())
     except OSError:
         return False
+    encoding = json.detect_encoding(ends[0])  # an editor may have written it in another
+    begins, ended = (end.decode(encoding, "ignore") for end in ends)
+    return begins.lstrip().startswith("{") and bool(_SAYS.search(begins) or _SAYS.search(ended))
 
 
 def load(path: Path) -> Shared:

@@ -87,7 +87,7 @@ def given_splits(root: str | None, entry: str,
         try:
             units = resolve([entry], pinned)
         except UserError as error:
-            place = f"under domains_root ({root}) or as a path" if root else "as a path"
+            place = f"under domains_root ({root}) nor as a path" if root else "as a path"
             told = f"exists neither {place}" if root else f"does not exist {place}"
             raise UserError(f"the domain '{entry}' {told}: check its name") from error
         return {"train": units}

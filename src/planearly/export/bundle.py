@@ -4,7 +4,7 @@ With it a data owner specialises offline, with none of the pretraining data: the
 centroids that say which cluster a document is of, the identity of the embedder that they hold for,
 the tokenizer, and the recipe.
 
-    bundle.json           kind, shape, embedder, digest of the tokenizer
+    bundle.json           kind, shape, embedder, digests of the tokenizer and of all other files
     recipe.yaml           what the pretraining's recipe says of the model, and how to specialise it
     weights.safetensors   the bank, M, E and what is shared; or the mixture's models
     centroids.npy         float32 [k, dim], of the experts' clusters
@@ -44,7 +44,14 @@ from planearly import config, keys, methods, tensors
 from planearly.cluster.embed import Embedder, load_embedder
 from planearly.data import tokenizer
 from planearly.errors import UserError
-from planearly.files import atomic_folder, read_array, read_json, write_array, write_json
+from planearly.files import (
+    atomic_folder,
+    file_digest,
+    read_array,
+    read_json,
+    write_array,
+    write_json,
+)
 from planearly.model import choice
 from planearly.model.choice import Experts
 from planearly.model.projected import Projected
@@ -58,6 +65,7 @@ _FORMAT = 2
 WEIGHTS, STATE, METRICS = "weights.safetensors", "state.safetensors", "metrics.jsonl"
 _INFO, _RECIPE = "bundle.json", "recipe.yaml"
 _TOKENIZER = "tokenizer"
+_FILES = "files"
 _OF_RECIPE = ("seed", "context", "pretrain_tokens", "cluster", "model", "projected", "mixture",
               "expert", "pretrain", "finetune")
 _OF_ADAPTING = (*_OF_RECIPE, "importance", "adapt")
@@ -127,14 +135,30 @@ def _whole(path: Path) -> Iterator[None]:
         raise UserError(f"the bundle lacks {path}: copy it again, whole")
     try:
         yield
-    except (AttributeError, EOFError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is damaged or of another version of planearly ({error!r}): copy "
-                        "the bundle again, whole") from error
+    except (ArithmeticError, AttributeError, EOFError, LookupError, TypeError, ValueError,
+            yaml.YAMLError) as error:
+        raise _damaged(path, repr(error)) from error
+
+
+def _damaged(path: Path, why: object) -> UserError:
+    return UserError(f"{path} is damaged or of another version of planearly ({why}): copy the "
+                     "bundle again, whole")
 
 
 def adapts(kind: str) -> bool:
     """Whether a bundle of this kind is of a method that adapts."""
     return kind in methods.TABLE and methods.TABLE[kind].adapts is not None
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder says to be a bundle."""
+    return (folder / _INFO).is_file()
+
+
+def of_clusters(folder: Path) -> bool:
+    """Whether a folder says to be a bundle of clusters alone, of whatever version."""
+    info = read_json(folder / _INFO) if is_bundle(folder) else None
+    return isinstance(info, dict) and info.get("kind") == CLUSTERS
 
 
 def kept_recipe(recipe: keys.Recipe, kind: str = "") -> dict[str, Any]:
@@ -184,6 +208,7 @@ def save_bundle(folder: Path, method: str, model: Experts, *, clusters: Clusters
             "projected": asdict(model.settings) if isinstance(model, Projected) else None,
             "embedder": {"name": embedder.name, "digest": embedder.digest},
             "tokenizer": tokenizer.digest(temporary / _TOKENIZER),
+            _FILES: _digests(temporary),
         })
 
 
@@ -229,7 +254,7 @@ def save_clusters(folder: Path, arrays: Mapping[str, np.ndarray], levels: list[i
         write_json(temporary / _INFO, {
             "format": _FORMAT, "kind": kind, "levels": levels, "embedder": dict(embedder),
             **({"shape": plateau.shape.to_dict(), "step": plateau.step} if plateau else {}),
-            "tokenizer": tokenizer.digest(temporary / _TOKENIZER)})
+            "tokenizer": tokenizer.digest(temporary / _TOKENIZER), _FILES: _digests(temporary)})
 
 
 def check_clusters(folder: Path, info: Mapping[str, Any]) -> tokenizer.Opened:
@@ -322,19 +347,65 @@ def read_info(folder: Path) -> dict[str, Any]:
             needed += ["step"] if adapts(info["kind"]) else []
         else:
             needed += ["experts", "finest", "projected"]
-        shape = None if info["kind"] == CLUSTERS else Shape(**info["shape"])
+        try:
+            shape = None if info["kind"] == CLUSTERS else _shape(info["shape"])
+        except UserError as error:
+            raise _damaged(folder / _INFO, error) from error
         for key in needed:
             info[key]
         for key in ("name", "digest"):
             info["embedder"][key]
+        saved = info.get(_FILES, {}).get(_RECIPE)
     with _whole(folder / _RECIPE):
+        if saved not in (None, file_digest(folder / _RECIPE)):
+            raise _altered(folder / _RECIPE)
         values = yaml.safe_load((folder / _RECIPE).read_text("utf-8"))
         try:
             recipe = config.build(keys.Recipe, dict(values), "")
         except UserError as error:
-            raise UserError(f"{folder / _RECIPE} is damaged or of another version of planearly: "
-                            f"{error}") from error
+            raise _damaged(folder / _RECIPE, error) from error
+    if shape and shape.context != recipe.context:
+        raise _damaged(folder / _INFO, f"a context of {shape.context}, and of {recipe.context} in "
+                                       f"{_RECIPE}")
     return {**info, "shape": shape, "recipe": recipe}
+
+
+def _shape(values: Any) -> Shape:
+    """The shape that ``bundle.json`` tells, of a model that there can be."""
+    rest = dict(values)
+    sizes = rest.pop("vocab_size"), rest.pop("context")
+    if not all(type(size) is int and size > 0 for size in sizes):
+        raise UserError(f"a vocabulary and a context of {sizes[0]!r} and {sizes[1]!r}")
+    return Shape.of(config.variant(keys.Recipe(), {"model": rest}).model, *sizes)
+
+
+def check_files(folder: Path, info: Mapping[str, Any]) -> None:
+    """Refuse a bundle of which a file is not as it was saved; of one that was saved before bundles
+    told digests, nothing is known.
+
+    Args:
+        info: of :func:`read_info`.
+
+    Raises:
+        UserError: a file is missing or another.
+    """
+    with _whole(folder / _INFO):
+        known = {folder / name: value for name, value in info.get(_FILES, {}).items()}
+    for path, value in known.items():
+        with _whole(path):
+            if file_digest(path) != value:
+                raise _altered(path)
+
+
+def _altered(path: Path) -> UserError:
+    return UserError(f"{path} is not as it was saved, by its digest in {_INFO}: copy the bundle "
+                     "again, whole")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Digests of the files of a bundle, by their paths in it."""
+    return {path.relative_to(folder).as_posix(): file_digest(path)
+            for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def load_bundle(folder: Path, embedder: str | None = None, cache: Path | None = None) -> Bundle:

@@ -68,10 +68,12 @@ def write(folder: Path, out: Path, kind: str = "f16") -> Path:
         kind: of the matrices' numbers, one of :data:`KINDS`.
 
     Raises:
-        UserError: an unknown kind; not a Llama or Arcee folder, or one with an :func:`obstacle`.
+        UserError: an unknown kind; not a Llama or Arcee folder, or one with an :func:`obstacle`;
+            ``out`` is something else than a GGUF file.
     """
     import gguf
 
+    files.check_place(out, "a GGUF file", _is_gguf)
     if kind not in KINDS and _MIXED.match(kind.lower()):
         raise UserError(f"planearly writes {', '.join(KINDS)}; for {kind} write f16 and let "
                         f"llama.cpp make it: llama-quantize {shlex.quote(str(out))} "
@@ -127,6 +129,11 @@ def _naming(folder: Path, told: str) -> str:
     return told.replace("MODEL_FOLDER", shlex.quote(str(folder)))
 
 
+def _is_gguf(path: Path) -> bool:
+    with open(path, "rb") as handle:
+        return handle.read(4) == b"GGUF"
+
+
 def modelfile(folder: Path, model: Path) -> Path:
     """Write the Modelfile that Ollama runs a GGUF file by, beside it: plain continuation.
 
@@ -135,12 +142,18 @@ def modelfile(folder: Path, model: Path) -> Path:
 
     Returns:
         The file ``Modelfile``.
+
+    Raises:
+        UserError: there is one already, of another model.
     """
     shape = hf.read_shape(folder)
     end = tokenizer.load(folder).id_to_token(special_tokens(folder, shape.vocab_size)[1])
     path = model.with_name("Modelfile")
+    first = f"FROM ./{model.name}\n"
+    files.check_place(path, f"the Modelfile of {model.name}",
+                      lambda there: there.read_bytes().startswith(first.encode()))
     with files.atomic_write(path, "w") as handle:
-        handle.write(f"FROM ./{model.name}\n"
+        handle.write(first +
                      'TEMPLATE """{{ .Prompt }}"""\n'
                      f"PARAMETER num_ctx {shape.context}\n"
                      f"PARAMETER stop {json.dumps(end)}\n")

@@ -317,8 +317,9 @@ def _pretraining(given: PlanInput, setting: Setting, method: Method,
                   "before the domain is known"),
                  (left, given.specialization_hours, own_per_token, "per domain"))
              if budget is not None and hours]
+    # without a budget once over the corpus, and more often only where that is too little
     tokens, first = min(stops, key=lambda stop: stop[0],
-                        default=(corpus, _Pretraining(least=least)))
+                        default=(max(corpus, least), _Pretraining(least=least)))
     tokens = min(tokens, MOST_PASSES * corpus)
     if method is ADAPTED:
         tokens = min(tokens, 2.0 * LEAST_TOKENS * params)

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from planearly.files import atomic_write, write_json
+from planearly.files import atomic_write, check_place, write_json
 from planearly.plan import recipes, show, whatif
 from planearly.plan.recommend import Plan
 from planearly.report import chart, form
@@ -31,10 +31,29 @@ def content(plan: Plan, generic: list[str], domains: list[str]) -> dict[str, Any
 
 
 def write(out: Path, plan: Plan, generic: list[str], domains: list[str]) -> None:
-    """Write the folder; arguments as :func:`content`."""
+    """Write the folder; arguments as :func:`content`.
+
+    Raises:
+        UserError: a page or a recipe there is someone else's.
+    """
+    check_page(out / "plan.html")
     recipes.write(plan, out, generic, domains)
     write_json(out / "plan.json", content(plan, generic, domains))
     write_page(out / "plan.html", plan)
+
+
+def check_page(place: Path) -> None:
+    """Refuse to write a page over what is none.
+
+    Raises:
+        UserError: as :func:`planearly.files.check_place`.
+    """
+    check_place(place, "a page of planearly", _is_page)
+
+
+def _is_page(path: Path) -> bool:
+    with open(path, "rb") as handle:
+        return b'name="generator" content="planearly"' in handle.read(1000)
 
 
 def write_page(place: Path, plan: Plan, limits: bool = False) -> None:

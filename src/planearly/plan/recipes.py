@@ -11,13 +11,14 @@ import yaml
 
 from planearly import config, keys, methods
 from planearly.cost import model
-from planearly.files import atomic_write
+from planearly.files import atomic_write, check_place
 from planearly.methods import GENERIC
 from planearly.model.transformer import Shape
 from planearly.plan.options import ADAPTED, CHECKPOINT, Row, method_of
 from planearly.plan.recommend import Plan
 from planearly.plan.split import LEAST_SHARE
 
+_PLANNED = "planned by `planearly plan`"
 _PLACES = {"generic": ["PATH/TO/GENERIC"], "domains": ["PATH/TO/YOUR/DOCUMENTS"]}
 
 
@@ -72,20 +73,24 @@ def recipe(plan: Plan, row: Row, generic: list[str], domains: list[str]) -> str:
     if method == CHECKPOINT:
         _begin(values, plan, row)
     chosen = "recommended: " + plan.reason if method == plan.recommended else row.why
-    head = f"# {method}, planned by `planearly plan` for {setting.device.label}; {chosen}\n"
+    head = f"# {method}, {_PLANNED} for {setting.device.label}; {chosen}\n"
     return head + yaml.safe_dump(values, sort_keys=False, width=100)
 
 
 def write(plan: Plan, folder: Path, generic: list[str], domains: list[str]) -> list[Path]:
-    """Write the recipe of every feasible method."""
-    written = []
-    for row in plan.rows:
-        if row.feasible:
-            path = folder / f"{row.method}.yaml"
-            with atomic_write(path, "w") as handle:
-                handle.write(recipe(plan, row, generic, domains))
-            written.append(path)
-    return written
+    """Write the recipe of every feasible method.
+
+    Raises:
+        UserError: a recipe of that name is none of a plan.
+    """
+    written = {folder / f"{row.method}.yaml": row for row in plan.rows if row.feasible}
+    for path in written:
+        check_place(path, "a recipe of a plan",
+                    lambda there: _PLANNED.encode() in there.read_bytes().partition(b"\n")[0])
+    for path, row in written.items():
+        with atomic_write(path, "w") as handle:
+            handle.write(recipe(plan, row, generic, domains))
+    return [*written]
 
 
 def _begin(values: dict[str, Any], plan: Plan, row: Row) -> None:

@@ -55,7 +55,8 @@ def save_bundle(run: Run, row: Method, base: Path) -> Path:
             tokenizer_folder=corpus.tokenizer_folder(run), recipe=recipe)
 
     settings = {"recipe": bundles.kept_recipe(recipe, row.name)}
-    return run.stage(f"bundle/{row.name}", settings, {"model": base, "clusters": clustered}, build)
+    return run.stage(f"bundle/{row.name}", settings, {"model": base, "clusters": clustered}, build,
+                     version=2)  # version 1 told no digests
 
 
 _FIXED = ("generic", "methods", "pretrain_tokens", "cluster.k", "cluster.nested",
@@ -73,10 +74,15 @@ def from_bundle(folder: Path, documents: list[str], overrides: list[str]) -> key
     """The recipe that specialises a bundle on documents: all of them, unless overridden.
 
     Raises:
-        UserError: not a bundle, or not whole.
+        UserError: not a bundle, or not whole; an override of the bundle or of the documents.
     """
-    values = _brought(folder).to_dict()
-    return config.override({**values, "domains": documents, "name": "specialize"}, overrides)
+    values = {**_brought(folder).to_dict(), "domains": documents, "name": "specialize"}
+    recipe = config.override(values, overrides)
+    for key in ("bundle", "domains"):
+        if getattr(recipe, key) != values[key]:
+            raise UserError(f"recipe key '{key}' is {getattr(recipe, key)}, and {values[key]} was "
+                            "named before: name it once, without the key")
+    return recipe
 
 
 def _brought(folder: Path) -> keys.Recipe:

@@ -146,11 +146,13 @@ def bundle(run: Run) -> Path:
             vocabulary, shape = bundles.check_clusters(given, told).vocab_size, told["shape"]
             if shape:
                 bundles.check_plateau(given, told, vocabulary)
+            bundles.check_files(given, told)
             shutil.copytree(given, folder / "bundle", dirs_exist_ok=True)
             return {"kind": told["kind"], "embedder": told["embedder"],
                     **({"shape": shape.to_dict(), "step": told["step"]} if shape
                        else {"shape": {"vocab_size": vocabulary}})}
         info = bundles.load_bundle(given, run.recipe.cluster.embedder)
+        bundles.check_files(given, told)
         shutil.copytree(given, folder / "bundle", dirs_exist_ok=True)
         return {"kind": info.kind, "shape": info.model.shape.to_dict(),
                 "embedder": {"name": info.embedder.name, "digest": info.embedder.digest}}

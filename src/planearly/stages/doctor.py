@@ -15,6 +15,7 @@ from typing import Any
 
 from planearly import config, keys, methods
 from planearly.errors import UserError
+from planearly.export import bundle as bundles
 from planearly.files import file_digest, read_json
 from planearly.progress import progress, say
 from planearly.stages import corpus, evaluate, exchange, trained
@@ -74,11 +75,20 @@ def recipe_of(out: Path) -> keys.Recipe:
     Raises:
         UserError: it is no run folder, or its recipe cannot be read.
     """
+    return config.load(noted_recipe(out))
+
+
+def noted_recipe(out: Path) -> Path:
+    """The file of the recipe that a folder was last run with.
+
+    Raises:
+        UserError: it is no run folder.
+    """
     path = out / "recipe.yaml"
-    if not path.is_file():
-        raise UserError(f"{out} is not a run folder: it has no recipe.yaml; give the --out of a run"
-                        " or a study")
-    return config.load(path)
+    if not path.is_file() or bundles.is_bundle(out):
+        why = "has no recipe.yaml" if not path.is_file() else "is a bundle"
+        raise UserError(f"{out} is not a run folder: it {why}; give the --out of a run or a study")
+    return path
 
 
 Model = tuple[keys.Recipe, str, str]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from planearly import keys, methods, parallel, tensors
+from planearly import files, keys, methods, parallel, tensors
 from planearly.cluster import histogram, shared
 from planearly.errors import UserError
 from planearly.export import bundle as bundles
@@ -36,6 +36,21 @@ _BY_HISTOGRAM = {None, GENERIC, "importance"}
 """How a method may draw that needs no more of a domain than its histogram."""
 EPSILONS = (1e-3, 1e3)
 """Below, nothing is left of any histogram; above, nothing is hidden."""
+
+
+def check_place(out: Path, until: str) -> None:
+    """Refuse a place for what is given away that holds something else, before anything is made.
+
+    Args:
+        until: ``cluster`` for the clusters of a run, ``weigh`` for a domain's histogram.
+
+    Raises:
+        UserError: as :func:`planearly.files.check_place`.
+    """
+    if until == "cluster":
+        files.check_place(out, "a bundle of clusters", bundles.of_clusters, folder=True)
+    else:
+        files.check_place(out, "a histogram", shared.is_shared)
 
 
 # From who pretrains -----------------------------------------------------------------------------

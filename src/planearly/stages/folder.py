@@ -34,6 +34,7 @@ from planearly.files import (
     read_json,
     storage_error,
     sweep,
+    sweep_beside,
     write_json,
 )
 from planearly.keys import Recipe
@@ -54,6 +55,18 @@ _TURN, _TURNS = 0.5, 20
 
 class Missing(Exception):
     """The stage is not finished, and this run only looks at what is."""
+
+
+_OTHERS = {"bundle.json": "a bundle", "config.json": "a model"}
+"""What a folder that holds a file of that name is."""
+_OF_RUNS = ("results.json", "report.html")
+_OF_STUDIES = ("study.json", "index.html", "README.md")
+"""Files that a run or a study writes beside ``recipe.yaml``, which it writes first."""
+
+
+def _as_noted(values: dict[str, Any]) -> bytes:
+    """A recipe as it is noted in a run folder."""
+    return yaml.safe_dump(values, sort_keys=False).encode("utf-8", "backslashreplace")
 
 
 def _filled(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -103,6 +116,8 @@ class Run:
             yield self
             return
         self.executor.check()
+        if not self.mirror:
+            self._check_place()
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             # experts of a mixture may be trained side by side in one folder
@@ -110,16 +125,14 @@ class Run:
             name = ".lock" if alone is None else f".lock-expert{alone}"
             lock = open(self.out / name, "w")  # noqa: SIM115 (held while the run lasts)
         except OSError as error:
-            raise UserError(f"cannot write in {self.out} ({error.strerror}): choose another --out"
-                            ) from error
+            raise self._unusable(error) from error
         with lock:
             self.first = self._enter(lock)
             if self.mirror:
                 self.mirror.open()
             if self.first:
                 if alone is None:  # what runs that were killed have left
-                    for left in self.out.glob(".*.tmp"):
-                        left.unlink(missing_ok=True)
+                    sweep_beside(self.out)
                     shutil.rmtree(self.out / ".engine", ignore_errors=True)
                 self._note_recipe()
                 if self.executor.shares and not claims.take(lock, fcntl.LOCK_SH):
@@ -127,6 +140,31 @@ class Run:
             yield self
             if self.mirror:
                 self.mirror.close()
+
+    def _unusable(self, error: OSError) -> UserError:
+        return UserError(f"cannot write in {self.out} ({error.strerror}): choose another --out")
+
+    def _check_place(self) -> None:
+        """Refuse a folder that holds something else, of which the run would replace files.
+
+        Raises:
+            UserError: a model, a bundle, or files of the names that a run gives its own.
+        """
+        try:
+            there = {path.name for path in self.out.iterdir()} if self.out.is_dir() else set()
+        except OSError as error:
+            raise self._unusable(error) from error
+        what = next((told for name, told in _OTHERS.items() if name in there), None)
+        if what is None and ".lock" not in there:  # which every run makes first
+            if "recipe.yaml" in there:
+                noted = (self.out / "recipe.yaml").read_bytes() == _as_noted(self._noted())
+                what = None if noted else "a file recipe.yaml that no run has noted there"
+            else:
+                mine = [name for name in (_OF_STUDIES if self.recipe.study.grid else _OF_RUNS)
+                        if name in there]
+                what = f"a file {mine[0]} of something else" if mine else None
+        if what is not None:
+            raise UserError(f"{self.out} holds {what}: choose another --out")
 
     def _enter(self, lock: IO[str]) -> bool:
         """Take the run folder; False: together with others, of the same recipe.
@@ -159,20 +197,25 @@ class Run:
         Raises:
             UserError: what is noted there is no recipe.
         """
-        path = self.out / "recipe.yaml"
         now = self.recipe.to_dict()
-        if not path.exists():
+        if not (self.out / "recipe.yaml").exists():
             return [], now
-        try:
-            before = yaml.safe_load(path.read_text("utf-8"))
-        except (ValueError, RecursionError, yaml.YAMLError):
-            before = None
-        if not isinstance(before, dict):
-            raise UserError(f"{path} is not the recipe of a run: remove it, or choose another "
-                            "--out")
+        before = self._noted()
         how = {name: now[name] for name in ("engine", "processes", "track")}
         # keys that planearly had not yet when it was noted are at their defaults
         return sorted(differences({**_filled(before, Recipe().to_dict()), **how}, now)), now
+
+    def _noted(self) -> dict[str, Any]:
+        """What ``recipe.yaml`` in the folder says."""
+        path = self.out / "recipe.yaml"
+        try:
+            found = yaml.safe_load(path.read_text("utf-8"))
+        except (ValueError, RecursionError, yaml.YAMLError):
+            found = None
+        if not isinstance(found, dict):
+            raise UserError(f"{path} is not the recipe of a run: remove it, or choose another "
+                            "--out")
+        return found
 
     def _note_recipe(self) -> None:
         changed, now = self._changed()
@@ -180,8 +223,8 @@ class Run:
             say(f"{self.out} holds a run with other settings ({', '.join(changed[:6])}"
                 f"{', ...' if len(changed) > 6 else ''}): what depends on them is made anew, "
                 "beside the old results, which are kept")
-        with atomic_write(self.out / "recipe.yaml", "w") as handle:
-            yaml.safe_dump(now, handle, sort_keys=False)
+        with atomic_write(self.out / "recipe.yaml") as handle:
+            handle.write(_as_noted(now))
 
     def stage(
         self,
