@@ -125,6 +125,20 @@ def test_duplicates_of_any_shards_are_found_by_any_worker(tmp_path, corpus, toke
     assert found["one"] == found["ranges"] == found["workers"]
 
 
+def test_windows_of_documents_and_of_all_but_some(tmp_path, corpus, tokenizer, monkeypatch):
+    texts = [prose(i, 5 + 20 * (i % 3)) for i in range(9)]
+    dataset = make(write(corpus / "a.jsonl", texts), tokenizer, tmp_path / "out")
+    of = dataset.windows["document"].astype(int)
+    for some in ([4, 0, 8], [3], [], range(9)):
+        assert dataset.windows_of(np.array(some, np.int64)).tolist() == [
+            window for document in some for window in np.flatnonzero(of == document)]
+    excluded = np.isin(np.arange(9), [0, 4, 5])
+    for chunk in (1 << 20, 7, 2):
+        monkeypatch.setattr("planearly.data.dataset._CHUNK", chunk)
+        assert dataset.windows_without(excluded).tolist() == np.flatnonzero(
+            ~excluded[of]).tolist()
+
+
 def test_one_huge_document(tmp_path, tokenizer):
     text = "\n".join(prose(i, 500) for i in range(1_000))
     (tmp_path / "huge.txt").write_text(text)

@@ -90,14 +90,9 @@ def held_out_overlap(
 
 def _held_out_paragraphs(held_out: Sequence[TokenDataset]) -> tuple[np.ndarray, np.ndarray]:
     """Hashes of the paragraphs of held-out sets, sorted, and those of them that are boilerplate."""
-    pairs, documents = [np.empty(0, _PAIR)], 0
-    for dataset in held_out:
-        here = np.empty(len(dataset.paragraphs), _PAIR)
-        here["hash"] = dataset.paragraphs["hash"]
-        here["document"] = dataset.paragraphs["document"] + np.uint64(documents)
-        pairs.append(np.unique(here))
-        documents += len(dataset.documents)
-    known, counts = np.unique(np.concatenate(pairs)["hash"], return_counts=True)
+    once = [np.unique(np.array(dataset.paragraphs))["hash"] for dataset in held_out]
+    documents = sum(len(dataset.documents) for dataset in held_out)
+    known, counts = np.unique(np.concatenate([np.empty(0, np.uint64), *once]), return_counts=True)
     return known, known[counts >= (BOILERPLATE if documents > 4 else 2)]
 
 
