@@ -84,6 +84,32 @@ def test_many_domains_take_a_projected_network_whatever_each_may_cost() -> None:
     assert planned(specialization_hours=130, domains=1, domains_later=49).recommended == "slm-pn"
 
 
+@pytest.mark.parametrize(("domains", "words"), [(1, "one domain"), (4, "4 domains")])
+def test_the_reason_counts_the_domains(domains: int, words: str) -> None:
+    reason = planned(specialization_hours=130, domains=domains).reason
+    assert f"and for {words} it costs less than a shared pretraining" in reason
+
+
+def test_where_neither_memory_nor_text_allows_experts_the_plain_model_is_left() -> None:
+    small = replace(devices.from_sheet(devices.SHEETS[0]), memory=4e9)
+    made = planned(device=small, generic_tokens=3 * B // 2)
+    assert made.recommended == "slm" and not made.row("slm-mix").feasible
+    assert made.reason == ("the plain small model is what the budgets afford: projected network: "
+                           f"{made.row('slm-pn').why}")
+    assert "GB of memory on every device" in made.row("slm-pn").why
+
+
+@pytest.mark.parametrize("tokens", [150 * B, 100 * B, 20 * B, 1000 * B])
+def test_a_plan_says_how_often_it_reads_the_corpus(tokens: int) -> None:
+    made = planned(generic_tokens=tokens)
+    passes = made.row(made.recommended).pretrain_tokens / tokens
+    assert passes <= 4 and (tokens < 1000 * B or passes < 1)
+    told = [note for note in made.notes if "reads the generic corpus" in note]
+    assert len(told) == (passes > 1.01)
+    for note in told:
+        assert note.startswith(f"{made.recommended} reads the generic corpus {passes:.1f} times")
+
+
 def test_without_hours_the_curves_cross_at_equal_quality() -> None:
     """126M parameters, 20B tokens, no budgets: at equal tokens they would cross at one domain."""
     found = {n: planned(device=devices.find("h100"), generic_tokens=20 * B, generic_hours=None,
