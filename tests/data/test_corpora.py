@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from planearly.data import corpora, inputs, subset
-from planearly.data.documents import Problems, Unit
+from planearly.data import corpora, inputs
+from planearly.data.documents import Problems
 from planearly.data.inputs import resolve
 from planearly.data.readers import read_documents
 from planearly.errors import UserError
@@ -52,23 +52,3 @@ def test_what_lies_here_goes_before_a_name(tmp_path, monkeypatch):
     assert [unit.path for unit in resolve(["c4"])] == ["c4/a.txt"]
     with pytest.raises(UserError, match="did you mean the corpus 'fineweb-edu'"):
         resolve(["fineweb_edu"])
-
-
-def test_a_part_of_many_shards_is_heads_of_some_worth_opening():
-    def units(shards, size):
-        return [Unit("hf://x", "hub", size, shard=(i, shards)) for i in range(shards)]
-
-    def heads(units, tokens):
-        part = subset.subset(units, tokens)
-        return {unit.shard[0]: size for unit in units if (size := part.most(unit)) is not None}
-
-    many, few = units(20_000, 600_000_000), units(20, 600_000_000)
-    for tokens, opened in ((1_000_000, 64), (10_000_000, 64), (1_000_000_000, 2_000)):
-        found = heads(many, tokens)
-        assert len(found) == opened
-        assert sum(found.values()) == pytest.approx(32 * tokens)
-        assert max(found) > 19_000 and min(found) < 1_000  # of all parts of the corpus
-    assert heads(many, 10_000_000).keys() <= heads(many, 1_000_000_000).keys()
-    assert len(heads(few, 1_000_000)) == 20  # of few shards every one
-    assert len(heads(units(20_000, 1_000), 10_000)) == 320  # small ones are not asked for more
-    assert max(heads(units(20_000, 1_000), 10_000).values()) <= 1_000

@@ -119,15 +119,21 @@ def test_of_a_large_dataset_on_the_hub_a_part_is_read(tmp_path, tokenizer, monke
     assert units_of[0] < 10 and units_of[1:].min() > 0.3 * units_of.sum()
 
 
-@pytest.mark.parametrize(("shards", "text", "share", "opened"), [
-    (10, 1e9, 0.01, 10), (1_000, 64e6, 0.001, 64), (10_000, 160e6, 0.01, 1_000),
-    (10_000, 4e6, 0.5, 5_000)])
-def test_few_shards_of_many_are_opened_for_a_share_of_all_text(shards, text, share, opened):
-    """All of few, else as many as have 16 MB to be read (or all of theirs), and 64 at least."""
-    read = [subset.head(Unit("hf://x", "hub", int(text), 0, (i, shards)), share)
-            for i in range(shards)]
-    some = [n_bytes for n_bytes in read if n_bytes is not None]
-    assert len(some) == opened and sum(some) == pytest.approx(share * text * shards)
-    assert max(some) - min(some) < 1 and max(some) <= text
-    if opened < shards:  # not the first ones
-        assert {n_bytes is None for n_bytes in read[:shards // 10]} == {True, False}
+def test_a_part_of_many_shards_is_heads_of_some_worth_opening():
+    def units(shards, size):
+        return [Unit("hf://x", "hub", size, shard=(i, shards)) for i in range(shards)]
+
+    def heads(units, tokens):
+        part = subset.subset(units, tokens)
+        return {unit.shard[0]: size for unit in units if (size := part.most(unit)) is not None}
+
+    many, few = units(20_000, 600_000_000), units(20, 600_000_000)
+    for tokens, opened in ((1_000_000, 64), (10_000_000, 64), (1_000_000_000, 2_000)):
+        found = heads(many, tokens)
+        assert len(found) == opened
+        assert sum(found.values()) == pytest.approx(32 * tokens)
+        assert max(found) > 19_000 and min(found) < 1_000  # of all parts of the corpus
+    assert heads(many, 10_000_000).keys() <= heads(many, 1_000_000_000).keys()
+    assert len(heads(few, 1_000_000)) == 20  # of few shards every one
+    assert len(heads(units(20_000, 1_000), 10_000)) == 320  # small ones are not asked for more
+    assert max(heads(units(20_000, 1_000), 10_000).values()) <= 1_000
