@@ -379,24 +379,6 @@ def test_the_papers_limits_give_the_papers_shapes() -> None:
     assert planned(limit=771 * M).setting.small == small
 
 
-@examples(100)
-@given(st.integers(900_000, 20 * B))
-def test_shapes_keep_to_the_limit_and_use_most_of_it(limit: int) -> None:
-    shape = sizes.shape_for(limit)
-    assert flops.parameters(shape) <= limit
-    assert shape.d_model % shape.heads == 0 and shape.d_model // shape.heads in (32, 64, 128)
-    assert limit < 30 * M or flops.parameters(shape) > 0.6 * limit
-
-
-def test_a_limit_in_bytes_or_in_speed() -> None:
-    assert sizes.limit_from_bytes(252 * M, "bf16") == 126 * M
-    assert sizes.limit_from_bytes(150 * M, "q8_0") == pytest.approx(141 * M, rel=0.01)
-    l4 = devices.find("l4")
-    fast, slow = (sizes.limit_from_speed(v, l4, "bf16") for v in (1000, 100))
-    assert slow == pytest.approx(10 * fast, rel=1e-6)
-    assert fast * 2 * 1000 == pytest.approx(0.6 * 300e9, rel=1e-6)
-
-
 def test_the_total_is_what_all_domains_cost_now_and_later() -> None:
     for row in planned(domains=20, domains_later=30).rows:
         both = row.cost.generic + row.cost.specialization * 50

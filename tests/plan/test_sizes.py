@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from examples import examples
 from planearly import config
 from planearly.cost import devices
 from planearly.errors import UserError
+from planearly.model import flops
 from planearly.plan import page, sizes
 from planearly.plan.inputs import PlanInput
 from planearly.plan.predict import predict
@@ -35,6 +39,7 @@ def test_few_slices_where_they_were_measured_and_the_paper_s_where_it_trained(
     found, why = sizes.slices(experts, tokens)
     assert found == count and why.startswith(f"{count} slices at {each} tokens per parameter")
     assert ("nothing nearer" in why) == (count == 4 and not 5.5 <= tokens <= 41.2)
+    assert count != 4 or "from 5.5 to 41.2 they were ahead of 12" in why
     papers = {12: 16, 23: 32, 46: 64}  # its Table of slices, by the experts that it trained
     assert count == 4 or f"the paper's for {papers[count]} experts, which it trained at 220 " in why
 
@@ -71,12 +76,25 @@ def test_bits_of_a_weight_are_those_of_the_format_s_blocks() -> None:
         assert 8 * most / 256 < sizes.bits(name) < sizes.bits("q6_k")
 
 
-@pytest.mark.parametrize("speed", [0.0, -20.0])
-def test_a_speed_that_cannot_be_is_one_sentence(speed: float) -> None:
-    with pytest.raises(UserError, match="--inference-speed: give a positive number"):
-        sizes.limit_from_speed(speed, devices.find("l4"), "bf16")
-    assert sizes.limit_from_speed(30.0, devices.find("l4"), "q4_0") == pytest.approx(
-        300e9 * 0.6 / 30 * 8 / 4.5, rel=1e-9)
+@examples(100)
+@given(st.integers(900_000, 20 * B))
+def test_shapes_keep_to_the_limit_and_use_most_of_it(limit: int) -> None:
+    shape = sizes.shape_for(limit)
+    assert flops.parameters(shape) <= limit
+    assert shape.d_model % shape.heads == 0 and shape.d_model // shape.heads in (32, 64, 128)
+    assert limit < 30 * M or flops.parameters(shape) > 0.6 * limit
+
+
+def test_a_limit_in_bytes_or_in_speed() -> None:
+    assert sizes.limit_from_bytes(252 * M, "bf16") == 126 * M
+    assert sizes.limit_from_bytes(150 * M, "q8_0") == pytest.approx(141 * M, rel=0.01)
+    l4 = devices.find("l4")
+    fast, slow = (sizes.limit_from_speed(v, l4, "bf16") for v in (1000, 100))
+    assert slow == pytest.approx(10 * fast, rel=1e-6)
+    assert fast * 2 * 1000 == pytest.approx(0.6 * 300e9, rel=1e-6)
+    for impossible in (0.0, -20.0):
+        with pytest.raises(UserError, match="--inference-speed: give a positive number"):
+            sizes.limit_from_speed(impossible, l4, "bf16")
 
 
 def planned(**changes: Any) -> Plan:

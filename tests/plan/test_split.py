@@ -22,6 +22,7 @@ from planearly.plan import law, recipes, split
 from planearly.plan.inputs import PlanInput
 from planearly.plan.recommend import Plan, recommend
 from planearly.stages import trained
+from planearly.units import short
 
 M, B = 10**6, 10**9
 SMALL = 121_641_984  # parameters of the plan for a limit of 126M
@@ -89,6 +90,10 @@ def test_the_split_beats_its_neighbours_on_the_law(fitted: law.Law) -> None:
     assert row.perplexity is not None
     assert row.perplexity["nll_per_token"] == pytest.approx(found.nll)
     assert "the paper's Figure 1 takes slm-" in made.reason and "12 runs" in made.reason
+    before, after = (short(found.tokens * each) for each in (
+        1 - found.adapt_share, found.adapt_share))
+    assert (f"{before} generic tokens before the domain is known and {after} per domain"
+            in made.reason)
     recipe = yaml.safe_load(recipes.recipe(made, row, [], []))
     assert recipe["adapt"]["share"] == pytest.approx(found.adapt_share, abs=1e-4)
     assert recipe["methods"] == ["slm-adapt"]
@@ -168,6 +173,7 @@ def test_without_a_law_the_runs_themselves_settle_it_or_do_not() -> None:
     made = chosen(clear, 40.0)
     assert made.recommended == "slm-is" and "your own runs of 122M parameters" in made.reason
     assert "no law of them was fitted" in made.reason and made.split is None
+    assert "; the paper's Figure 1 takes slm-pn" in made.reason
     for other in (chosen(clear, 6.0),  # the better has fewer tokens here
                   chosen([{**run, "nll": run["nll"] - 0.02 * (run["method"] == "slm-adapt")}
                           for run in runs], 40.0),  # two trainings of one kind differ as much
