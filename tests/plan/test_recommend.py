@@ -208,6 +208,9 @@ def test_what_devices_send_each_other_is_told() -> None:
         assert ("is slow" in note) == (found.network > 0.25 * found.computing)
         assert ("travel in bfloat16" in note) == ("is slow" in note)
         assert plan.to_dict()["methods"][0]["traffic"]["sent"] > 0
+    apart = planned(generic_tokens=5 * B, devices=2, device=devices.find("h100"))
+    (note,) = [note for note in apart.notes if "a device sends the others" in note]
+    assert "then travel in bfloat16" in note and ": between machines that is slow" in note
 
 
 def test_a_named_checkpoint_that_cannot_start_is_not_asked_for_again() -> None:
