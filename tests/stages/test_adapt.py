@@ -13,7 +13,7 @@ from planearly.errors import UserError
 from planearly.files import read_json
 from planearly.model import flops
 from planearly.plan import law, predict
-from planearly.stages import doctor, pipeline, selection, trained, training
+from planearly.stages import clusters, doctor, pipeline, selection, trained, training
 from planearly.stages.folder import Run
 from planearly.stages.manifest import facts
 from planearly.train import loop
@@ -102,6 +102,31 @@ def test_adapting_to_the_corpus_as_it_is_is_the_plain_model(made, tmp_path):
     assert not same(weights(plain), weights(mixed))
     assert sum(facts(mixed)["epochs"]["rows_drawn"]) == round(7 * 8 * 0.75)
     assert not list(tmp_path.glob("b/weights/*"))
+
+
+def test_each_kind_of_row_has_its_share(made, tmp_path, monkeypatch):
+    """Rows that look like the domain, the domain's own, and replay of the corpus as it is."""
+    class Begun(Exception):
+        pass
+
+    def begin(model, stream, steps, *more, **named):
+        raise Begun(stream.batch(0, 8 * steps))
+
+    monkeypatch.setattr(loop, "train", begin)
+    run = Run(tmp_path, recipe(made, ["slm-adapt"], share=1.0, specialization_share=0.25,
+                               replay_share=0.125))
+    with run.opened(), pytest.raises(Begun) as begun:
+        trained.pretrain(run, "slm-adapt", "law")
+    (batch,) = begun.value.args
+    assert len(batch) == 192
+    packed, (weighed,) = clusters.rows(run, 3), tmp_path.glob("weights/law-*")
+    for share, stream in (
+            (0.625, training.generic_stream(run, packed, training.weights_of(weighed))),
+            (0.25, training.domain_stream(run, "law")[0]),
+            (0.125, training.generic_stream(run, packed, clusters.generic_weights(packed)))):
+        rows = iter(batch.inputs.tolist())  # in their order, between others
+        assert all(row in rows for row in stream.batch(0, round(192 * share)).inputs.tolist())
+    assert (batch.groups == -1).sum() == 192 * 0.375
 
 
 @pytest.mark.parametrize("method", ["slm-adapt", "slm-pn-adapt"])
@@ -266,7 +291,11 @@ def test_the_plateau_s_checkpoints_are_paid_once(made, tmp_path, monkeypatch):
     pretrained(made, tmp_path, ["slm-adapt"], "slm-adapt")
     costs = {path.name.rpartition("-")[0]: facts(path)["cost"]
              for path in tmp_path.glob("pretrain/*")}
-    whole = read_json(next(tmp_path.glob("pretrain/slm-adapt.law-*")) / loop.OUTCOME)
+    (stage,) = tmp_path.glob("pretrain/slm-adapt.law-*")
+    whole, begun = (read_json(stage / name) for name in (loop.OUTCOME, "begun.json"))
     assert costs["slm-plateau"]["saving_hours"] > 0
+    assert costs["slm-adapt.law"]["device_hours"] == pytest.approx(
+        whole["seconds"] / 3600 - begun["device_hours"])
+    assert 0 < begun["device_hours"] <= costs["slm-plateau"]["device_hours"]
     assert costs["slm-plateau"]["saving_hours"] + costs["slm-adapt.law"]["saving_hours"] == (
         pytest.approx(whole["saving_seconds"] / 3600, rel=0.2))
