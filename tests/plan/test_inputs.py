@@ -6,12 +6,14 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from planearly import units
 from planearly.cli import app, main
+from planearly.cluster import shared
 from planearly.cost import devices
 from planearly.errors import UserError
 from planearly.plan import inputs
@@ -108,6 +110,33 @@ def test_files_of_another_kind_are_told_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text('["a file of the user"]')
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert inputs.tokens(str(tmp_path), "--generic-tokens") == round(size / 4.2)
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("method", ["slm"]), ("domain", {}), ("inference_params", "x"), ("pretrain_tokens", -1),
+    ("spec_tokens", True), ("ppl_after", "20"), ("generic_cost", {"tokens": "9"}),
+    ("generic_cost", 7), ("settings", [])])
+def test_a_row_that_no_run_writes_is_told(tmp_path: Path, key: str, value: object) -> None:
+    row = {"method": "slm", "domain": "a", "inference_params": 10, "pretrain_tokens": 10,
+           "spec_tokens": 10, "ppl_after": 3.5, "generic_cost": {"tokens": 10}, "settings": {}}
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps({"rows": [row, {**row, key: value}]}))
+    with pytest.raises(UserError, match=rf"results\.json row 2: '{key}' is .*, which no run"):
+        inputs.evidence([file])
+
+
+def test_tokens_are_those_of_the_documents_that_a_run_would_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x" * 420)
+    (tmp_path / "photo.jpg").write_bytes(bytes(10**6))
+    assert inputs.tokens(str(tmp_path), "--spec-tokens") == 100
+    made = shared.Shared({"name": "static", "digest": "e"}, 7,
+                         {2: shared.Level("c", np.array([1.0, 2.0]))})
+    made.save(tmp_path / "law.json")
+    with pytest.raises(UserError, match="is a histogram, which does not tell how many tokens"):
+        inputs.tokens(str(tmp_path / "law.json"), "--spec-tokens")
+    for text in ("", str(tmp_path / "photo.jpg")):
+        with pytest.raises(UserError, match=r"--spec-tokens: '' is not a number|its format by"):
+            inputs.tokens(text, "--spec-tokens")
 
 
 def test_a_model_folder_is_read_as_a_run_will_read_it(tmp_path: Path) -> None:

@@ -29,6 +29,12 @@ def test_a_grid_is_every_combination_of_each_block_once(made):
     ({"methods": ["slm"], "over": {"spec_token": [1]}}, "spec_token"),
     ({"methods": ["slm"], "domains": ["lav"]}, "did you mean 'law'"),
     ({"methods": []}, "names no methods"),
+    ({"methods": ["slm", "slm-si"]}, r"\(block 1\) names the method 'slm-si'; did you mean 'slm"),
+    ({"methods": ["slm"], "over": {"spec_tokens": []}}, "gives 'spec_tokens' no values"),
+    ({"methods": ["slm"], "over": {"spec_tokens": None}}, "gives 'spec_tokens' no values"),
+    *(({"methods": ["slm"], "over": {key: [value]}}, f"varies '{key}' under 'over', which is no")
+      for key, value in (("model", {"layers": 2}), ("study", {}), ("study.grid", []),
+                         ("methods", ["slm"]), ("domains", ["law"]), ("engine", "ray"))),
 ])
 def test_a_misspelt_grid_is_refused(made, block, said):
     with pytest.raises(UserError, match=said):

@@ -4,12 +4,13 @@ NAME:PARAMETERS."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planearly import methods, storage, units
+from planearly.cluster import shared
 from planearly.cost import devices
 from planearly.data import corpora
 from planearly.data.inputs import resolve
@@ -173,9 +174,7 @@ def tokens(given: object, flag: str) -> int:
     or a token dataset."""
     text = str(given)
     path = Path(text)
-    if storage.is_url(text):
-        return _tokens_of([(Path(unit.path), unit.size) for unit in resolve([text])], text, flag)
-    if not path.exists():
+    if not storage.is_url(text) and not (text and path.exists()):
         if text in corpora.TABLE:
             return round(corpora.TABLE[text].tokens)
         try:
@@ -189,13 +188,10 @@ def tokens(given: object, flag: str) -> int:
         dataset = read_json(path / "dataset.json")
         if isinstance(dataset, dict) and "n_tokens" in dataset:  # else a file of the user's own
             return int(dataset["n_tokens"])
-    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-    return _tokens_of([(p, p.stat().st_size) for p in files], text, flag)
-
-
-def _tokens_of(files: list[tuple[Path, int]], text: str, flag: str) -> int:
-    """About how many tokens files of these sizes hold."""
-    size = sum(n_bytes * _PACKED.get(file.suffix, 1.0) for file, n_bytes in files)
+    if path.suffix == ".json" and shared.is_shared(path):
+        raise UserError(f"{flag}: {text} is a histogram, which does not tell how many tokens its "
+                        "documents have: give a number of tokens")
+    size = sum(unit.size * _PACKED.get(Path(unit.path).suffix, 1.0) for unit in resolve([text]))
     if size == 0:
         raise UserError(f"{flag}: {text} holds no text: name files that do, or give a number of "
                         "tokens")
@@ -249,6 +245,26 @@ def parameters(folder: Path) -> int:
     return total
 
 
+def _check_row(row: Mapping[str, Any], where: str) -> None:
+    """Refuse a row of results that no run writes.
+
+    Raises:
+        UserError: which of its values it is.
+    """
+    def number(value: Any) -> bool:
+        return value is None or (type(value) in (int, float) and value >= 0)
+
+    cost = row.get("generic_cost") or {}
+    fits = {"method": isinstance(row["method"], str), "domain": isinstance(row["domain"], str),
+            "settings": isinstance(row.get("settings", {}), dict),
+            "generic_cost": isinstance(cost, dict) and number(cost.get("tokens")),
+            **{key: number(row.get(key)) for key in (*law.AXES.values(), "ppl_after")}}
+    wrong = [key for key, fit in fits.items() if not fit]
+    if wrong:
+        raise UserError(f"{where}: '{wrong[0]}' is {row[wrong[0]]!r}, which no run writes: give "
+                        "the file as a run or a study wrote it")
+
+
 def evidence(files: Sequence[Path]) -> tuple[dict[str, Law], list[dict[str, Any]]]:
     """A law for each method that the rows support, and one for the line of those that adapt or not;
     the others stay unknown, and are named. And what was measured, by :func:`law.measured`."""
@@ -260,6 +276,8 @@ def evidence(files: Sequence[Path]) -> tuple[dict[str, Law], list[dict[str, Any]
                 isinstance(row, dict) and {"method", "domain"} <= row.keys() for row in found):
             raise UserError(f"{file} is not a results.json or study.json: it has no 'rows' with a "
                             "'method' and a 'domain' each")
+        for number, row in enumerate(found, 1):
+            _check_row(row, f"{file} row {number}")
         rows += law.plain(content)
     fitted = {}
     names = sorted({row["method"] for row in rows})

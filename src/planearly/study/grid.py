@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from planearly import config, keys
+from planearly import config, keys, methods
 from planearly.errors import UserError
 from planearly.files import digest
 from planearly.keys import Recipe
@@ -51,18 +51,51 @@ def check(recipe: Recipe) -> None:
     """Refuse what is no grid, whatever the domains.
 
     Raises:
-        UserError: there is none, or ``study.main`` or ``study.equal_compute`` names a method that
-            it lacks.
+        UserError: there is none, a block without methods or with one that there is not, or that
+            varies what is no setting or gives it no values; or ``study.main`` or
+            ``study.equal_compute`` names a method that the grid lacks.
     """
     if not recipe.study.grid:
         raise UserError("the recipe has no 'study.grid': list blocks of 'methods', 'domains' and "
                         "'over' in it, as in the recipe study-smoke")
+    for number, block in enumerate(recipe.study.grid):
+        _check_block(recipe, block, _place(number))
     listed = {method for block in recipe.study.grid for method in block.methods}
     for key, named in (("main", recipe.study.main),
                        *(("equal_compute", one) for one in recipe.study.equal_compute)):
         for method in sorted(named.keys() - listed):
             raise UserError(f"recipe key 'study.{key}' names '{method}', which no block of "
                             "'study.grid' has: list it there, or leave it out")
+
+
+def _place(number: int) -> str:
+    return f"recipe key 'study.grid' (block {number + 1})"
+
+
+def _check_block(recipe: Recipe, block: keys.Block, place: str) -> None:
+    if not block.methods:
+        raise UserError(f"{place} names no methods: list some, as in 'methods: [slm, slm-is]'")
+    _known(block.methods, list(methods.TABLE), f"{place} names the method")
+    for key, values in block.over.items():
+        config.value_of(recipe, key)  # a misspelt key is no impossible cell
+        if key not in config.places() or key.startswith("study.") or key in _NO_SETTINGS:
+            raise UserError(f"{place} varies '{key}' under 'over', which is no setting of one "
+                            "cell: name a key of numbers or words, as pretrain_tokens or "
+                            "model.layers; methods and domains have lists of their own")
+        if not values:
+            raise UserError(f"{place} gives '{key}' no values: list some, or leave the key out")
+
+
+_NO_SETTINGS = ("name", "methods", "domains", "engine", "processes", "track", "bundle")
+"""Recipe keys that say nothing of one cell alone."""
+
+
+def _known(names: list[str], known: list[str], what: str) -> None:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1, 0.3)
+            raise UserError(f"{what} '{name}'; " + (f"did you mean '{near[0]}'?" if near
+                                                    else f"known are {', '.join(known)}"))
 
 
 def cells(recipe: Recipe, domains: list[str]) -> list[Cell]:
@@ -80,15 +113,7 @@ def cells(recipe: Recipe, domains: list[str]) -> list[Cell]:
     keys = list(dict.fromkeys(key for _, block in blocks for key in block.over))
     found: dict[str, Cell] = {}
     for number, block in blocks:
-        place = f"recipe key 'study.grid' (block {number + 1})"
-        if not block.methods:
-            raise UserError(f"{place} names no methods: list some, as in 'methods: [slm, slm-is]'")
-        for domain in block.domains:
-            if domain not in domains:
-                near = difflib.get_close_matches(domain, domains, 1, 0.3)
-                raise UserError(f"{place} names the domain '{domain}'; "
-                                + (f"did you mean '{near[0]}'?" if near
-                                   else f"known are {', '.join(domains)}"))
+        _known(block.domains, domains, f"{_place(number)} names the domain")
         for variant in _variants(recipe, block):
             for method, domain in product(block.methods, block.domains or domains):
                 of = variant.recipe or recipe
@@ -117,16 +142,14 @@ def _at_main_budgets(recipe: Recipe, block: keys.Block) -> list[keys.Block]:
     parts: dict[int, list[str]] = {}
     for method in block.methods:
         parts.setdefault(main.get(method, recipe.pretrain_tokens), []).append(method)
-    return [keys.Block(methods, block.domains, {**block.over, "pretrain_tokens": [tokens]})
-            for tokens, methods in parts.items()]
+    return [keys.Block(named, block.domains, {**block.over, "pretrain_tokens": [tokens]})
+            for tokens, named in parts.items()]
 
 
 def _variants(recipe: Recipe, block: keys.Block) -> Iterator[Variant]:
     """The recipes of a block; keys with their own recipe's value are no change."""
     for values in product(*block.over.values()):
         changes = dict(zip(block.over, values, strict=True))
-        for key in changes:
-            config.value_of(recipe, key)  # a misspelt key is no impossible cell
         try:
             made = sizes.settled(config.variant(recipe, changes))
         except UserError as error:
