@@ -69,18 +69,6 @@ def test_a_folder_of_something_else_is_left_as_it_is(run, file, what):
     assert (run.out / file).read_text() == "name: mine  # my own\n"
 
 
-def test_a_study_leaves_a_readme_of_others_alone(run):
-    run.out.mkdir()
-    (run.out / "README.md").write_text("mine")
-    with run.opened():
-        pass
-    (run.out / "recipe.yaml").unlink()
-    (run.out / ".lock").unlink()
-    grid = keys.Recipe(study=keys.Study(grid=[keys.Block()]))
-    with pytest.raises(UserError, match=r"holds a file README\.md"), Run(run.out, grid).opened():
-        pass
-
-
 def test_a_run_folder_that_was_copied_without_hidden_files_goes_on(run, tmp_path):
     with run.opened():
         pass

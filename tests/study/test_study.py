@@ -2,15 +2,19 @@
 
 import contextlib
 import errno
+import json
 
+import numpy as np
 import pytest
 
+from planearly.cluster import shared
 from planearly.errors import UserError
 from planearly.files import read_json
 from planearly.stages.folder import Run
 from planearly.stages.manifest import MANIFEST
 from planearly.studies.paper import SUITE
 from planearly.study import view
+from planearly.study.run import again
 from planearly.study.run import study as whole_study
 from planearly.study.view import RESULTS
 from planearly.train import loop
@@ -23,7 +27,7 @@ def study(recipe, out, **how):
 
 @pytest.mark.slow
 def test_impossible_cells_are_told_and_the_others_run(made, tmp_path):
-    recipe = with_grid(made, {"methods": ["slm", "slm-pn", "nonsense"]},
+    recipe = with_grid(made, {"methods": ["slm", "slm-pn"]},
                        {"methods": ["slm"], "over": {"spec_tokens": [-5, 300]}})
     out = tmp_path / "study"
     page = study(recipe, out)
@@ -32,13 +36,47 @@ def test_impossible_cells_are_told_and_the_others_run(made, tmp_path):
         ("slm", None), ("slm", 300)]
     reasons = {(s["method"], s["settings"]["spec_tokens"]): s["reason"] for s in found["skipped"]}
     assert "projected.experts" in reasons["slm-pn", None]
-    assert "nonsense" in reasons["nonsense", None] and "spec_tokens" in reasons["slm", -5]
+    assert "spec_tokens" in reasons["slm", -5]
     assert not found["pending"] and page.exists()
     told = (out / "README.md").read_text("utf-8")
     assert "projected.experts" in told and "fine-tuning" in told.lower()
     row = found["rows"][0]
     assert len(row["nll_after"]) == len(row["nll_before"]) == len(row["tokens"])
     assert row["finetuning"]["validation"]
+
+
+def test_a_domain_without_texts_is_told_before_anything_is_made(made, tmp_path):
+    law = tmp_path / "law.json"
+    shared.Shared({"name": "words", "digest": "e"}, 7,
+                  {3: shared.Level("c", np.array([1.0, 2.0, 3.0]))}).save(law)
+    recipe = with_grid(made, {"methods": ["slm-is"]}, domains=[str(law)])
+    with pytest.raises(UserError, match="'law' is given by its histogram, and a study fine-tunes"):
+        study(recipe, tmp_path / "study")
+    assert not list((tmp_path / "study").glob("*-*"))
+
+
+@pytest.mark.parametrize("only_report", [False, True])
+def test_a_readme_of_others_is_left_alone(made, tmp_path, only_report):
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "README.md").write_text("mine")
+    with pytest.raises(UserError, match=r"README\.md is of something else"):
+        study(with_grid(made, {"methods": ["slm"]}), out, only_report=only_report)
+    assert [path.name for path in out.iterdir()] == ["README.md"]
+
+
+@pytest.mark.parametrize("damage", [
+    lambda found: found.pop("name"), lambda found: found.update(domains=None),
+    lambda found: found["rows"].append({"settings": 3}),
+    lambda found: found.update(rows=[3])])
+def test_what_is_no_study_json_is_one_sentence(damage, tmp_path):
+    found = {"name": "s", "recipe": {}, "rows": [], "domains": ["law"]}
+    damage(found)
+    file = tmp_path / "study.json"
+    file.write_text(json.dumps(found))
+    with pytest.raises(UserError, match=r"is not a study\.json as 'planearly study' writes it"):
+        again(file, tmp_path / "out", lambda name: SUITE)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
@@ -52,8 +90,8 @@ def test_a_finished_cell_is_never_made_again(made, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in out.rglob(MANIFEST)}
     assert before
     study(with_grid(made, both), out)
-    again = {path: path.stat().st_mtime_ns for path in out.rglob(MANIFEST)}
-    assert before.items() <= again.items() and len(again) == len(before) + 2
+    after = {path: path.stat().st_mtime_ns for path in out.rglob(MANIFEST)}
+    assert before.items() <= after.items() and len(after) == len(before) + 2
     assert len(read_json(out / RESULTS)["rows"]) == 2
 
 

@@ -60,8 +60,7 @@ class Missing(Exception):
 _OTHERS = {"bundle.json": "a bundle", "config.json": "a model"}
 """What a folder that holds a file of that name is."""
 _OF_RUNS = ("results.json", "report.html")
-_OF_STUDIES = ("study.json", "index.html", "README.md")
-"""Files that a run or a study writes beside ``recipe.yaml``, which it writes first."""
+"""Files that a run writes beside ``recipe.yaml``, which it writes first."""
 
 
 def _as_noted(values: dict[str, Any]) -> bytes:
@@ -160,8 +159,7 @@ class Run:
                 noted = (self.out / "recipe.yaml").read_bytes() == _as_noted(self._noted())
                 what = None if noted else "a file recipe.yaml that no run has noted there"
             else:
-                mine = [name for name in (_OF_STUDIES if self.recipe.study.grid else _OF_RUNS)
-                        if name in there]
+                mine = [name for name in _OF_RUNS if name in there]
                 what = f"a file {mine[0]} of something else" if mine else None
         if what is not None:
             raise UserError(f"{self.out} holds {what}: choose another --out")

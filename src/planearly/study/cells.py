@@ -82,6 +82,10 @@ class Study:
         # of what all cells need: worth waiting for
         self.base = Run(out, recipe, build=build, earlier=not build)
         self.domains = list(corpus.needed_domains(self.base, "a study"))
+        if given := list(corpus.histograms(self.base)):
+            raise UserError(f"the domain '{given[0]}' is given by its histogram, and a study "
+                            "fine-tunes and evaluates on its texts: give its documents, or leave "
+                            "it out")
         self.cells = grid.cells(recipe, self.domains)
         self._runs: dict[str, Run] = {}
 

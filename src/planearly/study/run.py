@@ -51,6 +51,7 @@ def study(recipe: Recipe, out: Path, suite: Suite, workers: int | None = None,
             failed that are not impossible.
     """
     grid.check(recipe)  # before the folder is touched
+    _check_place(out)
     if only_report:
         return report(recipe, out, suite)[0]
     corpus.check(recipe)
@@ -128,7 +129,11 @@ def conclude(this: Study, suite: Suite) -> tuple[Path, list[dict[str, Any]]]:
 
 def publish(results: Mapping[str, Any], suite: Suite, out: Path) -> Path:
     """Tables, figures, page and README of what ``study.json`` holds, all of them or none."""
-    made = views.view(results, suite)
+    return _written(results, views.view(results, suite), out)
+
+
+def _written(results: Mapping[str, Any], made: views.View, out: Path) -> Path:
+    _check_place(out)
     with replacing(out, ".report") as folder:
         written = views.write(results, made, folder).name
     say(f"tables: {out / 'tables'}")
@@ -146,12 +151,24 @@ def again(file: Path, out: Path, suites: Callable[[str], Suite]) -> Path:
         UserError: the file is not a study's.
     """
     results = read_json(file)
-    if (not isinstance(results, dict) or not {"name", "recipe", "rows"} <= results.keys()
-            or not isinstance(results["rows"], list)
-            or not all("settings" in row for row in results["rows"])):
-        raise UserError(f"{file} is not a study.json: give the file that 'planearly study' wrote")
-    asked = look_up(results["recipe"], "study.suite") or keys.Study().suite  # 0.1 names none
-    return publish(results, suites(asked), out)
+    try:
+        if not all("settings" in row for row in results["rows"]):
+            raise KeyError("settings")
+        asked = look_up(results["recipe"], "study.suite") or keys.Study().suite  # 0.1 names none
+        suite = suites(asked)
+        made = views.view({"name": results["name"], **results}, suite)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{file} is not a study.json as 'planearly study' writes it ({error!r}): "
+                        "give one that it wrote") from error
+    return _written(results, made, out)
+
+
+def _check_place(out: Path) -> None:
+    """Refuse a folder with a page, say, that no study wrote, since it would be replaced."""
+    for name in views.MADE if not (out / views.RESULTS).exists() else ():
+        if (out / name).exists():
+            raise UserError(f"{out / name} is of something else, and a study would replace it: "
+                            "choose another --out")
 
 
 def _entropies(this: Study) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -25,7 +25,9 @@ from planearly.study.compare import Arm, Cells, macro
 from planearly.study.spec import Suite
 from planearly.study.verdict import RULE, Claim, Verdict
 
-RESULTS = "study.json"
+RESULTS, PAGE, README = "study.json", "index.html", "README.md"
+MADE = (PAGE, README, "tables", "figures")
+"""What a study writes beside :data:`RESULTS`."""
 VERDICTS: tuple[Verdict, ...] = ("reproduced", "not reproduced", "cannot be judged")
 
 
@@ -99,10 +101,10 @@ def write(study: Mapping[str, Any], this: View, folder: Path) -> Path:
         if drawn is not None:
             drawn.save(folder / "figures" / one.name)
             this.figures[one.name] = drawn.svg
-    for template, name in (("study_page.html.j2", "index.html"), ("readme.md.j2", "README.md")):
+    for template, name in (("study_page.html.j2", PAGE), ("readme.md.j2", README)):
         with atomic_write(folder / name, "w") as handle:
             handle.write(text(this, template))
-    return folder / "index.html"
+    return folder / PAGE
 
 
 def text(this: View, template: str) -> str:
