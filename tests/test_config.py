@@ -154,6 +154,16 @@ def test_texts_stay_as_typed_in_a_file(tmp_path, text):
     assert all(type(one) is str for one in (made.data.text_field, *made.domains))
 
 
+def test_a_file_of_json_may_escape_any_character(tmp_path):
+    text = "emoji \U0001f600 and 船"
+    for name in ("recipe.yaml", "recipe.json"):
+        (tmp_path / name).write_text(json.dumps({"domains": [text]}))
+        assert config.load(tmp_path / name).domains == [text]
+    assert config.load("nano", ['domains=["\\ud83d\\ude00"]']).domains == ["\U0001f600"]
+    with pytest.raises(UserError, match="no text has"):
+        config.load("nano", ['domains=["\\ud83d"]'])
+
+
 def test_anchors_of_a_file_stand_for_what_they_name(tmp_path):
     (tmp_path / "a.yaml").write_text("domains: &two [a, b]\ngeneric: *two\nmodel: &m {layers: 3}\n"
                                      "large: {<<: *m, heads: 2}\n")

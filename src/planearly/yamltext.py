@@ -23,6 +23,7 @@ _MOST_NODES = 200_000
 """Scalars and lists in all, aliases counted as often as they stand: a file of a few lines can
 name ten to the ninth."""
 _DEEPEST = 40
+_HALVES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _TEXT = "tag:yaml.org,2002:str"
 _PLAIN_TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool",
                                                                  "null"))
@@ -194,6 +195,12 @@ def _structure(loader: type[_Loader], text: str, where: str) -> Any:
                         "flatter") from error
 
 
+def _joined(text: str) -> str:
+    """A text with the halves of characters joined that JSON escapes one by one."""
+    return _HALVES.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"),
+                       text)
+
+
 class _Builder:
     """Plain values of a tree of nodes."""
 
@@ -210,7 +217,8 @@ class _Builder:
         if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
             return [self.build(one, depth + 1) for one in node.value]
         if isinstance(node, yaml.ScalarNode) and node.tag in _PLAIN_TAGS:
-            return str(node.value) if node.style or node.tag != _TEXT else Scalar(node.value)
+            return (_joined(str(node.value)) if node.style or node.tag != _TEXT
+                    else Scalar(node.value))
         raise self.error(node, f"has the tag {node.tag}, which no recipe key takes: leave it out")
 
     def mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:

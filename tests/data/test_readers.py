@@ -231,6 +231,19 @@ def test_odd_records_are_set_aside(tmp_path, record, why):
     assert problems.examples[0]["why"] == why
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_numbers_of_any_length_are_beside_the_text(tmp_path, name):
+    long = '{"id": 1' + "0" * 5000 + ', "text": "kept", "x": NaN}'
+    text = f'{long}\n{{"text": "too"}}\n' if name == "a.jsonl" else f'[{long},\n {{"text": "too"}}]'
+    (tmp_path / name).write_text(text)
+    found, problems = read(tmp_path)
+    assert [one.text for one in found] == ["kept", "too"] and not problems.bad
+    (tmp_path / name).write_text(text.replace('"id"', '"text": "lost", "id"'))
+    found, problems = read(tmp_path)
+    assert [one.text for one in found] == ["too"]
+    assert problems.examples[0]["why"] == "field 'text' stands in it twice"
+
+
 def test_fields_of_records_inside_are_their_own(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(
         b'{"text": "one", "more": {"text": "two"}}\n{"text": "a \\"text\\" b"}\n')

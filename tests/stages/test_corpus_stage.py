@@ -26,6 +26,18 @@ def opened(root, out, **over) -> Run:
     return Run(out, recipe(root, methods=["slm", "slm-is"], **over))
 
 
+def test_a_name_that_no_folder_could_bear_is_told_at_once(made, tmp_path):
+    law = made / "domains" / "law"
+    for name, fits in (("é" * 80, True), ("é" * 81, False)):
+        place = shutil.copytree(law, tmp_path / name)
+        run = opened(made, tmp_path / "run", domains_root=None, domains=[str(place)])
+        if fits:
+            assert list(corpus.domain_names(run)) == [name]
+            continue
+        with pytest.raises(UserError, match="has a name of more than 160 bytes"):
+            corpus.domain_names(run)
+
+
 def test_held_out_text_in_the_generic_corpus_is_told_and_not_trained_on(
         made, tmp_path, capsys):
     test = (made / "domains" / "law" / "test.jsonl").read_text().splitlines()

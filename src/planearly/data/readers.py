@@ -232,7 +232,8 @@ def _decoded(data: bytes) -> tuple[str, str]:
 
 def _lines(unit: Unit, settings: keys.Data, problems: Problems) -> Iterator[tuple[int, Any]]:
     """JSON lines; or, if the first line is no object, a file that is JSON as a whole."""
-    field = json.dumps(settings.text_field).encode()
+    field = settings.text_field
+    twice, named = f"field '{field}' stands in it twice", json.dumps(field).encode()
     begun = unit.part is not None
     for number, line in _byte_lines(unit, problems):
         line = line.strip().removeprefix(codecs.BOM_UTF8)
@@ -240,19 +241,23 @@ def _lines(unit: Unit, settings: keys.Data, problems: Problems) -> Iterator[tupl
             continue
         why, record = "", None
         try:
-            record = json.loads(line.decode())
+            record = _JSON.decode(line.decode())
         except UnicodeDecodeError:
             why = "not valid UTF-8"
         except (ValueError, RecursionError) as error:
             why = f"broken JSON{_brief(error)}"
         if not begun and (why or (isinstance(record, list) and ".json" in _suffixes(unit))):
-            whole = _whole(unit)
+            whole = _whole(unit, field)
             if whole is not None:
-                yield from whole
+                for number, value in whole:
+                    if value is _TWICE:
+                        problems.set_aside(unit.path, number, twice)
+                    else:
+                        yield number, value
                 return
         begun = True
-        if not why and line.count(field) > 1 and _twice(line, settings.text_field):
-            why = f"field '{settings.text_field}' stands in it twice"
+        if not why and line.count(named) > 1 and _twice(line, field):
+            why = twice
         if why:
             problems.set_aside(unit.path, number, why)
         else:
@@ -311,7 +316,7 @@ def is_lines(unit: Unit) -> bool:
             if not json.detect_encoding(head).startswith("utf-8") or b"\n" not in head:
                 return False
             lines = (line.strip().removeprefix(codecs.BOM_UTF8) for line in handle)
-            return isinstance(json.loads(next(filter(None, lines), b"0").decode()), dict)
+            return isinstance(_JSON.decode(next(filter(None, lines), b"0").decode()), dict)
         except (*_DAMAGE, ValueError, RecursionError):  # told when it is read
             return False
 
@@ -354,7 +359,21 @@ def row_groups(unit: Unit) -> list[tuple[int, int]]:
         return []
 
 
-def _twice(line: bytes, field: str) -> bool:
+def _integer(digits: str) -> int | float:
+    """A whole number of JSON; one that is longer than Python reads is as good as infinite."""
+    return int(digits) if len(digits) < _LONGEST else float(digits)
+
+
+_LONGEST = 640
+"""Digits that Python reads as a whole number whatever limit is set."""
+_JSON = json.JSONDecoder(parse_int=_integer)
+
+
+_TWICE = object()
+"""In place of an object that has the field of the text twice."""
+
+
+def _twice(line: bytes | str, field: str) -> bool:
     """Whether the object of a line has a field twice, of which one would be lost."""
     outermost: list[tuple[str, Any]] = []
 
@@ -362,12 +381,13 @@ def _twice(line: bytes, field: str) -> bool:
         outermost[:] = pairs
         return dict(pairs)
 
-    json.loads(line, object_pairs_hook=keep)
+    json.loads(line, object_pairs_hook=keep, parse_int=_integer)
     return sum(key == field for key, _ in outermost) > 1
 
 
-def _whole(unit: Unit) -> list[tuple[int, Any]] | None:
-    """(line, value) of a file that is one JSON list, or values over several lines.
+def _whole(unit: Unit, field: str) -> list[tuple[int, Any]] | None:
+    """(line, value) of a file that is one JSON list, or values over several lines; :data:`_TWICE`
+    for one that has ``field`` twice.
 
     None if it is neither.
 
@@ -387,8 +407,7 @@ def _whole(unit: Unit) -> list[tuple[int, Any]] | None:
     found: list[tuple[int, Any]] = []
     try:
         text = data.decode(json.detect_encoding(data)).removeprefix("\ufeff")
-        decoder = json.JSONDecoder()
-        place, line = 0, 1
+        place, line, named = 0, 1, json.dumps(field)
 
         def skip(signs: str) -> str:
             """Go on to the next sign that is no space, and over it if it is one of ``signs``."""
@@ -402,7 +421,9 @@ def _whole(unit: Unit) -> list[tuple[int, Any]] | None:
 
         listed = skip("[") == "["
         while skip("") not in ("", "]"):
-            value, end = decoder.raw_decode(text, place)
+            value, end = _JSON.raw_decode(text, place)
+            if text.count(named, place, end) > 1 and _twice(text[place:end], field):
+                value = _TWICE
             found.append((line, value))
             line += text.count("\n", place, end)
             place = end

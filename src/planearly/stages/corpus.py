@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 import tempfile
@@ -33,6 +34,8 @@ from planearly.stages.manifest import facts
 _AHEAD = 4.0
 """Times the tokens wanted that are looked for at once, among the documents of the lowest ranks."""
 _RANKED = 1 << 18  # documents at once
+_LONGEST_NAME = 160
+"""Bytes of a domain's name: with a method's and a fingerprint a folder's name may have 255."""
 
 
 @once
@@ -80,7 +83,7 @@ def domain_names(run: Run) -> dict[str, str]:
     Empty where the recipe has neither ``domains`` nor ``domains_root``: its domains are to come.
 
     Raises:
-        UserError: ``domains_root`` holds no domains, or two are of one name.
+        UserError: ``domains_root`` holds no domains, two are of one name, or a name is too long.
     """
     _, root, entries = sources(run)
     if not entries and root:
@@ -90,6 +93,10 @@ def domain_names(run: Run) -> dict[str, str]:
         name = Path(entry.rstrip("/")).name.split(".")[0] or "domain"
         if name in names:
             raise UserError(f"two domains are called '{name}': rename one of their folders")
+        if len(os.fsencode(name)) > _LONGEST_NAME:
+            raise UserError(f"the domain '{name}' has a name of more than {_LONGEST_NAME} bytes, "
+                            "which the folders of its stages could not bear: rename it, or name it "
+                            "by a link")
         names[name] = entry
     return names
 
