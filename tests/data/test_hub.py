@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from planearly.data import hub, shards
@@ -105,6 +106,34 @@ def test_the_commit_is_resolved_once(monkeypatch):
     asked.clear()
     assert resolve(["hf://org/set/de"], pinned) == units and not asked  # from the pins alone
     hub._load.cache_clear()
+
+
+@pytest.mark.parametrize(("files", "most"), [(1, 1), (99, 99), (250, 100)])
+def test_the_size_of_a_dataset_is_estimated_from_some_of_its_files(monkeypatch, files, most):
+    names = [f"data/{i:03}.jsonl{'.gz' * (i % 2)}" for i in range(files)]
+    asked = []
+
+    class Hub:
+        def dataset_info(self, name):
+            return SimpleNamespace(sha="abc")
+
+        def get_paths_info(self, path, names, revision, repo_type):
+            assert (path, revision, repo_type) == ("org/set", "abc", "dataset")
+            asked.extend(names)
+            return [SimpleNamespace(path=name, size=1_000) for name in names]
+
+    streamed = SimpleNamespace(info=SimpleNamespace(splits=None), num_shards=files)
+    builder = SimpleNamespace(
+        as_streaming_dataset=lambda split: streamed, config=SimpleNamespace(data_files={
+            "train": [f"hf://datasets/org/set@abc/{name}" for name in names]}))
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda *_, **__: builder)
+    hub._load.cache_clear()
+    units = resolve(["hf://org/set"])
+    hub._load.cache_clear()
+    assert len(units) == files and len(asked) == most and set(asked) <= set(names)
+    each = np.mean([3_500 if name.endswith(".gz") else 1_000 for name in asked])
+    assert sum(unit.size for unit in units) == pytest.approx(files * each, rel=0.01)
 
 
 def test_a_hub_out_of_reach_is_one_sentence(monkeypatch):
