@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from planearly import parallel
+from planearly.errors import UserError
 
 
 @pytest.fixture
@@ -44,6 +45,56 @@ def test_things_are_dealt_once_each_and_evenly(monkeypatch, first):
         hands.append(range(10)[parallel.deal(10, first)])
     assert sorted(i for hand in hands for i in hand) == list(range(10))
     assert len(hands[first % 3]) == 4 and hands[first % 3][0] == 0
+
+
+@pytest.mark.parametrize("places", [(0, 3), (5, 16), (7, 13), (4, 4)])
+def test_places_are_divided_evenly_and_in_order(monkeypatch, places):
+    monkeypatch.setattr(parallel, "world", lambda: 3)
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        shares.append(range(*parallel.share(*places)))
+    assert [place for share in shares for place in share] == list(range(*places))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("first", [0, 2, 4])
+@pytest.mark.parametrize("n", [2, 9, 10])
+def test_what_was_dealt_is_gathered_in_order(monkeypatch, n, first):
+    things = torch.randn(n, 2, 3, generator=torch.Generator().manual_seed(n)).bfloat16()
+    sent = {}
+
+    def all_gather(parts, own):
+        sent[parallel.rank()] = own.clone()
+        for rank, part in enumerate(parts):
+            part.copy_(sent.get(rank, torch.zeros_like(part)))
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "all_gather", all_gather)
+    monkeypatch.setattr(parallel, "world", lambda: 3)
+    for all_are_known in (False, True):
+        for rank in range(3):
+            monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+            found = parallel.gather(things[parallel.deal(n, first)], n, first)
+            assert not all_are_known or torch.equal(found, things)
+    assert {len(own) for own in sent.values()} == {-(-n // 3)}  # no more than is needed
+
+
+def test_a_step_has_a_row_for_each_process(monkeypatch):
+    monkeypatch.setattr(parallel, "world", lambda: 4)
+    for rows in (4, 9):
+        parallel.check_rows(rows)
+    with pytest.raises(UserError, match="3 rows cannot be divided among 4 processes"):
+        parallel.check_rows(3)
+
+
+def test_one_thread_computes_and_the_others_come_back():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with parallel.one_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("flags", "gain", "fast"), [
