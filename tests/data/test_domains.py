@@ -1,6 +1,7 @@
 """Taking domains as split, and splitting them."""
 
 import dataclasses
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from planearly.data.documents import Problems, Section, split_hash
 from planearly.data.domains import domain_names
 from planearly.data.inputs import resolve
 from planearly.data.readers import read_documents
+from planearly.data.text import sections
 from planearly.engine.local import Local
 from planearly.errors import UserError
 from small_documents import DATA, domain_splits, lines
@@ -164,6 +166,14 @@ def test_one_long_document_is_cut_between_paragraphs(tmp_path):
     assert found == {"train": ["\n\n".join(paragraphs[:16])],
                      "valid": ["\n\n".join(paragraphs[16:18])],
                      "test": ["\n\n".join(paragraphs[18:])]}
+
+
+@pytest.mark.parametrize("least", [1, 2, 4, 5, 6, 9])
+def test_sections_end_at_paragraphs_and_only_of_fewer_at_lines(least):
+    paragraphs = [f"the first of {i}\nthe second" for i in range(5)]
+    text = "\n " + "\n\n".join(paragraphs) + "\n"
+    found = [text[begin:end].strip() for begin, end in pairwise([0, *sections(text, least)])]
+    assert found == (paragraphs if least <= 5 else "\n".join(paragraphs).split("\n"))
 
 
 def test_three_sentences(tmp_path):

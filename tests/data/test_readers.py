@@ -363,6 +363,16 @@ def test_links_are_followed_once_and_what_cannot_be_read_is_told(tmp_path, capsy
     assert texts(real / "*.txt") == ["a"]
 
 
+def test_of_what_is_passed_over_the_most_frequent_kinds_are_told(tmp_path, capsys):
+    for kind, many in (("pdf", 2), ("png", 5), ("doc", 1), ("css", 1), ("xls", 3), ("JPG", 2)):
+        for i in range(many):
+            (tmp_path / f"{i}.{kind}").touch()
+    (tmp_path / "a.txt").write_text("text")
+    assert len(resolve([str(tmp_path)])) == 1
+    assert ("14 files are passed over, as their names say no known format "
+            "(.png 5, .xls 3, .jpg 2, .pdf 2, ...)") in capsys.readouterr().err
+
+
 def test_a_file_that_changes_or_goes_after_it_was_listed(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines({"text": "x"}))
