@@ -8,7 +8,8 @@ those named behind a colon, between commas; slow tests are left out. Mutants tha
 annotations alone are none. What survives is printed as a difference.
 
 Needs ``pip install cosmic-ray`` and a system that can fork: the libraries are imported once, and
-every mutant is a forked process in which the module is compiled from the changed source.
+every mutant is a forked process in which the module is compiled from the changed source. Processes
+that a test spawns have the module as it is.
 """
 
 from __future__ import annotations

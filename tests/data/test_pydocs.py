@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,8 +107,19 @@ def test_docstrings_are_cleaned_and_short_ones_left_out(tmp_path):
     text = prose(1)
     documents = read(tmp_path, f'def f():\n    """First.   \n\n\n\n\n'
                               f'    \\ud800\\x07{text}\n    """\n'
-                              f'def g():\n    """{"x" * (pydocs.SHORTEST - 1)}"""\n')
-    assert [section.text for section, in documents] == [f"First.\n\n? {text}"]
+                              f'def g():\n    """{"x" * (pydocs.SHORTEST - 1)}"""\n'
+                              f'def h():\n    """{"y" * pydocs.SHORTEST}"""\n')
+    assert [section.text for section, in documents] == [
+        f"First.\n\n? {text}", "y" * pydocs.SHORTEST]
+
+
+@pytest.mark.parametrize(("text", "many"), [
+    (prose(1, 20), 1), (prose(1, 20).replace(". ", ".\n"), 1), ("two words\n" * 200, 0),
+    ("1.0 2.0 3.0 4.0 5.0 6.0\n" * 200, 0), (prose(1, 4), 0)])
+def test_files_of_sentences_are_read_and_lists_and_tables_are_not(tmp_path, text, many):
+    (tmp_path / "guide.txt").write_text(text)
+    found = pydocs.read_source(pydocs.Source(str(tmp_path / "guide.txt"), "pkg", "pkg/guide.txt"))
+    assert found is not None and len(found) == many
 
 
 def test_a_file_that_does_not_parse_is_none(tmp_path):
@@ -124,6 +136,10 @@ def test_a_domain_that_is_absent_or_tiny_is_refused_and_nothing_written(roots, t
     with pytest.raises(UserError, match="no Python sources"):
         pydocs.build(tmp_path / "out", None, [(None, tmp_path / "nowhere")], workers=1)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_first_package_with_enough_documentation_is_held_out():
+    assert pydocs._choose(Counter(scipy=999_999, sklearn=1_000_001, torch=5_000_000)) == "sklearn"
 
 
 def test_the_running_interpreter_has_the_default_domain():
