@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -55,9 +56,12 @@ def test_the_context_is_never_exceeded(folder: Path) -> None:
 
 
 def test_settings_out_of_range(folder: Path) -> None:
-    for options in ({"temperature": -1}, {"top_p": 0}, {"max_new_tokens": 0}):
+    for options in ({"temperature": -1}, {"temperature": 1e-300}, {"temperature": math.inf},
+                    {"temperature": math.nan}, {"top_p": 0}, {"max_new_tokens": 0}):
         with pytest.raises(UserError, match="it must be"):
             generate(folder, PROMPT, **options)
+    coldest = generate(folder, PROMPT, 5, temperature=1e-4)
+    assert coldest == generate(folder, PROMPT, 5, temperature=0)
     with pytest.raises(UserError, match="does not exist"):
         generate(folder / "nowhere", PROMPT)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from planearly.errors import UserError
+
+_COLDEST = 1e-4
+"""The lowest temperature that logits can be divided by: below, numbers overflow."""
 
 
 def generate(model_folder: Path, prompt: str, max_new_tokens: int = 80, temperature: float = 0.8,
@@ -27,7 +31,8 @@ def generate(model_folder: Path, prompt: str, max_new_tokens: int = 80, temperat
     """
     for name, value, ok, rule in (
         ("tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
-        ("temperature", temperature, temperature >= 0, "at least 0"),
+        ("temperature", temperature, temperature == 0 or _COLDEST <= temperature < math.inf,
+         f"0, or from {_COLDEST:g} up"),
         ("top-p", top_p, 0 < top_p <= 1, "above 0 and at most 1"),
     ):
         if not ok:

@@ -166,6 +166,9 @@ def broken(tmp_path: Path, change: dict[str, Any], name: str = "config.json") ->
     ("tokenizer_config.json", {"eos_token": None, "bos_token": None}, "has no eos_token"),
     ("config.json", {"model_type": "nonsense"}, "knows no models of type .nonsense."),
     ("config.json", {"num_hidden_layers": 3}, "weights are incomplete"),
+    ("config.json", {"intermediate_size": 8},
+     r"'model\.layers\.\d\.mlp\.\w+\.weight' has the shape \[.*\], and its config\.json asks"),
+    ("config.json", {"hidden_act": "nope"}, r"cannot load .* \(KeyError: 'nope'\)"),
     ("config.json", {"d": 1, "auto_map": {"AutoModelForCausalLM": "x.Y"}, "model_type": "xyz"},
      "needs code of its own"),
 ])

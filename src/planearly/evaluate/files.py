@@ -102,7 +102,7 @@ def evaluate_files(model_folder: Path, files: list[str], context: int | None = N
     total = summary(*_join(list(joined.values())).units(), sum(n_bytes.values()))
     if not np.isfinite(total["nll_per_token"]):
         raise UserError(f"the model in {model_folder} gives likelihoods that are not numbers: its "
-                        "weights are damaged")
+                        "weights are damaged, or its config.json is")
     return {**total, "files": found}
 
 

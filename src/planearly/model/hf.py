@@ -159,7 +159,7 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
     with refused(f"transformers cannot load {folder} as a causal model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, use_safetensors=True,
-            dtype=kind, output_loading_info=True)
+            dtype=kind, output_loading_info=True, ignore_mismatched_sizes=True)  # told below
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False)
     names = list(tokenizer.vocab_files_names.values())
@@ -169,6 +169,10 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
         raise UserError(f"{folder} has no tokenizer ({', '.join(names)}): copy the model's folder "
                         "again, whole")
     model, info = loaded
+    if info["mismatched_keys"]:
+        name, found, asked = min(info["mismatched_keys"])
+        raise UserError(f"{folder}: the tensor '{name}' has the shape {list(found)}, and its "
+                        f"config.json asks for {list(asked)}: copy the model's folder again, whole")
     if info["missing_keys"]:
         raise UserError(f"{folder} has no tensor '{min(info['missing_keys'])}': its weights are "
                         "incomplete, or it is not a causal model")
@@ -255,6 +259,8 @@ def refused(what: str) -> Iterator[None]:
         if ours(error):
             raise
         brief = " ".join(str(error).split())[:300] or type(error).__name__
+        if isinstance(error, KeyError):  # which says the key alone
+            brief = f"{type(error).__name__}: {brief}"
         raise UserError(f"{what} ({brief})") from error
 
 
