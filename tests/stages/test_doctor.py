@@ -10,7 +10,7 @@ from planearly.errors import UserError
 from planearly.files import read_json, write_json
 from planearly.stages import corpus, doctor, pipeline
 from planearly.stages.folder import Run
-from planearly.stages.manifest import MANIFEST
+from planearly.stages.manifest import MANIFEST, facts
 from small_runs import call, recipe
 
 
@@ -68,6 +68,16 @@ def test_a_changed_manifest_and_an_older_layout_are_told(prepared):
     kinds = {one.folder: one for one in found(prepared).findings}
     assert "was changed" in kinds[generic.name].told and "damaged" in kinds[kept.name].told
     assert kinds[tokens.name].kind == "older" and len(kinds) == 3
+
+
+@pytest.mark.parametrize("damage", ["[]", "[1", '{"stage": "kept", "settings": 3}', "null"])
+def test_a_manifest_that_is_none_is_told_by_whoever_reads_it(prepared, damage):
+    (kept,) = prepared.glob("kept-*")
+    (kept / MANIFEST).write_text(damage)
+    assert [one.folder for one in found(prepared).damaged] == [kept.name]
+    if "stage" not in damage:
+        with pytest.raises(UserError, match=r"damaged: remove its folder|is not valid JSON"):
+            facts(kept)
 
 
 def test_why_a_stage_would_be_made_again(prepared, made):

@@ -9,7 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from planearly import storage
+from planearly import keys, storage
+from planearly.files import read_json
+from planearly.stages import evaluate
+from planearly.stages.folder import Run
 from small_models import sentence_model
 from small_runs import TOPICS, call, corpus, forked
 from small_stores import fill
@@ -114,6 +117,17 @@ def test_run_again_does_nothing(whole, recipe):
     again = call("run", recipe, *SETTINGS, "--out", whole)
     assert "0 stages made" in again.stderr
     assert before == files()
+
+
+@pytest.mark.parametrize("old", ["{", "[]", '{"recipe": {}}'])
+def test_results_of_something_else_are_set_aside_as_they_are(tmp_path, old):
+    run = Run(tmp_path / "run", keys.Recipe())
+    with run.opened():
+        (run.out / "results.json").write_text(old)
+        for _ in range(2):
+            evaluate.write_results(run, [])
+    assert read_json(run.out / "results.json")["recipe"] == run.recipe.to_dict()
+    assert [path.read_text() for path in (run.out / "earlier").iterdir()] == [old]
 
 
 @pytest.mark.slow

@@ -138,7 +138,9 @@ def _of_stage(out: Path, folder: Path, deep: bool) -> Iterator[Finding]:
     try:
         manifest = read_json(folder / MANIFEST)
         fingerprint = fingerprint_of(manifest)
-    except (UserError, KeyError, TypeError, AttributeError):
+        recorded = [(name, size, digest)
+                    for name, (size, digest) in manifest.get("files", {}).items()]
+    except (UserError, KeyError, TypeError, ValueError, AttributeError):
         yield Finding(place, "damaged", f"the {MANIFEST} of {place} is damaged: {mend}")
         return
     if fingerprint != manifest.get("fingerprint") or not folder.name.endswith(fingerprint[:8]):
@@ -148,7 +150,7 @@ def _of_stage(out: Path, folder: Path, deep: bool) -> Iterator[Finding]:
         yield Finding(place, "older", f"{place} is of an older layout, which did not record its "
                       "files: whether they are as they were cannot be told")
         return
-    for name, (size, digest) in manifest["files"].items():
+    for name, size, digest in recorded:
         path = folder / name
         if not path.is_file():
             yield Finding(place, "damaged", f"{place}/{name} is missing: {mend}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from planearly import methods, parallel, tensors
 from planearly.cost import ledger
+from planearly.errors import UserError
 from planearly.evaluate import perplexity
 from planearly.export.folder import export
 from planearly.files import read_array, read_json, write_array, write_json
@@ -184,6 +186,15 @@ def macro(run: Run, all_trained: list[Trained]) -> list[dict[str, Any]]:
     return found
 
 
+def _of_recipe(path: Path, recipe: object) -> bool:
+    """Whether a ``results.json`` is of these settings; one that cannot be read is not."""
+    try:
+        old = read_json(path)
+    except UserError:
+        return False
+    return isinstance(old, dict) and old.get("recipe") == recipe
+
+
 def write_results(run: Run, all_trained: list[Trained]) -> dict[str, Any]:
     """``results.json``; an older one of other settings is kept under ``earlier/``."""
     results = {
@@ -194,9 +205,10 @@ def write_results(run: Run, all_trained: list[Trained]) -> dict[str, Any]:
     }
     path = run.out / "results.json"
     if parallel.rank() == 0:
-        if path.exists() and (old := read_json(path)).get("recipe") != results["recipe"]:
+        if path.exists() and not _of_recipe(path, results["recipe"]):
             earlier = run.out / "earlier"
+            earlier.mkdir(exist_ok=True)
             number = len(list(earlier.glob("results-*.json")))
-            write_json(earlier / f"results-{number:03d}.json", old)
+            shutil.copyfile(path, earlier / f"results-{number:03d}.json")
         write_json(path, results)
     return results

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 import planearly
+from planearly.errors import UserError
 from planearly.files import digest, file_digest, read_json
 
 MANIFEST = "manifest.json"
@@ -47,8 +49,16 @@ def contents(folder: Path) -> dict[str, list[Any]]:
 
 
 def facts(stage: Path) -> dict[str, Any]:
-    """The manifest of a finished stage."""
-    return read_json(stage / MANIFEST)
+    """The manifest of a finished stage.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    found = read_json(stage / MANIFEST)
+    if not isinstance(found, dict) or "stage" not in found:
+        raise UserError(f"{stage / MANIFEST} is damaged: remove its folder (rm -r "
+                        f"{shlex.quote(str(stage))}), and the same command makes it again")
+    return found
 
 
 def versions() -> dict[str, str]:
