@@ -4,6 +4,7 @@ import errno
 import gzip
 import io
 import json
+import socket
 import sys
 import urllib.request
 
@@ -333,3 +334,27 @@ def test_other_processes_write_the_dataset_of_a_local_copy(s3, tmp_path, monkeyp
 def test_names_are_texts_too(memory):
     put(f"{memory}/ab cd/é #1.txt", b"odd")
     assert texts(f"{memory}/ab cd/é #1.txt") == texts(f"{memory}/*/*.txt") == ["odd"]
+
+
+def test_folders_of_this_machine_by_url_are_made(tmp_path):
+    url = (tmp_path / "new" / "models").as_uri()
+    write(tmp_path, "a.txt", b"text")
+    storage.check_writable(url)
+    assert storage.publish({"law/a.txt": tmp_path / "a.txt"}, url) == 1
+    with storage.written(f"{url}/further/b.txt") as place:
+        place.write_bytes(b"more")
+    assert {name: storage.local(file.url).read_bytes() for name, file in storage.tree(url).items()
+            if name.endswith(".txt")} == {"law/a.txt": b"text", "further/b.txt": b"more"}
+    with pytest.raises(UserError, match=r"/none does not exist: check the address$"):
+        storage.local(f"{url}/none")
+    with pytest.raises(UserError, match=r"cannot be read or written .*Not a directory"):
+        storage.check_writable((tmp_path / "a.txt" / "models").as_uri())
+
+
+def test_a_place_of_the_web_without_a_server_is_no_place_without_files(hasty):
+    pytest.importorskip("aiohttp")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/a.jsonl"
+    for ask in (resolve, check_urls):
+        with pytest.raises(UserError, match=f"cannot reach {url} .*check the connection"):
+            ask([url])

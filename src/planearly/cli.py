@@ -356,7 +356,8 @@ def plan(
     generic_money: Annotated[str | None, typer.Option(help="the same as money")] = None,
     specialization_money: Annotated[str | None, typer.Option(help="the same as money")] = None,
     price: Annotated[str | None, typer.Option(help="money per device-hour")] = None,
-    currency: Annotated[str, typer.Option(help="of the money")] = "USD",
+    currency: Annotated[str | None, typer.Option(
+        help="of the money [default: as the amounts say, or USD]")] = None,
     checkpoint: Annotated[str | None, typer.Option(
         help="an open model to start from: a folder, or NAME:PARAMETERS")] = None,
     teacher: Annotated[str | None, typer.Option(

@@ -51,6 +51,9 @@ _FOR_GOOD = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirector
              TypeError, NotImplementedError, ImportError)
 _INVALID = (errno.EINVAL, errno.ENAMETOOLONG, errno.EPERM)
 _NO_BUCKET = re.compile("bucket (does not exist|not found)", re.IGNORECASE)
+_WEB = re.compile("https?://", re.IGNORECASE)
+_FOLDERS = re.compile("(file|local|sftp|ssh)://", re.IGNORECASE)
+"""Places where a folder has to be made before a file lies in it."""
 _CREDENTIALS = re.compile(r"Credential|Token|RefreshError|ProfileNotFound|Auth")
 
 
@@ -97,7 +100,16 @@ def look(url: str) -> Entry | None:
         except FileNotFoundError as error:
             if _NO_BUCKET.search(str(error)):
                 raise
+            cause = error.__cause__
+            if _WEB.match(url) and cause and not isinstance(cause, FileNotFoundError):
+                raise cause from None  # its client takes every failure for a place that is empty
             return None
+
+
+def absent(url: str) -> UserError:
+    """That nothing is at a URL."""
+    what = "address" if _WEB.match(url) or _FOLDERS.match(url) else "bucket and the name"
+    return UserError(f"{url} does not exist: check the {what}")
 
 
 def files_under(folder: str) -> list[Entry]:
@@ -163,7 +175,7 @@ def local(place: str, wanted: tuple[str, ...] = ()) -> Path:
         return Path(place).expanduser()
     found = look(place)
     if found is None:
-        raise UserError(f"{place} does not exist: check the bucket and the name")
+        raise absent(place)
     named = {file: within(file.url, found.url) for file in files_under(found.url)} if (
         found.is_folder) else {found: PurePosixPath(found.url).name}
     if found.is_folder:
@@ -278,6 +290,7 @@ def check_writable(url: str) -> None:
                         "what the run folder holds")
     with _asking(url):
         store, root = _store(url)
+        _make_folder(store, root, url)
         store.pipe_file(f"{root}/{RECORD}", json.dumps(_record(store, root)).encode())
 
 
@@ -363,12 +376,18 @@ def _sent(files: Mapping[str, Path], store: Any, root: str, url: str,
 
         for name, path in files.items():
             place = f"{root}/{name}"
+            _make_folder(store, place.rpartition("/")[0], url)
             _patiently(lambda: store.put_file(str(path), place, callback=Told()))  # noqa: B023
             sent = look(join(url, name))
             if sent is None or sent.size != path.stat().st_size:
                 raise UserError(f"{join(url, name)} was changed by another while it was published: "
                                 "start again")
             yield name, sent.version
+
+
+def _make_folder(store: Any, path: str, url: str) -> None:
+    if _FOLDERS.match(url):
+        store.makedirs(path, exist_ok=True)
 
 
 def _record(store: Any, root: str) -> dict[str, list[str]]:

@@ -12,6 +12,9 @@ _BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
 _SECONDS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600, "hours": 3600, "hour": 3600,
             "d": 86400, "days": 86400, "day": 86400}
 _MOST = 1e100  # finite in every unit
+CURRENCIES = {"$": ("USD", "AUD", "CAD", "HKD", "MXN", "NZD", "SGD", "TWD"), "€": ("EUR",),
+              "£": ("GBP",), "¥": ("JPY", "CNY")}
+"""Signs of money, and the currencies that each may stand for, the first unless one is named."""
 
 
 _WHOLE = r"(?:\d{1,3}(?:,\d{3})+|\d[\d_]*)"
@@ -64,14 +67,25 @@ def hours(text: object, what: str = "hours") -> float:
     return value * _SECONDS[unit] / 3600
 
 
-def money(text: object, what: str = "money") -> float:
-    """``$300``, ``300 USD``, ``2.5k`` or a plain number, as a number of units of currency."""
-    value, unit = _split(str(text).strip().lstrip("$€£"), what, "$300 or 300 USD")
+def money(text: object, what: str = "money") -> tuple[float, str]:
+    """``$300``, ``€300``, ``300 USD``, ``2.5k`` or a plain number: how much, and the currency's
+    three letters ("": none is named).
+
+    Raises:
+        UserError: no amount, or a sign beside the letters of another currency.
+    """
+    bare = str(text).strip()
+    sign = bare[0] if bare[:1] in CURRENCIES else bare[-1:] if bare[-1:] in CURRENCIES else ""
+    value, unit = _split(bare.strip(sign or None), what, "$300 or 300 USD")
+    named = CURRENCIES.get(sign, ("",))
     if unit in _SCALE:
-        return value * _SCALE[unit]
+        return value * _SCALE[unit], named[0]
     if unit in _BYTES or unit in _SECONDS or len(unit) != 3:
         raise UserError(f"{what}: '{text}' should be an amount such as $300 or 300 USD")
-    return value
+    if sign and unit.upper() not in named:
+        raise UserError(f"{what}: '{text}' names two currencies, {sign} and {unit.upper()}: give "
+                        "one")
+    return value, unit.upper()
 
 
 def short(value: float) -> str:

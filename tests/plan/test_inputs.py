@@ -158,12 +158,34 @@ def test_negative_numbers_are_refused(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize(("text", "value"),
-                         [("$300", 300), ("300 USD", 300), ("2.5k", 2500), ("1,200", 1200)])
-def test_money_is_read_as_people_write_it(text: str, value: float) -> None:
+                         [("$300", (300, "USD")), ("300 usd", (300, "USD")), ("2.5k", (2500, "")),
+                          ("1,200", (1200, "")), ("€2k", (2000, "EUR")), ("5 £", (5, "GBP")),
+                          ("¥10 CNY", (10, "CNY")), ("¥10", (10, "JPY"))])
+def test_money_is_read_as_people_write_it(text: str, value: tuple[float, str]) -> None:
     assert units.money(text) == value
 
 
 def test_money_refuses_other_units() -> None:
-    for text in ("5GB", "2h", "-3"):
+    for text in ("5GB", "2h", "-3", "€10 USD", "$€3", "€", "$3£"):
         with pytest.raises(UserError):
             units.money(text)
+
+
+@pytest.mark.parametrize(("flags", "currency"), [
+    ([], "USD"), (["--price", "€2"], "EUR"), (["--price", "2", "--generic-money", "900£"], "GBP"),
+    (["--price", "$2", "--currency", "CAD"], "CAD"), (["--price", "2 eur"], "EUR"),
+    (["--price", "€2", "--generic-money", "300", "--currency", "eur"], "eur")])
+def test_money_is_in_the_currency_that_its_sign_says(flags: list[str], currency: str) -> None:
+    asked = [word for word in ASKED if word not in ("--generic-hours", "650")]
+    asked += flags if "--price" in flags else [*flags, "--price", "2"]
+    found = json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)
+    assert yaml.safe_load(found["recipes"]["slm"])["cost"]["currency"] == currency
+
+
+@pytest.mark.parametrize("flags", [["--price", "€2", "--generic-money", "$300"],
+                                   ["--price", "€2", "--currency", "USD"]])
+def test_money_of_two_currencies_is_refused(flags: list[str],
+                                            capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*ASKED, *flags])
+    assert "give all of it in one currency" in capsys.readouterr().err

@@ -24,7 +24,6 @@ from planearly.progress import say
 
 _UNKNOWN = f"{{}}: cannot tell its format by its name; it should be {KNOWN}"
 _NOTHING = f"{{}} holds no documents: no file there is {KNOWN}"
-_ABSENT = "{} does not exist: check the bucket and the name"
 _Path = TypeVar("_Path", bound=PurePath)
 
 
@@ -88,7 +87,7 @@ def check_urls(entries: list[str | None]) -> None:
         while glob.has_magic(place) and storage.look(place) is None:
             place = place.rpartition("/")[0]
         if not storage.is_url(place) or storage.look(place) is None:
-            raise UserError(_ABSENT.format(entry))
+            raise storage.absent(str(entry))
 
 
 def children(folder: str) -> Iterator[tuple[str, bool, list[Unit]]]:
@@ -124,7 +123,7 @@ def _stored(entry: str) -> list[Unit]:
         units += _stored_units([match for match in matches if not match.is_folder], entry)
         units.sort(key=lambda unit: PurePath(unit.path))
     elif found is None:
-        raise UserError(_ABSENT.format(entry))
+        raise storage.absent(entry)
     elif found.is_folder:
         units = _stored_files(storage.files_under(found.url), found.url)
     elif kind_of(PurePath(found.url)) is None:

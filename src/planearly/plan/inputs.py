@@ -116,17 +116,18 @@ def read(
     domains: str | None = None, domains_later: str = "0", devices: int = 1,
     generic_hours: str | None = None, specialization_hours: str | None = None,
     generic_money: str | None = None, specialization_money: str | None = None,
-    price: str | None = None, currency: str = "USD", checkpoint: str | None = None,
+    price: str | None = None, currency: str | None = None, checkpoint: str | None = None,
     teacher: str | None = None, entropy: float | None = None, clusters: int | None = None,
     windows: int | None = None, results: Sequence[Path] = (), paper: bool = False,
 ) -> PlanInput:
     """What the options of ``planearly plan`` say, under their names.
 
     Raises:
-        UserError: a quantity that cannot be read; the option is named.
+        UserError: a quantity that cannot be read, or money of two currencies; the option is named.
     """
     sizes.bits(quantization)
-    per_hour = None if price is None else units.money(price, "--price")
+    amounts, currency = _money({"price": price, "generic-money": generic_money,
+                                "specialization-money": specialization_money}, currency)
     laws, measured = evidence(results)
     sets = [tokens(item, "--spec-tokens") for item in spec_tokens or ["1M"]]
     return PlanInput(
@@ -137,10 +138,9 @@ def read(
         spec_tokens=round(sum(sets) / len(sets)),
         domains=len(sets) if domains is None else units.count(domains, "--domains"),
         domains_later=units.count(domains_later, "--domains-later"), devices=devices,
-        generic_hours=hours(generic_hours, generic_money, per_hour, "generic"),
-        specialization_hours=hours(specialization_hours, specialization_money, per_hour,
-                                   "specialization"),
-        price=per_hour, currency=currency, quantization=quantization,
+        generic_hours=hours(generic_hours, amounts, "generic"),
+        specialization_hours=hours(specialization_hours, amounts, "specialization"),
+        price=amounts.get("price"), currency=currency, quantization=quantization,
         checkpoint=model(checkpoint, "--checkpoint"), teacher=model(teacher, "--teacher"),
         entropy=entropy, clusters=clusters, windows=windows, laws=laws,
         measured=measured, paper=paper,
@@ -198,15 +198,31 @@ def tokens(given: object, flag: str) -> int:
     return max(round(size / _BYTES_PER_TOKEN), 1)
 
 
-def hours(text: str | None, amount: str | None, price: float | None, what: str) -> float | None:
-    """Device-hours from hours or money; the smaller where both are given."""
+def _money(texts: Mapping[str, str | None],
+           currency: str | None) -> tuple[dict[str, float], str]:
+    """The amounts of options, and the currency that they are in."""
+    amounts, by = {}, "--currency"
+    for name, text in texts.items():
+        if text is not None:
+            amounts[name], said = units.money(text, f"--{name}")
+            alike = next((of for sign, of in units.CURRENCIES.items() if sign in text), ())
+            if said and currency and said != currency.upper() and currency.upper() not in alike:
+                raise UserError(f"--{name}: '{text}' is money in {said}, and {by} says "
+                                f"{currency}: give all of it in one currency")
+            if said and not currency:
+                currency, by = said, f"--{name}"
+    return amounts, currency or "USD"
+
+
+def hours(text: str | None, amounts: Mapping[str, float], what: str) -> float | None:
+    """Device-hours from hours or, at the price, from money; the smaller where both are given."""
     given = []
     if text is not None:
         given.append(units.hours(text, f"--{what}-hours"))
-    if amount is not None:
-        if not price:
+    if f"{what}-money" in amounts:
+        if not amounts.get("price"):
             raise UserError(f"--{what}-money needs --price, the money per device-hour")
-        given.append(units.money(amount, f"--{what}-money") / price)
+        given.append(amounts[f"{what}-money"] / amounts["price"])
     return min(given, default=None)
 
 
