@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -239,3 +240,13 @@ def test_a_result_on_text_that_the_tokenizer_does_not_know_is_refused(
     known = "the quick brown fox jumps over the lazy dog " * 80
     evaluate_files(folder, [lines(tmp_path / "b.jsonl", [known + "лодка"])])
     assert "bytes of the text are unknown to the tokenizer" in capsys.readouterr().err
+
+
+def test_likelihoods_that_are_no_numbers_name_what_may_be_damaged(folder: Path,
+                                                                  tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "rms_norm_eps": -1e9}))
+    with pytest.raises(UserError, match=r"not numbers: its weights are damaged, or its config\.json"
+                                        " is$"):
+        evaluate_files(tmp_path / "model", [lines(tmp_path / "a.jsonl", TEXT)])

@@ -43,6 +43,15 @@ def test_the_command_prints_text_and_writes_recipes(tmp_path: Path) -> None:
         path.name for path in (tmp_path / "plan").iterdir()}
 
 
+def test_a_page_of_others_is_left_alone_with_all_beside_it(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "plan.html").write_text("mine")
+    with pytest.raises(SystemExit):
+        main([*ASKED, "--out", str(tmp_path)])
+    assert "plan.html" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.html"]
+
+
 def test_a_corpus_is_known_by_its_name() -> None:
     asked = [{"150B": "c4"}.get(word, word) for word in ASKED]
     found = json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)

@@ -101,3 +101,43 @@ def test_the_command_ends_with_1_where_something_is_damaged(prepared):
     assert seen["whole"] > 3 and seen["again"][0]["stage"] == "specialize/slm-nopt.law"
     next(prepared.glob("kept-*/excluded.npy")).unlink()
     assert "excluded.npy is missing" in call("doctor", prepared, check=1).stdout
+
+
+@pytest.mark.slow
+def test_results_are_held_against_the_stages(made, tmp_path):
+    out = tmp_path / "run"
+    pipeline.run(config.variant(recipe(made, methods=["slm-nopt"]), {
+        "finetune.scratch_epochs": 1, "data.eval_tokens": 200}), out, "export")
+    path = out / "results.json"
+    results = read_json(path)
+    assert found(out).well
+
+    def told(**changed):
+        write_json(path, {**results, **changed})
+        seen = found(out)
+        return [one.told for one in seen.damaged], [one.why for one in seen.again]
+
+    (row,) = results["rows"]
+    assert told(rows=[{**row, "ppl_after": 1.5}]) == (
+        ["results.json does not say what the evaluations in the folder do: the same command writes "
+         "it again"], [])
+    assert told(rows=[])[0] and told(rows=[row, row])[0] and told(comparisons=[{}])[0]
+    assert told(recipe={**results["recipe"], "seed": 5}) == (
+        [], ["it is of other settings than recipe.yaml"])
+    del row["bpb_after"]
+    assert told(rows=[{**row, "further": 1}]) == ([], [])  # of another version
+    for damage in ("[1", "[]", "{}"):
+        path.write_text(damage)
+        assert [one.told.partition(":")[0] for one in found(out).damaged] == [
+            "results.json is damaged"]
+    path.unlink()
+    assert found(out).well
+
+
+def test_files_of_a_manifest_that_are_no_list_of_sizes_are_told(prepared):
+    (kept,) = prepared.glob("kept-*")
+    values = read_json(kept / MANIFEST)
+    for files in ([], {"a": 3}, {"a": [1]}, None):
+        write_json(kept / MANIFEST, {**values, "files": files})
+        assert [one.told.partition(":")[0] for one in found(prepared).damaged] == [
+            f"the {MANIFEST} of {kept.name} is damaged"]

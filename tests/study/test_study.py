@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import re
 
 import numpy as np
 import pytest
@@ -56,13 +57,15 @@ def test_a_domain_without_texts_is_told_before_anything_is_made(made, tmp_path):
 
 
 @pytest.mark.parametrize("only_report", [False, True])
-def test_a_readme_of_others_is_left_alone(made, tmp_path, only_report):
-    out = tmp_path / "mine"
-    out.mkdir()
-    (out / "README.md").write_text("mine")
-    with pytest.raises(UserError, match=r"README\.md is of something else"):
-        study(with_grid(made, {"methods": ["slm"]}), out, only_report=only_report)
-    assert [path.name for path in out.iterdir()] == ["README.md"]
+@pytest.mark.parametrize("name", ["README.md", "index.html", "tables/a.txt", "figures/a.txt"])
+def test_files_of_others_are_left_alone(made, tmp_path, only_report, name):
+    file = tmp_path / "mine" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    top = re.escape(name.split("/")[0])
+    with pytest.raises(UserError, match=rf"{top} is of something else, and a study would replace"):
+        study(with_grid(made, {"methods": ["slm"]}), tmp_path / "mine", only_report=only_report)
+    assert [path for path in (tmp_path / "mine").rglob("*") if path.is_file()] == [file]
 
 
 @pytest.mark.parametrize("damage", [

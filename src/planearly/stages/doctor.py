@@ -1,11 +1,13 @@
 """``planearly doctor``: whether a run folder is whole, and what the same command would make again.
 
-Every stage's files are held against the sizes and digests that its manifest recorded, and the
-stages that the run's recipe needs are looked up without making any.
+Every stage's files are held against the sizes and digests that its manifest recorded, the stages
+that the run's recipe needs are looked up without making any, and ``results.json`` is held against
+what they found.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,18 +18,19 @@ from typing import Any
 from planearly import config, keys, methods
 from planearly.errors import UserError
 from planearly.export import bundle as bundles
-from planearly.files import file_digest, read_json
+from planearly.files import file_digest, line_of_json, read_json
 from planearly.progress import progress, say
 from planearly.stages import corpus, evaluate, exchange, trained
 from planearly.stages.folder import Missing, Run, differences
 from planearly.stages.manifest import MANIFEST, fingerprint_of, identity_of
 
+_RESULTS = "results.json"
 _STAGE = re.compile(r".+-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with a stage, and what to do about it."""
+    """What is wrong with a stage or with the results, and what to do about it."""
 
     folder: str
     """Under the run folder."""
@@ -114,8 +117,43 @@ def examine(out: Path, models: Sequence[Model] | None = None, deep: bool = True)
             found.findings += wrong
             found.whole += not wrong
             meter.advance(1)
-    found.again, found.not_looked = _would_be_made(out, recipe, models)
+    made: list[trained.Trained] = []
+    found.again, found.not_looked = _would_be_made(out, recipe, models, made)
+    if models is None and (out / _RESULTS).exists():
+        whole = not (found.damaged or found.again or found.not_looked)
+        _check_results(_Looking(out, recipe, {}), made if whole else [], found)
     return found
+
+
+def _check_results(run: Run, made: list[trained.Trained], found: Examination) -> None:
+    """Note what is wrong with the results of a run.
+
+    Args:
+        made: its models, whose evaluations they are; empty: not all are there.
+    """
+    def altered(why: str) -> Finding:
+        return Finding(_RESULTS, "damaged", f"{_RESULTS} {why}: the same command writes it again")
+
+    try:
+        told = read_json(run.out / _RESULTS)
+    except UserError:
+        told = None
+    if not (isinstance(told, dict) and {"recipe", "rows"} <= told.keys()):
+        found.findings.append(altered("is damaged"))
+    elif not _agree(told["recipe"], run.recipe.to_dict()):
+        found.again.append(Again(_RESULTS, "it is of other settings than recipe.yaml"))
+    elif made and not _agree(told, json.loads(line_of_json(evaluate.results_of(run, made)))):
+        found.findings.append(altered("does not say what the evaluations in the folder do"))
+
+
+def _agree(told: Any, now: Any) -> bool:
+    """Whether values are equal, but for fields that an earlier version of the code did not tell or
+    a later one does not."""
+    if isinstance(told, dict) and isinstance(now, dict):
+        return all(_agree(told[key], now[key]) for key in told.keys() & now.keys())
+    if isinstance(told, list) and isinstance(now, list):
+        return len(told) == len(now) and all(map(_agree, told, now))
+    return bool(told == now)
 
 
 def _stage_folders(out: Path) -> Iterator[Path]:
@@ -200,9 +238,13 @@ def _why(out: Path, name: str, needed: Mapping[str, Any]) -> str:
             f"{', '.join(nearest[:6])}{', ...' if len(nearest) > 6 else ''}")
 
 
-def _would_be_made(out: Path, recipe: keys.Recipe,
-                   models: Sequence[Model] | None) -> tuple[list[Again], str]:
-    """The first stages on the way to every model that are lacking; or why that is not known."""
+def _would_be_made(out: Path, recipe: keys.Recipe, models: Sequence[Model] | None,
+                   made: list[trained.Trained]) -> tuple[list[Again], str]:
+    """The first stages on the way to every model that are lacking; or why that is not known.
+
+    Args:
+        made: takes the models that are there, exported.
+    """
     lacking: dict[str, Again] = {}
     runs: dict[int, Run] = {}
     reasons: list[str] = []
@@ -224,8 +266,9 @@ def _would_be_made(out: Path, recipe: keys.Recipe,
             one = trained.specialize(run, method, domain)
             evaluate.evaluations(run, one)
             one.routed()
-            if (out / "results.json").exists():
+            if (out / _RESULTS).exists():
                 evaluate.exported(run, one)
+                made.append(one)
         except Missing:
             continue
         except UserError as error:
@@ -241,9 +284,9 @@ def _all(out: Path, recipe: keys.Recipe, lacking: dict[str, Again]) -> Iterator[
         names = list(corpus.domain_names(_Looking(out, recipe, lacking)))
     except Missing:
         return
-    for method in recipe.methods:
-        if names or not methods.find(method).per_domain:
-            yield from ((recipe, method, name) for name in names or [""])
+    for name in names or [""]:
+        yield from ((recipe, method, name) for method in recipe.methods
+                    if name or not methods.find(method).per_domain)
 
 
 def show(found: Examination) -> None:

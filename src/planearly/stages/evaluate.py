@@ -195,14 +195,19 @@ def _of_recipe(path: Path, recipe: object) -> bool:
     return isinstance(old, dict) and old.get("recipe") == recipe
 
 
-def write_results(run: Run, all_trained: list[Trained]) -> dict[str, Any]:
-    """``results.json``; an older one of other settings is kept under ``earlier/``."""
-    results = {
+def results_of(run: Run, all_trained: list[Trained]) -> dict[str, Any]:
+    """What ``results.json`` holds."""
+    return {
         "recipe": run.recipe.to_dict(),
         "rows": [row(run, trained, exported(run, trained)) for trained in all_trained],
         "macro": macro(run, all_trained),
         "comparisons": comparisons(run, all_trained),
     }
+
+
+def write_results(run: Run, all_trained: list[Trained]) -> dict[str, Any]:
+    """``results.json``; an older one of other settings is kept under ``earlier/``."""
+    results = results_of(run, all_trained)
     path = run.out / "results.json"
     if parallel.rank() == 0:
         if path.exists() and not _of_recipe(path, results["recipe"]):
