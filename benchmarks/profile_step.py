@@ -44,6 +44,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     asked = parser.parse_args()
     recipe, device = config.load(asked.recipe), parallel.device()
+    if recipe.pretrain.batch_tokens is None:  # as in docs/benchmarks.md
+        recipe = config.variant(recipe, {"pretrain.batch_tokens": 8_192})
     shape = Shape.of(recipe.model, recipe.tokenizer.vocab_size, recipe.context)
     settings: keys.Train = recipe.pretrain
     arithmetic.tune_allocator()
@@ -53,7 +55,7 @@ def main() -> None:
     how = arithmetic.Arithmetic(arithmetic.use_bf16(asked.precision, device),
                                 arithmetic.microbatch_rows(settings, shape.context, device))
     arithmetic.compile_kernels(model.body, type(model).__name__)
-    rows = settings.batch_tokens // shape.context
+    rows = settings.step_tokens // shape.context
     random = np.random.default_rng(0)
 
     def step() -> None:

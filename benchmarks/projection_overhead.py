@@ -125,7 +125,7 @@ def main() -> None:
         optimizer=keys.Optimizer(preset=asked.preset),
         compile="no" if asked.no_compile or (asked.memory and not cuda) else "yes",
     )
-    batches = Batches(shape, settings.batch_tokens // shape.context, asked.experts)
+    batches = Batches(shape, settings.step_tokens // shape.context, asked.experts)
     if not cuda:
         arithmetic.tune_allocator()
 
@@ -155,10 +155,10 @@ def main() -> None:
     memory = {n: int(subprocess.run([sys.executable, __file__, *sys.argv[1:], "--memory", n],
                                     check=True, capture_output=True, text=True).stdout)
               for n in names}
-    print(f"{torch.cuda.get_device_name() if cuda else 'CPU'}, {settings.batch_tokens:,} tokens a "
+    print(f"{torch.cuda.get_device_name() if cuda else 'CPU'}, {settings.step_tokens:,} tokens a "
           f"step, {asked.experts} experts, h = {asked.rank}, median of {asked.steps} steps")
     for name in names:
-        per_second = settings.batch_tokens / np.median(seconds[name])
+        per_second = settings.step_tokens / np.median(seconds[name])
         print(f"{name:6} {1e3 * np.median(seconds[name]):9.1f} ms a step {per_second:12,.0f} "
               f"tokens/s   ratio {ratio[name]:.3f}   peak {memory[name] / 2**30:.2f} GiB")
     if asked.json:
@@ -167,7 +167,7 @@ def main() -> None:
             "ours": 1e3 * float(np.median(seconds["ours"])),
             "peer": 1e3 * float(np.median(seconds["plain"])), "peer_name": "the plain model",
             "unit": "ms per step", "peak_bytes": memory, "experts": asked.experts,
-            "rank": asked.rank, "tokens_per_step": settings.batch_tokens, "preset": asked.preset,
+            "rank": asked.rank, "tokens_per_step": settings.step_tokens, "preset": asked.preset,
         }))
 
 

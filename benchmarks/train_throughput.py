@@ -50,6 +50,8 @@ def shape(name: str):
     from planearly.model.transformer import Shape
 
     recipe = config.load(name)
+    if recipe.pretrain.batch_tokens is None:  # as in all of docs/benchmarks.md
+        recipe = config.variant(recipe, {"pretrain.batch_tokens": 8_192})
     return Shape.of(recipe.model, recipe.tokenizer.vocab_size, recipe.context), recipe
 
 
@@ -96,7 +98,7 @@ def ours(recipe_name: str, steps: int, precision: Precision, model: Any = None) 
                          torch.from_numpy(drawn[:, 1:].copy()), np.zeros(stop - start, np.int64))
 
     settings = keys.Pretrain(
-        batch_tokens=recipe.pretrain.batch_tokens, log_steps=1,
+        batch_tokens=recipe.pretrain.step_tokens, log_steps=1,
         microbatch_tokens=recipe.pretrain.microbatch_tokens,
         precision=precision, compile="yes", optimizer=keys.Optimizer(preset="adamw"),
     )
@@ -120,7 +122,7 @@ def trainer(recipe_name: str, steps: int, precision: Precision) -> float:
 
     model_shape, recipe = shape(recipe_name)
     model = LlamaForCausalLM(LlamaConfig(**equal_llama(model_shape)))
-    rows = recipe.pretrain.batch_tokens // model_shape.context
+    rows = recipe.pretrain.step_tokens // model_shape.context
     per_pass = max(4096 // model_shape.context, 1)
     drawn = torch.from_numpy(
         tokens(rows * (steps + SKIP), model_shape.context - 1, model_shape.vocab_size, 0))
@@ -139,7 +141,7 @@ def trainer(recipe_name: str, steps: int, precision: Precision) -> float:
             save_strategy="no", report_to=[], logging_steps=1000, disable_tqdm=True,
         )
         Trainer(model, arguments, train_dataset=data, callbacks=[Clock()]).train()
-    return recipe.pretrain.batch_tokens / statistics.median(np.diff(ends[SKIP - 1:]))
+    return recipe.pretrain.step_tokens / statistics.median(np.diff(ends[SKIP - 1:]))
 
 
 def plain(recipe_name: str, steps: int, precision: Precision) -> float:
@@ -203,7 +205,7 @@ def plain(recipe_name: str, steps: int, precision: Precision) -> float:
     nn.init.normal_(model.embed.weight, std=0.02)
     run = torch.compile(model)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
-    rows = recipe.pretrain.batch_tokens // context
+    rows = recipe.pretrain.step_tokens // context
     per_pass = max(4096 // context, 1)
     taken = []
     for step in range(steps + SKIP):
@@ -218,7 +220,7 @@ def plain(recipe_name: str, steps: int, precision: Precision) -> float:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         taken.append(time.perf_counter() - began)
-    return recipe.pretrain.batch_tokens / statistics.median(taken[SKIP:])
+    return recipe.pretrain.step_tokens / statistics.median(taken[SKIP:])
 
 
 def limit_of(recipe_name: str, steps: int, precision: Precision) -> float:

@@ -173,7 +173,8 @@ def _relations(recipe: keys.Recipe) -> None:
         need(model.kv_heads is None or model.heads % model.kv_heads == 0, f"{place}.kv_heads",
              model.kv_heads, f"a divisor of {place}.heads ({model.heads}), or null")
     for place, train in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
-        need(train.batch_tokens >= recipe.context, f"{place}.batch_tokens", train.batch_tokens,
+        need(train.batch_tokens is None or train.batch_tokens >= recipe.context,
+             f"{place}.batch_tokens", train.batch_tokens,
              f"at least one window of {recipe.context} tokens")
     weights = (recipe.distill.data_weight, recipe.distill.teacher_weight)
     need(sum(weights) > 0, "distill.teacher_weight", weights[1],

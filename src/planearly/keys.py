@@ -138,7 +138,8 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Train:
-    batch_tokens: int = key("tokens per optimiser step", 16_384)
+    batch_tokens: int | None = key("tokens per optimiser step (null: by pretrain_tokens, for some "
+                                   "2,000 steps)", None)
     microbatch_tokens: int | None = key("tokens per forward pass (null: fits the device)", None)
     precision: Literal["auto", "bf16", "fp32"] = key("matrix products (auto: bf16 if fast)", "auto")
     compile: Literal["auto", "yes", "no"] = key("torch.compile (auto: where it pays)", "auto")
@@ -153,6 +154,13 @@ class Train:
     checkpoint_seconds: float = key(
         "least seconds between two checkpoints (0: after every step)", 60.0)
     optimizer: Optimizer = section("the optimiser", Optimizer)
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of an optimiser step, which :func:`planearly.plan.sizes.settled` has chosen where
+        a recipe leaves them open."""
+        assert self.batch_tokens is not None
+        return self.batch_tokens
 
 
 @dataclass(frozen=True)

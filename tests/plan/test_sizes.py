@@ -122,7 +122,7 @@ def test_a_budget_of_few_hours_takes_few_slices() -> None:
 
 def test_a_recipe_that_leaves_them_open_is_settled_by_its_own_tokens() -> None:
     given = config.load("nano-pn", ["domains=[a]", "spec_tokens=100k"])
-    assert sizes.settled(given) is given
+    assert sizes.settled(given) == given
     left = config.variant(given, {"projected.rank": None})
     assert sizes.settled(left).projected.rank == 4
     many = config.variant(left, {"pretrain_tokens": 500 * M})
@@ -135,13 +135,28 @@ def test_a_recipe_that_leaves_them_open_is_settled_by_its_own_tokens() -> None:
     assert predict(config.variant(left, {"methods": ["slm"]}), a100)["slices"] == ""
 
 
-def test_a_run_of_open_slices_is_that_of_the_number(made: Path, tmp_path: Path,
+@pytest.mark.parametrize(("tokens", "blends", "step"), [
+    (1000, 0, 2048), (4 * M, 0, 2048), (12_500_000, 0, 4096), (40 * M, 0, 16_384),
+    (10**12, 0, 262_144), (4 * M, 16, 16 * 256)])
+def test_a_step_that_a_recipe_leaves_open_is_one_of_some_2000(tokens: int, blends: int,
+                                                              step: int) -> None:
+    recipe = config.load("nano", [f"pretrain_tokens={tokens}", f"projected.blends={blends}"])
+    assert recipe.pretrain.batch_tokens is None
+    assert sizes.settled(recipe).pretrain.step_tokens == step
+    long = config.variant(recipe, {"context": 4096})  # a row, and one of each blend
+    assert sizes.settled(long).pretrain.step_tokens == max(step, 4096, blends * 4096)
+    fixed = config.variant(recipe, {"pretrain.batch_tokens": 512})
+    assert sizes.settled(fixed).pretrain.step_tokens == 512
+
+
+def test_a_run_of_open_sizes_is_that_of_the_numbers(made: Path, tmp_path: Path,
                                                     capsys: pytest.CaptureFixture[str]) -> None:
-    asked = small(made, methods=["slm-pn"], projected=OPEN)
+    asked = small(made, methods=["slm-pn"], projected=OPEN, pretrain={"compile": "no"})
     pipeline.run(asked, tmp_path, "pretrain")
     assert "projected network: 4 slices at" in capsys.readouterr().err
     assert "rank: 4" in (tmp_path / "recipe.yaml").read_text()
-    numbered = small(made, methods=["slm-pn"], projected={**OPEN, "rank": 4})
+    numbered = small(made, methods=["slm-pn"], projected={**OPEN, "rank": 4},
+                     pretrain={"compile": "no", "batch_tokens": 2048})
     run = Run(tmp_path, asked)
     assert run.recipe == numbered
     pipeline.run(numbered, tmp_path, "pretrain")

@@ -212,7 +212,7 @@ def test_experts_trained_one_by_one_are_those_trained_together(made, tmp_path):
     steps = [read_json(p)["steps"]
              for p in together.glob("pretrain/slm-mix-expert*/outcome.json")]
     asked = settings(made)
-    assert abs(np.sum(steps) - asked.pretrain_tokens // asked.pretrain.batch_tokens) <= 2
+    assert abs(np.sum(steps) - asked.pretrain_tokens // asked.pretrain.step_tokens) <= 2
 
 
 def test_impossible_experts_are_one_sentence(made, tmp_path):

@@ -27,8 +27,8 @@ DISTILLED_FACTOR = 15
 """Times the plain student's fine-tuning tokens that the paper's SLM-d used (its Table 3)."""
 EXPERT_CHOICE_TOKENS = 131_072
 """Most tokens of the domain that every expert is scored on before fine-tuning."""
-BATCH_TOKENS = 262_144
-"""Tokens of a pretraining step, unless a recipe says otherwise."""
+LEAST_BATCH_TOKENS, BATCH_TOKENS = 2_048, 262_144
+"""Fewest and most tokens of a pretraining step, unless a recipe says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -234,10 +234,10 @@ def traffic(setting: Setting, row: Method, pretrain_tokens: float,
 
 
 def step_tokens(pretrain_tokens: float, context: int) -> int:
-    """Tokens of a planned pretraining's step: at least some 2,000 steps in the run, between 8,192
-    and 262,144."""
+    """Tokens of a pretraining's step where nobody says how many: a power of two that gives at least
+    some 2,000 steps, between 2,048 and 262,144 (docs/experiments.md, "Tokens of a step")."""
     power = 2 ** int(math.log2(max(pretrain_tokens / 2000, 1)))
-    return max(min(power, BATCH_TOKENS), 8_192, context)
+    return max(min(power, BATCH_TOKENS), LEAST_BATCH_TOKENS, context)
 
 
 def inference_memory(shape: Shape, bits: float = 16.0, rows: int = 1) -> float:

@@ -97,7 +97,7 @@ def steps(model: Trainable, shape: Shape, settings: keys.Train, groups: int,
     model.module.to(device)
     rate = optim.resolve(settings.optimizer, 1_000_000, shape.d_model)
     optimizers = optim.build(model.module, rate)
-    rows = rows_per_step(settings.batch_tokens, shape.context)
+    rows = rows_per_step(settings.step_tokens, shape.context)
     random = np.random.default_rng(0)
     how = arithmetic.Arithmetic(arithmetic.use_bf16(settings.precision, device),
                                 arithmetic.microbatch_rows(settings, shape.context, device))

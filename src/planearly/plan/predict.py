@@ -131,7 +131,7 @@ def _setting(recipe: keys.Recipe, device: Device) -> Setting:
         device=device,
         projected=recipe.projected, experts=recipe.mixture.experts, lora=recipe.lora,
         spec_tokens=recipe.spec_tokens, price=recipe.cost.price_per_hour,
-        batch_tokens=recipe.pretrain.batch_tokens, expert=recipe.expert,
+        batch_tokens=recipe.pretrain.step_tokens, expert=recipe.expert,
         candidate_tokens=_candidates(recipe), adapt_share=adapted / (before + adapted),
     )
 
@@ -145,7 +145,7 @@ def _candidates(recipe: keys.Recipe) -> float | None:
 def _finetuning_tokens(recipe: keys.Recipe, setting: Setting, row: Method) -> float:
     """Tokens of one fine-tuning to the limits of the recipe."""
     finetune = recipe.finetune
-    rows = rows_per_step(finetune.batch_tokens, recipe.context)
+    rows = rows_per_step(finetune.step_tokens, recipe.context)
     steps, _ = finetune_limits(finetune, setting.spec_tokens,
                                -(-setting.spec_tokens // recipe.context), rows,
                                scratch=not row.pretrains)

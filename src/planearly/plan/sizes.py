@@ -125,10 +125,16 @@ def slices(experts: int, tokens_per_parameter: float) -> tuple[int, str]:
 
 
 def settled(recipe: keys.Recipe) -> keys.Recipe:
-    """The recipe with a number of slices: its own, or that of :func:`slices`."""
-    if recipe.projected.rank is not None:
-        return recipe
-    return replace(recipe, projected=replace(recipe.projected, rank=chosen_slices(recipe)[0]))
+    """The recipe with tokens of a pretraining step and a number of slices: its own, or those of
+    :func:`planearly.cost.model.step_tokens` (but a row for every blend) and :func:`slices`."""
+    pretrain, projected = recipe.pretrain, recipe.projected
+    if pretrain.batch_tokens is None:
+        pretrain = replace(pretrain, batch_tokens=max(
+            model.step_tokens(recipe.pretrain_tokens, recipe.context),
+            projected.blends * recipe.context))
+    if projected.rank is None:
+        projected = replace(projected, rank=chosen_slices(recipe)[0])
+    return replace(recipe, pretrain=pretrain, projected=projected)
 
 
 def why_slices(recipe: keys.Recipe) -> str:

@@ -94,7 +94,7 @@ def check(recipe: keys.Recipe, row: Method) -> None:
 def rows_drawn(recipe: keys.Recipe) -> int:
     """Rows of adaptation that are drawn by ``adapt.draws``."""
     _, after = adapted_steps(recipe)
-    return round(after * rows_per_step(recipe.pretrain.batch_tokens, recipe.context)
+    return round(after * rows_per_step(recipe.pretrain.step_tokens, recipe.context)
                  * shares_of(recipe)[0])
 
 
@@ -145,7 +145,7 @@ def plateau(run: Run, row: Method, packed: Path, weights: np.ndarray,
         stream = stream_of(run, packed, weights, network)
         outcome = loop.train(model, stream, before, recipe.pretrain, folder, name=name,
                              optimizer=rate, branches={before}, narrow=training.narrow)
-        rows = rows_per_step(recipe.pretrain.batch_tokens, recipe.context)
+        rows = rows_per_step(recipe.pretrain.step_tokens, recipe.context)
         return {"method": name, "domain": None, "shape": shape.to_dict(), "large": row.large,
                 "cost": training.book(run, name, outcome, per_token(shape, network, outcome)),
                 "epochs": epochs(stream.sampler.counts(before * rows),
@@ -169,7 +169,7 @@ def adapt(run: Run, row: Method, domain: str, base: Path | None,
     recipe = run.recipe
     before, after = adapted_steps(recipe)
     steps = before + after
-    rows = rows_per_step(recipe.pretrain.batch_tokens, recipe.context)
+    rows = rows_per_step(recipe.pretrain.step_tokens, recipe.context)
     stage = f"{row.name}.{domain}"
     shape = training.shape_of(run, row.large)
     origin = checkpoint.checkpoint(run, row.large)

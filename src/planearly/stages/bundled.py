@@ -17,6 +17,7 @@ from planearly.files import read_array
 from planearly.methods import Method
 from planearly.model import starts
 from planearly.model.transformer import Shape
+from planearly.plan import sizes
 from planearly.stages import clusters, corpus, experts, finetune
 from planearly.stages.folder import Run
 from planearly.stages.manifest import facts
@@ -110,7 +111,8 @@ def check(recipe: keys.Recipe) -> None:
     """
     if not recipe.bundle:
         return
-    brought = _brought(storage.local(recipe.bundle))
+    recipe = sizes.settled(recipe)
+    brought = sizes.settled(_brought(storage.local(recipe.bundle or "")))
     kind = next(iter(brought.methods), bundles.CLUSTERS)
     for method in recipe.methods:
         if bundles.adapts(method) and method != kind:

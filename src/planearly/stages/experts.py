@@ -51,7 +51,7 @@ def check(recipe: keys.Recipe, method: str) -> None:
     if count(recipe, method) not in recipe.cluster.k:
         raise UserError(f"recipe key '{place}' is {count(recipe, method)}, one expert per cluster: "
                         f"it must be among 'cluster.k', {recipe.cluster.k}")
-    rows = rows_per_step(recipe.pretrain.batch_tokens, recipe.context)
+    rows = rows_per_step(recipe.pretrain.step_tokens, recipe.context)
     if _projects(method) and recipe.projected.blends > rows:
         raise UserError(f"recipe key 'projected.blends' is {recipe.projected.blends}, and a step "
                         f"has {rows} rows ('pretrain.batch_tokens' over 'context'): each blend "

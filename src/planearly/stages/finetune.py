@@ -80,7 +80,7 @@ def tuning(run: Run, name: str, replay: Replay | None = None, scratch: bool = Fa
         stream = MixedStream([own, generic], [1 - share, share], run.recipe.seed)
     _, used = corpus.specialization_windows(run, name)
     tokens = int(own.dataset.windows["length"][used].sum())
-    batch_rows = rows_per_step(finetune.batch_tokens, run.recipe.context)
+    batch_rows = rows_per_step(finetune.step_tokens, run.recipe.context)
     own_rows = max(round(batch_rows * (1 - share)), 1)
     continued = not scratch and starts.folder(run.recipe, large) is not None
     steps, factor = finetune_limits(finetune, tokens, epoch_rows, own_rows, scratch, continued)
@@ -96,7 +96,7 @@ def in_numbers(run: Run, large: bool, tokens: int) -> dict[str, Any]:
     """
     recipe, tune = run.recipe, run.recipe.finetune
     continued = starts.folder(recipe, large) is not None
-    _, factor = finetune_limits(tune, tokens, 1, rows_per_step(tune.batch_tokens, recipe.context),
+    _, factor = finetune_limits(tune, tokens, 1, rows_per_step(tune.step_tokens, recipe.context),
                                 continued=continued)
     rates = optim.resolve_finetuning(
         tune, recipe.pretrain.optimizer, 1, outside.width_of(training.shape_of(run, large)),

@@ -46,10 +46,10 @@ def run(recipe: Recipe, out: Path | str, until: str = "report",
     Raises:
         UserError: a recipe that cannot work.
     """
+    why, recipe = sizes.why_slices(recipe), sizes.settled(recipe)
     trained.check(recipe)
-    if why := sizes.why_slices(recipe):
+    if why:
         say(f"projected network: {why}")
-    recipe = sizes.settled(recipe)
     corpus.check(recipe)
     if to is not None:
         storage.check_writable(to)

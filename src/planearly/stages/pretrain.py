@@ -68,7 +68,7 @@ def pretrain(
     stage = f"{name}.{domain}" if domain else name
     shape = training.shape_of(run, large)
     share = recipe.pretrain.specialization_share if domain else 0.0
-    batch_rows = rows_per_step(recipe.pretrain.batch_tokens, recipe.context)
+    batch_rows = rows_per_step(recipe.pretrain.step_tokens, recipe.context)
     steps = planned_steps(recipe, share_of_steps)
     values: dict[str, Any] = {
         "shape": shape.to_dict(), "train": training.train_settings(recipe.pretrain), "steps": steps,

@@ -84,7 +84,7 @@ def blend_stream(run: Run, packed: Path, histograms: np.ndarray) -> BlendStream:
     rows, recipe = Rows.load(packed), run.recipe
     return BlendStream(TokenDataset(corpus.generic(run)), rows, BlendSampler(
         np.diff(rows.group_offsets), histograms,
-        rows_per_step(recipe.pretrain.batch_tokens, recipe.context), recipe.projected.blends,
+        rows_per_step(recipe.pretrain.step_tokens, recipe.context), recipe.projected.blends,
         clusters.sampler_seed(run)))
 
 

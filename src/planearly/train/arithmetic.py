@@ -110,7 +110,7 @@ def settle(settings: keys.Train, context: int, device: torch.device, folder: Pat
     if kept is None:
         made.bf16_gradients = settings.gradients == "bf16" or bool(
             settings.gradients == "auto" and device.type == "cuda" and parallel.hosts() > 1
-            and job and narrow and narrow(job, settings.batch_tokens // parallel.world()))
+            and job and narrow and narrow(job, settings.step_tokens // parallel.world()))
     bf16, rows, decided, compiled_from, fast, gradients = parallel.first_process(
         made.bf16, made.rows, made.decided,
         -1 if made.compiled_from is None else made.compiled_from, made.fast_bf16,
@@ -150,7 +150,7 @@ def microbatch_rows(settings: keys.Train, context: int, device: torch.device,
         if job is not None and device.type == "cuda":
             job = dataclasses.replace(job, bf16=use_bf16(settings.precision, device))
             tokens = memory.fitting_microbatch(
-                _available(device), job, settings.batch_tokens // parallel.world(), tokens)
+                _available(device), job, settings.step_tokens // parallel.world(), tokens)
     return max(tokens // context, 1)
 
 

@@ -130,7 +130,7 @@ def train(
     if device.type == "cpu":
         arithmetic.tune_allocator()
     rate = optimizer or optim.resolve(settings.optimizer, steps)
-    rows = rows_per_step(settings.batch_tokens, stream.context)
+    rows = rows_per_step(settings.step_tokens, stream.context)
     parallel.check_rows(rows)
     goal = objective or NextToken()
     teacher = (goal.teacher_shape or model.body.shape) if goal.flops_per_token else None

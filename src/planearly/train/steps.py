@@ -29,13 +29,13 @@ def planned_steps(recipe: keys.Recipe, share: float = 1.0, tokens: int | None = 
         share: of the recipe's pretraining that is meant, such as one expert's of a mixture.
         tokens: of pretraining (default: the recipe's).
     """
-    per_step = rows_per_step(recipe.pretrain.batch_tokens, recipe.context) * recipe.context
+    per_step = rows_per_step(recipe.pretrain.step_tokens, recipe.context) * recipe.context
     return max(round(max((tokens or recipe.pretrain_tokens) // per_step, 1) * share), 1)
 
 
 def planned_rows(recipe: keys.Recipe, tokens: int | None = None) -> int:
     """Rows that pretraining draws; arguments as of :func:`planned_steps`."""
-    per_step = rows_per_step(recipe.pretrain.batch_tokens, recipe.context)
+    per_step = rows_per_step(recipe.pretrain.step_tokens, recipe.context)
     return planned_steps(recipe, tokens=tokens) * per_step
 
 
