@@ -113,7 +113,7 @@ def test_a_bad_file_is_one_sentence(tmp_path, content, sentence):
 
 
 def test_what_is_no_recipe_is_told(tmp_path):
-    with pytest.raises(UserError, match=r"did you mean 'nano'\? the ones that .* are demo"):
+    with pytest.raises(UserError, match=r"did you mean 'nano'\? the ones that .* are best, demo"):
         config.load("nanno")
     for word in ("x" * 5000, "a\0b", str(tmp_path), str(tmp_path / "demo.yaml")):
         with pytest.raises(UserError):
