@@ -9,6 +9,7 @@ import contextlib
 import copy
 import dataclasses
 import difflib
+import functools
 import math
 import operator
 import os
@@ -74,10 +75,25 @@ def variant(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     Raises:
         UserError: an unknown key, a value of the wrong type, or one that cannot work.
     """
-    values = recipe.to_dict()
-    for place, value in changes.items():
-        _put(values, place, value)
-    return _checked(values)
+    if any(hint_of(place) is None for place in changes):
+        values = recipe.to_dict()
+        for place, value in changes.items():
+            _put(values, place, value)
+        return _checked(values)
+    for place, value in changes.items():  # the others are as they should be: grids have many
+        recipe = _with(recipe, place.split("."), _convert(hint_of(place), value, place))
+    try:
+        check(recipe)
+    except Refused as error:
+        raise _located(error, "") from None
+    return recipe
+
+
+def _with(section: Any, parts: list[str], value: Any) -> Any:
+    """A recipe, or a section of one, with another value at a place."""
+    name, *rest = parts
+    return dataclasses.replace(section, **{
+        name: _with(getattr(section, name), rest, value) if rest else value})
 
 
 def _checked(values: dict[str, Any]) -> Recipe:
@@ -125,11 +141,15 @@ def _present(hint: Any) -> Any:
     return hint
 
 
+_hints = functools.cache(typing.get_type_hints)
+
+
+@functools.lru_cache(4096)
 def hint_of(place: str) -> Any:
     """The type of a key given by dotted name; None where there is no such key."""
     hint: Any = Recipe
     for part in place.split("."):
-        hint = typing.get_type_hints(hint).get(part) if dataclasses.is_dataclass(hint) else None
+        hint = _hints(hint).get(part) if dataclasses.is_dataclass(hint) else None
     return hint
 
 
@@ -168,7 +188,7 @@ def names() -> list[str]:
 
 def places(kind: type[Any] = Recipe, where: str = "") -> Iterator[str]:
     """Every key that a recipe may hold, by dotted name."""
-    for name, hint in typing.get_type_hints(kind).items():
+    for name, hint in _hints(kind).items():
         if dataclasses.is_dataclass(hint):
             yield from places(typing.cast(type[Any], hint), f"{where}{name}.")
         else:
@@ -250,7 +270,7 @@ def build(kind: type[Any], values: Any, where: str) -> Any:
     """
     if not isinstance(values, Mapping):
         raise UserError(f"'{where}' is a section: write '{where}.KEY=value'")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     known = [f.name for f in dataclasses.fields(kind)]
     filled = {}
     for name, value in values.items():
@@ -397,7 +417,7 @@ def reference() -> str:
              "Generated from `planearly.config` by `planearly recipes --reference`.", ""]
 
     def walk(kind: type[Any], prefix: str, title: str) -> None:
-        hints = typing.get_type_hints(kind)
+        hints = _hints(kind)
         rows, sections = [], []
         for f in dataclasses.fields(kind):
             if dataclasses.is_dataclass(hints[f.name]):

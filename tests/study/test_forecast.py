@@ -2,10 +2,13 @@
 
 import os
 
+import numpy as np
 import pytest
 
 from planearly import config, methods
-from planearly.study import forecast
+from planearly.cluster import shared
+from planearly.errors import UserError
+from planearly.study import forecast, sharing
 from small_runs import with_grid
 
 
@@ -88,3 +91,29 @@ def test_every_study_recipe_is_forecast(name, monkeypatch):
     on_purpose = ["slm-pn"] if name == "study-smoke" else []
     assert [cell["cell"].split()[0] for cell in found["impossible"]] == on_purpose
     assert found["total"]["flops"] > 0
+
+
+def test_a_forecast_tells_what_the_study_would_refuse(made, tmp_path):
+    law = tmp_path / "law.json"
+    shared.Shared({"name": "words", "digest": "e"}, 7,
+                  {3: shared.Level("c", np.array([1.0, 2.0, 3.0]))}).save(law)
+    for given, told in (({"domains": [str(law)]}, "'law' is given by its histogram, and a study"),
+                        ({"generic": []}, "'generic' names no documents"),
+                        ({"domains": [str(law)], "generic": ["pydocs"]}, "by its histogram")):
+        recipe = with_grid(made, {"methods": ["slm-is"]}, spec_tokens=200, **given)
+        with pytest.raises(UserError, match=told):
+            forecast.forecast(recipe, "a100")
+
+
+def test_a_forecast_looks_at_each_cell_a_bounded_number_of_times(made, monkeypatch):
+    """Grids have tens of thousands of cells."""
+    def looks(n):
+        seen.clear()
+        forecast.forecast(with_grid(made, {"methods": ["slm"], "over": {
+            "seed": list(range(n)), "pretrain_tokens": [5_000, 10_000]}}, spec_tokens=200), "a100")
+        return len(seen)
+
+    seen: list[str] = []
+    plain = sharing.generic
+    monkeypatch.setattr(sharing, "generic", lambda name: seen.append(name) or plain(name))
+    assert looks(8) <= 4 * looks(2)

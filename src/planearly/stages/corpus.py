@@ -56,12 +56,25 @@ def sources(run: Run) -> tuple[list[str], str | None, list[str]]:
 
 
 def check(recipe: keys.Recipe) -> None:
-    """Refuse places in stores that cannot be read, before anything is written.
+    """Refuse what :func:`check_named` does, and places in stores that cannot be read, before
+    anything is written.
 
     Raises:
         UserError: nothing is there, or the store cannot be asked.
     """
+    check_named(recipe)
     inputs.check_urls([*recipe.generic, recipe.domains_root, *recipe.domains])
+
+
+def check_named(recipe: keys.Recipe) -> None:
+    """Refuse a recipe that needs a generic corpus and names none.
+
+    Raises:
+        UserError: it is such a one.
+    """
+    if recipe.reads_generic and not recipe.generic:
+        raise UserError("recipe key 'generic' names no documents: give files, folders, globs, URLs,"
+                        " hf://NAME or a corpus by name")
 
 
 @contextlib.contextmanager

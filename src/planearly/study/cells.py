@@ -74,6 +74,18 @@ def told(error: Exception, out: Path, name: str) -> str:
     return f"{type(error).__name__}: {first} (traceback: {log} in the study's folder)"
 
 
+def check_domains(run: Run) -> None:
+    """Refuse domains without texts.
+
+    Raises:
+        UserError: one is given by its histogram.
+    """
+    if given := list(corpus.histograms(run)):
+        raise UserError(f"the domain '{given[0]}' is given by its histogram, and a study "
+                        "fine-tunes and evaluates on its texts: give its documents, or leave it "
+                        "out")
+
+
 class Study:
     """The cells of a recipe in a run folder."""
 
@@ -82,11 +94,9 @@ class Study:
         # of what all cells need: worth waiting for
         self.base = Run(out, recipe, build=build, earlier=not build)
         self.domains = list(corpus.needed_domains(self.base, "a study"))
-        if given := list(corpus.histograms(self.base)):
-            raise UserError(f"the domain '{given[0]}' is given by its histogram, and a study "
-                            "fine-tunes and evaluates on its texts: give its documents, or leave "
-                            "it out")
+        check_domains(self.base)
         self.cells = grid.cells(recipe, self.domains)
+        self.pretrainings = sharing.Pretrainings(self.cells)
         self._runs: dict[str, Run] = {}
 
     def make_common(self) -> None:
@@ -140,7 +150,7 @@ class Study:
             Busy: another worker makes one of them.
         """
         chains = [found for name in sharing.generic(cell.method)
-                  if (found := sharing.longer(name, cell, self.cells))]
+                  if (found := self.pretrainings.longer(name, cell))]
         if not chains or self._is_pretrained(cell):
             return
         for chain in chains:

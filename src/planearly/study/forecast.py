@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,9 +14,11 @@ from planearly.cost import devices
 from planearly.errors import UserError
 from planearly.keys import Recipe
 from planearly.plan import predict
-from planearly.progress import say
-from planearly.stages import trained
+from planearly.progress import progress, say
+from planearly.stages import corpus, trained
+from planearly.stages.folder import Run
 from planearly.study import grid, sharing
+from planearly.study.cells import check_domains
 from planearly.units import duration, short
 
 
@@ -33,43 +36,50 @@ def forecast(recipe: Recipe, device: str = "here") -> dict[str, Any]:
         ``device``, and a ``note`` on its hours ("": none).
 
     Raises:
-        UserError: no grid, or unknown sizes of the domains.
+        UserError: no grid, no generic corpus, a domain without texts, or unknown sizes of the
+            domains.
     """
     known, note = devices.find_or_nearest(device), ""
     cells = grid.cells(recipe, predict.domain_names(recipe))
+    corpus.check_named(recipe)
+    # where the domains are does not hang on the corpus, which may be still to make
+    check_domains(Run(Path(), replace(recipe, generic=[]), build=False))
     impossible: list[dict[str, str]] = []
     stages: dict[str, tuple[grid.Cell, dict[str, Any]]] = {}
     possible = []
     counts: dict[str, int] = {}
     params: dict[str, set[int]] = {}
     slices: dict[str, None] = {}
-    for cell in cells:
-        made = cell.variant.recipe
-        try:
-            if made is None:
-                raise UserError(cell.variant.reason)
-            made = replace(made, methods=[cell.method], domains=[cell.domain])
-            trained.check(made)
-        except UserError as error:
-            impossible.append({"cell": cell.name, "reason": str(error)})
-            continue
-        possible.append(cell)
-        counts[cell.method] = counts.get(cell.method, 0) + 1
-        if recipe.projected.rank is None and "projected.rank" not in dict(cell.variant.changes):
-            made = config.variant(made, {"projected.rank": None})  # for the reason
-        found = predict.predict(made, known)
-        note = found["note"]
-        slices |= {found["slices"]: None} if found["slices"] else {}
-        for name, size in found["params"].items():
-            params.setdefault(name, set()).add(size)
-        for work in found["stages"]:
-            stages.setdefault(str(sharing.identity(work["stage"], cell)), (cell, work))
+    with progress("forecast", len(cells), "cells") as meter:
+        for cell in cells:
+            meter.advance(1)
+            made = cell.variant.recipe
+            try:
+                if made is None:
+                    raise UserError(cell.variant.reason)
+                made = replace(made, methods=[cell.method], domains=[cell.domain])
+                trained.check(made)
+            except UserError as error:
+                impossible.append({"cell": cell.name, "reason": str(error)})
+                continue
+            possible.append(cell)
+            counts[cell.method] = counts.get(cell.method, 0) + 1
+            if recipe.projected.rank is None and "projected.rank" not in dict(cell.variant.changes):
+                made = config.variant(made, {"projected.rank": None})  # for the reason
+            found = predict.predict(made, known)
+            note = found["note"]
+            slices |= {found["slices"]: None} if found["slices"] else {}
+            for name, size in found["params"].items():
+                params.setdefault(name, set()).add(size)
+            for work in found["stages"]:
+                stages.setdefault(str(sharing.identity(work["stage"], cell)), (cell, work))
     methods: dict[str, Any] = {
         name: {"cells": n, "tokens": 0.0, "flops": 0.0, "device_hours": 0.0, "money": None}
         for name, n in counts.items()}
     total: dict[str, Any] = {"tokens": 0.0, "flops": 0.0, "device_hours": 0.0, "money": None}
+    pretrainings = sharing.Pretrainings(possible)
     for cell, work in stages.values():
-        own = 1 - sharing.begun(work["stage"], cell, possible)
+        own = 1 - pretrainings.begun(work["stage"], cell)
         for sums in (methods[cell.method], total):
             for key in ("tokens", "flops", "device_hours", "money"):
                 if work[key] is not None:

@@ -115,10 +115,10 @@ def cells(recipe: Recipe, domains: list[str]) -> list[Cell]:
     for number, block in blocks:
         _known(block.domains, domains, f"{_place(number)} names the domain")
         for variant in _variants(recipe, block):
+            of = variant.recipe or recipe
+            settings = {key: config.value_of(of, key) for key in keys} | (
+                {} if variant.recipe else dict(variant.changes))
             for method, domain in product(block.methods, block.domains or domains):
-                of = variant.recipe or recipe
-                settings = {key: config.value_of(of, key) for key in keys} | (
-                    {} if variant.recipe else dict(variant.changes))
                 cell = Cell(method, domain, variant, settings)
                 found.setdefault(cell.id, cell)
     made = [cell.variant.recipe for cell in found.values() if cell.variant.recipe]

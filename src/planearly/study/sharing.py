@@ -81,39 +81,56 @@ def identity(stage: str, cell: Cell) -> dict[str, Any]:
         if kind != "pretrain" or pretraining_depends(rest.partition(".")[0], key, draws)}}
 
 
-def longer(name: str, cell: Cell, cells: Iterable[Cell]) -> list[Cell]:
-    """Cells with a pretraining that ``cell``'s of this name may branch off, the longest first."""
-    def alike(of: Cell) -> dict[str, Any]:
-        return {**identity(f"pretrain/{name}", of), "pretrain_tokens": None}
+class Pretrainings:
+    """Which pretrainings of a grid's cells begin as longer ones, or as what others adapt from."""
 
-    own, wanted = cell.variant.recipe, alike(cell)
-    assert own is not None
-    found = [(other.variant.recipe.pretrain_tokens, other) for other in cells
-             if other.variant.recipe and name in generic(other.method)
-             and alike(other) == wanted and _shared(name, own, other.variant.recipe)]
-    return [other for _, other in sorted(found, key=lambda one: one[0], reverse=True)]
+    def __init__(self, cells: Iterable[Cell]) -> None:
+        self._alike: dict[str, list[Cell]] = {}
+        self._plateaus: set[str] = set()
+        for cell in cells:
+            row = methods.TABLE.get(cell.method)
+            if row is None or cell.variant.recipe is None:
+                continue
+            for name in generic(cell.method):
+                self._alike.setdefault(_but_tokens(name, cell), []).append(cell)
+            if row.adapts:
+                self._plateaus.add(_plateau(row, cell))
+
+    def longer(self, name: str, cell: Cell) -> list[Cell]:
+        """Cells with a pretraining that ``cell``'s of this name may branch off, the longest
+        first."""
+        own = cell.variant.recipe
+        assert own is not None
+        found = [(other.variant.recipe.pretrain_tokens, other)
+                 for other in self._alike.get(_but_tokens(name, cell), [])
+                 if other.variant.recipe and _shared(name, own, other.variant.recipe)]
+        return [other for _, other in sorted(found, key=lambda one: one[0], reverse=True)]
+
+    def begun(self, stage: str, cell: Cell) -> float:
+        """Share of a training's tokens that it takes over from a longer one, or from the plateau
+        that another method adapts from."""
+        kind, _, name = stage.partition("/")
+        own = cell.variant.recipe
+        if kind != "pretrain" or own is None:
+            return 0.0
+        budgets = {other.variant.recipe.pretrain_tokens: other.variant.recipe
+                   for other in self._alike.get(_but_tokens(name, cell), [])
+                   if other.variant.recipe}
+        shares = [_shared(name, own, other) for other in budgets.values()]
+        if any(_plateau(row, cell) in self._plateaus for row in methods.TABLE.values()
+               if row.adapts and row.base == name):
+            shares.append(steps.adapted_steps(own)[0] / steps.planned_steps(own))
+        return max(shares, default=0.0)
 
 
-def begun(stage: str, cell: Cell, cells: Iterable[Cell]) -> float:
-    """Share of a training's tokens that it takes over from a longer one among ``cells``, or from
-    the plateau that another method of theirs adapts from."""
-    kind, _, name = stage.partition("/")
-    own, cells = cell.variant.recipe, list(cells)
-    if kind != "pretrain" or own is None:
-        return 0.0
-    return max((*(_shared(name, own, other.variant.recipe) for other in longer(name, cell, cells)
-                  if other.variant.recipe), _plateau(name, cell, cells)))
+def _but_tokens(name: str, cell: Cell) -> str:
+    """What a pretraining depends on beside its own number of tokens."""
+    return str({**identity(f"pretrain/{name}", cell), "pretrain_tokens": None})
 
 
-def _plateau(name: str, cell: Cell, cells: list[Cell]) -> float:
-    """Share of a pretraining's steps that another method among ``cells`` adapts from."""
-    own = cell.variant.recipe
-    for other in cells:
-        row = methods.TABLE.get(other.method)
-        if own and row and row.adapts and row.base == name and identity(
-                f"pretrain/{row.plateau}", cell) == identity(f"pretrain/{row.plateau}", other):
-            return steps.adapted_steps(own)[0] / steps.planned_steps(own)
-    return 0.0
+def _plateau(row: methods.Method, cell: Cell) -> str:
+    """What a pretraining depends on that a method adapts from."""
+    return str(identity(f"pretrain/{row.plateau}", cell))
 
 
 def _shared(name: str, shorter: Recipe, longer: Recipe) -> float:
