@@ -141,7 +141,7 @@ def _present(hint: Any) -> Any:
     return hint
 
 
-_hints = functools.cache(typing.get_type_hints)
+_hints: Callable[[Any], dict[str, Any]] = functools.cache(typing.get_type_hints)
 
 
 @functools.lru_cache(4096)

@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 
 from planearly.cluster.histogram import Smoothed, smooth_counts
+from planearly.data.readers import HISTOGRAM
 from planearly.errors import UserError
 from planearly.files import read_json, write_json
 
 MOST_WINDOWS = 1.0
 """Window-equivalents that one document counts for at most, where noise is added."""
-_KIND = "histogram"
 _FORMAT = 1
-_SAYS = re.compile(r'"planearly"\s*:\s*"histogram"')
+_SAYS = re.compile(rf'"planearly"\s*:\s*"{HISTOGRAM}"')
 _END = 1 << 12
 """Bytes of either end of a file in which it says so: a tool may have sorted its keys."""
 
@@ -90,7 +90,7 @@ class Shared:
             "mechanism": "two-sided geometric noise on every count, in whole tokens; neighbouring "
                          "sets differ in one document"}
         write_json(path, {
-            "planearly": _KIND, "format": _FORMAT, "embedder": dict(self.embedder),
+            "planearly": HISTOGRAM, "format": _FORMAT, "embedder": dict(self.embedder),
             "documents": self.documents, "noise": noise or None,
             "levels": {str(k): asdict(level) for k, level in sorted(self.levels.items())}})
 
@@ -121,7 +121,7 @@ def load(path: Path) -> Shared:
                             "for another ('planearly weigh --share')")
 
     found = read_json(path)
-    need(isinstance(found, dict) and found.get("planearly") == _KIND, "it does not say to be one")
+    need(isinstance(found, dict) and found.get("planearly") == HISTOGRAM, "it does not say to be one")
     need(found.get("format") == _FORMAT, f"its format is {found.get('format')!r}, and this version "
                                          f"of planearly reads {_FORMAT}")
     embedder, levels = found.get("embedder"), found.get("levels")

@@ -28,6 +28,8 @@ from planearly.files import reading_error
 _KINDS: dict[str, Kind] = {".jsonl": "lines", ".ndjson": "lines", ".json": "lines",
                            ".parquet": "parquet", ".txt": "text", ".md": "text"}
 _CODECS = (".gz", ".zst")
+HISTOGRAM = "histogram"
+"""What a file says to be under "planearly" that :mod:`planearly.cluster.shared` writes."""
 KNOWN = ".jsonl, .json, .parquet, .txt or .md (all but Parquet also as .gz or .zst)"
 
 _MOST_WHOLE = 1 << 27  # bytes of a file that is read as one JSON value
@@ -106,6 +108,9 @@ def _objection(record: Any, text_field: str) -> str:
     if not isinstance(record, dict):
         return f"a JSON {_type_name(record)}, not an object with a field '{text_field}'"
     if text_field not in record:
+        if record.get("planearly") == HISTOGRAM:
+            return ("a domain's histogram, not documents: a recipe takes the file itself, unpacked "
+                    "and ending in .json, as a domain")
         has = ", ".join(itertools.islice(record, 8)) or "no fields"
         return f"no field '{text_field}' (it has {has}); data.text_field names another"
     if not isinstance(record[text_field], str | bytes):
