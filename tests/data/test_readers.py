@@ -96,8 +96,8 @@ BAD = [
     (b'{"text": "caf\xe9"}', "not valid UTF-8"),
     ({"body": "x", "id": 2}, "no field 'text' (it has body, id); data.text_field names another"),
     ({}, "no field 'text' (it has no fields); data.text_field names another"),
-    ({"planearly": "histogram", "levels": {}}, "a domain's histogram, not documents: a recipe takes "
-                                               "the file itself, unpacked and ending in .json"),
+    ({"planearly": "histogram"}, "a domain's histogram, not documents: a recipe takes the file "
+                                 "itself, unpacked and ending in .json"),
     ({"text": 3}, "field 'text' holds a number, not text"),
     ({"text": ["a"]}, "field 'text' holds a list, not text"),
     (b'["text"]', "a JSON list, not an object with a field 'text'"),

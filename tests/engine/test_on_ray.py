@@ -33,7 +33,7 @@ def test_without_ray_is_one_sentence(tmp_path, monkeypatch):
     assert isinstance(OnRay(2).workers(little, little.shards, print), Inline)  # needs none
 
 
-def test_a_signal_still_ends_in_order_once_ray_is_connected(monkeypatch):
+def test_a_signal_still_ends_in_order_once_ray_is_connected(monkeypatch, capsys):
     def init(*words, **more):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))  # as Ray does
 
@@ -42,6 +42,8 @@ def test_a_signal_still_ends_in_order_once_ray_is_connected(monkeypatch):
     with pytest.raises(Stopped), ending_in_order():
         on_ray._connected(1)
         signal.raise_signal(signal.SIGTERM)
+    assert ("no Ray cluster is named by RAY_ADDRESS: one of this machine is started for this "
+            "command (1 core), and ends with it") in capsys.readouterr().err
 
 
 @pytest.mark.ray

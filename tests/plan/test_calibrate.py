@@ -47,6 +47,15 @@ def test_a_calibration_is_what_plans_then_use(tmp_path: Path,
         small["tokens_per_second"] / measured["shapes"]["pn"]["tokens_per_second"])
 
 
+def test_a_place_that_takes_no_file_is_refused_before_anything_is_measured(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("PLANEARLY_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(calibrate, "matmul_rate", pytest.fail)
+    with pytest.raises(OSError, match="file/calibration"):
+        calibrate.calibrate(tiny(), seconds=0.1)
+
+
 def test_a_step_trains() -> None:
     recipe = tiny()
     shape = Shape.of(recipe.model, 300, 16)

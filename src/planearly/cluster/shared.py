@@ -121,7 +121,8 @@ def load(path: Path) -> Shared:
                             "for another ('planearly weigh --share')")
 
     found = read_json(path)
-    need(isinstance(found, dict) and found.get("planearly") == HISTOGRAM, "it does not say to be one")
+    need(isinstance(found, dict) and found.get("planearly") == HISTOGRAM,
+         "it does not say to be one")
     need(found.get("format") == _FORMAT, f"its format is {found.get('format')!r}, and this version "
                                          f"of planearly reads {_FORMAT}")
     embedder, levels = found.get("embedder"), found.get("levels")

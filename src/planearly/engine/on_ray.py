@@ -125,7 +125,10 @@ def _connected(processes: int | None) -> Any:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         if address == _HERE:
-            ray.init("local", num_cpus=processes or cores(), include_dashboard=False,
+            many = processes or cores()
+            say(f"no Ray cluster is named by RAY_ADDRESS: one of this machine is started for this "
+                f"command ({many} core{'s' * (many > 1)}), and ends with it")
+            ray.init("local", num_cpus=many, include_dashboard=False,
                      object_store_memory=_FEWEST_BYTES, **quiet)
         else:
             ray.init(address, **quiet)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -47,12 +48,17 @@ def calibrate(recipe: keys.Recipe, seconds: float = 60.0) -> Path:
 
     Returns:
         The file.
+
+    Raises:
+        OSError: it could not be written, before anything is measured.
     """
     recipe = sizes.settled(recipe)
     name, device = devices.here(), parallel.device()
     if device.type == "cpu":
         arithmetic.tune_allocator()
-    began = time.monotonic()
+    began, path = time.monotonic(), devices.calibration_file(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=path.parent).close()  # refused before minutes of measuring
     cores = os.cpu_count() or 1
     if os.getloadavg()[0] > 0.5 * cores:
         say(f"other work is running on this machine (load {os.getloadavg()[0]:.1f} on {cores} "
@@ -76,7 +82,6 @@ def calibrate(recipe: keys.Recipe, seconds: float = 60.0) -> Path:
         say(f"{key}: {short(measured[key]['tokens_per_second'])} tokens/s, "
             f"{short(measured[key]['flops_per_second'])}FLOP/s, "
             f"{100 * measured[key]['flops_per_second'] / rate:.0f}% of the matrix rate")
-    path = devices.calibration_file(name)
     write_json(path, {
         "device": name, "kind": device.type, "when": datetime.date.today().isoformat(),
         "torch": torch.__version__,
