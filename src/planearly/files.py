@@ -49,6 +49,7 @@ def check_place(path: Path, what: str, ours: Callable[[Path], bool], folder: boo
     """
     if path.is_dir() and not folder:
         raise UserError(f"{path} is a folder: name a file in it for {what}")
+    _check_kind(path)
     there = any(path.iterdir()) if path.is_dir() else path.is_file() and (
         folder or path.stat().st_size > 0)
     if there and not ours(path):
@@ -56,12 +57,20 @@ def check_place(path: Path, what: str, ours: Callable[[Path], bool], folder: boo
                         "another name, or remove it")
 
 
+def _check_kind(path: Path) -> None:
+    """Refuse to replace a device or a pipe, ``/dev/null`` say, by a file."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path} is neither a file nor a folder, and a file would replace it: name "
+                        "another place")
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary neighbour of ``path``; on success flush it and rename it to ``path``.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written; ``path`` is left as it was.
+        UserError: the disk is full, the folder cannot be written, or ``path`` is a device or a
+            pipe; it is left as it was.
 
     Text is written in UTF-8; half a surrogate pair (of a file name that is not UTF-8, say) is
     written as ``\\udcXX``, which JSON reads as the same.
@@ -69,6 +78,7 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     temporary = temporary_name(path)
     encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
     try:
+        _check_kind(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, mode, encoding=encoding, errors=errors) as handle:
             yield handle

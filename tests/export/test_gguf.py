@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from planearly.errors import UserError
 from planearly.evaluate.files import evaluate_files
 from planearly.export import gguf
 from planearly.export.folder import export
+from planearly.files import check_place, write_json
 from planearly.model import hf
 from planearly.model.transformer import Shape, Transformer
 from small_models import EOT, TEXT, small_model, tokenizer_folder
@@ -205,3 +207,12 @@ def test_a_tokenizer_file_that_does_not_name_its_kind_is_the_same(tmp_path):
     place.write_text("[1]")
     with pytest.raises(UserError, match=r"tokenizer\.json"):
         gguf.write(folder, tmp_path / "model.gguf")
+
+
+def test_devices_and_pipes_are_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for write in (lambda path: check_place(path, "a GGUF file", lambda there: True),
+                  lambda path: write_json(path, {})):
+        with pytest.raises(UserError, match="pipe is neither a file nor a folder"):
+            write(tmp_path / "pipe")
+    assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
