@@ -140,7 +140,7 @@ def test_a_recipe_that_leaves_them_open_is_settled_by_its_own_tokens() -> None:
     (10**12, 0, 262_144), (4 * M, 16, 16 * 256)])
 def test_a_step_that_a_recipe_leaves_open_is_one_of_some_2000(tokens: int, blends: int,
                                                               step: int) -> None:
-    recipe = config.load("nano", [f"pretrain_tokens={tokens}", f"projected.blends={blends}"])
+    recipe = config.load("best", [f"pretrain_tokens={tokens}", f"projected.blends={blends}"])
     assert recipe.pretrain.batch_tokens is None
     assert sizes.settled(recipe).pretrain.step_tokens == step
     long = config.variant(recipe, {"context": 4096})  # a row, and one of each blend
