@@ -53,6 +53,17 @@ def test_budgets_of_other_slices_share_nothing(made, capsys):
     assert f"projected network: {told[-1]}" in capsys.readouterr().err
 
 
+def test_budgets_with_steps_of_other_sizes_share_nothing(made):
+    budgets = [6_000_000, 10_000_000]  # steps of 2,048 and of 4,096 tokens where left open
+
+    def tokens(step):
+        recipe = with_grid(made, {"methods": ["slm"], "over": {"pretrain_tokens": budgets}},
+                           spec_tokens=200, pretrain={"batch_tokens": step})
+        return forecast.forecast(recipe, "a100")["total"]["tokens"]
+
+    assert tokens(None) - tokens(2048) == pytest.approx(0.7 * 6_000_000, rel=0.01)
+
+
 def test_a_method_of_the_table_is_in_the_forecast(made, monkeypatch):
     monkeypatch.setitem(methods.TABLE, "slm-new", methods.Method("slm-new", "SLM-new", "a new one"))
     found = forecast.forecast(with_grid(made, {"methods": ["slm", "slm-new"]}, spec_tokens=200),

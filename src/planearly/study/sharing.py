@@ -74,8 +74,10 @@ def identity(stage: str, cell: Cell) -> dict[str, Any]:
     kind, _, rest = stage.partition("/")
     of = cell.variant.recipe
     draws = of.adapt.draws if of else None
-    # slices may be chosen by the tokens, as the grid does not tell
-    settings = {"projected.rank": of.projected.rank if of else None, **cell.settings}
+    # slices and steps may be chosen by the tokens, as the grid does not tell
+    settings = {**({"projected.rank": of.projected.rank,
+                    "pretrain.batch_tokens": of.pretrain.batch_tokens} if of else {}),
+                **cell.settings}
     return {"stage": stage, **{
         key: value for key, value in settings.items()
         if kind != "pretrain" or pretraining_depends(rest.partition(".")[0], key, draws)}}
