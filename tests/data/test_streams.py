@@ -13,7 +13,15 @@ import torch
 from planearly.data.dataset import IGNORE
 from planearly.data.pack import Rows
 from planearly.data.sample import BlendSampler, Sampler
-from planearly.data.streams import Batch, BlendStream, MixedStream, RowStream, prefetch
+from planearly.data.streams import (
+    Batch,
+    BlendStream,
+    Followed,
+    Later,
+    MixedStream,
+    RowStream,
+    prefetch,
+)
 
 CONTEXT = 4
 
@@ -62,6 +70,21 @@ def test_each_of_mixed_streams_gives_its_rows_in_order(shares: list[float]) -> N
             assert torch.equal(part.inputs, whole.inputs[here])
             assert torch.equal(part.targets, whole.targets[here])
             assert (part.groups == whole.groups[here]).all()
+
+
+@pytest.mark.parametrize("at", [0, 5, 8, 64])
+def test_a_stream_that_takes_over_begins_with_its_first_row(at: int) -> None:
+    stream = Followed(Numbered(0), Later(Numbered(1), at), at)
+    assert stream.context == CONTEXT
+    whole = stream.batch(0, 16)
+    first = whole.inputs[:, 0].tolist()
+    assert first == [*range(16)][:at] + [1000 + place for place in range(16 - at)]
+    assert torch.equal(whole.targets, whole.inputs + 1)
+    assert whole.groups.tolist() == [number % 1000 % 3 for number in first]
+    for start in range(12):
+        part = stream.batch(start, start + 4)
+        assert part.inputs[:, 0].tolist() == first[start:start + 4]
+        assert part.groups.tolist() == whole.groups[start:start + 4].tolist()
 
 
 ROWS = Rows(np.array([0, 2, 5, 6]), np.array([0, 2, 3, 6, 7, 8, 10]), np.arange(10)[::-1], 1.0)

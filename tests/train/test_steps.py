@@ -59,6 +59,9 @@ def test_a_domains_own_share_is_not_drawn_of_the_generic_corpus():
     recipe = keys.Recipe(context=100, pretrain_tokens=10_000, pretrain=keys.Pretrain(
         batch_tokens=1000, specialization_share=0.3))
     assert (planned_rows(recipe), generic_rows(recipe)) == (100, 70)
+    later = replace(recipe, pretrain=replace(
+        recipe.pretrain, specialization_after=0.4))
+    assert generic_rows(later) == 40 + 42
 
 
 @pytest.mark.parametrize(("share", "schedule", "steps"), [

@@ -101,11 +101,38 @@ class MixedStream:
                 parts.append(part.take(rank[mine] - rank[mine].min()))
                 order.append(mine)
         back = np.argsort(np.concatenate(order))
-        whole = Batch(
-            torch.cat([p.inputs for p in parts]), torch.cat([p.targets for p in parts]),
-            np.concatenate([p.groups for p in parts]),
-        )
-        return whole.take(back)
+        return _joined(parts).take(back)
+
+
+class Later:
+    """A stream whose first row stands at place ``start`` of the training; before 0, it begins with
+    a later one of its rows."""
+
+    def __init__(self, stream: Stream, start: int) -> None:
+        self.stream, self.start, self.context = stream, start, stream.context
+
+    def batch(self, start: int, stop: int) -> Batch:
+        return self.stream.batch(start - self.start, stop - self.start)
+
+
+class Followed:
+    """A stream that another one takes over from at place ``at`` of the training."""
+
+    def __init__(self, first: Stream, then: Stream, at: int) -> None:
+        self.first, self.then, self.at, self.context = first, then, at, first.context
+
+    def batch(self, start: int, stop: int) -> Batch:
+        if stop <= self.at:
+            return self.first.batch(start, stop)
+        if start >= self.at:
+            return self.then.batch(start, stop)
+        parts = self.first.batch(start, self.at), self.then.batch(self.at, stop)
+        return _joined(parts)
+
+
+def _joined(parts: Sequence[Batch]) -> Batch:
+    return Batch(torch.cat([p.inputs for p in parts]), torch.cat([p.targets for p in parts]),
+                 np.concatenate([p.groups for p in parts]))
 
 
 def prefetch(stream: Stream, ranges: Iterator[tuple[int, int]], ahead: int = 2) -> Iterator[Batch]:

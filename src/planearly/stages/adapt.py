@@ -21,7 +21,7 @@ import numpy as np
 from torch import Tensor
 
 from planearly import keys, methods, parallel, tensors
-from planearly.data.streams import Batch, MixedStream, Stream
+from planearly.data.streams import Later, MixedStream, Stream
 from planearly.errors import UserError
 from planearly.files import read_json
 from planearly.methods import Method
@@ -42,18 +42,6 @@ from planearly.train.steps import adapted_steps, planned_steps, rows_per_step
 
 if TYPE_CHECKING:
     from planearly.stages.trained import Drawn
-
-
-
-class Later:
-    """A stream whose first row stands at place ``start`` of the training; before 0, it begins with
-    a later one of its rows."""
-
-    def __init__(self, stream: Stream, start: int) -> None:
-        self.stream, self.start, self.context = stream, start, stream.context
-
-    def batch(self, start: int, stop: int) -> Batch:
-        return self.stream.batch(start - self.start, stop - self.start)
 
 
 def check(recipe: keys.Recipe, row: Method) -> None:

@@ -12,7 +12,7 @@ from planearly.data.streams import RowStream
 from planearly.errors import UserError
 from planearly.keys import Recipe
 from planearly.model import flops, hf, outside, starts
-from planearly.stages import clusters, corpus, finetune, training
+from planearly.stages import corpus, finetune, training
 from planearly.stages.folder import Run
 from planearly.stages.manifest import facts
 from planearly.train import arithmetic
@@ -108,11 +108,7 @@ def specialize(run: Run, method: str, name: str, base: Path, teacher: Path | Non
         values["teacher"] = run.file_digests(parts)
     replay = None
     if settings.on == "importance":
-        weights = clusters.importance_weights(run, name)
-        inputs["weights"] = weights
-        replay = finetune.Replay(
-            clusters.rows(run, facts(weights)["k"]), training.weights_of(weights),
-            run.recipe.finetune.replay_share or 0.5)
+        replay = finetune.resampled(run, name, run.recipe.finetune.replay_share or 0.5)
 
     def objective(folder: Path, own: RowStream) -> Distillation:
         entries = facts(corpus.tokenizer_folder(run))["vocab_size"]

@@ -16,7 +16,8 @@ from planearly.model import flops, lora, outside, starts
 from planearly.model.projected import Projected
 from planearly.progress import say
 from planearly.stages import clusters, corpus, training
-from planearly.stages.folder import Run, once
+from planearly.stages.folder import Run
+from planearly.stages.manifest import facts
 from planearly.train import loop, optim, vector
 from planearly.train.objective import NextToken, Objective
 from planearly.train.steps import finetune_limits, rows_per_step
@@ -25,20 +26,34 @@ from planearly.train.trainable import Dense, Trainable
 
 @dataclass(frozen=True)
 class Replay:
-    """Generic rows beside the domain's own in fine-tuning, and their share of each step."""
+    """Generic rows beside the domain's own in fine-tuning, and their share of each step.
+
+    ``by`` is the stage that the weights come from, where they are a domain's.
+    """
 
     rows: Path
     weights: np.ndarray
     share: float
+    by: Path | None = None
 
 
-@once
-def replayed(run: Run) -> Replay | None:
-    """The recipe's ``finetune.replay_share`` of rows of the generic corpus as it is."""
-    if not run.recipe.finetune.replay_share:
+def replayed(run: Run, name: str) -> Replay | None:
+    """The recipe's ``finetune.replay_share`` of rows of the generic corpus, as it is or resampled
+    to look like a domain."""
+    settings = run.recipe.finetune
+    if not settings.replay_share:
         return None
+    if settings.replay_draws == "importance":
+        return resampled(run, name, settings.replay_share)
     packed = clusters.rows(run, clusters.finest(run))
-    return Replay(packed, clusters.generic_weights(packed), run.recipe.finetune.replay_share)
+    return Replay(packed, clusters.generic_weights(packed), settings.replay_share)
+
+
+def resampled(run: Run, name: str, share: float) -> Replay:
+    """Rows of the generic corpus, drawn by a domain's cluster weights."""
+    weights = clusters.importance_weights(run, name)
+    return Replay(clusters.rows(run, facts(weights)["k"]), training.weights_of(weights), share,
+                  weights)
 
 
 @dataclass(frozen=True)
@@ -150,9 +165,10 @@ def specialize(
     recipe, stage = run.recipe, f"{method}.{name}"
     tune = recipe.finetune
     shape = training.shape_made(start) if start else training.shape_of(run, large)
-    replay = replay or (replayed(run) if start else None)
+    replay = replay or (replayed(run, name) if start else None)
     folders = {"domain": corpus.domain(run, name), **({"start": start} if start else {}),
-               **({"rows": replay.rows} if replay else {}), **(inputs or {})}
+               **({"rows": replay.rows} if replay else {}),
+               **({"weights": replay.by} if replay and replay.by else {}), **(inputs or {})}
     values = {"train": training.train_settings(tune), "spec_tokens": recipe.spec_tokens,
               "valid_tokens": recipe.data.valid_tokens, "seed": recipe.seed,
               "shape": shape.to_dict(), **({"adapters": asdict(adapters)} if adapters else {}),

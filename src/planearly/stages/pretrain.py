@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from planearly import keys, parallel, tensors
-from planearly.data.streams import MixedStream, RowStream, Stream
+from planearly import parallel, tensors
+from planearly.data.streams import Followed, Later, MixedStream, RowStream, Stream
 from planearly.files import atomic_write, read_json, write_json
 from planearly.model import flops, outside
 from planearly.model.outside import AnyShape
@@ -21,7 +21,9 @@ from planearly.train import loop
 from planearly.train.steps import (
     adapted_steps,
     branching_step,
+    onset,
     planned_steps,
+    rows_but_own,
     rows_per_step,
 )
 from planearly.train.trainable import Dense, Trainable
@@ -59,7 +61,8 @@ def pretrain(
     Args:
         name: of the pretraining, which methods may share.
         domain: that it is for alone, and whose own text takes ``pretrain.specialization_share`` of
-            the rows; None: it is for every domain.
+            the rows, of those after ``pretrain.specialization_after`` of the steps; None: it is for
+            every domain.
         network: in place of the dense model.
         share_of_steps: of the recipe's pretraining.
         begins: finished stage of the same first steps, which kept its state after them.
@@ -70,9 +73,12 @@ def pretrain(
     share = recipe.pretrain.specialization_share if domain else 0.0
     batch_rows = rows_per_step(recipe.pretrain.step_tokens, recipe.context)
     steps = planned_steps(recipe, share_of_steps)
+    begins_own = onset(recipe.pretrain, steps) if domain else 0
     values: dict[str, Any] = {
         "shape": shape.to_dict(), "train": training.train_settings(recipe.pretrain), "steps": steps,
-        "seed": recipe.seed, "specialization_share": share, **(network.settings if network else {}),
+        "seed": recipe.seed, "specialization_share": share,
+        **({"specialization_after": begins_own} if begins_own else {}),
+        **(network.settings if network else {}),
     }
     if share and domain:
         values["spec_tokens"] = recipe.spec_tokens
@@ -82,8 +88,9 @@ def pretrain(
     if origin:
         inputs = {**(inputs or {}), "start": origin}
     inputs = {"rows": packed, **(network.inputs if network else {}), **(inputs or {})}
+    # what a domain draws depends on how much: pretrainings for it have no steps in common
     others = {planned_steps(recipe, share_of_steps, tokens)
-              for tokens in recipe.pretrain.branch_tokens}
+              for tokens in ([] if domain else recipe.pretrain.branch_tokens)}
 
     def build(folder: Path) -> dict[str, Any]:
         for longer in sorted(n for n in others if n > steps):
@@ -93,7 +100,8 @@ def pretrain(
                 fits = each is of_it or training.as_precise(recipe.pretrain)(sibling)
                 if not parallel.first_process(fits)[0]:  # for all: branching off is together
                     continue
-                branch_off(recipe.pretrain.optimizer, sibling, longer, folder, steps)
+                if at := branching_step(recipe.pretrain.optimizer, longer, steps):
+                    begin_at(sibling, at, folder)
         if begins:
             begin_at(begins, adapted_steps(recipe)[0], folder)
         begun = read_json(folder / BEGUN) if (folder / BEGUN).exists() else None
@@ -103,11 +111,14 @@ def pretrain(
         stream: Stream = generic
         if share and domain:
             own, _ = training.domain_stream(run, domain)
-            stream = MixedStream([generic, own], [1 - share, share], recipe.seed)
+            at = begins_own * batch_rows
+            mixed = MixedStream([Later(generic, -at), own], [1 - share, share], recipe.seed)
+            stream = Followed(generic, Later(mixed, at), at)
         outcome = loop.train(
             model, stream, steps, recipe.pretrain, folder, name=stage, branches=branches - {0},
             optimizer=training.rates(recipe, steps, shape, origin), narrow=training.narrow)
-        drawn = generic.sampler.counts(round(steps * batch_rows * (1 - share)))
+        drawn = generic.sampler.counts(
+            rows_but_own(recipe, steps) if domain else steps * batch_rows)
         return {
             "method": name, "domain": domain, "shape": shape.to_dict(), "large": large,
             "cost": training.book(run, stage, outcome, per_token(shape, network, outcome)),
@@ -138,23 +149,13 @@ def per_token(shape: AnyShape, network: Network | None, outcome: loop.Outcome) -
     return flops.training(shape) + extra
 
 
-def branch_off(optimizer: keys.Optimizer, longer: Path, longer_steps: int, folder: Path,
-               steps: int) -> None:
-    """Begin a run in ``folder`` where it parts from a longer one, if that one kept its state there.
-
-    The rows and rates until then are the same, so the result is what a run of its own would give.
-    Its cost counts the shared steps too; ``begun.json`` tells how much of it they are.
-    """
-    step = branching_step(optimizer, longer_steps, steps)
-    if step:
-        begin_at(longer, step, folder)
-
-
 def begin_at(other: Path, step: int, folder: Path,
              become: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None) -> None:
     """Begin the run in ``folder`` with the state that another one kept after a step, if it did.
 
-    A run that has begun is left alone. ``begun.json`` tells what of its cost is the other's.
+    The rows and rates until then are the same, so the result is what a run of its own would give.
+    Its cost counts the shared steps too; ``begun.json`` tells what of it is the other's. A run that
+    has begun is left alone.
 
     Args:
         become: makes of the tensors of that state those of another model's.

@@ -108,14 +108,16 @@ def validator(run: Run, name: str) -> Validate:
     return validate
 
 
-_NOT_OF_THE_RESULT = ("log_steps", "checkpoint_seconds", "specialization_share", "branch_tokens",
-                      "microbatch_tokens", "compile", "shard")
+_NOT_OF_THE_RESULT = ("log_steps", "checkpoint_seconds", "specialization_share",
+                      "specialization_after", "branch_tokens", "microbatch_tokens", "compile",
+                      "shard")
 """Keys that a stage's result does not depend on, or that it has among its settings itself."""
-_OLDER = ("log_steps", "checkpoint_seconds", "specialization_share", "branch_tokens", "shard")
+_OLDER = ("log_steps", "checkpoint_seconds", "specialization_share", "specialization_after",
+          "branch_tokens", "shard")
 """The same in run folders of an older layout, which counted how steps are computed, too."""
 
 
-_SINCE = {"average": 0.0, "gradients": "auto"}
+_SINCE = {"average": 0.0, "gradients": "auto", "replay_draws": "generic"}
 """Keys that older versions did not have, and the values at which they change nothing."""
 
 

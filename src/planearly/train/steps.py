@@ -42,7 +42,19 @@ def planned_rows(recipe: keys.Recipe, tokens: int | None = None) -> int:
 def generic_rows(recipe: keys.Recipe) -> int:
     """Rows that a pretraining for one domain draws of the generic corpus: all but those of the
     domain's own text."""
-    return round(planned_rows(recipe) * (1 - recipe.pretrain.specialization_share))
+    return rows_but_own(recipe, planned_steps(recipe))
+
+
+def rows_but_own(recipe: keys.Recipe, steps: int) -> int:
+    """As :func:`generic_rows`, of a pretraining of so many steps."""
+    per_step = rows_per_step(recipe.pretrain.step_tokens, recipe.context)
+    before = onset(recipe.pretrain, steps) * per_step
+    return before + round((steps * per_step - before) * (1 - recipe.pretrain.specialization_share))
+
+
+def onset(pretrain: keys.Pretrain, steps: int) -> int:
+    """Steps of a pretraining for one domain before the first with rows of the domain's own text."""
+    return round(steps * pretrain.specialization_after) if pretrain.specialization_share else 0
 
 
 def adapted_steps(recipe: keys.Recipe) -> tuple[int, int]:
