@@ -168,7 +168,8 @@ class Pretrain(Train):
     branch_tokens: list[int] = key(
         "other values of pretrain_tokens whose runs share this one's stable phase", [])
     specialization_share: float = key("share of tokens drawn from the domain's own text", 0.0)
-    specialization_after: float = key("share of the steps that are over before the first of these tokens", 0.0)
+    specialization_after: float = key(
+        "share of the steps that are over before the first of these tokens", 0.0)
 
 
 @dataclass(frozen=True)
@@ -195,8 +196,8 @@ class Finetune(Train):
         "a rate or has another preset than pretraining's (null: by set size)", None)
     replay_share: float = key("share of tokens replayed from the generic corpus", 0.0)
     replay_draws: Literal["generic", "importance"] = key(
-        "how replay draws the generic corpus: as it is (generic), or by the domain's cluster weights",
-        "generic")
+        "how replay draws the generic corpus: as it is (generic), or by the domain's cluster "
+        "weights", "generic")
     average: float = key("average the weights over the steps, with a time constant of this share "
                          "of the steps so far (0: the last step's, 1: all alike)", 0.0)
 

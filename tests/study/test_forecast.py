@@ -1,6 +1,7 @@
 """What a study will cost: what cells share is counted once."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from planearly import config, methods
 from planearly.cluster import shared
 from planearly.errors import UserError
-from planearly.study import forecast, sharing
+from planearly.study import forecast, grid, sharing
 from small_runs import with_grid
 
 
@@ -22,6 +23,19 @@ def test_a_forecast_counts_shared_trainings_once(made):
     # pretraining: slm and llm once, slm-is per set; fine-tuning: slm (2), llm, slm-d, slm-is (2)
     assert found["stages"] == 2 + 2 + 6
     assert found["total"]["flops"] == sum(m["flops"] for m in found["methods"].values())
+
+
+def test_what_cells_add_is_what_the_study_costs(made):
+    blocks = ({"methods": ["slm", "slm-d"]}, {"methods": ["slm-adapt", "slm"], "over": {
+        "pretrain_tokens": [16 * 8 * 80, 16 * 8 * 40]}})
+    recipe = with_grid(made, *blocks, spec_tokens=200, pretrain_tokens=16 * 8 * 40)
+    cells = grid.cells(recipe, ["law"])
+    found = forecast.added(cells)
+    assert sum(found) == pytest.approx(
+        forecast.forecast(replace(recipe, domains=["law"]), "a100")["total"]["flops"])
+    assert [bool(work) for work in found] == [True] * len(cells)
+    assert found[0] > 2 * forecast.added(cells[:2][::-1])[1]  # slm's training is slm-d's too
+    assert forecast.added(grid.cells(replace(recipe, spec_tokens=None), ["law"])) == [1.0] * 5
 
 
 @pytest.mark.parametrize("base", ["slm", "slm-pn"])

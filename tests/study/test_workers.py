@@ -19,6 +19,7 @@ from planearly.stages.claims import Busy
 from planearly.stages.folder import Missing, Run
 from planearly.stages.manifest import MANIFEST
 from planearly.studies.paper import SUITE
+from planearly.study import workers as module
 from planearly.study.cells import Study
 from planearly.study.run import study
 from planearly.study.view import RESULTS
@@ -92,11 +93,34 @@ def test_a_worker_comes_back_to_what_another_one_made(made, tmp_path, monkeypatc
         tried.append(cell.method)
         if tried == ["slm"]:
             raise Busy("pretrain/slm")
-        real(self, cell)
+        return real(self, cell)
 
     monkeypatch.setattr(Study, "make", busy_once)
     work(first)
     assert tried == ["slm", "slm-nopt", "slm"]
+
+
+def test_the_time_left_is_by_the_work_left_of_all_workers(made, tmp_path, monkeypatch, capsys):
+    """Of five cells the first was there before, and the third is another worker's."""
+    this = Study(with_grid(made, {"methods": ["slm", "slm-nopt"], "over": {"seed": [0, 1, 2]}},
+                           domains=["law"]), tmp_path)
+    now = 1e9
+    monkeypatch.setattr(Study, "make_common", lambda self: None)
+    monkeypatch.setattr(module.time, "time", lambda: now)
+    monkeypatch.setattr(module.forecast, "added", lambda cells: [100.0, 30, 60, 10, 0, 90])
+
+    def settle(this, cell):
+        nonlocal now
+        number = this.cells.index(cell)
+        now += 30 * (number == 1)
+        return [(False, 1e9 - 5), (True, now), (False, now), (False, 0.0), (True, now),
+                (True, now)][number]
+
+    monkeypatch.setattr(module, "_settle", settle)
+    work(this)
+    told = [line.partition("; ")[2] for line in capsys.readouterr().err.splitlines()
+            if line.startswith("cell")]
+    assert told == [f"30 s so far, about {left} left" for left in ("2 min 40 s", "30 s", "0 s")]
 
 
 @pytest.fixture

@@ -127,8 +127,11 @@ class Study:
         trained.check_tokens(run)
         return run
 
-    def make(self, cell: Cell) -> None:
+    def make(self, cell: Cell) -> Path:
         """Train and evaluate one cell.
+
+        Returns:
+            The stage of its fine-tuned model.
 
         Raises:
             UserError: it is impossible.
@@ -139,6 +142,7 @@ class Study:
         made = trained.specialize(run, cell.method, cell.domain)
         evaluations(run, made)
         made.routed()
+        return made.tuned
 
     def make_longer(self, cell: Cell) -> None:
         """Make the longest pretrainings of the grid that those of ``cell`` may branch off.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from planearly.stages import corpus, trained
 from planearly.stages.folder import Run
 from planearly.study import grid, sharing
 from planearly.study.cells import check_domains
+from planearly.study.grid import Cell
 from planearly.units import duration, short
 
 
@@ -45,7 +47,8 @@ def forecast(recipe: Recipe, device: str = "here") -> dict[str, Any]:
     # where the domains are does not hang on the corpus, which may be still to make
     check_domains(Run(Path(), replace(recipe, generic=[]), build=False))
     impossible: list[dict[str, str]] = []
-    stages: dict[str, tuple[grid.Cell, dict[str, Any]]] = {}
+    stages: list[tuple[Cell, dict[str, Any]]] = []
+    seen: set[str] = set()
     possible = []
     counts: dict[str, int] = {}
     params: dict[str, set[int]] = {}
@@ -71,14 +74,13 @@ def forecast(recipe: Recipe, device: str = "here") -> dict[str, Any]:
             slices |= {found["slices"]: None} if found["slices"] else {}
             for name, size in found["params"].items():
                 params.setdefault(name, set()).add(size)
-            for work in found["stages"]:
-                stages.setdefault(str(sharing.identity(work["stage"], cell)), (cell, work))
+            stages += [(cell, work) for work in _new(found["stages"], cell, seen)]
     methods: dict[str, Any] = {
         name: {"cells": n, "tokens": 0.0, "flops": 0.0, "device_hours": 0.0, "money": None}
         for name, n in counts.items()}
     total: dict[str, Any] = {"tokens": 0.0, "flops": 0.0, "device_hours": 0.0, "money": None}
     pretrainings = sharing.Pretrainings(possible)
-    for cell, work in stages.values():
+    for cell, work in stages:
         own = 1 - pretrainings.begun(work["stage"], cell)
         for sums in (methods[cell.method], total):
             for key in ("tokens", "flops", "device_hours", "money"):
@@ -89,6 +91,33 @@ def forecast(recipe: Recipe, device: str = "here") -> dict[str, Any]:
             "params": {name: sorted(sizes) for name, sizes in params.items()},
             "slices": list(slices),
             "methods": methods, "total": total}
+
+
+def added(cells: Sequence[Cell]) -> list[float]:
+    """Work that each cell adds to that of the cells before it: FLOPs of its trainings, 0 where it
+    is impossible; or 1 for every cell, where the sizes of the specialization sets are not known."""
+    shared, known = sharing.Pretrainings(cells), devices.find_or_nearest()
+    seen: set[str] = set()
+
+    def of(cell: Cell) -> float:
+        if cell.variant.recipe is None:
+            return 0.0
+        made = replace(cell.variant.recipe, methods=[cell.method], domains=[cell.domain])
+        return sum((1 - shared.begun(work["stage"], cell)) * work["flops"]
+                   for work in _new(predict.predict(made, known)["stages"], cell, seen))
+
+    try:
+        return [of(cell) for cell in cells]
+    except UserError:
+        return [1.0] * len(cells)
+
+
+def _new(stages: Iterable[dict[str, Any]], cell: Cell, seen: set[str]) -> list[dict[str, Any]]:
+    """The trainings of a cell that are not among those ``seen``, which they join."""
+    found = {str(sharing.identity(work["stage"], cell)): work for work in stages}
+    new = [work for name, work in found.items() if name not in seen]
+    seen.update(found)
+    return new
 
 
 def show(found: dict[str, Any]) -> None:

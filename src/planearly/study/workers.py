@@ -27,7 +27,9 @@ from planearly.progress import say
 from planearly.stages import claims
 from planearly.stages.claims import Busy
 from planearly.stages.folder import Run
+from planearly.stages.manifest import MANIFEST
 from planearly.stages.workers import joined, spread_trainings
+from planearly.study import forecast
 from planearly.study.cells import Study, told
 from planearly.study.grid import Cell
 from planearly.train import arithmetic
@@ -40,35 +42,42 @@ _PAUSE = 2.0
 def work(this: Study) -> None:
     """Make the cells one after the other; come back to those that wait for another worker."""
     this.make_common()
-    began, made, total = time.monotonic(), 0, len(this.cells)
+    began, done, total = time.time(), 0.0, len(this.cells)
+    left = dict(enumerate(forecast.added(this.cells)))
     settled = claims.in_turns([partial(_settle, this, cell) for cell in this.cells],
                               lambda busy: this.base.pause(_PAUSE))
-    for many, (number, new) in enumerate(settled, 1):
-        if new:
-            made += 1
-            spent = time.monotonic() - began
-            say(f"cell {many} of {total}: {this.cells[number].name}; {duration(spent)} so far, "
-                f"about {duration(spent / made * (total - many))} left")
+    for many, (number, (here, when)) in enumerate(settled, 1):
+        work, spent = left.pop(number), time.time() - began
+        done += work if when >= began else 0.0  # by all workers
+        if here:
+            rest = f", about {duration(spent * sum(left.values()) / done)} left" if done else ""
+            say(f"cell {many} of {total}: {this.cells[number].name}; {duration(spent)} so far"
+                + rest)
 
 
-def _settle(this: Study, cell: Cell) -> bool:
-    """Make a cell, or tell and note why it failed; whether there was something to make.
+def _settle(this: Study, cell: Cell) -> tuple[bool, float]:
+    """Make a cell, or tell and note why it failed.
+
+    Returns:
+        Whether there was something to make, and when its model was finished (seconds since the
+        epoch; 0: it failed).
 
     Raises:
         Busy: another worker makes something that it needs.
     """
     before = this.stages_made()
     try:
-        this.make(cell)
+        tuned = this.make(cell)
+        when = (tuned / MANIFEST).stat().st_mtime
     except Busy:
         raise
     except Exception as error:
         reason = told(error, this.out, cell.id)
         say(f"cell left out: {cell.name}: {reason}")
         write_json(this.failed(cell), {"reason": reason})
-        return False
+        return False, 0.0
     this.failed(cell).unlink(missing_ok=True)
-    return this.stages_made() > before
+    return this.stages_made() > before, when
 
 
 @shard_function
