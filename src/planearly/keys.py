@@ -246,9 +246,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Study:
-    suite: Literal["paper", "split"] = key(
-        "tables and claims: the paper's, or those of ways to split a budget between before the "
-        "domain is known and after", "paper")
+    suite: Literal["paper", "split", "variants"] = key(
+        "tables and claims: the paper's; also those of ways to split a budget between before the "
+        "domain is known and after (split); or what each change of the recipe's settings does, "
+        "without claims (variants)", "paper")
     main: dict[str, int] = key(
         "method: its tokens of pretraining in the main comparison, where they are not "
         "'pretrain_tokens', and in blocks without that key", {})

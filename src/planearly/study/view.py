@@ -131,8 +131,8 @@ def summary(study: Mapping[str, Any], claims: Sequence[Claim], further: Sequence
     if len(averages) > 1 and len(most) > 1:
         said.append(
             f"Perplexity after fine-tuning, macro-averaged over {len(most)} domains, at the "
-            f"study's main settings (lower is better): {sentences.ranked(averages)}. What differs "
-            "by more than chance is in the claims below.")
+            f"study's main settings (lower is better): {sentences.ranked(averages)}."
+            + " What differs by more than chance is in the claims below." * bool(claims))
     said += further
     if pending:
         said.append(
