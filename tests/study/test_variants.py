@@ -7,7 +7,7 @@ from planearly.study import view
 from small_studies import DOMAINS, named, plain, study
 
 SHARE = "pretrain.specialization_share"
-GAINS = {(0.1, None): -0.3, (0.0, 64): 0.0, (0.1, 64): 0.25}
+GAINS = {(0.1, None): -0.3, (0.0, 64): 0.001, (0.1, 64): 0.25}
 SUITE = suite("variants")
 
 
@@ -29,8 +29,8 @@ def test_variants_are_held_against_the_recipe_over_seeds():
     assert not claims
     assert [row["setting"] for row in rows] == [
         f"{SHARE} 0.1", "importance.k 64", f"importance.k 64, {SHARE} 0.1"]
-    assert [row["difference"] for row in rows] == pytest.approx([-0.3, 0.0, 0.25], abs=1e-6)
-    assert [row["seeds"] for row in rows] == ["-0.300, -0.300", "+0.000, +0.000", "+0.250"]
+    assert [row["difference"] for row in rows] == pytest.approx([-0.3, 0.001, 0.25], abs=1e-6)
+    assert [row["seeds"] for row in rows] == ["-0.300, -0.300", "+0.001, +0.001", "+0.250"]
     assert rows[0]["over"] == "all 4 domains" and rows[2]["over"].startswith("2 of 4")
     low, high = rows[0]["difference_ci"]
     assert -0.4 < low < -0.3 < high < -0.2
