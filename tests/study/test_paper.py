@@ -55,6 +55,7 @@ def test_a_whole_grid_makes_every_table(whole: dict[str, Any]) -> None:
         "figure-01-which", "figure-03-generic", "figure-04-budget", "figure-05-set-size",
         "figure-06-total-cost-01",
         "figure-06-total-cost-07", "figure-06-total-cost-50", "figure-06-crossing",
+        "figure-06-equal-quality",
         "figure-07-pn-experts", "figure-08-top-cluster", "figure-09-finetuning",
         "figure-10-importance-k", "figure-11-mix-k", "figure-12-domains-before",
         "figure-13-domains-after", "figure-14-lora", "extra-selectors", "extra-blend",

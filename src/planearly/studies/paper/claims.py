@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from planearly.studies.paper import published
+from planearly.studies.paper.crossing import crosses
 from planearly.studies.paper.experts import (
     choice,
     experts_help,
@@ -14,7 +15,6 @@ from planearly.studies.paper.experts import (
     starved,
     wide_domains,
 )
-from planearly.studies.paper.rows import crossing_of
 from planearly.study.compare import BUDGET, Arm, Cells, shared
 from planearly.study.seeds import difference
 from planearly.study.spec import shown
@@ -209,47 +209,6 @@ def lora_close(cells: Cells) -> list[Claim]:
                    f"{CLOSE:g} nats per token worse, the paper's 0.5 of a perplexity of 14).", -1,
                    tests or [("llm-lora against llm", None)], "figure-14-lora", CLOSE,
                    " ".join(reasons))]
-
-
-def crosses(cells: Cells) -> list[Claim]:
-    """C(N) of SLM-is and SLM-pn crosses over, at equal quality; costs have no interval."""
-    text = ("C(N) crosses over: for the same perplexity SLM-is costs less for few domains, SLM-pn "
-            "for many.")
-    table = "figure-06-crossing"
-    sizes = sizes_of(cells, "slm-is", "slm-pn")[:1]
-    if not sizes:
-        return [unjudged(text, "Rows are missing for: slm-is and slm-pn at one set size.", table,
-                         True)]
-    sampled = Arm("slm-is", {"spec_tokens": sizes[0]})
-    found = None
-    for network in networks(cells, sampled):
-        found = versus(cells, network, sampled, where=at(sizes[0]))
-        meet = crossing_of(cells, sampled, network)
-        if not found[1] or not meet or found[1].nats > 0:
-            continue
-        counts = {words: meet[unit] for unit, words in (("flops", "FLOPs"),
-                                                        ("hours", "device-hours"))}
-        past_one = {count is not None and count >= 1 for count in counts.values()}
-        evidence = (f"The cheapest of slm-pn that is not worse: {found[0]}: "
-                    f"{said(cells, found[1])}. The curves meet " + ", ".join(
-                        f"in {words} {'never' if count is None else f'at {count:.1f} domains'}"
-                        for words, count in counts.items()) + ".")
-        if len(past_one) > 1 or found[1].seeds < NEEDED:
-            why = "They disagree." if len(past_one) > 1 else "Not judged: one seed."
-            return [unjudged(text, f"{evidence} {why}", table,
-                             one_seed=found[1].seeds < NEEDED)]
-        return [Claim(text, "reproduced" if past_one == {True} else "not reproduced", evidence,
-                      table)]
-    seen = f" The dearest: {found[0]}: {said(cells, found[1])}." if found and found[1] else ""
-    return [unjudged(text, f"No budget of slm-pn is as good as slm-is.{seen}", table)]
-
-
-def networks(cells: Cells, sampled: Arm) -> list[Arm]:
-    """slm-pn at each budget, its experts chosen or blended, from the cheapest on."""
-    return [Arm("slm-pn", {**sampled.changes, BUDGET: budget, **rule})
-            for budget in cells.values_of(BUDGET) for rule in ({}, {"expert": "blend"})
-            if shared(cells, [sampled, Arm("slm-pn", {**sampled.changes, BUDGET: budget,
-                                                      **rule})])]
 
 
 CLAIMS: list[Callable[[Cells], list[Claim]]] = [

@@ -7,7 +7,6 @@ from itertools import product
 from typing import Any
 
 from planearly import methods
-from planearly.cost.model import crossing
 from planearly.report.form import number
 from planearly.report.table import Column
 from planearly.studies.paper import published
@@ -305,34 +304,6 @@ def spent(cells: Cells, chosen: Callable[[methods.Method], bool] = lambda method
 def finetuning(cells: Cells) -> Rows:
     """The same of the methods whose cost per domain is mostly fine-tuning."""
     return spent(cells, lambda method: not method.needs_domain and not method.taught)
-
-
-def crossings(cells: Cells) -> Rows:
-    """The number of domains at which slm-is and slm-pn cost the same, by budget of slm-pn."""
-    rows = []
-    for size in cells.values_of("spec_tokens"):
-        sampled = Arm("slm-is", {"spec_tokens": size})
-        for budget in cells.values(Arm("slm-pn", sampled.changes), BUDGET):
-            for rule in ({}, {"expert": "blend"}):
-                network = Arm("slm-pn", {**sampled.changes, BUDGET: budget, **rule})
-                if row := crossing_of(cells, sampled, network):
-                    rows.append({**row, "budget": budget,
-                                 "expert": cells.settings(network).get("expert")})
-    return rows
-
-
-def crossing_of(cells: Cells, sampled: Arm, network: Arm) -> dict[str, Any] | None:
-    """Where C(N) of slm-is and slm-pn meet; None where they have no domain in common."""
-    found = difference(cells, network, sampled)
-    if not found:
-        return None
-    sides = [facts_of(cells, arm, [cells.rows(arm)[d] for d in found.domains])
-             for arm in (sampled, network)]
-    return {"set": sides[0]["set"], "domains": len(found.domains), "difference": found.nats,
-            "difference_ci": found.interval,
-            **{what: crossing(*(side[f"{part}_{what}"] for side in sides
-                                for part in ("generic", "own")))
-               for what in ("tokens", "flops", "hours")}}
 
 
 def clusters_of(what: str) -> Callable[[Cells], Rows]:

@@ -9,6 +9,7 @@ from planearly.methods import label
 from planearly.report import form, sentences
 from planearly.report.form import number, si
 from planearly.report.table import Axis, Column, Figure, Table
+from planearly.studies.paper.crossing import crossings, meetings
 from planearly.studies.paper.rows import (
     POOL,
     RANK,
@@ -21,7 +22,6 @@ from planearly.studies.paper.rows import (
     by_clusters,
     by_size,
     clusters_of,
-    crossings,
     every_domain,
     expert_choices,
     finetuning,
@@ -231,6 +231,20 @@ TABLES: list[Averages | Listing] = [
          Column("flops", "domains at equal FLOPs"), Column("hours", "domains at equal hours"),
          Column("tokens", "domains at equal tokens"),
          *with_interval("difference", "slm-pn less slm-is, nats per token", "nats")], crossings),
+    Listing(
+        "figure-06-equal-quality",
+        "From how many domains on slm-pn costs less than slm-is, at equal perplexity", "Figure 6",
+        "The tokens of pretraining at which slm-is is as good as a budget of slm-pn, between two "
+        "that it was run with, and the number of domains at which both cost the same then. "
+        "Intervals are of 95%, over documents and over what another training would give; an empty "
+        "end is beyond the budgets tried.",
+        [BUDGETS, Column("expert", "expert", "text"), SET,
+         Column("domains", "domains averaged over"),
+         *with_interval("tokens", "tokens of slm-is as good", "tokens"),
+         *with_interval("flops", "domains at equal FLOPs", "number"),
+         *with_interval("hours", "domains at equal hours", "number")], meetings,
+        Figure("points", Axis("budget", "tokens of slm-pn", True),
+               Axis("flops", "domains at equal FLOPs"), "expert", "flops_ci")),
     swept("figure-07-pn-experts", "Experts of the projected network", "Figure 7",
           along("slm-pn", "projected.experts", RANK), "experts",
           "One expert per cluster of the generic corpus; where the study says so, more slices for "
