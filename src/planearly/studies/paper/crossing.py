@@ -51,10 +51,10 @@ class Meeting:
 
 def networks(cells: Cells, sampled: Arm) -> list[Arm]:
     """slm-pn at each budget, its experts chosen or blended, from the cheapest on."""
-    return [Arm("slm-pn", {**sampled.changes, BUDGET: budget, **rule})
-            for budget in cells.values_of(BUDGET) for rule in ({}, {"expert": "blend"})
-            if shared(cells, [sampled, Arm("slm-pn", {**sampled.changes, BUDGET: budget,
-                                                      **rule})])]
+    rules: list[dict[str, Any]] = [{}] + [{"expert": "blend"}] * (cells.own("expert") != "blend")
+    tried = [Arm("slm-pn", {**sampled.changes, BUDGET: budget, **rule})
+             for budget in cells.values_of(BUDGET) for rule in rules]
+    return [network for network in tried if shared(cells, [sampled, network])]
 
 
 def meeting(cells: Cells, network: Arm, size: Any) -> Meeting | None:
@@ -114,7 +114,7 @@ def meetings(cells: Cells) -> Rows:
                 facts = facts_of(cells, network, [cells.rows(network)[d] for d in found.over])
                 rows.append({
                     "budget": network.changes[BUDGET], "set": facts["set"],
-                    "expert": cells.settings(network).get("expert"), "domains": len(found.over),
+                    "expert": rule_of(cells, network), "domains": len(found.over),
                     **{key: value for key, each in (("tokens", found.tokens),
                                                     *found.domains.items())
                        for key, value in ((key, each[0]), (f"{key}_ci", list(each[1:])))}})
@@ -126,13 +126,16 @@ def crossings(cells: Cells) -> Rows:
     rows = []
     for size in cells.values_of("spec_tokens"):
         sampled = Arm("slm-is", {"spec_tokens": size})
-        for budget in cells.values(Arm("slm-pn", sampled.changes), BUDGET):
-            for rule in ({}, {"expert": "blend"}):
-                network = Arm("slm-pn", {**sampled.changes, BUDGET: budget, **rule})
-                if row := crossing_of(cells, sampled, network):
-                    rows.append({**row, "budget": budget,
-                                 "expert": cells.settings(network).get("expert")})
+        for network in networks(cells, sampled):
+            if row := crossing_of(cells, sampled, network):
+                rows.append({**row, "budget": network.changes[BUDGET],
+                             "expert": rule_of(cells, network)})
     return rows
+
+
+def rule_of(cells: Cells, network: Arm) -> str:
+    """How a network's expert is chosen."""
+    return str(network.changes.get("expert", cells.own("expert")))
 
 
 def crossing_of(cells: Cells, sampled: Arm, network: Arm) -> dict[str, Any] | None:
