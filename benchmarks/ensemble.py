@@ -62,16 +62,13 @@ def tried(recipe: keys.Recipe, members: Sequence[dict[str, Any]], out: Path, met
     """All of it for one domain."""
     models, stages, base = [], [], None
     for changes in ({}, *members):
-        made = sizes.settled(config.variant(recipe, {**changes, "methods": [method],
-                                                     "domains": [domain]}))
-        run = Run(out, made)
+        run = Run(out, sizes.settled(config.variant(recipe, changes)))
         with run.opened():
             one = trained.specialize(run, method, domain)
             stages.append(one.tuned)
             models.append(training.load_model(one.tuned).eval())
             base = base or one.base
-    run = Run(out, sizes.settled(config.variant(recipe, {"methods": [method],
-                                                         "domains": [domain]})))
+    run = Run(out, sizes.settled(recipe))
     with run.opened():
         entries = facts(corpus.tokenizer_folder(run))["vocab_size"]
         forward = mean_of(models)
