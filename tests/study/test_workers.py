@@ -121,6 +121,10 @@ def test_the_time_left_is_by_the_work_left_of_all_workers(made, tmp_path, monkey
     told = [line.partition("; ")[2] for line in capsys.readouterr().err.splitlines()
             if line.startswith("cell")]
     assert told == [f"30 s so far, about {left} left" for left in ("2 min 40 s", "30 s", "0 s")]
+    now = 1e9
+    monkeypatch.setattr(module.forecast, "added", lambda cells: [0.0, 0.1, 60, 0, 0, 90])
+    work(this)
+    assert capsys.readouterr().err.splitlines()[0].endswith("; 30 s so far")
 
 
 @pytest.fixture

@@ -35,6 +35,8 @@ from planearly.study.grid import Cell
 from planearly.train import arithmetic
 from planearly.units import duration
 
+_TELLS = 0.01
+"""Share of the work that is done before the time left is told: what comes before is starting."""
 _PAUSE = 2.0
 """Seconds before a worker looks again whether another one has finished a stage."""
 
@@ -50,7 +52,9 @@ def work(this: Study) -> None:
         work, spent = left.pop(number), time.time() - began
         done += work if when >= began else 0.0  # by all workers
         if here:
-            rest = f", about {duration(spent * sum(left.values()) / done)} left" if done else ""
+            more = sum(left.values())
+            rest = f", about {duration(spent * more / done)} left" if (
+                done > _TELLS * (done + more)) else ""
             say(f"cell {many} of {total}: {this.cells[number].name}; {duration(spent)} so far"
                 + rest)
 
