@@ -65,8 +65,10 @@ def start() -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def one(*words: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True,
-                                   start_new_session=True)
+        process = subprocess.Popen(
+            words, stdout=subprocess.PIPE, text=True, start_new_session=True,
+            # as from a terminal, though the tests themselves may run under nohup
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
         started.append(process)
         return process
 

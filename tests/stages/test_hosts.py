@@ -98,7 +98,8 @@ def test_a_training_on_two_hosts_of_which_a_process_is_killed_goes_on_on_one(
             assert process.wait(timeout=300) != 0
         assert 4 <= lines(many) < STEPS and not (many / loop.OUTCOME).exists()
         running.append(started(hosts[0], 0, 1, script, many))
-        assert running[-1].wait(timeout=600) == 0
+        _, told = running[-1].communicate(timeout=600)
+        assert running[-1].returncode == 0, told.decode()
     finally:
         for process in running:
             if process.poll() is None:
