@@ -31,6 +31,8 @@ from planearly.errors import UserError
 
 BUCKET = 1 << 25
 """Elements that are on their way to other processes at once (128 MB of float32)."""
+_LETTING_GO = 0.5
+"""Seconds that gloo's threads have at the end, many times what they took on a busy machine."""
 _PATIENCE = timedelta(days=7)
 """How long a process waits for the others: most stages run on the first one alone, for hours.
 ``torchrun`` ends all of them when one fails."""
@@ -53,6 +55,9 @@ def start() -> None:
 
 def _leave() -> None:
     if dist.is_initialized():
+        # gloo's threads let go of a call's tensors a little after it is done, and need the
+        # interpreter for that: where it has ended meanwhile, the process is aborted
+        time.sleep(_LETTING_GO)
         dist.destroy_process_group()
 
 
