@@ -19,7 +19,8 @@ def test_what_others_write_is_told_here_line_by_line(tmp_path, monkeypatch):
         with open(log, "a") as handle:
             handle.write("one\nhal")
         until(lambda: "one\n" in said.getvalue())
-        assert (first := said.getvalue()) == "before\none\n"
+        first = said.getvalue()
+        assert first == "before\none\n"
         with progress.told_in(log):
             progress.say("f [of] it")
         (tmp_path / "2.log").write_text("another\n")
