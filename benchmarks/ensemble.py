@@ -29,7 +29,7 @@ from torch import Tensor
 from planearly import config, keys
 from planearly.evaluate import perplexity
 from planearly.model import flops
-from planearly.plan import sizes
+from planearly.plan import predict, sizes
 from planearly.stages import corpus, finetune, trained, training
 from planearly.stages.folder import Run
 from planearly.stages.manifest import facts
@@ -104,7 +104,10 @@ def main() -> None:
         members.append({key.partition("=")[0]: config.value_of(changed, key.partition("=")[0])
                         for key in each.split(",")})
     rows = []
-    for domain in args.domains.split(","):
+    names = args.domains.split(",")
+    if unknown := set(names) - set(predict.domain_names(base)):
+        parser.error(f"--domains names {', '.join(sorted(unknown))}, which the recipe has not")
+    for domain in names:
         rows.append(tried(base, members, args.out, args.method, domain))
         row = rows[-1]
         print(f"{domain}: members "
