@@ -24,8 +24,12 @@ further seeds: the mean of their variances, with the degrees of freedom of all m
 for two more the spread of another study. Where pairs vary by more different amounts than chance
 would make them, they have less in common, and it counts for less (:func:`_uneven`). Where the pair
 of methods has no second seed, that alone stands in. A contrast of more than two methods has half of
-a pair's variance for every square of a coefficient. Why: docs/decisions.md, "A verdict needs two
-seeds".
+a pair's variance for every square of a coefficient.
+
+Fine-tunings of one pretraining (another choice of the expert, replay, adapters, a larger set)
+differ by what comes after it alone: what a seed does to the pretraining it does to both. Such
+contrasts vary less than others (:func:`tuned`), and are moderated by what they have in common with
+each other. Why: docs/decisions.md, "A verdict needs two seeds".
 """
 
 from __future__ import annotations
@@ -39,6 +43,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize, special
 
+from planearly import methods
 from planearly.report import sentences
 from planearly.study import compare, sharing
 from planearly.study.compare import BUDGET, Arm, Cells, Difference, Terms
@@ -162,11 +167,11 @@ def at_seed(terms: Terms, seed: int) -> list[tuple[float, Arm]]:
 def spread(cells: Cells, terms: Terms, domains: Sequence[str]) -> Spread:
     """The spread over seeds of a contrast of these methods, averaged over domains, as far as the
     study tells it."""
-    kind = json.dumps([[[c, arm.method, arm.when, _apart(cells, terms, arm)] for c, arm in terms],
-                       domains], default=str)
+    alike = tuned(cells, terms)
+    kind = json.dumps([alike, _kind(cells, terms), domains], default=str)
     if ("spread", kind) not in cells.memo:
         pairs = sum(c**2 for c, _ in terms) / 2
-        common = _common(cells, domains)
+        common = _common(cells, domains, alike)
         cells.memo["spread", kind] = moderated(
             repeated(cells, terms, domains),
             Spread(common.deviation * pairs**0.5, common.freedom, 0))
@@ -182,29 +187,110 @@ def moderated(own: tuple[float, float], prior: Spread) -> Spread:
     return Spread(float((total / (freedom + known)) ** 0.5), freedom + known, known)
 
 
-def _common(cells: Cells, domains: Sequence[str]) -> Spread:
-    """The spread over seeds that the pairs of the study have in common on domains."""
-    kind = ("common", *domains)
+def tuned(cells: Cells, terms: Terms) -> bool:
+    """Whether a contrast is of fine-tunings of the same pretrainings: the coefficients of each
+    pretraining's add up to none."""
+    totals: dict[str, float] = {}
+    for coefficient, arm in terms:
+        name = f"{arm.when} {_pretraining(cells, arm)}"
+        totals[name] = totals.get(name, 0.0) + coefficient
+    return all(abs(total) < 1e-9 for total in totals.values())
+
+
+def _pretraining(cells: Cells, arm: Arm) -> str:
+    """A name for what an arm was fine-tuned from: its pretraining with the settings that this
+    depends on; without a pretraining, the arm."""
+    settings = cells.settings(arm)
+    row = methods.TABLE.get(arm.method)
+    if row is None or not row.pretrains:
+        return json.dumps([arm.method, settings], sort_keys=True, default=str)
+    draws = _draws(cells, settings)
+    teacher = methods.teacher().pretraining() if row.taught else None
+    return json.dumps([row.pretraining(), teacher, {
+        key: value for key, value in settings.items()
+        if sharing.pretraining_depends(arm.method, key, draws)}], sort_keys=True, default=str)
+
+
+def _kind(cells: Cells, terms: Terms) -> list[list[Any]]:
+    """What is held against each other, at whatever other settings."""
+    return [[c, arm.method, arm.when, _apart(cells, terms, arm)] for c, arm in terms]
+
+
+def _common(cells: Cells, domains: Sequence[str], alike: bool) -> Spread:
+    """The spread over seeds that the pairs of the study have in common on domains.
+
+    Args:
+        alike: the pairs of fine-tunings of one pretraining; else those of methods.
+    """
+    kind = ("common", alike, *domains)
     if kind not in cells.memo:
-        squares = [own for a, b in combinations(cells.methods, 2)
-                   if (own := repeated(cells, [(1.0, Arm(a)), (-1.0, Arm(b))], domains))[1]]
-        again = _again(cells) if squares else 0
+        pairs, freedom = _tunings(cells) if alike else _methods(cells)
+        squares = [own for terms in pairs if (own := repeated(cells, terms, domains))[1]]
+        again = max(freedom, 1.0) if squares else 0.0
         mean = sum(f * s for s, f in squares) / max(sum(f for _, f in squares), 1.0)
-        total = OTHERS * sentences.SEED_SPREAD**2 + again * mean
-        alike = Spread(float((total / (OTHERS + again)) ** 0.5), OTHERS + again, 0)
-        cells.memo[kind] = _uneven(squares) or alike
+        other = sentences.TUNING_SPREAD if alike else sentences.SEED_SPREAD
+        deviation = ((OTHERS * other**2 + again * mean) / (OTHERS + again)) ** 0.5
+        cells.memo[kind] = _uneven(squares, other) or Spread(float(deviation), OTHERS + again, 0)
     return cells.memo[kind]
 
 
-def _uneven(squares: Sequence[tuple[float, float]]) -> Spread | None:
+def _methods(cells: Cells) -> tuple[list[Terms], float]:
+    """The pairs of methods, and the degrees of freedom that they have together: of the
+    pretrainings made at several seeds of all methods but one, which any other is compared with."""
+    made: dict[str, dict[str, set[Any]]] = {}
+    for row in cells.all_rows:
+        draws = _draws(cells, row["settings"])
+        own = {key: value for key, value in row["settings"].items()
+               if key != "seed" and sharing.pretraining_depends(row["method"], key, draws)}
+        made.setdefault(row["method"], {}).setdefault(
+            json.dumps(own, sort_keys=True, default=str), set()).add(
+                row["settings"].get("seed", cells.own("seed")))
+    further = [_freedom(max(map(len, of.values())), sum(len(seeds) > 1 for seeds in of.values()))
+               for of in made.values()]
+    return ([[(1.0, Arm(a)), (-1.0, Arm(b))] for a, b in combinations(cells.methods, 2)],
+            sum(further) - max(further, default=0.0))
+
+
+def _tunings(cells: Cells) -> tuple[list[Terms], float]:
+    """The pairs of fine-tunings of one pretraining that another seed has as well, at whatever other
+    settings, and the degrees of freedom that they have together: of each pretraining all but one,
+    those of other budgets counted once."""
+    further = set(cells.seeds())
+    found: dict[str, dict[str, Arm]] = {}
+    for row in cells.all_rows:
+        if row["settings"].get("seed") not in further:
+            continue
+        draws = _draws(cells, row["settings"])
+        arm = Arm(row["method"], {key: value for key, value in row["settings"].items()
+                                  if key != "seed" and sharing.depends(row["method"], key, draws)})
+        if cells.rows(arm):
+            found.setdefault(_pretraining(cells, arm), {}).setdefault(
+                json.dumps([arm.method, cells.settings(arm)], sort_keys=True, default=str), arm)
+    pairs: dict[str, Terms] = {}
+    freedom: dict[str, float] = {}
+    for name, arms in found.items():
+        for a, b in combinations(arms.values(), 2):
+            terms: Terms = [(1.0, a), (-1.0, b)]
+            pairs.setdefault(json.dumps(_kind(cells, terms), default=str), terms)
+        of = json.loads(name)[0]
+        freedom[of] = max(freedom.get(of, 0.0), len(arms) - 1.0)
+    return list(pairs.values()), sum(freedom.values())
+
+
+def _uneven(squares: Sequence[tuple[float, float]], other: float) -> Spread | None:
     """What pairs have in common that vary by different amounts, as where a mixture that starves
     moves ten times as much with the seed as the others: by the mean and the variance of the
     logarithms of their variances (Smyth 2004, section 6.2), so that the unruly do not speak for
     all, and for fewer pairs the less alike they are. None: they are as alike as chance makes
-    them, or too few to tell."""
+    them, or too few to tell.
+
+    Args:
+        squares: variances with their degrees of freedom.
+        other: the spread of another study, in nats per token.
+    """
     if len(squares) < ENOUGH:
         return None
-    known = [*squares, *[(sentences.SEED_SPREAD**2, 1)] * int(OTHERS)]
+    known = [*squares, *[(other**2, 1)] * int(OTHERS)]
     half = np.array([f for _, f in known]) / 2
     logs = (np.log([max(square, LEAST) for square, _ in known])
             - special.digamma(half) + np.log(half))
@@ -219,22 +305,6 @@ def _uneven(squares: Sequence[tuple[float, float]]) -> Spread | None:
 def _freedom(seeds: int, settings: int) -> float:
     """Degrees of freedom of the variance between seeds that so many pretrainings know."""
     return (seeds - 1) * settings / (1 + (settings - 1) * ALIKE**2) if settings else 0.0
-
-
-def _again(cells: Cells) -> float:
-    """Degrees of freedom of the study: of the pretrainings made at several seeds of all methods but
-    one, which any other is compared with."""
-    made: dict[str, dict[str, set[Any]]] = {}
-    for row in cells.all_rows:
-        draws = _draws(cells, row["settings"])
-        own = {key: value for key, value in row["settings"].items()
-               if key != "seed" and sharing.pretraining_depends(row["method"], key, draws)}
-        made.setdefault(row["method"], {}).setdefault(
-            json.dumps(own, sort_keys=True, default=str), set()).add(
-                row["settings"].get("seed", cells.own("seed")))
-    further = [_freedom(max(map(len, of.values())), sum(len(seeds) > 1 for seeds in of.values()))
-               for of in made.values()]
-    return max(sum(further) - max(further, default=0.0), 1.0)
 
 
 def _draws(cells: Cells, settings: Mapping[str, Any]) -> str | None:

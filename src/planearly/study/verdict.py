@@ -26,7 +26,8 @@ RULE = (f"A verdict needs {NEEDED} seeds of every training that is compared, and
         "of the paired difference, over documents and over seeds, to leave out zero, or the margin "
         "named. Of a comparison of one seed both intervals are told: over documents alone, and "
         f"with what a seed does to such a pair (as far as the study's own seeds tell, else "
-        f"{sentences.SEED_SPREAD:g} nats per token).")
+        f"{sentences.SEED_SPREAD:g} nats per token, and {sentences.TUNING_SPREAD:g} between "
+        "fine-tunings of one pretraining).")
 
 
 @dataclass(frozen=True)
