@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from planearly import config, keys
+from planearly.errors import UserError
 from planearly.evaluate import perplexity
 from planearly.model import flops
 from planearly.plan import predict, sizes
@@ -119,4 +120,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"ensemble.py: {error}") from None

@@ -86,9 +86,9 @@ def test_what_is_no_study_json_is_one_sentence(damage, tmp_path):
 def test_a_finished_cell_is_never_made_again(made, tmp_path):
     out = tmp_path / "study"
     one, both = {"methods": ["slm"]}, {"methods": ["slm", "slm-nopt"]}
-    study(with_grid(made, both), out, only_report=True)
-    found = read_json(out / RESULTS)
-    assert len(found["pending"]) == 2 and not found["rows"]
+    with pytest.raises(UserError, match=r"none of the study's 2 cells is finished in .*study: run"):
+        study(with_grid(made, both), out, only_report=True)
+    assert not (out / RESULTS).exists() and not (out / "index.html").exists()
     study(with_grid(made, one), out)
     before = {path: path.stat().st_mtime_ns for path in out.rglob(MANIFEST)}
     assert before

@@ -87,7 +87,7 @@ def report(recipe: Recipe, out: Path, suite: Suite) -> tuple[Path, list[dict[str
         The page, and what it says of the cells that failed.
 
     Raises:
-        UserError: there is nothing to tell the domains from.
+        UserError: nothing is finished.
     """
     say("gathering what is finished")
     try:
@@ -99,7 +99,11 @@ def report(recipe: Recipe, out: Path, suite: Suite) -> tuple[Path, list[dict[str
 
 
 def conclude(this: Study, suite: Suite) -> tuple[Path, list[dict[str, Any]]]:
-    """``study.json``, the tables and the page of what is finished, and the cells that failed."""
+    """``study.json``, the tables and the page of what is finished, and the cells that failed.
+
+    Raises:
+        UserError: no cell is finished, none has failed and none is impossible.
+    """
     rows, impossible, failed, pending = [], [], [], []
     for cell in this.cells:
         entry = {"method": cell.method, "domain": cell.domain, "settings": cell.settings}
@@ -113,6 +117,9 @@ def conclude(this: Study, suite: Suite) -> tuple[Path, list[dict[str, Any]]]:
                 failed.append({**entry, **read_json(note)})
             else:
                 pending.append(entry)
+    if not (rows or impossible or failed):
+        raise UserError(f"none of the study's {len(pending)} cells is finished in {this.out}: run "
+                        "it without --report")
     results = {
         "name": this.recipe.name, "recipe": this.recipe.to_dict(), "device": devices.here(),
         "domains": this.domains, "rows": rows,
