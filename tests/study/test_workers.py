@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import threading
 from collections import Counter
@@ -101,7 +102,8 @@ def test_a_worker_comes_back_to_what_another_one_made(made, tmp_path, monkeypatc
 
 
 def test_the_time_left_is_by_the_work_left_of_all_workers(made, tmp_path, monkeypatch, capsys):
-    """Of five cells the first was there before, and the third is another worker's."""
+    """Of six cells the first was there before; the third and the last are another worker's, the
+    last not yet come to here."""
     this = Study(with_grid(made, {"methods": ["slm", "slm-nopt"], "over": {"seed": [0, 1, 2]}},
                            domains=["law"]), tmp_path)
     now = 1e9
@@ -109,22 +111,37 @@ def test_the_time_left_is_by_the_work_left_of_all_workers(made, tmp_path, monkey
     monkeypatch.setattr(module.time, "time", lambda: now)
     monkeypatch.setattr(module.forecast, "added", lambda cells: [100.0, 30, 60, 10, 0, 90])
 
-    def settle(this, cell):
+    def make(cell):
         nonlocal now
         number = this.cells.index(cell)
-        now += 30 * (number == 1)
-        return [(False, 1e9 - 5), (True, now), (False, now), (False, 0.0), (True, now),
-                (True, now)][number]
+        now += 30 * (number in (1, 4))
+        if number == 1:
+            this.settle(this.cells[5], now)
+        if number == 3:
+            raise UserError("it is impossible")
+        folder = tmp_path / f"{number}"
+        folder.mkdir(exist_ok=True)
+        (folder / MANIFEST).touch()
+        at = now - 60 if number == 0 else now
+        os.utime(folder / MANIFEST, (at, at))
+        return folder
 
-    monkeypatch.setattr(module, "_settle", settle)
+    monkeypatch.setattr(this, "make", make)
+    made_here = iter([0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2])
+    monkeypatch.setattr(this, "stages_made", lambda: next(made_here))
     work(this)
-    told = [line.partition("; ")[2] for line in capsys.readouterr().err.splitlines()
-            if line.startswith("cell")]
-    assert told == [f"30 s so far, about {left} left" for left in ("2 min 40 s", "30 s", "0 s")]
+    told = [line for line in capsys.readouterr().err.splitlines() if " so far" in line]
+    assert [line.partition(":")[0] for line in told] == ["cell 3 of 6", "cell 6 of 6"]
+    # 30 and 90 of the 190 that were not there before, in half a minute, and then all
+    assert [line.partition("; ")[2] for line in told] == [
+        "30 s so far, about 18 s left", "1 min 00 s so far, about 0 s left"]
     now = 1e9
-    monkeypatch.setattr(module.forecast, "added", lambda cells: [0.0, 0.1, 60, 0, 0, 90])
+    made_here = iter([0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1])
+    shutil.rmtree(tmp_path / ".settled")
+    monkeypatch.setattr(module.forecast, "added", lambda cells: [0.0, 0.1, 60, 0, 5000, 0.2])
     work(this)
-    assert capsys.readouterr().err.splitlines()[0].endswith("; 30 s so far")
+    assert next(line for line in capsys.readouterr().err.splitlines()
+                if " so far" in line).endswith("; 30 s so far")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ made once, what is finished is never made again, and an interrupted stage goes o
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -27,6 +28,8 @@ from planearly.study.grid import Cell, Variant
 
 FAILED = ".failed"
 """Folder of the notes of why cells failed since the study was started."""
+SETTLED = ".settled"
+"""Folder of a note for each cell that any worker has gone through since the study was started."""
 _STAGES = "stages"
 
 
@@ -205,6 +208,20 @@ class Study:
     def failed(self, cell: Cell) -> Path:
         """The note of why a cell failed."""
         return self.out / FAILED / f"{cell.id}.json"
+
+    def settle(self, cell: Cell, when: float) -> None:
+        """Note for all workers when a cell's model was finished, in seconds since the epoch; 0:
+        never, it failed."""
+        note = self.out / SETTLED / cell.id
+        note.parent.mkdir(exist_ok=True)
+        note.touch()
+        os.utime(note, (when, when))
+
+    def settled(self) -> dict[str, float]:
+        """When the models of the cells with a note were finished, by the cells' ids."""
+        folder = self.out / SETTLED
+        return {note.name: note.stat().st_mtime for note in folder.iterdir()
+                } if folder.exists() else {}
 
 
 def models(recipe: Recipe, out: Path) -> list[tuple[Recipe, str, str]] | None:

@@ -27,7 +27,7 @@ from planearly.stages.folder import Missing, Run
 from planearly.stages.workers import can_spread
 from planearly.study import grid
 from planearly.study import view as views
-from planearly.study.cells import FAILED, Study
+from planearly.study.cells import FAILED, SETTLED, Study
 from planearly.study.spec import Suite
 from planearly.study.workers import spread, spread_on_cluster, work
 
@@ -57,7 +57,8 @@ def study(recipe: Recipe, out: Path, suite: Suite, workers: int | None = None,
     corpus.check(recipe)
     with Run(out, recipe).opened() as this:
         if this.first:
-            shutil.rmtree(out / FAILED, ignore_errors=True)  # another start, another try
+            for notes in (FAILED, SETTLED):  # another start, another try
+                shutil.rmtree(out / notes, ignore_errors=True)
         many = (workers or max(torch.cuda.device_count(), 1)) if parallel.world() == 1 else 1
         stopped = None
         if can_spread(this):

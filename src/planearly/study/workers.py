@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,27 +45,31 @@ _PAUSE = 2.0
 def work(this: Study) -> None:
     """Make the cells one after the other; come back to those that wait for another worker."""
     this.make_common()
-    began, done, total = time.time(), 0.0, len(this.cells)
-    left = dict(enumerate(forecast.added(this.cells)))
+    began, amounts = time.time(), forecast.added(this.cells)
     settled = claims.in_turns([partial(_settle, this, cell) for cell in this.cells],
                               lambda busy: this.base.pause(_PAUSE))
-    for many, (number, (here, when)) in enumerate(settled, 1):
-        work, spent = left.pop(number), time.time() - began
-        done += work if when >= began else 0.0  # by all workers
+    for number, here in settled:
         if here:
-            more = sum(left.values())
-            rest = f", about {duration(spent * more / done)} left" if (
-                done > _TELLS * (done + more)) else ""
-            say(f"cell {many} of {total}: {this.cells[number].name}; {duration(spent)} so far"
-                + rest)
+            say(_progress(this, this.cells[number], amounts, began))
 
 
-def _settle(this: Study, cell: Cell) -> tuple[bool, float]:
+def _progress(this: Study, cell: Cell, amounts: Sequence[float], began: float) -> str:
+    """How far all workers are, a cell having been made."""
+    ends, spent = this.settled(), time.time() - began
+    done = sum(work for each, work in zip(this.cells, amounts, strict=True)
+               if ends.get(each.id, 0.0) >= began)
+    left = sum(work for each, work in zip(this.cells, amounts, strict=True)
+               if each.id not in ends)
+    rest = (f", about {duration(spent * left / done)} left" if done > _TELLS * (done + left)
+            else "")
+    return f"cell {len(ends)} of {len(this.cells)}: {cell.name}; {duration(spent)} so far{rest}"
+
+
+def _settle(this: Study, cell: Cell) -> bool:
     """Make a cell, or tell and note why it failed.
 
     Returns:
-        Whether there was something to make, and when its model was finished (seconds since the
-        epoch; 0: it failed).
+        Whether there was something to make.
 
     Raises:
         Busy: another worker makes something that it needs.
@@ -79,9 +84,11 @@ def _settle(this: Study, cell: Cell) -> tuple[bool, float]:
         reason = told(error, this.out, cell.id)
         say(f"cell left out: {cell.name}: {reason}")
         write_json(this.failed(cell), {"reason": reason})
-        return False, 0.0
+        this.settle(cell, 0.0)
+        return False
     this.failed(cell).unlink(missing_ok=True)
-    return this.stages_made() > before, when
+    this.settle(cell, when)
+    return this.stages_made() > before
 
 
 @shard_function
