@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from planearly import __version__, api, config, files, processes, storage, usage
-from planearly.errors import UserError
+from planearly.errors import UserError, printable
 from planearly.files import line_of_json
 from planearly.progress import say
 
@@ -482,7 +482,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(sentence: str, status: int = 2) -> None:
-    print(f"planearly: {usage.one_line(sentence)}", file=sys.stderr)
+    print(f"planearly: {printable(sentence)}", file=sys.stderr)
     sys.exit(status)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from planearly.errors import UserError
+from planearly.errors import UserError, refused
 
 _COLDEST = 1e-4
 """The lowest temperature that logits can be divided by: below, numbers overflow."""
@@ -62,7 +62,7 @@ def generate(model_folder: Path, prompt: str, max_new_tokens: int = 80, temperat
                         f"{most}: shorten the prompt")
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     inputs = torch.tensor([given], device=model.device)
-    with (hf.refused(f"transformers cannot continue a text by the model in {model_folder}"),
+    with (refused(f"transformers cannot continue a text by the model in {model_folder}"),
           torch.random.fork_rng(), torch.no_grad()):
         torch.manual_seed(seed)
         output = model.generate(

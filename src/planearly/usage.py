@@ -99,7 +99,6 @@ def _instead(wrong: str, verb: str, known: list[str], keyed: bool) -> str:
         "" if wrong.startswith("--") else "; a text that begins with a dash goes after '--'")
 
 
-
 def names_documents(word: str) -> bool:
     """Whether a word with a "=" names documents: it is no recipe key, and they are there."""
     place = os.path.expanduser(word)
@@ -130,11 +129,6 @@ def local(place: Path | str | None) -> Path | None:
         raise UserError(f"cannot write to {scheme[1]}://: give a folder of this machine, and copy "
                         "what it then holds")
     return Path(place)
-
-
-def one_line(text: str) -> str:
-    """A text without line ends and control characters, which names of files may hold."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def _plain(message: str) -> str:

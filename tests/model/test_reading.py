@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from examples import examples
-from planearly.errors import UserError
+from planearly.errors import UserError, refused
 from planearly.export import gguf
 from planearly.model import hf, outside, reading, starts
 from small_models import model_folder, tokenizer_folder
@@ -55,9 +55,9 @@ def read(request: pytest.FixtureRequest) -> Callable[[Path], Any]:
 def test_a_slip_of_our_own_is_not_blamed_on_a_folder(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"^transformers cannot \(Expecting"), \
-            hf.refused("transformers cannot"):
+            refused("transformers cannot"):
         json.loads("{")
-    with pytest.raises(AttributeError), hf.refused("transformers cannot"):
+    with pytest.raises(AttributeError), refused("transformers cannot"):
         reading.number(None, "layers", tmp_path)  # type: ignore[arg-type]
     outside_folder(tmp_path, "gpt2")
     monkeypatch.delattr(outside, "_Given")

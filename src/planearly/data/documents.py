@@ -8,7 +8,7 @@ from hashlib import blake2b
 from typing import Any, Literal
 
 from planearly.data.text import sections, text_hash
-from planearly.errors import UserError
+from planearly.errors import UserError, printable
 from planearly.progress import say
 from planearly.storage import is_url
 
@@ -258,13 +258,6 @@ class Problems:
     def _note(self, file: str, line: int, why: str) -> None:
         if len(self.examples) < _EXAMPLES:
             self.examples.append({"file": printable(file), "line": line, "why": printable(why)})
-
-
-def printable(text: str) -> str:
-    """A text on one line, with what cannot be shown (or is not Unicode) escaped."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def split_hash(text: str, seed: int) -> int:

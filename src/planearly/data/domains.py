@@ -29,7 +29,6 @@ from planearly.data.documents import (
     Section,
     Unit,
     grouped,
-    printable,
     split_hash,
 )
 from planearly.data.inputs import children, resolve
@@ -37,7 +36,7 @@ from planearly.data.readers import bare_name, read_documents
 from planearly.data.text import sections
 from planearly.engine.local import Local
 from planearly.engine.work import Advance, Executor, Shard, Work, shard_function
-from planearly.errors import UserError
+from planearly.errors import UserError, printable
 from planearly.progress import say
 
 _SMALL = 100.0  # megabytes: up to this, starting processes costs more than they save

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from planearly.data.documents import Unit, printable, unpacked
+from planearly.data.documents import Unit, unpacked
 from planearly.errors import UserError, brief, ours
 from planearly.files import digest
 
@@ -137,7 +137,7 @@ def records(unit: Unit, columns: list[str]) -> Iterator[dict[str, Any]]:
         if ours(error):
             raise
         raise UserError(f"{unit.path}: shard {number + 1} of {shards} cannot be read after row "
-                        f"{row} ({printable(brief(error))}); start again, or mend that "
+                        f"{row} ({brief(error)}); start again, or mend that "
                         "record") from error
 
 
@@ -230,5 +230,5 @@ def _misnamed(entry: str, at: dict[str, str]) -> UserError | None:
 
 
 def _unreadable(entry: str, error: Exception) -> UserError:
-    return UserError(f"cannot read {entry} ({printable(brief(error))}): check the name, the "
+    return UserError(f"cannot read {entry} ({brief(error)}): check the name, the "
                      "connection and, for a gated dataset, that you are logged in (hf auth login)")

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 from planearly import storage
 from planearly.data import corpora, hub
-from planearly.data.documents import Unit, printable
+from planearly.data.documents import Unit
 from planearly.data.readers import KNOWN, kind_of
-from planearly.errors import UserError
+from planearly.errors import UserError, printable
 from planearly.files import reading_error
 from planearly.progress import say
 

@@ -21,8 +21,8 @@ from typing import IO, Any
 
 from planearly import keys, storage
 from planearly.data import hub
-from planearly.data.documents import Document, Kind, Part, Problems, Unit, printable
-from planearly.errors import UserError, brief
+from planearly.data.documents import Document, Kind, Part, Problems, Unit
+from planearly.errors import UserError, brief, printable
 from planearly.files import reading_error
 
 _KINDS: dict[str, Kind] = {".jsonl": "lines", ".ndjson": "lines", ".json": "lines",

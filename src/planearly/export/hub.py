@@ -14,7 +14,7 @@ import yaml
 
 from planearly import storage
 from planearly.data.hub import unanswered
-from planearly.errors import UserError
+from planearly.errors import UserError, flattened
 from planearly.export import bundle
 from planearly.model import flops
 from planearly.progress import say
@@ -66,9 +66,9 @@ def push(folder: Path, name: str, *, private: bool = False, endpoint: str | None
         address = str(api.create_repo(name, private=private, exist_ok=True))
         api.create_commit(name, operations, commit_message="Upload with planearly")
     except refusals as error:
-        brief = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"the hub did not take {folder} as '{name}' ({brief}); log in with 'hf "
-                        "auth login', and name a repository that you may write") from error
+        raise UserError(f"the hub did not take {folder} as '{name}' ({flattened(error)}); log "
+                        "in with 'hf auth login', and name a repository that you may "
+                        "write") from error
     return address
 
 

@@ -7,10 +7,8 @@ of ours, and computes the same logits.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor
 
 from planearly import parallel
-from planearly.errors import UserError, ours
+from planearly.errors import UserError, refused
 from planearly.files import read_json
 from planearly.model import reading
 from planearly.model.transformer import GATED, Shape
@@ -246,22 +244,6 @@ def _adapted(folder: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False)
     return model, tokenizer
-
-
-@contextlib.contextmanager
-def refused(what: str) -> Iterator[None]:
-    """Anything that a library raises over a folder that somebody else made, as one sentence."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # such a folder makes a library raise anything
-        if ours(error):
-            raise
-        brief = " ".join(str(error).split())[:300] or type(error).__name__
-        if isinstance(error, KeyError):  # which says the key alone
-            brief = f"{type(error).__name__}: {brief}"
-        raise UserError(f"{what} ({brief})") from error
 
 
 def _names(shape: Shape) -> list[tuple[str, tuple[str, ...]]]:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from planearly import tensors
-from planearly.errors import UserError
+from planearly.errors import UserError, refused
 from planearly.model import flops, hf, parts, reading
 from planearly.model.transformer import Shape, Transformer
 
@@ -146,7 +146,7 @@ def configured(folder: Path, context: int) -> Configured:
     hf.check_known(values, folder)
     from transformers import AutoModelForCausalLM
 
-    with hf.refused(f"transformers cannot read {folder / 'config.json'}"):
+    with refused(f"transformers cannot read {folder / 'config.json'}"):
         config = _configuration(values)
         text = config.get_text_config()
     if type(config) not in AutoModelForCausalLM._model_mapping:

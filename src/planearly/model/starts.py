@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from planearly import methods, storage
-from planearly.errors import UserError
+from planearly.errors import UserError, refused
 from planearly.keys import Recipe
 from planearly.methods import Method
-from planearly.model import hf, outside, reading
+from planearly.model import outside, reading
 from planearly.model.outside import AnyShape, Configured
 from planearly.model.projected import check_dense_start
 from planearly.progress import say
@@ -75,8 +75,8 @@ def _fetched(name: str) -> Path:
     except (OSError, ValueError, UserError):  # not here yet, or not whole: the hub is asked
         pass
     say(f"fetching the model '{repository}' from the hub")
-    with hf.refused(f"there is no folder '{name}', and no model of that name could be fetched from "
-                    "the hub"):
+    with refused(f"there is no folder '{name}', and no model of that name could be fetched from "
+                 "the hub"):
         return Path(snapshot_download(**wanted))
 
 
