@@ -111,6 +111,12 @@ def test_models_that_cannot_be_loaded_are_one_sentence(tiny, tmp_path, monkeypat
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be loaded as a sentence-transformers model"):
         embed.load_embedder(str(short)).embed(["cat"])
+    broken = shutil.copytree(tiny, tmp_path / "broken")
+    (broken / "tokenizer.json").write_text('{"model": 1}', "utf-8")
+    with pytest.raises(UserError, match="cannot be loaded as a sentence-transformers model"):
+        embed.load_embedder(str(broken)).embed(["cat"])
+    with pytest.raises(UserError, match="is not a tokenizer of the package tokenizers"):
+        embed.load_embedder(str(broken)).unknown(["cat"])
     monkeypatch.setattr(embed, "_SHA256", "0" * 64)
     with pytest.raises(UserError, match="is not the known all-MiniLM-L6-v2"):
         embed.load_embedder("static", tmp_path)

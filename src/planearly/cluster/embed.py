@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 
 from planearly import parallel
 from planearly.data.dataset import TokenDataset
 from planearly.data.encode import Encoder
-from planearly.data.tokenizer import Opened, opened
+from planearly.data.hub import unanswered
+from planearly.data.tokenizer import Opened, load, opened, plain
 from planearly.engine.local import Local
 from planearly.engine.work import Advance, Executor, Shard, Work, shard_function
-from planearly.errors import UserError
+from planearly.errors import UserError, refused
 from planearly.files import (
     Array,
     ArrayParts,
@@ -288,7 +288,7 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model",
                                                             "*.safetensors"]))
-    except (OSError, ValueError) as error:
+    except unanswered() as error:
         raise UserError(
             f"there is no embedder '{name}': give static, sentence-bert, the folder of a "
             "sentence-transformers model, or its name on a reachable Hugging Face hub"
@@ -313,17 +313,13 @@ def _contextual(name: str, folder: Path) -> Embed:
     device = parallel.device()
     half = bf16_is_fast(device)
     logging.disable_progress_bar()  # ours is enough
-    try:
+    with refused(f"'{name}' cannot be loaded as a sentence-transformers model",
+                 ": name another in 'cluster.embedder', or leave it at its default"):
         model = SentenceTransformer(
             str(folder), device=device.type, local_files_only=True,
             model_kwargs={"dtype": torch.bfloat16 if half else torch.float32,
                           "use_safetensors": True},
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(
-            f"'{name}' cannot be loaded as a sentence-transformers model ({error}): name "
-            "another in 'cluster.embedder', or leave it at its default"
-        ) from error
     batch = 256 if device.type == "cuda" else 16
     longest = model.max_seq_length
     tokenizer = _plain_tokenizer(name, model.tokenizer)
@@ -341,25 +337,23 @@ def _contextual(name: str, folder: Path) -> Embed:
 
 
 def _tokenizer_of(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a model folder, if it has a tokenizer.json."""
-    from tokenizers import Tokenizer
+    """The tokenizer of a model folder, if it has a tokenizer.json.
 
+    Raises:
+        UserError: that is none.
+    """
     found = next(iter(sorted(folder.rglob("tokenizer.json"))), None)
-    return _plain_tokenizer(folder.name, Tokenizer.from_file(str(found))) if found else None
+    return load(found.parent) if found else None
 
 
 def _plain_tokenizer(name: str, tokenizer: Any) -> Tokenizer:
-    """A copy of a model's tokenizer that neither truncates nor pads, and reads all text as text."""
+    """A copy of a model's tokenizer, made :func:`planearly.data.tokenizer.plain`."""
     from tokenizers import Tokenizer
 
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not isinstance(backend, Tokenizer):
         raise UserError(f"embedder '{name}' has no tokenizer.json: choose another model")
-    plain = Tokenizer.from_str(backend.to_str())
-    plain.no_truncation()
-    plain.no_padding()
-    plain.encode_special_tokens = True
-    return plain
+    return plain(Tokenizer.from_str(backend.to_str()))
 
 
 def _cut(
@@ -385,9 +379,7 @@ def _cut(
 
 
 def _static(folder: Path, path: Path) -> Embed:
-    from tokenizers import Tokenizer
-
-    tokenizer = _plain_tokenizer("static", Tokenizer.from_file(str(folder / "tokenizer.json")))
+    tokenizer = load(folder)
     if not path.exists():
         say("distilling the static embedder from Sentence-BERT, once")
         save_tensors(path, {"vectors": _distil(folder, tokenizer)}, {})

@@ -151,7 +151,11 @@ def save(tokenizer: Tokenizer, folder: Path, eot: str = EOT,
 
 def load(folder: Path) -> Tokenizer:
     """The tokenizer of a folder; special tokens that stand in a text are encoded as text."""
-    tokenizer = _read(Path(folder) / "tokenizer.json")
+    return plain(_read(Path(folder) / "tokenizer.json"))
+
+
+def plain(tokenizer: Tokenizer) -> Tokenizer:
+    """A tokenizer, changed in place: it neither truncates nor pads, and reads all text as text."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
