@@ -146,6 +146,19 @@ def test_a_key_that_an_older_recipe_lacks_is_no_other_setting(run, capsys):
             assert ("other settings" in said) is told
 
 
+def test_more_to_make_is_no_other_setting(run, capsys):
+    with run.opened():
+        pass
+    grid = [{"methods": ["slm"], "over": {"seed": [0, 1]}}]
+    more = dataclasses.replace(run.recipe, methods=["slm"], name="another",
+                               study=keys.Study(grid=grid))
+    with Run(run.out, more).opened():
+        assert "other settings" not in capsys.readouterr().err
+    assert yaml.safe_load((run.out / "recipe.yaml").read_text())["study"]["grid"] == grid
+    with Run(run.out, dataclasses.replace(more, context=32, methods=[])).opened():
+        assert "other settings (context): what" in capsys.readouterr().err
+
+
 def test_processes_that_share_a_folder_have_one_recipe(run, monkeypatch, capsys):
     monkeypatch.setattr(folder_module, "_TURNS", 2)
     monkeypatch.setattr(folder_module, "_TURN", 0.0)

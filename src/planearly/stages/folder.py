@@ -63,6 +63,10 @@ _OF_RUNS = ("results.json", "report.html")
 """Files that a run writes beside ``recipe.yaml``, which it writes first."""
 
 
+_CHOSEN = ("name", "methods", "study", "cost", "card")
+"""Sections and keys that choose what is made, or tell of it, and change nothing that is."""
+
+
 def _as_noted(values: dict[str, Any]) -> bytes:
     """A recipe as it is noted in a run folder."""
     return yaml.safe_dump(values, sort_keys=False).encode("utf-8", "backslashreplace")
@@ -217,7 +221,7 @@ class Run:
 
     def _note_recipe(self) -> None:
         changed, now = self._changed()
-        if changed:
+        if changed := [name for name in changed if name.partition(".")[0] not in _CHOSEN]:
             say(f"{self.out} holds a run with other settings ({', '.join(changed[:6])}"
                 f"{', ...' if len(changed) > 6 else ''}): what depends on them is made anew, "
                 "beside the old results, which are kept")
