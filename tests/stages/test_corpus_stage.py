@@ -57,6 +57,14 @@ def test_held_out_text_in_the_generic_corpus_is_told_and_not_trained_on(
         assert not trained & set(excluded.tolist())
 
 
+def test_the_domain_s_entropy_is_told_before_any_training(made, tmp_path, capsys):
+    run = opened(made, tmp_path / "run")
+    with run.opened():
+        shape = facts(clusters.importance_weights(run, "law"))["domain"]
+    assert (f"the domain's entropy over {shape['k']} clusters is {shape['entropy']:.2f} nats"
+            in capsys.readouterr().err)
+
+
 def test_a_corpus_in_a_store_gives_what_a_local_copy_gives(made, tmp_path, memory):
     fill(memory, made)
     here = {"generic": [f"{memory}/*.jsonl"], "domains_root": f"{memory}/domains"}

@@ -389,8 +389,8 @@ def _notes(given: PlanInput, setting: Setting, rows: dict[str, Row], chosen: str
     if row.traffic is not None:
         notes.append(_traffic(given, chosen, row.traffic, row.cost.sharded))
     if given.entropy is None and of.clustered:
-        notes.append("whether the domain is wide is not known yet: `planearly run` reports its "
-                     "cluster entropy before any training, to be given here as --entropy")
+        notes.append("whether the domain is wide is not known yet: `planearly weigh` tells its "
+                     "entropy over clusters, to be given here as --entropy and --clusters")
     return notes
 
 

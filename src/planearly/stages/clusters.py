@@ -348,6 +348,9 @@ def importance_weights(run: Run, name: str, k: int | None = None,
             realised=lambda w: Sampler(generic, w, sampler_seed(run)).counts(draws),
             context=recipe.context,
         )
+        shape = histogram.summary(counts[best])
+        say(f"  the domain's entropy over {best} clusters is {shape['entropy']:.2f} nats "
+            f"({shape['relative_entropy']:.1%} of ln k)")
         for sentence in importance.explain(weights, warn_epochs=recipe.importance.warn_epochs):
             say(f"  {sentence}")
         write_array(folder / "weights.npy", weights.weights)
@@ -359,7 +362,7 @@ def importance_weights(run: Run, name: str, k: int | None = None,
         return {
             "k": best, "tau": scored[best].tau, "windows": windows,
             "gain": {str(k): s.gain for k, s in scored.items()},
-            "domain": histogram.summary(counts[best]), "weights": details,
+            "domain": shape, "weights": details,
         }
 
     inputs = {"clusters": clustered, "histogram" if given else "domain-clusters": mine,
