@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from planearly import __version__, cli, files, methods
+from planearly import __version__, api, cli, files, methods
 from planearly.errors import UserError
 
 VERBS = typer.main.get_command(cli.app).commands
@@ -163,6 +163,17 @@ def test_a_study_without_a_grid_leaves_a_folder_alone(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("words", [["--html", "page.html"], ["--domains", "3", "--out", "plans"]])
+def test_a_plan_of_a_recipe_does_not_pass_over_options_in_silence(words, tmp_path, capsys,
+                                                                  monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = told(capsys, "plan", "demo", *words)
+    assert words[0] in said and "--device and --json alone" in said
+    with pytest.raises(UserError, match="leave them out"):
+        api.plan("demo", "plans")
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_arguments_print_the_help(capsys):
     cli.main([])
     assert "Usage: planearly" in capsys.readouterr().out
@@ -177,6 +188,15 @@ def test_the_version(capsys):
 def test_help_of_every_verb(verb, capsys):
     cli.main([verb, "--help"])
     assert VERBS[verb].help.split(".")[0][:20] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("verb", "default"), [
+    ("run", "runs/NAME"), ("study", "one, or one per GPU"), ("plan", "the number of --spec-tokens"),
+    ("plan", "as the amounts say"), ("calibrate", "on a GPU slm-126m")])
+def test_the_help_tells_defaults_that_are_no_values(verb, default, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    cli.main([verb, "--help"])
+    assert default in capsys.readouterr().out
 
 
 def test_the_shell_completes_recipes_and_keys():

@@ -77,12 +77,15 @@ def plan(recipe: PathLike | Mapping[str, Any] | Recipe | None = None, out: PathL
             ``generic_tokens="150B"``, ``spec_tokens=["1M"]``, ``generic_hours="650"``.
 
     Returns:
-        What ``planearly plan --json`` prints: ``recommended``, ``reason``, ``rows``, ``recipes``.
+        What ``planearly plan --json`` prints: ``recommended``, ``reason``, ``methods``, ``recipes`` ...
 
     Raises:
         UserError: a quantity that cannot be read, or a setting that cannot be planned.
     """
     if recipe is not None:
+        if out is not None or html is not None:
+            raise UserError("'out' and 'html' are of a plan that recommends a method: leave them "
+                            "out, or the recipe")
         return predict(_recipe(recipe, asked), device)
     if "spec_tokens" in asked:
         asked["spec_tokens"] = _many(asked["spec_tokens"])

@@ -23,16 +23,19 @@ app = typer.Typer(
 )
 
 RecipeArg = Annotated[str, typer.Argument(
-    help="a recipe file, or a name: demo, nano, ...", autocompletion=usage.recipes)]
+    help="a recipe file, or the name of one that 'planearly recipes' lists",
+    autocompletion=usage.recipes)]
 Settings = Annotated[list[str] | None, typer.Argument(
-    help="recipe keys: key=value", autocompletion=usage.settings)]
+    help="key=value for keys of the recipe; 'planearly recipes --reference' explains them",
+    autocompletion=usage.settings)]
 Out = Annotated[str | None, typer.Option(
-    help="run folder, or its URL in a store [default: runs/NAME]")]
+    help="run folder, or its URL in a store", show_default="runs/NAME, NAME the recipe's")]
 To = Annotated[str | None, typer.Option(
     help="URL of a folder to publish models, bundles, results and page in, as s3://bucket/models")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Device = Annotated[str | None, typer.Option(
-    help="a100, h100, l4, rtx-4090, ...; what the driver calls it; or here [default: here]")]
+    help="a100, h100, l4, rtx-4090, ...; or what the driver calls it; here: this machine's",
+    show_default="here")]
 
 
 @app.callback()
@@ -72,19 +75,22 @@ def run(recipe: RecipeArg, settings: Settings = None, out: Out = None, to: To = 
 
 @app.command()
 def study(
-    recipe: RecipeArg, settings: Settings = None, out: Annotated[Path | None, typer.Option(
-        help="run folder [default: runs/NAME]", callback=usage.local)] = None,
+    recipe: Annotated[str, typer.Argument(
+        help="a recipe with a grid: a file, or a name such as study-nano; with --report also a "
+             "study.json", autocompletion=usage.recipes)],
+    settings: Settings = None, out: Annotated[Path | None, typer.Option(
+        help="run folder", show_default="runs/NAME, NAME the recipe's; of a study.json its own",
+        callback=usage.local)] = None,
     workers: Annotated[int | None, typer.Option(
         min=1, max=1024,
-        help="processes that share the work, with engine=ray of the cluster; more than GPUs pay "
-             "where models are so small that one keeps no GPU busy [default: one, or one per "
-             "GPU]")] = None,
+        help="processes that share the work; several on one GPU help where models are too small to "
+             "keep it busy", show_default="one, or one per GPU")] = None,
     only_report: Annotated[bool, typer.Option(
-        "--report", help="make nothing: tables and page of what is finished, "
-                         "or of a study.json given for the recipe")] = False,
+        "--report", help="train nothing: write tables, figures and page of what is finished")
+    ] = False,
     dry_run: Annotated[bool, typer.Option(
-        help="only tell the cells, their sizes and what they will cost")] = False,
-    device: Annotated[str, typer.Option(help="of the costs told by --dry-run")] = "here",
+        "--dry-run", help="only list the cells, their sizes and what they will cost")] = False,
+    device: Annotated[str, typer.Option(help="what --dry-run reckons with; as of 'plan'")] = "here",
     worker: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Compare methods over domains, set sizes and budgets: tables, figures and a page."""
@@ -200,7 +206,7 @@ def report(recipe: RecipeArg, settings: Settings = None, out: Out = None, to: To
 def doctor(
     folder: Annotated[Path, typer.Argument(help="a run folder, of a run or a study")],
     fast: Annotated[bool, typer.Option(
-        help="compare the sizes of files alone, not their digests")] = False,
+        "--fast", help="compare the sizes of files alone, not their digests")] = False,
     as_json: Json = False,
 ) -> None:
     """Check a run folder: what is missing, altered or interrupted, and what would be made again."""
@@ -300,7 +306,8 @@ def generate(
 
 @app.command()
 def recipes(
-    reference: Annotated[bool, typer.Option(help="print the reference of every key")] = False,
+    reference: Annotated[bool, typer.Option(
+        "--reference", help="explain every key instead")] = False,
 ) -> None:
     """The recipes and the corpora that have names, and what a recipe may hold."""
     if reference:
@@ -328,62 +335,73 @@ def methods() -> None:
 
 @app.command()
 def plan(
+    context: typer.Context,
     recipe: Annotated[str | None, typer.Argument(
-        help="show what this recipe will cost instead of recommending a method")] = None,
-    settings: Annotated[list[str] | None, typer.Argument(help="its keys: key=value")] = None,
+        help="say what this recipe will cost and recommend nothing; takes --device and --json "
+             "alone", autocompletion=usage.recipes)] = None,
+    settings: Annotated[list[str] | None, typer.Argument(
+        help="key=value for its keys", autocompletion=usage.settings)] = None,
     inference_params: Annotated[str | None, typer.Option(
-        help="limit on the deployed model: parameters, as 126M")] = None,
+        help="most parameters of the deployed model, as 126M")] = None,
     inference_bytes: Annotated[str | None, typer.Option(
-        help="the limit as bytes of weights, as 150MB, with --quantization")] = None,
+        help="or most bytes of its weights, as 150MB, in the precision of --quantization")] = None,
     inference_speed: Annotated[float | None, typer.Option(
-        help="the limit as tokens/s decoded on --inference-device")] = None,
+        help="or least tokens/s that it decodes on --inference-device")] = None,
     inference_device: Device = None,
     quantization: Annotated[str, typer.Option(
-        help="of the deployed weights: bf16, q8_0, q4_k_m, ...")] = "bf16",
+        help="precision of the deployed weights: bf16, q8_0, q4_k_m, ...")] = "bf16",
     generic_tokens: Annotated[str, typer.Option(
-        help="generic corpus: tokens, as 150B, or a path")] = "0",
+        help="size of the generic corpus, as 150B, or the files themselves")] = "0",
     spec_tokens: Annotated[list[str] | None, typer.Option(
-        help="one domain's set: tokens, as 1M, or a path; again for each set")] = None,
+        help="tokens of one domain's documents, as 1M, or the files themselves; may be given again "
+             "for other domains")] = None,
     domains: Annotated[str | None, typer.Option(
-        help="domains now [default: the number of --spec-tokens]")] = None,
-    domains_later: Annotated[str, typer.Option(help="domains to come")] = "0",
+        help="number of domains", show_default="the number of --spec-tokens")] = None,
+    domains_later: Annotated[str, typer.Option(help="number of domains to come")] = "0",
     device: Device = None,
     devices: Annotated[int, typer.Option(help="how many of them")] = 1,
     generic_hours: Annotated[str | None, typer.Option(
-        help="device-hours before the domain is known, as 650 or 90min")] = None,
+        help="budget before the domain is known: device-hours, as 650 or 90min")] = None,
     specialization_hours: Annotated[str | None, typer.Option(
-        help="device-hours per domain")] = None,
-    generic_money: Annotated[str | None, typer.Option(help="the same as money")] = None,
-    specialization_money: Annotated[str | None, typer.Option(help="the same as money")] = None,
+        help="budget for each domain: device-hours")] = None,
+    generic_money: Annotated[str | None, typer.Option(
+        help="--generic-hours as money, with --price")] = None,
+    specialization_money: Annotated[str | None, typer.Option(
+        help="--specialization-hours as money, with --price")] = None,
     price: Annotated[str | None, typer.Option(help="money per device-hour")] = None,
     currency: Annotated[str | None, typer.Option(
-        help="of the money [default: as the amounts say, or USD]")] = None,
+        help="of the money", show_default="as the amounts say, or USD")] = None,
     checkpoint: Annotated[str | None, typer.Option(
         help="an open model to start from: a folder, or NAME:PARAMETERS")] = None,
     teacher: Annotated[str | None, typer.Option(
         help="a teacher that exists already: a folder, or NAME:PARAMETERS")] = None,
     entropy: Annotated[float | None, typer.Option(
-        help="nats, of the domain's cluster histogram, with --clusters")] = None,
-    clusters: Annotated[int | None, typer.Option(help="k of that histogram")] = None,
-    windows: Annotated[int | None, typer.Option(help="windows of the specialization set")] = None,
+        help="of the domain's cluster histogram, in nats, as 'planearly weigh' tells it; with "
+             "--clusters")] = None,
+    clusters: Annotated[int | None, typer.Option(help="number of clusters of --entropy")] = None,
+    windows: Annotated[int | None, typer.Option(
+        help="windows of a domain's documents, which bound the number of clusters")] = None,
     results: Annotated[list[Path] | None, typer.Option(
-        help="results.json of your own small runs, or a study.json: to predict perplexity from, "
-             "and to choose the split between before and per domain by")] = None,
+        help="results.json of your own small runs, or a study.json: perplexity, and how much to "
+             "pretrain before the domain is known and for each, are predicted from these")] = None,
     paper: Annotated[bool, typer.Option(
         "--paper", help="recommend by the paper's Figure 1, whatever --results say")] = False,
     out: Annotated[Path | None, typer.Option(
         callback=usage.local, help="folder for plan.json, plan.html and recipes")] = None,
     html: Annotated[Path | None, typer.Option(
-        callback=usage.local, help="file for one page, on which limits, budgets and the number of "
+        callback=usage.local, help="file for a page on which limits, budgets and the number of "
                                    "domains can be moved")] = None,
     as_json: Json = False,
 ) -> None:
-    """Recommend a method, with its reason and what every method would cost."""
+    """Recommend a method, with its reason and every method's cost; or cost one recipe."""
     from rich.console import Console
 
     from planearly.plan import show
 
     if recipe is not None:
+        if idle := usage.given(context, "recipe", "settings", "device", "as_json"):
+            raise UserError(f"{', '.join(idle)}: with a recipe, plan says what that will cost and "
+                            "takes --device and --json alone; without one it recommends a method")
         loaded = config.load(recipe, settings or [])
         stages = api.predict(loaded, device)
         return print(line_of_json(stages)) if as_json else show.predicted(stages, Console())
@@ -430,7 +448,7 @@ def cost(
 @app.command()
 def calibrate(
     recipe: Annotated[str | None, typer.Argument(
-        help="a recipe whose shapes are measured [default: nano, on a GPU slm-126m]")] = None,
+        help="a recipe whose shapes are measured", show_default="nano, on a GPU slm-126m")] = None,
     seconds: Annotated[float, typer.Option(help="of training steps, in all")] = 60.0,
 ) -> None:
     """Measure this device on real training steps; plans and ledgers then use what it did."""

@@ -41,6 +41,13 @@ class Verbs(typer.core.TyperGroup):
         return f"there is no verb '{word}'; the verbs are {', '.join(verbs)}"
 
 
+def given(context: typer.Context, *but: str) -> list[str]:
+    """The options that the command line names, but for those of these names."""
+    return [one.opts[-1] for one in context.command.params
+            if one.name and one.name not in but
+            and getattr(context.get_parameter_source(one.name), "name", "") == "COMMANDLINE"]
+
+
 def sentence(error: Any, words: list[str], root: Any) -> str:
     """One sentence for a :data:`USAGE_ERROR`: what is wrong, and how the verb is used.
 
