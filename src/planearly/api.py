@@ -77,7 +77,7 @@ def plan(recipe: PathLike | Mapping[str, Any] | Recipe | None = None, out: PathL
             ``generic_tokens="150B"``, ``spec_tokens=["1M"]``, ``generic_hours="650"``.
 
     Returns:
-        What ``planearly plan --json`` prints: ``recommended``, ``reason``, ``methods``, ``recipes`` ...
+        What ``planearly plan --json`` prints: ``recommended``, ``reason``, ``methods`` and more.
 
     Raises:
         UserError: a quantity that cannot be read, or a setting that cannot be planned.

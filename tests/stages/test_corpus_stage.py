@@ -1,6 +1,8 @@
 """Stages in one process: held-out text stays out of training, weights fit what is drawn."""
 
+import dataclasses
 import itertools
+import re
 import shutil
 
 import numpy as np
@@ -183,6 +185,21 @@ def test_replay_and_mixed_pretraining_train_and_are_booked(made, tmp_path):
     drawn = np.sum(read_json(base)["epochs"]["rows_drawn"])
     planned = mixed.pretrain_tokens // mixed.context
     assert abs(drawn - 0.75 * planned) <= 1
+
+
+@pytest.mark.parametrize(("key", "method", "tokens"), [
+    ("pretrain", "slm-is", 64), ("adapt", "slm-adapt", 16), ("pretrain", "slm-is", 2000)])
+def test_pretraining_that_repeats_few_documents_often_is_told(made, tmp_path, capsys, key, method,
+                                                              tokens):
+    asked = recipe(made, methods=[method], spec_tokens=tokens)
+    asked = dataclasses.replace(asked, **{key: dataclasses.replace(
+        getattr(asked, key), specialization_share=0.5)})
+    pipeline.run(asked, tmp_path / "run", "pretrain")
+    found = re.search(r"warning: pretraining passes (\d+) times over the domain's own text.*"
+                      rf"{key}.specialization_share=([\d.]+)", capsys.readouterr().err)
+    assert bool(found) == (tokens < 100)
+    if found:
+        assert int(found[1]) > 16 and float(found[2]) == pytest.approx(8 / int(found[1]), rel=0.1)
 
 
 def test_the_prior_of_the_weights_leaves_out_whole_documents(made, tmp_path, monkeypatch):

@@ -184,7 +184,10 @@ def adapt(run: Run, row: Method, domain: str, base: Path | None,
         own = training.generic_stream(run, drawn.rows, drawn.weights)
         streams: list[Stream] = [Later(own, -seen)]
         if shares[1]:
-            streams.append(training.domain_stream(run, domain)[0])
+            text, held = training.domain_stream(run, domain)
+            streams.append(text)
+            training.tell_own_passes("adapt.specialization_share", shares[1],
+                                     shares[1] * (steps - before) * rows, held)
         if shares[2]:
             streams.append(training.generic_stream(run, generic.rows, generic.weights))
         used = [share for share in shares if share]

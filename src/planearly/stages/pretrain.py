@@ -110,8 +110,10 @@ def pretrain(
         generic = stream_of(run, packed, weights, network)
         stream: Stream = generic
         if share and domain:
-            own, _ = training.domain_stream(run, domain)
+            own, held = training.domain_stream(run, domain)
             at = begins_own * batch_rows
+            training.tell_own_passes("pretrain.specialization_share", share,
+                                     share * (steps * batch_rows - at), held)
             mixed = MixedStream([Later(generic, -at), own], [1 - share, share], recipe.seed)
             stream = Followed(generic, Later(mixed, at), at)
         outcome = loop.train(

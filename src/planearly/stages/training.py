@@ -25,6 +25,7 @@ from planearly.model import memory, outside, starts
 from planearly.model.outside import AnyModel, AnyShape
 from planearly.model.transformer import Shape
 from planearly.parallel import bf16_is_fast
+from planearly.progress import say
 from planearly.stages import clusters, corpus
 from planearly.stages.folder import Run
 from planearly.stages.manifest import facts
@@ -96,6 +97,24 @@ def domain_stream(run: Run, name: str) -> tuple[RowStream, int]:
     packed = pack_rows(dataset.windows["length"], member, 1, dataset.context, run.recipe.seed)
     sampler = Sampler(np.diff(packed.group_offsets), np.ones(1), run.recipe.seed * 2 + 2)
     return RowStream(dataset, packed, sampler), len(packed)
+
+
+MOST_OWN_PASSES = 16
+"""Passes of a pretraining over the domain's own text up to which more of it helped; more were not
+tried (docs/experiments.md, "The best model for one domain")."""
+
+
+def tell_own_passes(key: str, share: float, drawn: float, held: int) -> None:
+    """Warn, before it trains, of a pretraining that repeats the domain's own text often.
+
+    Args:
+        key: of the recipe, which is ``share``.
+        drawn: rows of that text that are drawn, of ``held``.
+    """
+    if (passes := drawn / held) > MOST_OWN_PASSES:
+        say(f"  warning: pretraining passes {passes:.0f} times over the domain's own text; more "
+            f"than {MOST_OWN_PASSES} passes were not tried, and "
+            f"{key}={share * MOST_OWN_PASSES / passes:.2g} makes as many")
 
 
 def validator(run: Run, name: str) -> Validate:
