@@ -21,8 +21,9 @@ from planearly.data import tokenizer as tk
 from planearly.data.build import tokenize_corpus
 from planearly.data.dataset import TokenDataset
 from planearly.data.documents import Problems
+from planearly.data.formats import kind_of
 from planearly.data.inputs import resolve
-from planearly.data.readers import kind_of, read_documents
+from planearly.data.readers import read_documents
 from planearly.errors import UserError
 from small_documents import domain_splits, zstd
 

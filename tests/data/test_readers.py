@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from planearly import files, keys
-from planearly.data import readers
+from planearly.data import jsonlines
 from planearly.data.documents import Problems
 from planearly.data.inputs import resolve
 from planearly.data.readers import read_documents
@@ -180,7 +180,7 @@ def test_json_over_several_lines(tmp_path, name, text, lines_of):
 
 
 def test_a_json_list_too_large_is_explained(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "_MOST_WHOLE", 1 << 20)
+    monkeypatch.setattr(jsonlines, "_MOST_WHOLE", 1 << 20)
     (tmp_path / "a.json").write_text('[{"text": "x"}]' + " " * (1 << 20))
     with pytest.raises(UserError, match="one JSON list of more than 1 MB; write one object per"):
         read(tmp_path)

@@ -16,7 +16,8 @@ from typing import Any
 
 from planearly import files
 from planearly.data.documents import Part, Unit, group_bytes
-from planearly.data.readers import is_lines, line_blocks, line_ends, row_groups
+from planearly.data.jsonlines import is_lines, line_blocks, line_ends
+from planearly.data.parquet import row_groups
 from planearly.engine.work import Advance, Executor, Shard, Work, shard_function
 
 _LARGE = 1.5  # times what is read at once

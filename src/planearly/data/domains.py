@@ -31,8 +31,9 @@ from planearly.data.documents import (
     grouped,
     split_hash,
 )
+from planearly.data.formats import bare_name
 from planearly.data.inputs import children, resolve
-from planearly.data.readers import bare_name, read_documents
+from planearly.data.readers import read_documents
 from planearly.data.text import sections
 from planearly.engine.local import Local
 from planearly.engine.work import Advance, Executor, Shard, Work, shard_function

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from planearly import storage
 from planearly.data import corpora, hub
 from planearly.data.documents import Unit
-from planearly.data.readers import KNOWN, kind_of
+from planearly.data.formats import KNOWN, kind_of
 from planearly.errors import UserError, printable
 from planearly.files import reading_error
 from planearly.progress import say
