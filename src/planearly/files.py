@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import math
@@ -360,6 +361,20 @@ def file_digest(path: Path) -> str:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     except OSError as error:
         raise reading_error(error, path) from error
+
+
+def known_digest(path: Path) -> str:
+    """As :func:`file_digest`; while its size and time stay, a file is read once by a process."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise reading_error(error, path) from error
+    return _digest_at(path.absolute(), status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _digest_at(path: Path, size: int, mtime_ns: int) -> str:
+    return file_digest(path)
 
 
 def _plain(value: Any) -> Any:

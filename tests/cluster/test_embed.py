@@ -98,6 +98,25 @@ def test_the_digest_follows_weights_and_settings(tiny, tmp_path):
     assert embed.load_embedder(str(copy)).digest != before
 
 
+def test_a_model_is_read_once_while_its_files_are_as_they_were(tiny, tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny, folder)
+    read, real = [], files.file_digest
+
+    def counted(path):
+        read.append(path)
+        return real(path)
+
+    monkeypatch.setattr(files, "file_digest", counted)
+    first = embed.load_embedder(str(folder)).digest
+    assert read and len(read) == len(set(read))
+    assert embed.load_embedder(str(folder)).digest == first and len(read) == len(set(read))
+    some = folder / "config.json"
+    some.write_text(some.read_text() + " ")
+    again = embed.load_embedder(str(folder)).digest
+    assert again != first and read.count(some) == 2 and len(read) == len(set(read)) + 1
+
+
 def test_models_that_cannot_be_loaded_are_one_sentence(tiny, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="there is no embedder 'no such/model/here'"):
         embed.load_embedder("no such/model/here")

