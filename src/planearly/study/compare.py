@@ -71,6 +71,7 @@ class Cells:
 
     def __init__(self, study: Mapping[str, Any]) -> None:
         self.study = study
+        self._own: dict[str, Any] = {}
         self.all_rows: list[Row] = list(study.get("rows", ()))
         keys = dict.fromkeys(key for row in self.all_rows for key in row["settings"])
         self.base = {key: self.own(key) for key in keys}
@@ -81,31 +82,36 @@ class Cells:
             self._by_method.setdefault(row["method"], []).append(row)
         self.methods = list(self._by_method)
         self._found: dict[str, dict[str, Row]] = {}
+        self._budgets: dict[tuple[str, str], list[tuple[int, int]]] = {}
         self.memo: dict[Any, Any] = {}
         """What others have worked out of these cells."""
 
     def own(self, key: str) -> Any:
         """The recipe's value of a dotted key; None where it has none."""
-        return look_up(self.study.get("recipe", {}), key)
+        if key not in self._own:
+            self._own[key] = look_up(self.study.get("recipe", {}), key)
+        return self._own[key]
 
     def main(self, method: str, key: str) -> Any:
         """The value of a key at which a method enters the main comparison: the recipe's own, or
         the method's own number of pretraining tokens (``study.main``)."""
         if key == BUDGET:
-            return (look_up(self.study.get("recipe", {}), "study.main") or {}).get(
-                method, self.own(key))
+            return (self.own("study.main") or {}).get(method, self.own(key))
         return self.own(key)
 
     def budgets(self, method: str, other: str = "slm") -> list[tuple[int, int]]:
         """The pretraining budgets at which two methods are compared, of the first and of the
         other, ascending: those of ``study.equal_compute``, and equal tokens that both were run
         with."""
-        named = look_up(self.study.get("recipe", {}), "study.equal_compute") or []
-        listed = [(one[method], one[other]) for one in named if {method, other} <= one.keys()]
-        alike = [(value, value) for value in self.values(Arm(method), BUDGET)]
-        return sorted({(mine, theirs) for mine, theirs in [*listed, *alike]
-                       if self.rows(Arm(method, {BUDGET: mine}))
-                       and self.rows(Arm(other, {BUDGET: theirs}))})
+        if (method, other) not in self._budgets:
+            named = self.own("study.equal_compute") or []
+            listed = [(one[method], one[other]) for one in named if {method, other} <= one.keys()]
+            alike = [(value, value) for value in self.values(Arm(method), BUDGET)]
+            self._budgets[method, other] = sorted({
+                (mine, theirs) for mine, theirs in [*listed, *alike]
+                if self.rows(Arm(method, {BUDGET: mine}))
+                and self.rows(Arm(other, {BUDGET: theirs}))})
+        return self._budgets[method, other]
 
     def beside(self, method: str, budget: int, other: str = "slm") -> int:
         """The budget of another method that is held against a method's: see :meth:`budgets`."""
