@@ -8,12 +8,11 @@ import pytest
 
 from planearly import files, keys
 from planearly.cluster import assign, embed, neighbours, select
-from planearly.data import build, documents, domains, duplicates, overlap, pack, shards
+from planearly.data import build, documents, domains, duplicates, limit, overlap, pack, shards
 from planearly.data import tokenizer as tk
 from planearly.data.dataset import TokenDataset
 from planearly.data.inputs import resolve
 from planearly.engine.local import Local
-from planearly.stages import corpus
 
 WORDS = np.array([f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "bdfgklmnprst"],
                  object)
@@ -48,7 +47,7 @@ def small_blocks(monkeypatch):
             (duplicates, "_RANGE", 512), (overlap, "_CHUNK", 256), (overlap, "_SHARD", 1024),
             (pack, "_RANGE", 512), (embed, "_BLOCK", 64), (embed, "_STATIC_ROWS", 512),
             (assign, "_BLOCK", 512), (embed, "_LOOKED_AT", 4), (select, "BLOCK", 64),
-            (neighbours, "BLOCK", 64), (neighbours, "_ROWS", 512), (corpus, "_RANKED", 512)):
+            (neighbours, "BLOCK", 64), (neighbours, "_ROWS", 512), (limit, "_RANKED", 512)):
         monkeypatch.setattr(module, name, size)
 
 
@@ -87,7 +86,7 @@ def test_peaks_do_not_grow_with_the_corpus(tmp_path, small_blocks):
                                                    out / "limited", max_tokens=5_000,
                                                    executor=here),
             "overlap": overlapping,
-            "held out": lambda: corpus.documents_up_to(
+            "held out": lambda: limit.documents_up_to(
                 TokenDataset(out / "tokens"), ~files.read_array(out / "excluded.npy"), 2_000, 0),
             "embed": lambda: embed.embed_dataset(TokenDataset(out / "tokens"), by, embedder,
                                                  out / "blocks", executor=here),

@@ -1,7 +1,6 @@
 """Stages in one process: held-out text stays out of training, weights fit what is drawn."""
 
 import dataclasses
-import itertools
 import re
 import shutil
 
@@ -12,7 +11,7 @@ from planearly import config, parallel
 from planearly.data import domains
 from planearly.data.dataset import TokenDataset
 from planearly.data.pack import Rows
-from planearly.data.sample import Sampler, mix
+from planearly.data.sample import Sampler
 from planearly.errors import UserError
 from planearly.files import read_array, read_json
 from planearly.stages import clusters, corpus, pipeline, trained, training
@@ -120,42 +119,6 @@ def test_weights_are_what_is_drawn_and_the_cap_holds(made, tmp_path):
         np.testing.assert_allclose(drawn, expected, atol=1e-6)
         share = read_array(stage / "domain.npy")
         assert share.argmax() == drawn.argmax()
-
-
-def test_windows_up_to_a_limit_are_nested_and_whole(made, tmp_path):
-    run = opened(made, tmp_path / "run")
-    with run.opened():
-        dataset = TokenDataset(corpus.generic(run))
-        allowed = np.ones(len(dataset.documents), bool)
-        small, large = (corpus.documents_up_to(dataset, allowed, n, 0) for n in (500, 2000))
-        assert set(small) < set(large)
-        tokens = dataset.windows["length"][small].sum()
-        assert 500 <= tokens < 500 + dataset.context
-        assert len(corpus.documents_up_to(dataset, allowed, None, 0)) == len(dataset)
-        # whole documents have all their bytes, parts their share
-        assert corpus.text_bytes(dataset, np.arange(len(dataset))) == dataset.meta["n_bytes"]
-        assert corpus.text_bytes(dataset, small) < corpus.text_bytes(dataset, large)
-
-
-def test_windows_up_to_a_limit_are_those_of_a_sort_of_all(made, tmp_path, monkeypatch):
-    run, rng = opened(made, tmp_path / "run"), np.random.default_rng(0)
-    with run.opened():
-        dataset = TokenDataset(corpus.generic(run))
-        allowed = rng.random(len(dataset.documents)) < 0.7
-        document, length = dataset.windows["document"].astype(int), dataset.windows["length"]
-        usable = np.flatnonzero(allowed[document])
-        rank = np.argsort(np.argsort(mix(3, np.asarray(dataset.documents["hash"]))))
-        order = usable[np.argsort(rank[document[usable]], kind="stable")]
-        ends = np.cumsum(length[order].astype(int))
-        for ranked, limit in itertools.product((7, 1 << 18), (0, 1, 90, 1500, 4000, 10**9)):
-            monkeypatch.setattr(corpus, "_RANKED", ranked)
-            found = corpus.documents_up_to(dataset, allowed, limit, 3)
-            assert found.tolist() == sorted(order[:int(np.searchsorted(ends, limit)) + 1])
-            whole = np.bincount(document, length)
-            share = np.bincount(document[found], length[found], len(whole)) / whole
-            assert corpus.text_bytes(dataset, found) == round(
-                float((share * dataset.documents["bytes"]).sum()))
-        assert corpus.documents_up_to(dataset, allowed, None, 3).tolist() == usable.tolist()
 
 
 def test_a_document_in_both_corpora_is_trained_on_as_the_domain_s(made, tmp_path):

@@ -17,12 +17,11 @@ import numpy as np
 
 from planearly import keys, parallel, storage
 from planearly.cluster import shared
-from planearly.data import domains, excerpts, inputs, overlap, pydocs, subset, tokenizer
+from planearly.data import domains, excerpts, inputs, limit, overlap, pydocs, subset, tokenizer
 from planearly.data.build import tokenize_corpus
 from planearly.data.dataset import TokenDataset
 from planearly.data.documents import Unit, keep_from_json, keep_to_json
 from planearly.data.domains import SPLITS
-from planearly.data.sample import mix
 from planearly.errors import UserError
 from planearly.export import bundle as bundles
 from planearly.files import digest, read_array, read_json, write_array, write_json
@@ -31,9 +30,6 @@ from planearly.progress import say
 from planearly.stages.folder import Missing, Run, once
 from planearly.stages.manifest import facts
 
-_AHEAD = 4.0
-"""Times the tokens wanted that are looked for at once, among the documents of the lowest ranks."""
-_RANKED = 1 << 18  # documents at once
 _LONGEST_NAME = 160
 """Bytes of a domain's name: with a method's and a fingerprint a folder's name may have 255."""
 
@@ -366,7 +362,8 @@ def kept(run: Run) -> Path:
                 "domain is the corpus itself, or holds all of it; give 'generic' other text, or "
                 "'domains' documents of your domain alone"
             )
-        test = documents_up_to(dataset, ~mask, settings["held_out_tokens"], run.recipe.seed + 1)
+        test = limit.documents_up_to(dataset, ~mask, settings["held_out_tokens"],
+                                     run.recipe.seed + 1)
         mask[np.unique(dataset.windows["document"][test])] = True
         if mask.all():
             raise UserError(
@@ -395,45 +392,6 @@ def kept_digest(run: Run) -> str:
     return facts(kept(run))["excluded"]
 
 
-def documents_up_to(
-    dataset: TokenDataset, allowed: np.ndarray, limit: int | None, seed: int
-) -> np.ndarray:
-    """Windows of whole documents, in an order fixed by seed and content, up to a token limit.
-
-    The last document is cut at a window. A larger limit gives a superset.
-
-    Args:
-        allowed: bool [n_documents].
-        limit: tokens; None takes all.
-
-    Returns:
-        int64 [n], sorted window numbers.
-    """
-    if limit is None:
-        return dataset.windows_without(~allowed)
-    share = _AHEAD * max(limit, 1) / max(dataset.meta["n_tokens"], 1)
-    while True:
-        documents, ranks = _of_low_rank(dataset, allowed, seed, share)
-        windows = dataset.windows_of(documents[np.argsort(ranks)])
-        tokens = np.cumsum(dataset.windows["length"][windows].astype(np.int64))
-        if share >= 1 or (len(tokens) and tokens[-1] >= limit):
-            return np.sort(windows[:int(np.searchsorted(tokens, limit)) + 1])
-        share *= _AHEAD
-
-
-def _of_low_rank(dataset: TokenDataset, allowed: np.ndarray, seed: int,
-                 share: float) -> tuple[np.ndarray, np.ndarray]:
-    """About this share of the allowed documents, those of the lowest ranks; their ranks."""
-    most = np.uint64(min(int(share * (1 << 64)), (1 << 64) - 1))
-    found, ranked = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
-    for start in range(0, len(allowed), _RANKED):
-        ranks = mix(seed, np.asarray(dataset.documents["hash"][start:start + _RANKED]))
-        mine = np.flatnonzero(allowed[start:start + _RANKED] & (ranks <= most))
-        found.append(start + mine)
-        ranked.append(ranks[mine])
-    return np.concatenate(found), np.concatenate(ranked)
-
-
 @once
 def training_windows(run: Run, name: str) -> tuple[TokenDataset, np.ndarray]:
     """The domain's training text and all of its windows that are free of held-out text."""
@@ -448,7 +406,7 @@ def specialization_windows(run: Run, name: str) -> tuple[TokenDataset, np.ndarra
     path = domain(run, name)
     dataset = TokenDataset(path / "train")
     allowed = ~read_array(path / "train-excluded.npy")
-    return dataset, documents_up_to(dataset, allowed, run.recipe.spec_tokens, run.recipe.seed)
+    return dataset, limit.documents_up_to(dataset, allowed, run.recipe.spec_tokens, run.recipe.seed)
 
 
 @once
@@ -456,27 +414,10 @@ def held_out(run: Run, name: str, split: str) -> tuple[TokenDataset, np.ndarray]
     """The domain's windows of ``valid`` or ``test``, up to the recipe's number of tokens."""
     dataset = TokenDataset(domain(run, name) / split)
     allowed = np.ones(len(dataset.documents), bool)
-    limit = run.recipe.data.valid_tokens if split == "valid" else run.recipe.data.eval_tokens
-    return dataset, documents_up_to(dataset, allowed, limit, run.recipe.seed)
+    most = run.recipe.data.valid_tokens if split == "valid" else run.recipe.data.eval_tokens
+    return dataset, limit.documents_up_to(dataset, allowed, most, run.recipe.seed)
 
 
 def generic_test(run: Run) -> tuple[TokenDataset, np.ndarray]:
     """Held-out windows of the generic corpus."""
     return TokenDataset(generic(run)), read_array(kept(run) / "generic-test.npy")
-
-
-def text_bytes(dataset: TokenDataset, windows: np.ndarray) -> int:
-    """UTF-8 bytes of the text that windows of whole documents hold.
-
-    A document of which only some windows are given counts in proportion to their tokens.
-    """
-    document = dataset.windows["document"][windows].astype(np.int64)
-    documents = np.unique(document)
-    every = dataset.windows_of(documents)
-
-    def tokens(of: np.ndarray) -> np.ndarray:
-        place = np.searchsorted(documents, dataset.windows["document"][of].astype(np.int64))
-        return np.bincount(place, dataset.windows["length"][of], len(documents))
-
-    share = tokens(windows) / tokens(every)
-    return round(float((share * dataset.documents["bytes"][documents]).sum()))

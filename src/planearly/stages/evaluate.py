@@ -12,6 +12,7 @@ import numpy as np
 
 from planearly import methods, parallel, tensors
 from planearly.cost import ledger
+from planearly.data import limit
 from planearly.errors import UserError
 from planearly.evaluate import perplexity
 from planearly.export.folder import export
@@ -47,7 +48,7 @@ def evaluate(run: Run, stage: str, model_stage: Path, name: str) -> Path:
             )
             write_array(folder / f"{label}-nll.npy", nll)
             write_array(folder / f"{label}-tokens.npy", tokens)
-            found[label] = perplexity.summary(nll, tokens, corpus.text_bytes(dataset, windows))
+            found[label] = perplexity.summary(nll, tokens, limit.text_bytes(dataset, windows))
         return found
 
     return run.stage(f"evaluate/{stage}", settings, inputs, build)

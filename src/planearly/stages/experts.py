@@ -16,6 +16,7 @@ from torch import Tensor
 from planearly import keys, methods, parallel, tensors
 from planearly.cost import ledger
 from planearly.cost.model import EXPERT_CHOICE_TOKENS
+from planearly.data import limit
 from planearly.errors import UserError
 from planearly.evaluate import perplexity
 from planearly.evaluate.perplexity import mean_nll
@@ -288,7 +289,7 @@ def choice_windows(run: Run, name: str) -> tuple[np.ndarray, str]:
     if dataset.windows["length"][used].sum() <= EXPERT_CHOICE_TOKENS:
         return used, ""
     allowed = ~read_array(corpus.domain(run, name) / "train-excluded.npy")
-    sample = corpus.documents_up_to(dataset, allowed, EXPERT_CHOICE_TOKENS, run.recipe.seed)
+    sample = limit.documents_up_to(dataset, allowed, EXPERT_CHOICE_TOKENS, run.recipe.seed)
     return sample, f"a sample of {dataset.windows['length'][sample].sum()} tokens of "
 
 
@@ -334,6 +335,6 @@ def routed(run: Run, method: str) -> Path | None:
                 windows[cluster == expert]))
         together = perplexity.Scores(*(np.concatenate(part) for part in zip(*parts, strict=True)))
         return {"generic": perplexity.summary(*together.units(),
-                                              corpus.text_bytes(dataset, windows))}
+                                              limit.text_bytes(dataset, windows))}
 
     return run.stage(f"evaluate/{method}.generic", {"k": k}, inputs, build)
