@@ -134,6 +134,19 @@ def test_a_row_that_no_run_writes_is_told(tmp_path: Path, key: str, value: objec
         inputs.evidence([file])
 
 
+def test_methods_without_a_law_are_told_in_one_sentence(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"domain": "a", "inference_params": 10, "pretrain_tokens": 10, "spec_tokens": 10,
+           "ppl_after": 3.5}
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps({"rows": [{**row, "method": name}
+                                         for name in ("slm-pn", "llm", "slm-mix")]}))
+    assert inputs.evidence([file])[0] == {}
+    first, line = capsys.readouterr().err.splitlines()
+    assert first.startswith("no law is fitted to the runs of llm, slm-mix, slm-pn, which are too ")
+    assert "slm and slm-is and slm-adapt together needs" in line
+
+
 def test_tokens_are_those_of_the_documents_that_a_run_would_read(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x" * 420)
     (tmp_path / "photo.jpg").write_bytes(bytes(10**6))

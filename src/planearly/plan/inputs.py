@@ -295,7 +295,7 @@ def evidence(files: Sequence[Path]) -> tuple[dict[str, Law], list[dict[str, Any]
         for number, row in enumerate(found, 1):
             _check_row(row, f"{file} row {number}")
         rows += law.plain(content)
-    fitted = {}
+    fitted, few = {}, []
     names = sorted({row["method"] for row in rows})
     for name in [*names, law.LINE] if rows else []:
         try:
@@ -303,6 +303,13 @@ def evidence(files: Sequence[Path]) -> tuple[dict[str, Law], list[dict[str, Any]
                 fitted[name] = law.fit_line(rows)
             elif not (name in law.line() and methods.find(name).adapts):  # its law is the line's
                 fitted[name] = law.fit(rows, name)
+        except law.TooFew as reason:
+            few.append((name, str(reason)))
         except UserError as reason:
             say(str(reason))
+    if len(few) == 1:
+        say(few[0][1])
+    elif few:
+        say(f"no law is fitted to the runs of {', '.join(name for name, _ in few)}, which are too "
+            f"few: {law.NEEDED}")
     return fitted, law.measured(rows)

@@ -159,6 +159,14 @@ class Law:
                 f"{REACH:g} times beyond what was run")
 
 
+class TooFew(UserError):
+    """There are too few runs for a law."""
+
+
+NEEDED = ("it takes at least three values of each quantity that varies, and five runs where one "
+          "does, seven for two, nine for three")
+
+
 def fit(rows: Iterable[Mapping[str, Any]], method: str, refits: int = 100,
         seed: int = 0) -> Law:
     """Fit the law to the rows of ``results.json`` of one method, each size's loss averaged over the
@@ -173,7 +181,7 @@ def fit(rows: Iterable[Mapping[str, Any]], method: str, refits: int = 100,
     quantity with two values, which no curve can be drawn through, the more frequent one is taken.
 
     Raises:
-        UserError: too few runs, or nothing varied.
+        TooFew: too few runs, or nothing varied.
     """
     return _fit(_points((row for row in rows if row.get("method") == method), AXES),
                 tuple(AXES), method, refits, seed)
@@ -183,8 +191,8 @@ def fit_line(rows: Iterable[Mapping[str, Any]], refits: int = 100, seed: int = 0
     """Fit one law to the methods of :func:`line`; arguments as :func:`fit`.
 
     Raises:
-        UserError: too few runs, or fewer than three shares of generic tokens, which no curve can
-            be drawn through.
+        TooFew: too few runs.
+        UserError: fewer than three shares of generic tokens, which no curve can be drawn through.
     """
     fields = {**AXES, SHARE: SHARE}
     points = _points(({**row, SHARE: generic_share(row)} for row in rows
@@ -236,11 +244,8 @@ def _fit(points: list[dict[str, float]], fields: tuple[str, ...], name: str, ref
     needed = 1 + 2 * len(axes) + 2
     if not axes or len(points) < needed:
         counts = ", ".join(f"{len(set(values[axis]))} of {axis}" for axis in fields)
-        raise UserError(
-            f"the law of {name} needs at least three values of each quantity that varies and two "
-            f"runs more than the law has parameters ({needed if axes else 5}): there are "
-            f"{len(points)} runs with {counts}"
-        )
+        raise TooFew(f"no law is fitted to the runs of {name} ({len(points)}, with {counts}), "
+                     f"which are too few: {NEEDED}")
     seen = {axis: (float(min(values[axis])), float(max(values[axis]))) for axis in fields}
     raw = np.array([[p[axis] for axis in axes] for p in points], dtype=float)
     signs = _signs(axes)
