@@ -142,7 +142,7 @@ def test_methods_without_a_law_are_told_in_one_sentence(
     file.write_text(json.dumps({"rows": [{**row, "method": name}
                                          for name in ("slm-pn", "llm", "slm-mix")]}))
     assert inputs.evidence([file])[0] == {}
-    first, line = capsys.readouterr().err.splitlines()
+    line, first = capsys.readouterr().err.splitlines()
     assert first.startswith("no law is fitted to the runs of llm, slm-mix, slm-pn, which are too ")
     assert "slm and slm-is and slm-adapt together needs" in line
 
