@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import math
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from planearly.methods import Method
 from planearly.report import run_page, table
 from planearly.report.table import write
 from planearly.studies.paper import SUITE
-from planearly.study import seeds, sharing, view
+from planearly.study import seeds, sharing, spec, view
 from planearly.study.compare import Arm, Cells
 from small_studies import (
     BASE,
@@ -134,6 +135,14 @@ def test_what_adaptation_depends_on_is_what_it_draws_by():
     assert of("color") == [False, True, True, True]
     assert not sharing.pretraining_depends("slm-plateau", "adapt.draws", "dsir")
     assert not sharing.pretraining_depends("slm-knn", "adapt.draws", "dsir")
+
+
+def test_a_device_is_named_once_whatever_rows_it_shares(whole: dict[str, Any]) -> None:
+    made = copy.deepcopy(whole)
+    for each, of in zip(made["rows"], ("a box", "a box, a card", "none"), strict=False):
+        each["cost"]["device"] = of
+    found = dict(view.facts(made))["Device"]
+    assert found == "a box, a card" == spec.devices(Cells(made))
 
 
 def test_tables_hold_the_rows_numbers(whole: dict[str, Any]) -> None:

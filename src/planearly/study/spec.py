@@ -294,8 +294,9 @@ def over(cells: Cells, domains: Sequence[str]) -> str:
 
 
 def devices(cells: Cells) -> str:
-    """The devices of the rows, or the study's."""
-    found = {row["cost"].get("device") for row in cells.all_rows} - {None, "none"}
+    """The devices of the rows, each once (a row may name several), or the study's."""
+    found = {name for row in cells.all_rows
+             for name in str(row["cost"].get("device") or "none").split(", ")} - {"none"}
     return ", ".join(sorted(found)) or str(cells.study.get("device") or "an unknown device")
 
 

@@ -22,7 +22,7 @@ from planearly.report import chart, form, sentences, table
 from planearly.report.form import number, si
 from planearly.report.table import Table
 from planearly.study.compare import Arm, Cells, macro
-from planearly.study.spec import Suite
+from planearly.study.spec import Suite, devices
 from planearly.study.verdict import RULE, Claim, Verdict
 
 RESULTS, PAGE, README = "study.json", "index.html", "README.md"
@@ -163,7 +163,6 @@ def facts(study: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not rows:
         return []
     in_all, recipe = cost(study), study.get("recipe") or {}
-    devices = {str(row["cost"]["device"]) for row in rows if row["cost"].get("device")}
     found = [
         ("Domains", str(len({row["domain"] for row in rows}))),
         ("Methods", str(len({row["method"] for row in rows}))),
@@ -177,7 +176,7 @@ def facts(study: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Tokens, in all", si(in_all.get("tokens"))),
         ("FLOPs, in all", form.flops(in_all.get("flops"))),
         ("Device time, in all", form.hours(in_all.get("device_hours"))),
-        ("Device", ", ".join(sorted(devices))),
+        ("Device", devices(Cells(study))),
     ]
     if in_all.get("money") is not None:
         found.insert(-1, ("Money, in all", number(in_all["money"])))
