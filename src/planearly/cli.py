@@ -190,9 +190,9 @@ def export(
 ) -> None:
     """Write the specialized models as Hugging Face folders; or publish those of a run."""
     if Path(recipe).is_dir():
-        from planearly.stages.doctor import noted_recipe
+        from planearly.stages.noted import recipe_file
 
-        recipe, out = str(noted_recipe(Path(recipe))), out or recipe
+        recipe, out = str(recipe_file(Path(recipe))), out or recipe
     _run(recipe, settings, out, "export", to=to)
 
 
@@ -211,8 +211,9 @@ def doctor(
 ) -> None:
     """Check a run folder: what is missing, altered or interrupted, and what would be made again."""
     from planearly.stages import doctor as doctors
+    from planearly.stages.noted import recipe_of
 
-    recipe = doctors.recipe_of(folder)
+    recipe = recipe_of(folder)
     models = None
     if recipe.study.grid:
         from planearly.study import cells

@@ -20,7 +20,7 @@ from planearly.plan import page, sizes
 from planearly.plan.inputs import PlanInput
 from planearly.plan.predict import predict
 from planearly.plan.recommend import Plan, recommend
-from planearly.stages import doctor, pipeline
+from planearly.stages import noted, pipeline
 from planearly.stages.folder import Run
 from planearly.study import grid
 from small_runs import recipe as small
@@ -168,7 +168,7 @@ def test_cells_of_a_study_are_settled_each_by_its_budget(made: Path, tmp_path: P
     study = {"grid": [{"methods": ["slm-pn"], "over": {"pretrain_tokens": [20_000, 20 * M]}}]}
     given = small(made, methods=["slm-pn"], projected=OPEN, study=study)
     with Run(tmp_path, given).opened():
-        noted = doctor.recipe_of(tmp_path)
-    for recipe in (given, noted):
+        again = noted.recipe_of(tmp_path)
+    for recipe in (given, again):
         found = [cell.variant.recipe for cell in grid.cells(recipe, ["law"])]
         assert [of.projected.rank for of in found if of] == [4, 12]

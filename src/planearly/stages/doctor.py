@@ -15,16 +15,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from planearly import config, keys, methods
+from planearly import keys, methods
 from planearly.errors import UserError
-from planearly.export import bundle as bundles
 from planearly.files import file_digest, line_of_json, read_json
 from planearly.progress import progress, say
 from planearly.stages import corpus, evaluate, exchange, trained
-from planearly.stages.folder import Missing, Run, differences
+from planearly.stages.folder import Missing, Run
 from planearly.stages.manifest import MANIFEST, fingerprint_of, identity_of
+from planearly.stages.noted import RECIPE, RESULTS, differences, recipe_of
 
-_RESULTS = "results.json"
 _STAGE = re.compile(r".+-[0-9a-f]{8}")
 
 
@@ -72,28 +71,6 @@ class Examination:
         return {**asdict(self), "out": str(self.out)}
 
 
-def recipe_of(out: Path) -> keys.Recipe:
-    """The recipe that a folder was last run with.
-
-    Raises:
-        UserError: it is no run folder, or its recipe cannot be read.
-    """
-    return config.load(noted_recipe(out))
-
-
-def noted_recipe(out: Path) -> Path:
-    """The file of the recipe that a folder was last run with.
-
-    Raises:
-        UserError: it is no run folder.
-    """
-    path = out / "recipe.yaml"
-    if not path.is_file() or bundles.is_bundle(out):
-        why = "has no recipe.yaml" if not path.is_file() else "is a bundle"
-        raise UserError(f"{out} is not a run folder: it {why}; give the --out of a run or a study")
-    return path
-
-
 Model = tuple[keys.Recipe, str, str]
 """A recipe, the method and the domain ("": any) that a model is wanted of."""
 
@@ -119,7 +96,7 @@ def examine(out: Path, models: Sequence[Model] | None = None, deep: bool = True)
             meter.advance(1)
     made: list[trained.Trained] = []
     found.again, found.not_looked = _would_be_made(out, recipe, models, made)
-    if models is None and (out / _RESULTS).exists():
+    if models is None and (out / RESULTS).exists():
         whole = not (found.damaged or found.again or found.not_looked)
         _check_results(_Looking(out, recipe, {}), made if whole else [], found)
     return found
@@ -132,16 +109,16 @@ def _check_results(run: Run, made: list[trained.Trained], found: Examination) ->
         made: its models, whose evaluations they are; empty: not all are there.
     """
     def altered(why: str) -> Finding:
-        return Finding(_RESULTS, "damaged", f"{_RESULTS} {why}: the same command writes it again")
+        return Finding(RESULTS, "damaged", f"{RESULTS} {why}: the same command writes it again")
 
     try:
-        told = read_json(run.out / _RESULTS)
+        told = read_json(run.out / RESULTS)
     except UserError:
         told = None
     if not (isinstance(told, dict) and {"recipe", "rows"} <= told.keys()):
         found.findings.append(altered("is damaged"))
     elif not _agree(told["recipe"], run.recipe.to_dict()):
-        found.again.append(Again(_RESULTS, "it is of other settings than recipe.yaml"))
+        found.again.append(Again(RESULTS, f"it is of other settings than {RECIPE}"))
     elif made and not _agree(told, json.loads(line_of_json(evaluate.results_of(run, made)))):
         found.findings.append(altered("does not say what the evaluations in the folder do"))
 
@@ -266,7 +243,7 @@ def _would_be_made(out: Path, recipe: keys.Recipe, models: Sequence[Model] | Non
             one = trained.specialize(run, method, domain)
             evaluate.evaluations(run, one)
             one.routed()
-            if (out / _RESULTS).exists():
+            if (out / RESULTS).exists():
                 evaluate.exported(run, one)
                 made.append(one)
         except Missing:

@@ -21,6 +21,7 @@ from planearly.model import flops, starts
 from planearly.stages import checkpoint, corpus, training
 from planearly.stages.folder import Run
 from planearly.stages.manifest import facts
+from planearly.stages.noted import RESULTS
 from planearly.stages.trained import Trained
 from planearly.train import loop
 
@@ -209,7 +210,7 @@ def results_of(run: Run, all_trained: list[Trained]) -> dict[str, Any]:
 def write_results(run: Run, all_trained: list[Trained]) -> dict[str, Any]:
     """``results.json``; an older one of other settings is kept under ``earlier/``."""
     results = results_of(run, all_trained)
-    path = run.out / "results.json"
+    path = run.out / RESULTS
     if parallel.rank() == 0:
         if path.exists() and not _of_recipe(path, results["recipe"]):
             earlier = run.out / "earlier"

@@ -21,14 +21,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar
 
-import yaml
-
 from planearly import parallel
 from planearly.data.documents import Unit
 from planearly.engine import executors
 from planearly.errors import UserError
 from planearly.files import (
-    atomic_write,
     digest,
     file_digest,
     read_json,
@@ -40,7 +37,7 @@ from planearly.files import (
 from planearly.keys import Recipe
 from planearly.plan import sizes
 from planearly.progress import say
-from planearly.stages import claims
+from planearly.stages import claims, noted
 from planearly.stages.claims import Busy
 from planearly.stages.manifest import MANIFEST, contents, identity_of, versions
 from planearly.stages.mirror import Mirror
@@ -55,29 +52,6 @@ _TURN, _TURNS = 0.5, 20
 
 class Missing(Exception):
     """The stage is not finished, and this run only looks at what is."""
-
-
-_OTHERS = {"bundle.json": "a bundle", "config.json": "a model"}
-"""What a folder that holds a file of that name is."""
-_OF_RUNS = ("results.json", "report.html")
-"""Files that a run writes beside ``recipe.yaml``, which it writes first."""
-
-
-_CHOSEN = ("name", "methods", "study", "cost", "card")
-"""Sections and keys that choose what is made, or tell of it, and change nothing that is."""
-
-
-def _as_noted(values: dict[str, Any]) -> bytes:
-    """A recipe as it is noted in a run folder."""
-    return yaml.safe_dump(values, sort_keys=False).encode("utf-8", "backslashreplace")
-
-
-def _filled(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """The values, and defaults in place of those that are not there."""
-    return {**defaults, **{
-        key: _filled(value, default) if isinstance(value, dict)
-        and isinstance(default := defaults.get(key), dict) else value
-        for key, value in values.items()}}
 
 
 class Run:
@@ -120,7 +94,7 @@ class Run:
             return
         self.executor.check()
         if not self.mirror:
-            self._check_place()
+            noted.check_place(self.out)
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             # experts of a mixture may be trained side by side in one folder
@@ -128,7 +102,7 @@ class Run:
             name = ".lock" if alone is None else f".lock-expert{alone}"
             lock = open(self.out / name, "w")  # noqa: SIM115 (held while the run lasts)
         except OSError as error:
-            raise self._unusable(error) from error
+            raise noted.unusable(self.out, error) from error
         with lock:
             self.first = self._enter(lock)
             if self.mirror:
@@ -137,36 +111,12 @@ class Run:
                 if alone is None:  # what runs that were killed have left
                     sweep_beside(self.out)
                     shutil.rmtree(self.out / ".engine", ignore_errors=True)
-                self._note_recipe()
+                noted.note(self.out, self.recipe)
                 if self.executor.shares and not claims.take(lock, fcntl.LOCK_SH):
                     raise self._others()
             yield self
             if self.mirror:
                 self.mirror.close()
-
-    def _unusable(self, error: OSError) -> UserError:
-        return UserError(f"cannot write in {self.out} ({error.strerror}): choose another --out")
-
-    def _check_place(self) -> None:
-        """Refuse a folder that holds something else, of which the run would replace files.
-
-        Raises:
-            UserError: a model, a bundle, or files of the names that a run gives its own.
-        """
-        try:
-            there = {path.name for path in self.out.iterdir()} if self.out.is_dir() else set()
-        except OSError as error:
-            raise self._unusable(error) from error
-        what = next((told for name, told in _OTHERS.items() if name in there), None)
-        if what is None and ".lock" not in there:  # which every run makes first
-            if "recipe.yaml" in there:
-                noted = (self.out / "recipe.yaml").read_bytes() == _as_noted(self._noted())
-                what = None if noted else "a file recipe.yaml that no run has noted there"
-            else:
-                mine = [name for name in _OF_RUNS if name in there]
-                what = f"a file {mine[0]} of something else" if mine else None
-        if what is not None:
-            raise UserError(f"{self.out} holds {what}: choose another --out")
 
     def _enter(self, lock: IO[str]) -> bool:
         """Take the run folder; False: together with others, of the same recipe.
@@ -178,8 +128,7 @@ class Run:
             return True
         for _ in range(_TURNS) if self.executor.shares else ():
             if claims.take(lock, fcntl.LOCK_SH):
-                changed, _ = self._changed()
-                if changed:
+                if changed := noted.changed(self.out, self.recipe):
                     raise UserError(
                         f"those that work in {self.out} do so with other settings "
                         f"({', '.join(changed[:6])}): give the same, or choose another --out")
@@ -191,42 +140,6 @@ class Run:
     def _others(self) -> UserError:
         return UserError(f"another planearly works in {self.out}: wait for it, choose another "
                          "--out, or give both 'engine=shared' to divide the work")
-
-    def _changed(self) -> tuple[list[str], dict[str, Any]]:
-        """Keys in which the recipe noted in the folder differs from this run's, which is returned
-        as plain values; who does the work is no difference.
-
-        Raises:
-            UserError: what is noted there is no recipe.
-        """
-        now = self.recipe.to_dict()
-        if not (self.out / "recipe.yaml").exists():
-            return [], now
-        before = self._noted()
-        how = {name: now[name] for name in ("engine", "processes", "track")}
-        # keys that planearly had not yet when it was noted are at their defaults
-        return sorted(differences({**_filled(before, Recipe().to_dict()), **how}, now)), now
-
-    def _noted(self) -> dict[str, Any]:
-        """What ``recipe.yaml`` in the folder says."""
-        path = self.out / "recipe.yaml"
-        try:
-            found = yaml.safe_load(path.read_text("utf-8"))
-        except (ValueError, RecursionError, yaml.YAMLError):
-            found = None
-        if not isinstance(found, dict):
-            raise UserError(f"{path} is not the recipe of a run: remove it, or choose another "
-                            "--out")
-        return found
-
-    def _note_recipe(self) -> None:
-        changed, now = self._changed()
-        if changed := [name for name in changed if name.partition(".")[0] not in _CHOSEN]:
-            say(f"{self.out} holds a run with other settings ({', '.join(changed[:6])}"
-                f"{', ...' if len(changed) > 6 else ''}): what depends on them is made anew, "
-                "beside the old results, which are kept")
-        with atomic_write(self.out / "recipe.yaml") as handle:
-            handle.write(_as_noted(now))
 
     def stage(
         self,
@@ -506,12 +419,3 @@ def once(function: Callable[P, R]) -> Callable[P, R]:
         return run.memory[key]
 
     return remembered
-
-
-def differences(before: Any, now: Any, place: str = "") -> Iterator[str]:
-    """Dotted places at which two values made of mappings differ."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in before.keys() | now.keys():
-            yield from differences(before.get(key), now.get(key), f"{place}.{key}".strip("."))
-    elif before != now:
-        yield place

@@ -19,9 +19,10 @@ from planearly.errors import UserError
 from planearly.files import cache_folder, digest
 from planearly.progress import say
 from planearly.stages.manifest import MANIFEST
+from planearly.stages.noted import PAGE, RECIPE, RESULTS
 from planearly.train.loop import CHECKPOINT, FINAL, OUTCOME
 
-_OF_RUN = (".hub.json", "recipe.yaml", "report.html", "results.json")
+_OF_RUN = (".hub.json", RECIPE, PAGE, RESULTS)
 _SECONDS = 600.0
 """Between two times that the checkpoint of a training is sent."""
 _TRAINING = ("pretrain", "specialize")

@@ -22,6 +22,7 @@ from planearly.stages import bundled, checkpoint, clusters, corpus, exchange, tr
 from planearly.stages.evaluate import evaluations, write_results
 from planearly.stages.folder import Missing, Run
 from planearly.stages.mirror import Mirror
+from planearly.stages.noted import PAGE, RECIPE, RESULTS
 from planearly.stages.workers import can_spread, joined, spread_trainings
 from planearly.units import duration, short
 
@@ -200,9 +201,9 @@ def publish(this: Run, to: str) -> None:
         {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))
          if path.is_file()}, storage.join(to, folder.relative_to(this.out).as_posix()), last)
         for folder, last in folders)
-    files = [this.out / name for name in ("recipe.yaml", "report.html", "results.json")]
+    files = [this.out / name for name in (RECIPE, PAGE, RESULTS)]
     sent += storage.publish({path.name: path for path in files if path.is_file()}, to,
-                            "results.json")
+                            RESULTS)
     say(f"published in {to}: models and bundles {len(folders)}, files sent now {sent}")
 
 

@@ -27,6 +27,7 @@ from planearly.report import run_page, words
 from planearly.stages import clusters, corpus, training
 from planearly.stages.folder import Run, once
 from planearly.stages.manifest import MANIFEST, facts
+from planearly.stages.noted import PAGE, RESULTS
 from planearly.stages.trained import Trained
 
 _SAMPLE = 6_000
@@ -56,7 +57,7 @@ def write(run: Run, all_trained: list[Trained], results: dict[str, Any]) -> Path
     }
     if (plan := _plan(run, all_trained)) is not None:
         gathered["plan"] = plan
-    out = run.out / "report.html"
+    out = run.out / PAGE
     run_page.write_report(run.out, gathered, out)
     return out
 
@@ -183,7 +184,7 @@ def _samples(run: Run, all_trained: list[Trained]) -> Iterator[run_page.Sample]:
     """The first words of a test document of each domain, continued by each method's model."""
     reader = corpus.tokenizer_of(run).tokenizer
     results = {(row["method"], row["domain"]): row
-               for row in read_json(run.out / "results.json")["rows"]}
+               for row in read_json(run.out / RESULTS)["rows"]}
     for name in dict.fromkeys(t.domain for t in all_trained):
         dataset, windows = corpus.held_out(run, name, "test")
         prompt = beginning(dataset.text(int(windows[0]), reader), reader,
