@@ -31,6 +31,16 @@ def test_recipe_reference_is_current():
     assert (ROOT / "docs" / "recipes.md").read_text("utf-8") == config.reference() + "\n"
 
 
+def test_the_reference_names_the_words_that_a_key_takes():
+    rows = {line.split("`")[1]: line for line in config.reference().splitlines()
+            if line.startswith("| `")}
+    for key, words in (("expert", "`lowest-loss`, `best-tuned`, `blend`"), ("track", "`wandb`"),
+                       ("tokenizer.kind", "`bpe`, `unigram`"), ("distill.on", "`importance`"),
+                       ("finetune.optimizer.schedule", "`cosine`")):
+        assert "one of `" in rows[key] and words in rows[key]
+    assert "one of" not in rows["context"]
+
+
 def test_the_pages_show_commands():
     assert len(commands(ROOT / "README.md")) >= 4
 

@@ -412,7 +412,8 @@ _SCALARS: dict[type, Callable[[Any, str], Any]] = {
 
 
 def reference() -> str:
-    """The recipe reference, in Markdown: every key, its type, its default and its meaning."""
+    """The recipe reference, in Markdown: every key, its default, its meaning, and the words that
+    it takes where it takes no others."""
     lines = ["# Recipe reference", "",
              "Generated from `planearly.config` by `planearly recipes --reference`.", ""]
 
@@ -426,7 +427,10 @@ def reference() -> str:
             default = f.default_factory() if callable(f.default_factory) else f.default
             shown = "null" if default is None else yaml.safe_dump(default, default_flow_style=True)
             shown = shown.removesuffix("\n").removesuffix("\n...")
-            rows.append(f"| `{prefix}{f.name}` | `{shown}` | {f.metadata['meaning']} |")
+            words = [word for hint in (hints[f.name], *typing.get_args(hints[f.name]))
+                     if typing.get_origin(hint) is Literal for word in typing.get_args(hint)]
+            taken = f"; one of {', '.join(f'`{word}`' for word in words)}" if words else ""
+            rows.append(f"| `{prefix}{f.name}` | `{shown}` | {f.metadata['meaning']}{taken} |")
         lines.extend([f"## {title}", "", "| key | default | meaning |", "|---|---|---|",
                       *rows, ""])
         for inner, place, meaning in sections:

@@ -33,7 +33,7 @@ class Data:
     held_out_documents: int | None = key("most documents of valid, and of test, if unsplit (null: "
                                          "as many as the share comes to)", None)
     eval_tokens: int | None = key("use at most this many tokens of test (null: all)", None)
-    valid_tokens: int | None = key("the same of valid, which is scored ten times while fine-tuning",
+    valid_tokens: int | None = key("the same of valid, which is scored at every validation",
                                    200_000)
     generic_eval_tokens: int = key("tokens of the generic corpus held out to report on", 100_000)
 
@@ -80,7 +80,8 @@ class Model:
     d_model: int = key("width", 256)
     heads: int = key("attention heads", 4)
     d_ff: int = key("width of the feed-forward layer", 704)
-    ffn: Literal["swiglu", "gelu", "relu2"] = key("feed-forward: gated SiLU, or plain", "swiglu")
+    ffn: Literal["swiglu", "gelu", "relu2"] = key(
+        "feed-forward: gated SiLU (swiglu), or plain", "swiglu")
     tie_embeddings: bool = key("output matrix is the embedding matrix", True)
     rope_theta: float = key("base of the rotary position embedding", 10_000.0)
     norm_eps: float = key("epsilon of RMSNorm", 1e-5)
@@ -150,7 +151,7 @@ class Train:
         "how gradients travel between torchrun's processes (auto: bf16 in pretraining on "
         "GPUs of several machines, where an estimate says that float32 takes long)", "auto")
     log_steps: int = key("steps between two lines of metrics", 20)
-    validate_steps: int | None = key("steps between validations (null: 10 in the run)", None)
+    validate_steps: int | None = key("steps between validations (null: a tenth of all)", None)
     checkpoint_seconds: float = key(
         "least seconds between two checkpoints (0: after every step)", 60.0)
     optimizer: Optimizer = section("the optimiser", Optimizer)
@@ -263,7 +264,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Recipe:
-    name: str = key("shown in reports", "recipe")
+    name: str = key("shown in reports; runs/NAME is the run folder without --out", "recipe")
     seed: int = key("of the split, the sampler and the weights", 0)
     generic: list[str] = key("files, folders, globs, URLs (s3://...), hf://NAME or a corpus by "
                              "name (c4, fineweb, fineweb-edu, dclm, pile) of generic text; or "
@@ -283,13 +284,13 @@ class Recipe:
                                5_000_000)
     spec_tokens: int | None = key("tokens of each domain's train split to use (null: all)", None)
     engine: Literal["local", "shared", "ray"] = key(
-        "who does the data stages: processes of this machine; also those of every other planearly "
-        "that is started in the same run folder; or workers of a Ray cluster; the last two divide "
+        "who does the data stages: processes of this machine, those of every planearly that is "
+        "started in the same run folder (shared), or workers of a Ray cluster; the last two divide "
         "trainings too", "local")
     processes: int | None = key("most workers of the data stages (null: one a core, or one a GPU "
                                 "where they compute on GPUs)", None)
     track: Literal["tensorboard", "wandb", "trackio"] | None = key(
-        "where else what metrics.jsonl gets is sent", None)
+        "tracker that losses are also sent to", None)
     data: Data = section("reading documents", Data)
     tokenizer: Tokenizer = section("the tokenizer", Tokenizer)
     cluster: Cluster = section("embedding and clustering", Cluster)
