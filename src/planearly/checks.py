@@ -67,7 +67,7 @@ RANGES: dict[type, dict[str, Range]] = {
                  "d_ff": _MANY, "rope_theta": Range(1, 1e12),
                  "norm_eps": Range(0, 1, above=True, below=True), "kv_heads": Range(1, 4096)},
     keys.Projected: {"experts": Range(1, 1 << 16), "rank": Range(1, 1 << 16),
-                     "embedding": Range(1, 1 << 16), "layers": Range(0, 999), "deviation": _SHARE,
+                     "embedding": Range(1, 1 << 16), "layers": Range(0, 999), "deviation": _PART,
                      "bank_lr": _FACTOR, "coefficient_lr": _FACTOR, "blends": Range(0, 1 << 16)},
     keys.Mixture: {"experts": Range(1, 1 << 16), "expert": Range(0, (1 << 16) - 1)},
     keys.Optimizer: {"lr": _RATE, "embedding_lr": _RATE, "weight_decay": Range(0, 100),
@@ -160,6 +160,8 @@ def _relations(recipe: keys.Recipe) -> None:
                     else "URL" if value.startswith("http") else "store" if "store" in also
                     else "URL")  # pages cannot be listed as folders of a store can
             need(kind in also, place, value, "on this machine" + f" or {also}" * bool(also))
+    need(recipe.projected.experts == 1 or recipe.projected.embedding >= 2, "projected.embedding",
+         recipe.projected.embedding, "at least 2, for experts to differ by")
     starts = recipe.start is not None or recipe.large_start is not None
     need(recipe.pretrain_tokens > 0 or starts, "pretrain_tokens", 0,
          "positive, or 0 to fine-tune 'start' as it is")

@@ -218,11 +218,14 @@ def test_experts_trained_one_by_one_are_those_trained_together(made, tmp_path):
 def test_impossible_experts_are_one_sentence(made, tmp_path):
     for over, sentence in (
         ({"projected": {**PROJECTED, "experts": 5}}, "'projected.experts' is 5"),
+        ({"projected": {**PROJECTED, "layers": [9]}}, "'projected.layers' holds 9"),
+        ({"projected": {**PROJECTED, "matrices": ["q"]}}, "'projected.matrices' holds 'q'"),
         ({"mixture": {"experts": 3, "expert": 7}}, "'mixture.expert' is 7"),
         ({"mixture": {"experts": 3, "expert": 1}}, "use 'planearly pretrain'"),
     ):
         with pytest.raises(UserError, match=sentence):
             pipeline.run(settings(made, **over), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="is not a bundle"):
         bundled.from_bundle(tmp_path, ["x"], [])
 

@@ -427,7 +427,7 @@ def load_bundle(folder: Path, embedder: str | None = None, cache: Path | None = 
     if tokens.digest != info["tokenizer"] or tokens.vocab_size > shape.vocab_size:
         raise UserError(f"the tokenizer in {folder} is not the one its experts were trained with: "
                         "copy the bundle again, whole")
-    settings = config.build(keys.Projected, info["projected"] or {}, "projected")
+    settings = config.variant(keys.Recipe(), {"projected": info["projected"] or {}}).projected
     model = choice.empty(str(methods.find(info["kind"]).bank), shape, info["experts"], settings)
     if model.count != info["experts"]:
         raise UserError(f"{folder / _INFO} speaks of {info['experts']} experts and of "

@@ -50,8 +50,6 @@ def check(settings: keys.Lora, shape: AnyShape, method: str) -> None:
     Raises:
         UserError: the rank exceeds a side of an adapted matrix, or `peft` is not installed.
     """
-    if settings.rank < 1:
-        raise UserError(f"recipe key 'lora.rank' is {settings.rank}; it must be at least 1")
     if isinstance(shape, Configured):
         with outside.without_weights(shape) as model:
             sides = {f"'{name}'": found for name, found in outside.matrices(model).items()}
@@ -62,8 +60,7 @@ def check(settings: keys.Lora, shape: AnyShape, method: str) -> None:
     if settings.rank > min(rows, columns):
         raise UserError(f"recipe key 'lora.rank' is {settings.rank}, more than the "
                         f"{what} matrices of {method} allow, which are {rows} x {columns}: "
-                        f"choose at most "
-                        f"{min(rows, columns)}")
+                        f"choose at most {min(rows, columns)}")
     if importlib.util.find_spec("peft") is None:
         raise UserError(f"the method {method} needs the package peft: pip install peft, or "
                         "leave the method out")

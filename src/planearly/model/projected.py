@@ -113,10 +113,9 @@ class Projected(nn.Module):
             names: parameters of the dense model to project, instead of those of the recipe.
 
         Raises:
-            UserError: settings that do not fit the shape or each other.
+            UserError: settings that do not fit the shape.
         """
         super().__init__()
-        _check(settings)
         self.shape, self.settings = shape, settings
         self.names = projected_names(shape, settings) if names is None else list(names)
         self.experts = nn.Parameter(torch.empty(settings.experts, settings.embedding))
@@ -427,15 +426,3 @@ def _inner(left: Tensor, right: Tensor) -> Tensor:
     if left.dim() < 3 or left.device.type == "cpu":
         return left.flatten(1) @ right.flatten(1).T
     return torch.bmm(left.transpose(0, 1), right.permute(1, 2, 0)).sum(0)
-
-
-def _check(settings: keys.Projected) -> None:
-    for key in ("experts", "rank", "embedding"):
-        if getattr(settings, key) < 1:
-            raise UserError(f"recipe key 'projected.{key}' is {getattr(settings, key)}; "
-                            "it must be at least 1")
-    if not 0 <= settings.deviation < 1:
-        raise UserError(f"recipe key 'projected.deviation' is {settings.deviation}; "
-                        "it must be at least 0 and below 1")
-    if settings.experts > 1 and settings.embedding < 2:
-        raise UserError("recipe key 'projected.embedding' is 1; several experts need at least 2")

@@ -23,25 +23,14 @@ def check(recipe: Recipe) -> None:
     """Refuse what cannot work, before anything runs.
 
     Raises:
-        UserError: weights or a temperature without meaning, stored answers to rows without end, or
-            no model folder where the teacher should be.
+        UserError: stored answers to rows without end, or no model folder where the teacher should
+            be.
     """
     settings = recipe.distill
-    if min(settings.data_weight, settings.teacher_weight) < 0 or (
-            settings.data_weight + settings.teacher_weight == 0):
-        raise UserError("recipe keys 'distill.data_weight' and 'distill.teacher_weight' are "
-                        f"{settings.data_weight} and {settings.teacher_weight}; they must not be "
-                        "negative, nor both zero")
-    if settings.temperature <= 0:
-        raise UserError(f"recipe key 'distill.temperature' is {settings.temperature}; it must be "
-                        "positive")
-    if settings.top_k is not None:
-        if settings.top_k < 1:
-            raise UserError(f"recipe key 'distill.top_k' is {settings.top_k}; it must be at least "
-                            "1, or null for a live teacher")
-        if settings.on == "importance" or recipe.finetune.replay_share:
-            raise UserError("recipe key 'distill.top_k' stores answers to the specialization set "
-                            "only: set it to null to distil on generic text too")
+    if settings.top_k is not None and (
+            settings.on == "importance" or recipe.finetune.replay_share):
+        raise UserError("recipe key 'distill.top_k' stores answers to the specialization set only: "
+                        "set it to null to distil on generic text too")
     if settings.teacher:
         folder = starts.located(str(settings.teacher))
         starts.check_folder("distill.teacher", folder, recipe.context)

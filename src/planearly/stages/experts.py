@@ -24,7 +24,7 @@ from planearly.export import bundle as bundles
 from planearly.files import read_array
 from planearly.model import choice, flops, outside, starts
 from planearly.model.mixture import Mixture
-from planearly.model.projected import Projected
+from planearly.model.projected import Projected, projected_names
 from planearly.model.transformer import Shape, Transformer
 from planearly.parallel import bf16_is_fast
 from planearly.progress import say
@@ -47,7 +47,12 @@ def _projects(method: str) -> bool:
 
 
 def check(recipe: keys.Recipe, method: str) -> None:
-    """Refuse a number of experts without its clustering."""
+    """Refuse what cannot work, before anything runs.
+
+    Raises:
+        UserError: a number of experts without its clustering, one of them that is not there, fewer
+            rows than blends in a step, or matrices or layers to project that the model has not.
+    """
     place = f"{methods.find(method).bank}.experts"
     if count(recipe, method) not in recipe.cluster.k:
         raise UserError(f"recipe key '{place}' is {count(recipe, method)}, one expert per cluster: "
@@ -57,8 +62,14 @@ def check(recipe: keys.Recipe, method: str) -> None:
         raise UserError(f"recipe key 'projected.blends' is {recipe.projected.blends}, and a step "
                         f"has {rows} rows ('pretrain.batch_tokens' over 'context'): each blend "
                         "needs one at least")
+    if _projects(method):
+        row = methods.find(method)
+        shape = starts.shape(recipe, row.large) or Shape.of(
+            getattr(recipe, row.key), recipe.tokenizer.vocab_size, recipe.context)
+        assert isinstance(shape, Shape)  # as model.starts has checked
+        projected_names(shape, recipe.projected)
     alone = recipe.mixture.expert
-    if not _projects(method) and alone is not None and not 0 <= alone < recipe.mixture.experts:
+    if not _projects(method) and alone is not None and alone >= recipe.mixture.experts:
         raise UserError(f"recipe key 'mixture.expert' is {alone}; the experts are 0 to "
                         f"{recipe.mixture.experts - 1}")
 
