@@ -15,7 +15,7 @@ from planearly.cost import devices
 from planearly.data import corpora
 from planearly.plan import recipes
 from planearly.plan.inputs import PlanInput
-from planearly.plan.predict import predict
+from planearly.plan.predict import domain_names, predict
 from planearly.plan.recommend import recommend
 from small_models import model_folder
 
@@ -61,6 +61,15 @@ def stages_of(*settings: str) -> dict[str, dict[str, Any]]:
     recipe = config.load("slm-126m", ["spec_tokens=1M", "domains=[a]", "pretrain_tokens=1B",
                                       "projected.experts=16", *settings])
     return {entry["stage"]: entry for entry in predict(recipe, devices.find("a100"))["stages"]}
+
+
+def test_domains_are_called_as_a_run_calls_them(tmp_path: Path) -> None:
+    for name in ("law", ".git"):
+        (tmp_path / name).mkdir()
+    root = config.load("slm-126m", [f"domains_root={tmp_path}", "domains=[]"])
+    assert domain_names(root) == ["law"]
+    named = config.load("slm-126m", ["domains=[law.jsonl, texts/farm.v2.jsonl.gz, docs/]"])
+    assert domain_names(named) == ["law", "farm", "docs"]
 
 
 def test_the_best_tuned_expert_is_forecast_as_a_fine_tuning_of_each() -> None:

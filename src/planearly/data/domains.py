@@ -70,6 +70,11 @@ def domain_names(root: str) -> list[str]:
     return names
 
 
+def name_of(entry: str) -> str:
+    """What a domain is called that is asked for by a name, a path or a URL."""
+    return Path(entry.rstrip("/")).name.split(".")[0] or "domain"
+
+
 def given_splits(root: str | None, entry: str,
                  pinned: dict[str, Any] | None = None) -> dict[str, list[Unit]]:
     """The input files of the splits that a domain comes with, ``train`` at least; reads none.

@@ -16,6 +16,8 @@ from planearly.cost import devices, model
 from planearly.cost.devices import Device
 from planearly.cost.model import Setting, Work
 from planearly.data import corpora, excerpts, pydocs, subset
+from planearly.data.domains import domain_names as folders_of
+from planearly.data.domains import name_of
 from planearly.errors import UserError
 from planearly.methods import Method
 from planearly.model import flops, outside, starts
@@ -105,15 +107,18 @@ def _pretraining(setting: Setting, row: Method, domains: list[str],
 
 
 def domain_names(recipe: keys.Recipe) -> list[str]:
-    """The recipe's domains: those it names, or all folders under ``domains_root``."""
+    """The recipe's domains: those it names, or all folders under ``domains_root``.
+
+    Raises:
+        UserError: it names none, or there are none under the root.
+    """
     if recipe.domains:
-        return [Path(name).stem if "/" in name else name for name in recipe.domains]
+        return list(map(name_of, recipe.domains))
     if recipe.generic == [pydocs.NAME] and recipe.domains_root is None:
         return list(pydocs.HELD_OUT[:1])  # another one where this is not installed
-    root = Path(recipe.domains_root or "")
-    if recipe.domains_root and root.is_dir():
-        return sorted(p.name for p in root.iterdir() if p.is_dir())
-    raise UserError("the recipe names no domains: give 'domains', or a 'domains_root' that exists")
+    if recipe.domains_root:
+        return list(map(name_of, folders_of(recipe.domains_root)))
+    raise UserError("the recipe names no domains: give 'domains' or 'domains_root'")
 
 
 def _setting(recipe: keys.Recipe, device: Device) -> Setting:

@@ -99,7 +99,7 @@ def domain_names(run: Run) -> dict[str, str]:
         entries = domains.domain_names(root)
     names: dict[str, str] = {}
     for entry in entries:
-        name = Path(entry.rstrip("/")).name.split(".")[0] or "domain"
+        name = domains.name_of(entry)
         if name in names:
             raise UserError(f"two domains are called '{name}': rename one of their folders")
         if len(os.fsencode(name)) > _LONGEST_NAME:
