@@ -191,6 +191,14 @@ def test_stated_end_token_goes_before_known_ones(tmp_path):
     assert eot == "<stop>" and taken.token_to_id(eot) == made.token_to_id("<stop>")
 
 
+@pytest.mark.parametrize("said", ["[]", "{}", '{"bos_token": 1}', '{"bos_token": "no such"}'])
+def test_a_folder_that_does_not_say_how_texts_begin_is_one_sentence(tmp_path, said):
+    tk.save(tk.train(["some words of text"] * 3, keys.Tokenizer(vocab_size=300)), tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(said, "utf-8")
+    with pytest.raises(UserError, match=r"its bos_token '.*' is not in its vocabulary"):
+        tk.opened(tmp_path)
+
+
 def test_tokenizer_without_end_token_is_refused(tmp_path):
     foreign(tmp_path, None)
     with pytest.raises(UserError, match="no end-of-text token"):

@@ -65,6 +65,13 @@ def test_a_slip_of_our_own_is_not_blamed_on_a_folder(
         outside.read(tmp_path, 16)
 
 
+def test_heads_of_an_odd_width_are_not_held(folder: Path) -> None:
+    width = hf.read_shape(folder).d_model
+    configure(folder, num_attention_heads=width, num_key_value_heads=width, head_dim=1)
+    with pytest.raises(hf.CannotHold, match="heads of 1 numbers, which rotary positions"):
+        hf.read_shape(folder)
+
+
 @pytest.mark.parametrize("family", ["qwen3", "llama-3.2", "gpt2", "gpt-neox"])
 def test_a_folder_without_its_tokenizer_is_refused(family: str, tmp_path: Path) -> None:
     folder = outside_folder(tmp_path, family)

@@ -220,7 +220,8 @@ def _read(path: Path) -> Tokenizer:
 
 
 def _id(folder: Path, key: str, loaded: Tokenizer) -> int:
-    token = files.read_json(folder / "tokenizer_config.json").get(key)
+    config = files.read_json(folder / "tokenizer_config.json")
+    token = config.get(key) if isinstance(config, dict) else None
     found = loaded.token_to_id(token) if isinstance(token, str) else None
     if found is None:
         raise UserError(f"{folder}: its {key} '{token}' is not in its vocabulary: name "

@@ -289,6 +289,7 @@ def _shape(config: dict[str, Any], folder: Path) -> Shape:
     need(heads % groups == 0, f"{heads} heads over {groups} of keys and values")
     per_head = whole("head_dim", width // heads)
     need(per_head * heads == width, f"heads of {per_head} numbers in a width of {width}")
+    need(per_head % 2 == 0, f"heads of {per_head} numbers, which rotary positions cannot pair")
     need(not config.get("attention_bias") and not config.get("mlp_bias"), "biases")
     rope: dict[str, Any] = {}
     for key in ("rope_scaling", "rope_parameters"):
