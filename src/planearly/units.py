@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from planearly.errors import UserError
 
@@ -89,8 +90,19 @@ def money(text: object, what: str = "money") -> tuple[float, str]:
 
 
 def short(value: float) -> str:
-    """``1234567`` as ``1.23M``: three significant digits and a decimal prefix."""
-    for limit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    """A count, of tokens or parameters say, to three significant digits: ``1.23M``, ``150B``."""
+    return _suffixed(value, ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")))
+
+
+def prefixed(value: float) -> str:
+    """A number to three significant digits with the decimal prefix of the unit that follows, as
+    bytes or FLOP: ``1.6G``."""
+    return _suffixed(value, ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"),
+                             (1e6, "M"), (1e3, "k")))
+
+
+def _suffixed(value: float, suffixes: Iterable[tuple[float, str]]) -> str:
+    for limit, suffix in suffixes:
         if abs(value) >= limit:
             return f"{value / limit:.3g}{suffix}"
     return f"{value:.3g}"

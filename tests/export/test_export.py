@@ -131,7 +131,7 @@ def test_the_card_tells_what_it_was_given() -> None:
     for words in ("pubmed", methods.find("slm-is").sentence, "`nano`, seed 3", "`*.jsonl`",
                   "5,000,000", "100,000",
                   "| this model | 12.35 | 11.00 to 14.00 | 1.234 | 98,765 |",
-                  "| before fine-tuning | 20.50 |", "5.1M tokens", "250 TFLOP",
+                  "| before fine-tuning | 20.50 |", "5.1M tokens", "250TFLOP",
                   "0.125 device-hours on a CPU", "windows of 16 tokens", "## GGUF"):
         assert words in card, words
     assert "None" not in card

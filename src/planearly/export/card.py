@@ -19,7 +19,7 @@ from planearly.export import gguf
 from planearly.model import flops
 from planearly.model.outside import AnyShape
 from planearly.model.transformer import Shape
-from planearly.units import short
+from planearly.units import prefixed, short
 
 
 def model_card(shape: AnyShape, card: dict[str, Any], as_gguf: str, begins: bool = True) -> str:
@@ -132,7 +132,7 @@ def _cost(card: dict[str, Any]) -> str:
     if cost.get("tokens") is not None:
         lines.append(f"- {short(cost['tokens'])} tokens")
     if cost.get("flops") is not None:
-        lines.append(f"- {short(cost['flops'] / 1e12)} TFLOP")
+        lines.append(f"- {prefixed(cost['flops'])}FLOP")
     if cost.get("device_hours") is not None:
         lines.append(f"- {cost['device_hours']:.3g} device-hours on {_text(cost.get('device'))}")
     if cost.get("money") is not None:

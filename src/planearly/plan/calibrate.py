@@ -33,7 +33,7 @@ from planearly.train import arithmetic, optim, update
 from planearly.train.objective import NextToken
 from planearly.train.steps import rows_per_step
 from planearly.train.trainable import Dense, Trainable
-from planearly.units import duration, short
+from planearly.units import duration, prefixed, short
 
 _WARM_STEPS, _LEAST_STEPS = 2, 3
 
@@ -65,7 +65,8 @@ def calibrate(recipe: keys.Recipe, seconds: float = 60.0) -> Path:
             "cores): calibrate again when it is idle, or plans will be too slow")
     rate, kind = matmul_rate(device)
     bandwidth = copy_rate(device)
-    say(f"{name}: {short(rate)}FLOP/s in {kind} matrix products, {short(bandwidth)}B/s of memory")
+    say(f"{name}: {prefixed(rate)}FLOP/s in {kind} matrix products, {prefixed(bandwidth)}B/s of "
+        "memory")
     entries = recipe.tokenizer.vocab_size
     small = Shape.of(recipe.model, entries, recipe.context)
     large = Shape.of(recipe.large, entries, recipe.context)
@@ -80,7 +81,7 @@ def calibrate(recipe: keys.Recipe, seconds: float = 60.0) -> Path:
         measured[key] = steps(make(), shape, recipe.pretrain, groups, device,
                               seconds / len(plans))
         say(f"{key}: {short(measured[key]['tokens_per_second'])} tokens/s, "
-            f"{short(measured[key]['flops_per_second'])}FLOP/s, "
+            f"{prefixed(measured[key]['flops_per_second'])}FLOP/s, "
             f"{100 * measured[key]['flops_per_second'] / rate:.0f}% of the matrix rate")
     write_json(path, {
         "device": name, "kind": device.type, "when": datetime.date.today().isoformat(),

@@ -20,7 +20,7 @@ from planearly.model.transformer import Shape
 from planearly.plan import sizes
 from planearly.plan.inputs import PlanInput
 from planearly.plan.law import LINE, REACH, Law, line
-from planearly.units import short
+from planearly.units import prefixed, short
 
 CHECKPOINT = "open-checkpoint"
 ADAPTED = Method(CHECKPOINT, "open checkpoint", "open model, pretrained on for a while on generic "
@@ -33,7 +33,8 @@ MOST_PASSES = 4
 LEAST_TOKENS = 10
 """Tokens of pretraining per parameter below which a method is not worth it: half of the
 compute-optimal 20 (Hoffmann et al. 2022). At 17 the paper's large model already led its table; a
-projected network lost to the plain model at 1 and won at 10 in our trials."""
+projected network of 0.7M parameters lost to the plain model at 1 and won at 10 in our trials, one
+of 0.1M is level with it up to 331 (docs/experiments.md)."""
 LEAST_TOKENS_TAUGHT = 5
 """The same for a distilled student, which learns more from each token."""
 LEAST_SHARE = 0.1
@@ -362,9 +363,9 @@ def _obstacle(given: PlanInput, setting: Setting, method: Method, costs: MethodC
     if costs.microbatch_tokens == 0:
         assert given.device.memory is not None
         holds = f"though {given.devices} divide" if costs.sharded else "which holds the whole of"
-        return (f"a training step of one row needs {short(costs.train_bytes)}B of memory on every "
-                f"device, {holds} the model and its state, and {given.device.name} has "
-                f"{short(memory.USABLE * given.device.memory)}B for it")
+        return (f"a training step of one row needs {prefixed(costs.train_bytes)}B of memory on "
+                f"every device, {holds} the model and its state, and {given.device.name} has "
+                f"{prefixed(memory.USABLE * given.device.memory)}B for it")
     if cut:
         return (f"{given.specialization_hours:g} device-hours per domain are not enough for one "
                 "pass over the specialization set")

@@ -25,7 +25,7 @@ from planearly.plan import split as splits
 from planearly.plan.inputs import PlanInput
 from planearly.plan.options import CHECKPOINT, CLUSTERS, MOST_PASSES, Row, method_of
 from planearly.plan.split import Split
-from planearly.units import short
+from planearly.units import prefixed, short
 
 WIDE = 0.7
 """Entropy of the domain's cluster histogram over ln k from which a domain counts as wide: the
@@ -397,10 +397,11 @@ def _notes(given: PlanInput, setting: Setting, rows: dict[str, Row], chosen: str
 def _traffic(given: PlanInput, chosen: str, step: model.Traffic, sharded: bool) -> str:
     """What a step sends between devices, and how long that takes."""
     ways = [(seconds, f"{_time(seconds)} {how}") for seconds, how in (
-        (step.links, f"over the links of a machine ({short(given.device.links or 0)}B/s one way)"),
+        (step.links, f"over the links of a machine ({prefixed(given.device.links or 0)}B/s one "
+                     "way)"),
         (step.network, f"at {8 * model.NETWORK / 1e9:.0f} Gbit/s between machines"))
         if seconds is not None]
-    said = (f"in each step of {chosen} a device sends the others {short(step.sent)}B: "
+    said = (f"in each step of {chosen} a device sends the others {prefixed(step.sent)}B: "
             f"{', '.join(how for _, how in ways)}, beside {_time(step.computing)} of "
             "operations, and not in the hours")
     slow = [step.slow(seconds) for seconds, _ in ways]

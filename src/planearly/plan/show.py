@@ -9,7 +9,7 @@ from rich.table import Table
 
 from planearly.plan.options import Row, method_of
 from planearly.plan.recommend import Plan
-from planearly.units import short
+from planearly.units import prefixed, short
 
 COLUMNS = ("method", "ok", "tokens before", "per domain", "FLOPs in all", "hours before",
            "per domain", "in all", "money in all", "training GB", "perplexity")
@@ -39,8 +39,8 @@ def deployed(plan: Plan) -> list[str]:
         costs = row.cost
         lines.setdefault(
             (costs.inference_params, costs.inference_flops),
-            (f"{short(costs.inference_params)} parameters, {short(costs.inference_flops)}FLOP per "
-             f"token, {short(row.inference_bytes)}B at {plan.given.quantization} with the "
+            (f"{short(costs.inference_params)} parameters, {prefixed(costs.inference_flops)}FLOP "
+             f"per token, {prefixed(row.inference_bytes)}B at {plan.given.quantization} with the "
              "key-value cache of one full context", []))[1].append(row.method)
     return [f"{', '.join(methods)}: {line}" for line, methods in lines.values()]
 
@@ -119,8 +119,8 @@ def predicted(found: dict[str, Any], console: Console) -> None:
         console.print(f"Note: {found['note']}.", markup=False)
     for corpus in found["corpora"]:
         console.print(f"The corpus {corpus['corpus']} has {short(corpus['tokens'])} tokens "
-                      f"({corpus['licence']}); about {short(corpus['downloads'])}B are downloaded",
-                      markup=False)
+                      f"({corpus['licence']}); about {prefixed(corpus['downloads'])}B are "
+                      "downloaded", markup=False)
     console.print(f"On {found['device']}; fine-tuning at its limits, early stopping ends sooner",
                   markup=False)
 

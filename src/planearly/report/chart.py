@@ -13,7 +13,6 @@ from planearly import methods
 from planearly.methods import label
 from planearly.report import drawing
 from planearly.report.table import Axis, Figure, Table
-from planearly.units import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -148,4 +147,4 @@ def _scale(axes: Axes, which: str, axis: Axis, values: Sequence[float] = ()) -> 
             axes.xaxis.set_major_locator(FixedLocator(sorted(set(values))))
     else:
         ticks = axes.xaxis if which == "x" else axes.yaxis
-        ticks.set_major_formatter(lambda value, _: short(value))
+        ticks.set_major_formatter(drawing.as_told(ticks))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup, escape
 
 from planearly.files import atomic_write
-from planearly.units import short
+from planearly.units import prefixed, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -117,7 +117,13 @@ def plain_log(axes: Axes, which: str = "x") -> None:
     ticks = [step * 10.0**d for d in decades for step in steps if low <= step * 10.0**d <= high]
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(lambda value, _: short(value))
+    axis.set_major_formatter(as_told(axis))
+
+
+def as_told(axis: Any) -> Callable[[float, float], str]:
+    """How the numbers of an axis are written, by its label."""
+    write = prefixed if "FLOP" in axis.label.get_text() else short
+    return lambda value, _: write(value)
 
 
 def short_name(text: str, length: int = 24) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 from planearly.methods import label
-from planearly.units import duration, short
+from planearly.units import duration, prefixed, short
 
 
 def render(template: Path, **values: Any) -> str:
@@ -44,13 +44,8 @@ def percent(value: float | None) -> str:
 
 
 def flops(value: float | None) -> str:
-    """Floating-point operations with a decimal prefix, up to zetta."""
-    if value is None:
-        return "–"
-    for limit, prefix in ((1e21, "Z"), (1e18, "E"), (1e15, "P")):
-        if value >= limit:
-            return f"{value / limit:.3g}{prefix}"
-    return short(value)
+    """Floating-point operations with a decimal prefix."""
+    return "–" if value is None else prefixed(value)
 
 
 def hours(value: float | None) -> str:

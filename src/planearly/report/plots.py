@@ -55,7 +55,7 @@ def curves(runs: Sequence[Mapping[str, Any]], methods: Sequence[str],
     with drawing.canvas(title, 3.0) as drawn:
         axes = drawn.axes
         top, most = [], max(point["tokens"] for run in runs for point in run["metrics"])
-        scale, unit = (1e9, "G") if most >= 2e9 else (1e6, "M") if most >= 2e6 else (1e3, "k")
+        scale, unit = (1e9, "B") if most >= 2e9 else (1e6, "M") if most >= 2e6 else (1e3, "k")
         for run in runs:
             colour, marker = drawing.style_of(run["method"], methods)
             for key in ("loss", "validation"):

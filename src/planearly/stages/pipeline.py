@@ -24,7 +24,7 @@ from planearly.stages.folder import Missing, Run
 from planearly.stages.mirror import Mirror
 from planearly.stages.noted import PAGE, RECIPE, RESULTS
 from planearly.stages.workers import can_spread, joined, spread_trainings
-from planearly.units import duration, short
+from planearly.units import duration, prefixed, short
 
 VERBS = ("prepare", "cluster", "weigh", "pretrain", "specialize", "evaluate", "export", "report")
 
@@ -238,7 +238,7 @@ def show(results: dict[str, Any]) -> None:
         table.add_row(
             row["domain"], row["method"], before, f"{row['ppl_after']:.2f}",
             f"{low:.2f} to {high:.2f}", f"{row['bpb_after']:.3f}", short(row["inference_params"]),
-            short(cost["tokens"]), short(cost["flops"]), duration(cost["device_hours"] * 3600),
+            short(cost["tokens"]), prefixed(cost["flops"]), duration(cost["device_hours"] * 3600),
         )
     Console(width=None if Console().is_terminal else 140).print(table)
     for pair in results["comparisons"]:

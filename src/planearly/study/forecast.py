@@ -21,7 +21,7 @@ from planearly.stages.folder import Run
 from planearly.study import grid, sharing
 from planearly.study.cells import check_domains
 from planearly.study.grid import Cell
-from planearly.units import duration, short
+from planearly.units import duration, prefixed, short
 
 
 def forecast(recipe: Recipe, device: str = "here") -> dict[str, Any]:
@@ -127,7 +127,7 @@ def show(found: dict[str, Any]) -> None:
     for name, sums in [*found["methods"].items(), ("all", found["total"])]:
         table.add_row(
             name, str(sums.get("cells", found["cells"])), short(sums["tokens"]),
-            short(sums["flops"]), duration(sums["device_hours"] * 3600),
+            prefixed(sums["flops"]), duration(sums["device_hours"] * 3600),
             "-" if sums["money"] is None else f"{sums['money']:.2f}")
     Console(width=None if Console().is_terminal else 120).print(table)
     sizes = ", ".join(f"{name} {' to '.join(short(n) for n in (*each[:1], *each[1:][-1:]))}"
