@@ -317,7 +317,7 @@ def test_a_processor_that_nobody_knows_is_planned_by_another_that_was_measured(
 
 def test_shared_keys_and_values_are_cached_once() -> None:
     own, shared = replace(SMALL, kv_heads=None), replace(SMALL, kv_heads=SMALL.heads // 4)
-    cache = [model.inference_memory(shape, rows=2) - model.inference_memory(shape)
+    cache = [model.inference_memory(shape, 8) - flops.parameters(shape)
              for shape in (own, shared)]
     assert cache[0] == 4 * cache[1] > 0
 

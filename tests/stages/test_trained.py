@@ -87,7 +87,8 @@ def test_every_method_writes_its_row(made, tmp_path):
     assert d["generic_cost"]["flops"] == cost("pretrain", "slm") + cost("pretrain", "llm")
     assert d["specialization_cost"]["flops"] == cost("specialize", "llm.law") + tuned
     manifest = read_json(next(out.glob("specialize/slm-d.law-*/manifest.json")))
-    assert tuned == manifest["cost"]["tokens"] * flops.distillation(small, large)
+    assert tuned == manifest["cost"]["tokens"] * (
+        flops.training(small) + flops.forward(large))
     lora = read_json(next(out.glob("specialize/llm-lora.law-*/manifest.json")))
     assert lora["cost"]["flops"] == lora["cost"]["tokens"] * flops.lora_training(large, 4)
     # what the selectors took is about the domain
@@ -122,7 +123,8 @@ def test_a_teacher_from_outside_live_stored_and_on_generic_text(made, tmp_path):
     assert found["rows"][0]["ppl_after"] == mixed["ppl_after"]
     small = Shape(1, 32, 2, 48, entries, 16)
     assert live["specialization_cost"]["flops"] == (
-        live["specialization_cost"]["tokens"] * flops.distillation(small, shape))
+        live["specialization_cost"]["tokens"] * (
+            flops.training(small) + flops.forward(shape)))
     notes = list((tmp_path / "run").glob("specialize/slm-d.law-*/teacher/stored.json"))
     assert sorted(read_json(n)["k"] for n in notes) == [4, entries]
     once = read_json(notes[0])["flops"]

@@ -71,6 +71,11 @@ class Shared:
     epsilon: float | None = None
     noise: float = 0.0
 
+    @property
+    def numbers(self) -> str:
+        """Its numbers of clusters in words, as ``16 and 64``."""
+        return " and ".join(map(str, sorted(self.levels)))
+
     def smoothed(self, k: int, generic: np.ndarray, tau: float | None = None) -> Smoothed:
         """As :func:`planearly.cluster.histogram.smooth` of the documents themselves.
 

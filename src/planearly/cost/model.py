@@ -240,9 +240,10 @@ def step_tokens(pretrain_tokens: float, context: int) -> int:
     return max(min(power, BATCH_TOKENS), LEAST_BATCH_TOKENS, context)
 
 
-def inference_memory(shape: Shape, bits: float = 16.0, rows: int = 1) -> float:
-    """Bytes of a deployed model: weights at ``bits`` each and a bfloat16 key-value cache."""
-    cache = 2 * 2 * shape.layers * shape.qkv_widths[1] * shape.context * rows
+def inference_memory(shape: Shape, bits: float) -> float:
+    """Bytes of a deployed model that continues one text: weights at ``bits`` each, and a key-value
+    cache of a full context in bfloat16."""
+    cache = 2 * 2 * shape.layers * shape.qkv_widths[1] * shape.context
     return flops.parameters(shape) * bits / 8 + cache
 
 

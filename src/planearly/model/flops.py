@@ -55,14 +55,6 @@ def training(shape: Counted, causal: bool = False) -> int:
     return 3 * forward(shape, causal)
 
 
-def distillation(student: Counted, teacher: Counted) -> int:
-    """Operations per token of a distillation step: the student's step, the teacher's forward.
-
-    With the teacher's top-k stored, the teacher's part is paid once per distinct token instead.
-    """
-    return training(student) + forward(teacher)
-
-
 # LoRA -------------------------------------------------------------------------------------------
 
 @singledispatch

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from planearly.cluster import embed, histogram, importance, kmeans, shared
+from planearly.cluster import embed, histogram, importance, kmeans
 from planearly.cluster.assign import assign_windows
 from planearly.cluster.blends import random_histograms
 from planearly.data.dataset import TokenDataset
@@ -32,6 +32,7 @@ _WINDOWS = 1 << 20  # whose coarser cluster is written at once
 def finest(run: Run) -> int:
     """The largest number of clusters of the recipe; rows of methods without weights use it."""
     return max(run.recipe.cluster.k)
+
 
 @once
 def embedder(run: Run) -> embed.Embedder:
@@ -321,7 +322,7 @@ def importance_weights(run: Run, name: str, k: int | None = None,
     wanted = k or recipe.importance.k
     candidates = [wanted] if wanted else sorted(set(recipe.cluster.k))
     if given and not (candidates := [k for k in candidates if k in given.levels]):
-        raise UserError(f"the histogram of '{name}' counts {_those(given)} clusters, and not "
+        raise UserError(f"the histogram of '{name}' counts {given.numbers} clusters, and not "
                         f"{wanted or recipe.cluster.k}: set 'importance.k' to one of its numbers, "
                         "or ask its owner for that")
     packed = {k: rows(run, k) for k in candidates}
@@ -407,7 +408,7 @@ def received(run: Run, name: str) -> Path:
                                 "owner these ('planearly cluster --share'), or run on the generic "
                                 "corpus, seed and settings that those are of")
         if not given.levels.keys() & set(run.recipe.cluster.k):
-            raise UserError(f"{place} is a histogram of {_those(given)} clusters, and 'cluster.k' "
+            raise UserError(f"{place} is a histogram of {given.numbers} clusters, and 'cluster.k' "
                             f"is {run.recipe.cluster.k}: add that number, or ask its owner for "
                             "another histogram")
         given.save(folder / "histogram.json")
@@ -428,10 +429,6 @@ def counts(run: Run, name: str, k: int) -> np.ndarray:
     if given.noise:
         return given.smoothed(k, generic_weights(rows(run, k))).p
     return np.rint(given.levels[k].counts * run.recipe.context)
-
-
-def _those(given: shared.Shared) -> str:
-    return " and ".join(map(str, sorted(given.levels)))
 
 
 def sampler_seed(run: Run) -> int:

@@ -101,7 +101,7 @@ def check(run: Run, rows: list[Method]) -> None:
             if row.needs_domain and row.bank and (
                     k := experts.count(recipe, row.name)) not in each.levels:
                 raise UserError(f"the histogram of '{name}' counts "
-                                f"{' and '.join(map(str, sorted(each.levels)))} clusters, and "
+                                f"{each.numbers} clusters, and "
                                 f"{row.name} has an expert for each of {k}: ask its owner for "
                                 "a histogram of that number")
         place = "adapt" if row.adapts else "pretrain"
@@ -230,7 +230,7 @@ def share_histogram(run: Run, out: Path, epsilon: float | None = None) -> Path:
         made.save(out)
     if epsilon is not None:
         told += f", private by document at epsilon {epsilon:g}: " + _cost(run, name, made)
-    say(f"{out}: {told}; {' and '.join(map(str, levels))} clusters, no text: whoever has the "
+    say(f"{out}: {told}; {made.numbers} clusters, no text: whoever has the "
         f"generic corpus runs 'domains=[{out.name}]'")
     return out
 
