@@ -1,6 +1,7 @@
 """Memory of the data stages: of a block, and not of the corpus."""
 
 import json
+import sys
 import tracemalloc
 
 import numpy as np
@@ -41,6 +42,19 @@ class Letters(embed.Embedder):
 
 
 @pytest.fixture
+def names():
+    """Python's table of interned names, with room: it grows by megabytes at once, whoever adds the
+    name that fills it."""
+    kept, before = [], 0
+    tracemalloc.start()
+    while (peak := tracemalloc.get_traced_memory()[1]) - before < 1_000_000:
+        kept.append(sys.intern(f"name {len(kept)}"))
+        before = peak
+    tracemalloc.stop()
+    return kept
+
+
+@pytest.fixture
 def small_blocks(monkeypatch):
     for module, name, size in (
             (documents, "_GROUP", 50_000), (shards, "_BATCH", 1 << 16), (build, "_CHUNK", 512),
@@ -52,7 +66,7 @@ def small_blocks(monkeypatch):
 
 
 @pytest.mark.slow
-def test_peaks_do_not_grow_with_the_corpus(tmp_path, small_blocks):
+def test_peaks_do_not_grow_with_the_corpus(tmp_path, small_blocks, names):
     """Eight times the text: what a stage needs stays, but for a few bytes a document or window."""
     write(tmp_path / "held.jsonl", 0.02, seed=1)
     tokenizer = tk.train([" ".join(WORDS)] * 3, keys.Tokenizer(vocab_size=800))
