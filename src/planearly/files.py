@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from planearly.errors import UserError
+from planearly.errors import UserError, flattened
 
 _TEMPORARY = re.compile(r"\..+\.[^/]*-\d+\.(tmp|old)", re.DOTALL)
 
@@ -282,8 +282,18 @@ def write_chunks(path: Path, dtype: np.dtype, shape: tuple[int, ...],
 
 
 def read_array(path: Path, mapped: bool = True) -> np.ndarray:
-    """Read a ``.npy`` file, memory-mapped read-only unless ``mapped`` is false or it is empty."""
-    array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    """Read a ``.npy`` file, memory-mapped read-only unless ``mapped`` is false or it is empty.
+
+    Raises:
+        UserError: it is missing, cut or of another kind.
+    """
+    try:
+        array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except OSError as error:
+        raise reading_error(error, path) from error
+    except Exception as error:  # numpy parses a header with Python's own parser
+        raise UserError(f"{path} is damaged ({flattened(error)}): copy it again, or remove it with "
+                        "its folder, which is then made anew") from error
     return array if array.size else np.array(array)
 
 

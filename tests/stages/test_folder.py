@@ -242,6 +242,30 @@ def test_digests_follow_content(run, tmp_path):
     assert run.file_digests([one]) != before
 
 
+@pytest.mark.parametrize("left", ["", "{", "[1]", "7", '"text"', "null"])
+def test_digests_that_are_not_whole_are_worked_out_again(run, tmp_path, left):
+    one = tmp_path / "one"
+    one.write_text("1")
+    found = run.file_digests([one])
+    (run.out / ".digests.json").write_text(left)
+    assert Run(run.out, run.recipe).file_digests([one]) == found
+
+
+@pytest.mark.parametrize("left", [b"", b"hello" * 100, b"PK\x03\x04junk", 20, 300, -200])
+def test_a_damaged_array_is_one_sentence(tmp_path, left):
+    path = tmp_path / "array.npy"
+    files.write_array(path, np.arange(1000))
+    whole = path.read_bytes()
+    path.write_bytes(left if isinstance(left, bytes) else whole[:left] if left > 0
+                     else whole[:30] + b"\xff" * -left)
+    for mapped in (True, False):
+        with pytest.raises(UserError, match=r"array\.npy is damaged \(.+\): copy it") as told:
+            files.read_array(path, mapped)
+        assert "\n" not in str(told.value)
+    with pytest.raises(UserError, match="does not exist"):
+        files.read_array(tmp_path / "none.npy")
+
+
 def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):
     path = tmp_path / "x.json"
     files.write_json(path, {"a": 1})

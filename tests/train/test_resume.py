@@ -219,3 +219,15 @@ def test_validation_and_muon_compute_as_before_the_kill(tmp_path, monkeypatch):
             with pytest.raises(Killed) if fast else contextlib.nullcontext():
                 run(tmp_path, 3, validate=validate, validate_steps=1, patience=9)
     assert len(seen) > 2 and all(seen) and len(products) > 2 and all(products)
+
+
+def test_damaged_lines_of_metrics_are_told_and_left_out(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "loss": 2.0}\n\0\0\0\n{"step": 2\n[3]\n\xff{}\n'
+                     b'{"step": 3}\n{"st')
+    assert metrics.read(path) == [{"step": 1, "loss": 2.0}, {"step": 3}]
+    assert "4 lines of" in capsys.readouterr().err
+    log = metrics.Metrics(path, 2)
+    log.write({"step": 4})
+    log.close()
+    assert metrics.read(path) == [{"step": 1, "loss": 2.0}, {"step": 4}]

@@ -78,7 +78,10 @@ def pinned(run: Run) -> Iterator[dict[str, Any]]:
     """Commits of the run's datasets on the hub: resolved once, then a run asks nobody."""
     place = run.out / ".hub.json"
     with run.alone_among_others(place.name):
-        known: dict[str, Any] = read_json(place) if place.is_file() else {}
+        known = read_json(place) if place.is_file() else {}
+        if not isinstance(known, dict):
+            raise UserError(f"{place} does not hold the commits of datasets by name: remove it, "
+                            "and those of now are taken")
         before = len(known)
         yield known
         if len(known) > before and parallel.rank() == 0:

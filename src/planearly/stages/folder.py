@@ -392,7 +392,9 @@ class Run:
 
     def _noted_digests(self, paths: list[Path]) -> list[str]:
         cache_path = self.out / ".digests.json"
-        cache: dict[str, str] = read_json(cache_path) if cache_path.exists() else {}
+        cache: dict[str, str] = {}
+        with contextlib.suppress(UserError, TypeError, ValueError):  # worked out again, if damaged
+            cache |= read_json(cache_path) if cache_path.exists() else {}
         known = len(cache)
         digests = []
         for path in paths:

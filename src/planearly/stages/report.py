@@ -275,6 +275,6 @@ def _next_steps(run: Run, results: dict[str, Any]) -> list[str]:
     return [
         f'planearly generate {folder} "..."',
         f"planearly evaluate {folder} YOUR_FILES --json",
-        f"planearly run {run.recipe.name} pretrain_tokens=... --out {out}  (more tokens; what "
-        "does not depend on them is kept)",
+        f"the command that made this, with pretrain_tokens=... and --out {out}  (what does "
+        "not depend on the tokens is kept)",
     ]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from planearly.files import atomic_write
+from planearly.progress import say
 from planearly.train import track
 
 
@@ -41,11 +42,21 @@ class Metrics:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Whole records of a metrics file; a last line cut by a kill is left out."""
+    """Whole records of a metrics file; a last line cut by a kill is left out, and damaged ones are,
+    with a warning: a training has lost nothing by them."""
     if not path.exists():
         return []
-    records = []
-    for line in path.read_text("utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            records.append(json.loads(line))
+    records, damaged = [], 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        if line.endswith(b"\n"):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append(record)
+            else:
+                damaged += 1
+    if damaged:
+        say(f"warning: {damaged} line{'s' * (damaged > 1)} of {path} are damaged and left out")
     return records
