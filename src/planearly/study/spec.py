@@ -79,8 +79,9 @@ Rows = list[dict[str, Any]]
 class Averages:
     """A table of macro averages; rows that are averaged over the same domains stand together.
 
-    The figure shows the domains that the most rows have: averages over others cannot be held
-    against them.
+    The figure, and what is said of the table, are over one set of domains, that with the largest
+    product of domains and squared number of rows (as :func:`planearly.study.compare.blocks`):
+    averages over others cannot be held against them.
 
     Attributes:
         labels: columns before the averages.
@@ -111,7 +112,7 @@ class Averages:
         if len(found) < self.least:
             return None
         parts = blocks(cells, [line.arm for line in found])
-        drawn = max(parts, key=lambda part: len(part[1]))[0]
+        drawn = max(parts, key=lambda part: len(part[0]) * len(part[1]) ** 2)[0]
         if self.apart:
             parts = [(shared(cells, [arm for arm in (line.arm, line.against) if arm]), [line.arm])
                      for line in found]
