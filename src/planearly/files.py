@@ -281,18 +281,23 @@ def write_chunks(path: Path, dtype: np.dtype, shape: tuple[int, ...],
             handle.write(chunk.tobytes())
 
 
+class Damaged(UserError):
+    """A file is not what was written there."""
+
+
 def read_array(path: Path, mapped: bool = True) -> np.ndarray:
     """Read a ``.npy`` file, memory-mapped read-only unless ``mapped`` is false or it is empty.
 
     Raises:
-        UserError: it is missing, cut or of another kind.
+        Damaged: it is cut or of another kind.
+        UserError: it is missing, or cannot be read.
     """
     try:
         array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except OSError as error:
         raise reading_error(error, path) from error
     except Exception as error:  # numpy parses a header with Python's own parser
-        raise UserError(f"{path} is damaged ({flattened(error)}): copy it again, or remove it with "
+        raise Damaged(f"{path} is damaged ({flattened(error)}): copy it again, or remove it with "
                         "its folder, which is then made anew") from error
     return array if array.size else np.array(array)
 

@@ -34,9 +34,22 @@ from small_work import alive, children, until
 def test_a_worker_that_stops_is_told_after_the_report(made, tmp_path, monkeypatch):
     out = tmp_path / "study"
     monkeypatch.setattr("planearly.study.run.spread", lambda *args: -9)
+    recipe = with_grid(made, {"methods": ["slm-nopt", "slm"]})
     with pytest.raises(UserError, match="status -9"):
-        study(with_grid(made, {"methods": ["slm"]}), out, SUITE, workers=2)
-    assert len(read_json(out / RESULTS)["pending"]) == 1
+        study(recipe, out, SUITE, workers=2)
+    assert not (out / RESULTS).exists()  # nothing is finished
+
+    def one(recipe, out, many):
+        this = Study(recipe, out)
+        this.make_common()
+        this.make(this.cells[0])
+        return -9
+
+    monkeypatch.setattr("planearly.study.run.spread", one)
+    with pytest.raises(UserError, match="status -9"):
+        study(recipe, out, SUITE, workers=2)
+    found = read_json(out / RESULTS)
+    assert len(found["rows"]) == len(found["pending"]) == 1
 
 
 def test_workers_divide_what_this_process_may_use(monkeypatch):

@@ -45,6 +45,7 @@ from planearly.cluster.embed import Embedder, load_embedder
 from planearly.data import tokenizer
 from planearly.errors import UserError
 from planearly.files import (
+    Damaged,
     atomic_folder,
     file_digest,
     read_array,
@@ -135,6 +136,8 @@ def _whole(path: Path) -> Iterator[None]:
         raise UserError(f"the bundle lacks {path}: copy it again, whole")
     try:
         yield
+    except Damaged as error:
+        raise _damaged(path, repr(error.__cause__)) from error
     except (ArithmeticError, AttributeError, EOFError, LookupError, TypeError, ValueError,
             yaml.YAMLError) as error:
         raise _damaged(path, repr(error)) from error
