@@ -16,7 +16,9 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from tokenize import TokenError  # numpy parses a header with Python's own parser
 from typing import IO, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -296,7 +298,7 @@ def read_array(path: Path, mapped: bool = True) -> np.ndarray:
         array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except OSError as error:
         raise reading_error(error, path) from error
-    except Exception as error:  # numpy parses a header with Python's own parser
+    except (EOFError, SyntaxError, ValueError, BadZipFile, TokenError) as error:
         raise Damaged(f"{path} is damaged ({flattened(error)}): copy it again, or remove it with "
                         "its folder, which is then made anew") from error
     return array if array.size else np.array(array)
