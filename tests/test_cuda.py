@@ -104,3 +104,31 @@ def test_a_projected_networks_gradients_are_the_cpus():
         found.append({name: p.grad.cpu() for name, p in here.named_parameters()})
     for name, expected in found[0].items():
         assert (found[1][name] - expected).norm() < 1e-3 * expected.norm(), name
+
+
+def test_a_step_that_memory_does_not_hold_goes_on_in_halves():
+    model, batch = Dense(Transformer(SHAPE, seed=1).cuda()), Words().batch(0, 4096)
+    device = parallel.device()
+
+    def step(rows: int) -> tuple[torch.Tensor, int]:
+        how = arithmetic.Arithmetic(False, rows)
+        update.fitting(model, batch, how, loop.NextToken(), device, "t")
+        found = torch.cat([p.grad.flatten() for p in model.module.parameters()])
+        model.module.zero_grad(set_to_none=True)
+        return found, how.rows
+
+    step(256)  # cuBLAS takes its workspace once
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    expected, rows = step(4096)
+    assert rows == 4096
+    most = torch.cuda.max_memory_reserved()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(
+        0.6 * most / torch.cuda.get_device_properties(device).total_memory)
+    try:
+        found, rows = step(4096)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert rows in (1024, 2048)
+    assert (found - expected).norm() < 1e-4 * expected.norm()
