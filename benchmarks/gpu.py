@@ -313,7 +313,6 @@ def main() -> None:
         raise SystemExit("there is no GPU here: --toy runs at toy sizes on the CPU")
     card = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     asked.out.mkdir(parents=True, exist_ok=True)
-    torch.set_float32_matmul_precision("high")
     note: dict[str, Any] = {"part": name, "device": card, "torch": torch.__version__,
                             "toy": asked.toy}
     try:

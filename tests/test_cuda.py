@@ -132,3 +132,19 @@ def test_a_step_that_memory_does_not_hold_goes_on_in_halves():
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert rows in (1024, 2048)
     assert (found - expected).norm() < 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize(("n", "h", "size"), [(16, 12, 5000), (3, 46, 1536), (64, 64, 700)])
+def test_a_banks_products_are_those_of_matrices(n, h, size):
+    pytest.importorskip("triton")
+    from planearly.model import kernels
+
+    coefficients, slices, gradients = (
+        torch.randn(*shape, device="cuda") for shape in ((n, h), (h, size), (n, size)))
+    assert kernels.fit(coefficients, slices)
+    by_coefficient, by_slice = kernels.returned(gradients, coefficients, slices)
+    for found, left, right in ((kernels.projected(coefficients, slices), coefficients, slices),
+                               (by_coefficient, gradients, slices.T),
+                               (by_slice, coefficients.T, gradients)):
+        torch.testing.assert_close(found.double(), left.double() @ right.double(),
+                                   rtol=1e-4, atol=1e-3)

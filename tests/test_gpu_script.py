@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from small_runs import corpus
 
@@ -22,9 +21,7 @@ def gpu(monkeypatch):
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "gpu", module)
     spec.loader.exec_module(module)
-    precision = torch.get_float32_matmul_precision()
-    yield module
-    torch.set_float32_matmul_precision(precision)
+    return module
 
 
 @pytest.mark.slow

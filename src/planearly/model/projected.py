@@ -22,6 +22,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -263,7 +265,7 @@ class Projected(nn.Module):
             bank = self.bank(name)
             coefficients = vectors @ bank.mixing
             slices = sharding.part(bank.slices)
-            weights = coefficients @ slices.flatten(1)
+            weights = _product(coefficients, slices.flatten(1))
             if sharding.divided(bank.slices):
                 weights = sharding.gathered(
                     weights.view(-1, *slices.shape[1:]), (len(vectors), *bank.slices.shape[1:]),
@@ -311,12 +313,13 @@ class Projected(nn.Module):
             if sharding.divided(bank.slices):
                 weights = sharding.summed_part(weights.view(-1, *bank.slices.shape[1:]),
                                                dim=1).flatten(1)
-            by_coefficient = _inner(weights.view(-1, *slices.shape[1:]), slices)
+            by_coefficient, by_slice = _product_gradients(
+                weights, made.coefficients, slices.flatten(1), bank_too)
             gradient += by_coefficient @ bank.mixing.T
             if bank_too:
                 _add_gradient(bank.mixing, self._vectors.T @ by_coefficient)
-                _add_gradient(bank.slices, sharding.as_part(
-                    (made.coefficients.T @ weights).view_as(slices), bank.slices))
+                assert by_slice is not None
+                _add_gradient(bank.slices, sharding.as_part(by_slice.view_as(slices), bank.slices))
         return gradient
 
     # Experts -----------------------------------------------------------------------------------
@@ -417,12 +420,27 @@ def _add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 
-def _inner(left: Tensor, right: Tensor) -> Tensor:
-    """Inner products [n, h] of tensors [n, ...] and [h, ...] of millions of numbers each.
+def _on_gpu(coefficients: Tensor, slices: Tensor) -> Any:
+    """The kernels for these products, if there are any."""
+    if slices.device.type != "cuda" or find_spec("triton") is None:
+        return None
+    from planearly.model import kernels
 
-    On a GPU, whose libraries give a product this long and narrow to few of its multiprocessors, as
-    a sum of one product for each row of the matrices.
-    """
-    if left.dim() < 3 or left.device.type == "cpu":
-        return left.flatten(1) @ right.flatten(1).T
-    return torch.bmm(left.transpose(0, 1), right.permute(1, 2, 0)).sum(0)
+    return kernels if kernels.fit(coefficients, slices) else None
+
+
+def _product(coefficients: Tensor, slices: Tensor) -> Tensor:
+    """C T [n, size], of C [n, h] and T [h, size]: some tens of rows, millions of columns."""
+    if own := _on_gpu(coefficients, slices):
+        made: Tensor = own.projected(coefficients, slices)
+        return made
+    return coefficients @ slices
+
+
+def _product_gradients(gradients: Tensor, coefficients: Tensor, slices: Tensor,
+                       slices_too: bool) -> tuple[Tensor, Tensor | None]:
+    """From those [n, size] of :func:`_product`, those [n, h] of C and [h, size] of T."""
+    if slices_too and (own := _on_gpu(coefficients, slices)):
+        made: tuple[Tensor, Tensor] = own.returned(gradients, coefficients, slices)
+        return made
+    return gradients @ slices.T, coefficients.T @ gradients if slices_too else None
