@@ -141,10 +141,10 @@ def test_a_banks_products_are_those_of_matrices(n, h, size):
 
     coefficients, slices, gradients = (
         torch.randn(*shape, device="cuda") for shape in ((n, h), (h, size), (n, size)))
-    assert kernels.fit(coefficients, slices)
-    by_coefficient, by_slice = kernels.returned(gradients, coefficients, slices)
-    for found, left, right in ((kernels.projected(coefficients, slices), coefficients, slices),
-                               (by_coefficient, gradients, slices.T),
-                               (by_slice, coefficients.T, gradients)):
+    assert kernels.work(parallel.device())
+    for found, left, right in (
+            (kernels.combine(coefficients, slices), coefficients, slices),
+            (kernels.inner(gradients, slices), gradients, slices.T),
+            (kernels.combine(coefficients.T, gradients), coefficients.T, gradients)):
         torch.testing.assert_close(found.double(), left.double() @ right.double(),
                                    rtol=1e-4, atol=1e-3)

@@ -1,12 +1,13 @@
 """A bank's products on a GPU, in Triton.
 
 The products of a projected network's bank (:mod:`planearly.model.projected`) are of a few rows
-with millions of columns each: moving the bank through memory takes longer than computing with it.
-The device's library moves it once for every product, slower than memory allows. Here the bank and
-the weights' gradients are read once each.
+with millions of columns each: moving these through memory takes longer than computing with them,
+and the device's library, which has no tile as narrow, takes twice as long as that.
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 import triton
@@ -16,81 +17,79 @@ from torch import Tensor
 MOST = 64
 """Rows of a tile: most experts of a step, and most slices."""
 _PROGRAMS = 4
-"""Of :func:`returned`, for each multiprocessor; each leaves a sum to be added up."""
+"""Of :func:`inner`, for each multiprocessor; each leaves a sum to be added up."""
 
 
 @triton.jit
-def _project(coefficients, slices, weights, n, h, size,
+def _combine(left, right, result, n, h, size,
              N: tl.constexpr, H: tl.constexpr, COLUMNS: tl.constexpr):
-    row, slice_ = tl.arange(0, N)[:, None], tl.arange(0, H)
+    row, inside = tl.arange(0, N)[:, None], tl.arange(0, H)
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     there = columns < size
-    c = tl.load(coefficients + row * h + slice_[None, :],
-                mask=(row < n) & (slice_[None, :] < h), other=0.0)
-    t = tl.load(slices + slice_[:, None].to(tl.int64) * size + columns,
-                mask=(slice_[:, None] < h) & there, other=0.0)
-    tl.store(weights + row.to(tl.int64) * size + columns,
-             tl.dot(c, t, input_precision="tf32x3"), mask=(row < n) & there)
+    a = tl.load(left + row * h + inside[None, :],
+                mask=(row < n) & (inside[None, :] < h), other=0.0)
+    b = tl.load(right + inside[:, None].to(tl.int64) * size + columns,
+                mask=(inside[:, None] < h) & there, other=0.0)
+    tl.store(result + row.to(tl.int64) * size + columns,
+             tl.dot(a, b, input_precision="tf32x3"), mask=(row < n) & there)
 
 
 @triton.jit
-def _return(gradients, coefficients, slices, by_slice, sums, n, h, size,
-            N: tl.constexpr, H: tl.constexpr, COLUMNS: tl.constexpr):
-    row, slice_ = tl.arange(0, N), tl.arange(0, H)
-    across = tl.load(coefficients + row[None, :] * h + slice_[:, None],
-                     mask=(row[None, :] < n) & (slice_[:, None] < h), other=0.0)
+def _inner(left, right, sums, n, h, size,
+           N: tl.constexpr, H: tl.constexpr, COLUMNS: tl.constexpr):
+    row, other = tl.arange(0, N)[:, None], tl.arange(0, H)[:, None]
     total = tl.zeros((N, H), dtype=tl.float32)
     for start in range(tl.program_id(0) * COLUMNS, size, tl.num_programs(0) * COLUMNS):
         columns = start + tl.arange(0, COLUMNS)[None, :]
         there = columns < size
-        at = slice_[:, None].to(tl.int64) * size + columns
-        g = tl.load(gradients + row[:, None].to(tl.int64) * size + columns,
-                    mask=(row[:, None] < n) & there, other=0.0)
-        t = tl.load(slices + at, mask=(slice_[:, None] < h) & there, other=0.0)
-        total += tl.dot(g, tl.trans(t), input_precision="tf32x3")
-        tl.store(by_slice + at, tl.dot(across, g, input_precision="tf32x3"),
-                 mask=(slice_[:, None] < h) & there)
-    tl.store(sums + tl.program_id(0) * N * H + row[:, None] * H + slice_[None, :], total)
+        a = tl.load(left + row.to(tl.int64) * size + columns, mask=(row < n) & there, other=0.0)
+        b = tl.load(right + other.to(tl.int64) * size + columns, mask=(other < h) & there,
+                    other=0.0)
+        total += tl.dot(a, tl.trans(b), input_precision="tf32x3")
+    tl.store(sums + tl.program_id(0) * N * H + row * H + tl.arange(0, H)[None, :], total)
 
 
-def fit(coefficients: Tensor, slices: Tensor) -> bool:
-    """Whether these are products for this module: [n, h] and [h, size]."""
-    return (slices.device.type == "cuda" and slices.dtype == torch.float32
-            and max(coefficients.shape) <= MOST)
-
-
-def projected(coefficients: Tensor, slices: Tensor) -> Tensor:
-    """Weights [n, size], as coefficients [n, h] times slices [h, size]."""
-    (n, h), size = coefficients.shape, slices.shape[1]
-    weights = slices.new_empty(n, size)
-    rows, of, columns = _tile(n, h)
-    _project[(triton.cdiv(size, columns),)](
-        coefficients.contiguous(), slices.contiguous(), weights, n, h, size,
-        N=rows, H=of, COLUMNS=columns, num_warps=_warps(of, columns))
-    return weights
-
-
-def returned(gradients: Tensor, coefficients: Tensor, slices: Tensor) -> tuple[Tensor, Tensor]:
-    """Of :func:`projected` weights' gradients [n, size], those of the coefficients and slices."""
-    (n, h), size = coefficients.shape, slices.shape[1]
-    rows, of, columns = _tile(n, h)
-    programs = min(_PROGRAMS * _processors(slices.device), triton.cdiv(size, columns))
-    by_slice, sums = torch.empty_like(slices), slices.new_empty(programs, rows, of)
-    _return[(programs,)](
-        gradients.contiguous(), coefficients.contiguous(), slices.contiguous(), by_slice, sums,
-        n, h, size, N=rows, H=of, COLUMNS=columns, num_warps=_warps(of, columns))
-    return sums.sum(0)[:n, :h], by_slice
-
-
-def _tile(n: int, h: int) -> tuple[int, int, int]:
-    """Rows of a tile, its slices and its columns: powers of two, from 16, the matrix unit's least.
+@functools.cache
+def work(device: torch.device) -> bool:
+    """Whether Triton works here: it needs a C compiler, and not every GPU holds the largest tile.
     """
-    rows, of = (max(triton.next_power_of_2(count), 16) for count in (n, h))
-    return rows, of, 256 if max(rows, of) <= 16 else 128 if max(rows, of) <= 32 else 64
+    if device.type != "cuda":
+        return False
+    ones = torch.ones(MOST, MOST, device=device)
+    try:
+        return bool((combine(ones, ones) == MOST).all() and (inner(ones, ones) == MOST).all())
+    except Exception:  # of many kinds, by what is missing; there is another way to the products
+        return False
 
 
-def _warps(of: int, columns: int) -> int:
-    return 4 if of * columns <= 4096 else 8
+def combine(left: Tensor, right: Tensor) -> Tensor:
+    """[n, h] times [h, size]."""
+    (n, h), size = left.shape, right.shape[1]
+    rows, inside = _tile(n), _tile(h)
+    columns = 128 if max(rows, inside) <= 32 else 64
+    result = right.new_empty(n, size)
+    _combine[(triton.cdiv(size, columns),)](
+        left.contiguous(), right.contiguous(), result, n, h, size,
+        N=rows, H=inside, COLUMNS=columns, num_warps=4)
+    return result
+
+
+def inner(left: Tensor, right: Tensor) -> Tensor:
+    """[n, size] times [h, size] transposed: [n, h]."""
+    (n, size), h = left.shape, len(right)
+    rows, others = _tile(n), _tile(h)
+    columns = 64
+    programs = min(_PROGRAMS * _processors(right.device), triton.cdiv(size, columns))
+    sums = right.new_empty(programs, rows, others)
+    _inner[(programs,)](
+        left.contiguous(), right.contiguous(), sums, n, h, size,
+        N=rows, H=others, COLUMNS=columns, num_warps=4, num_stages=3)
+    return sums.sum(0)[:n, :h]
+
+
+def _tile(rows: int) -> int:
+    """A power of two, from 16, the matrix unit's least."""
+    return max(triton.next_power_of_2(rows), 16)
 
 
 def _processors(device: torch.device) -> int:

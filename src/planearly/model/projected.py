@@ -265,7 +265,7 @@ class Projected(nn.Module):
             bank = self.bank(name)
             coefficients = vectors @ bank.mixing
             slices = sharding.part(bank.slices)
-            weights = _product(coefficients, slices.flatten(1))
+            weights = _combine(coefficients, slices.flatten(1))
             if sharding.divided(bank.slices):
                 weights = sharding.gathered(
                     weights.view(-1, *slices.shape[1:]), (len(vectors), *bank.slices.shape[1:]),
@@ -313,13 +313,12 @@ class Projected(nn.Module):
             if sharding.divided(bank.slices):
                 weights = sharding.summed_part(weights.view(-1, *bank.slices.shape[1:]),
                                                dim=1).flatten(1)
-            by_coefficient, by_slice = _product_gradients(
-                weights, made.coefficients, slices.flatten(1), bank_too)
+            by_coefficient = _inner(weights, slices.flatten(1))
             gradient += by_coefficient @ bank.mixing.T
             if bank_too:
                 _add_gradient(bank.mixing, self._vectors.T @ by_coefficient)
-                assert by_slice is not None
-                _add_gradient(bank.slices, sharding.as_part(by_slice.view_as(slices), bank.slices))
+                _add_gradient(bank.slices, sharding.as_part(
+                    _combine(made.coefficients.T, weights).view_as(slices), bank.slices))
         return gradient
 
     # Experts -----------------------------------------------------------------------------------
@@ -420,27 +419,24 @@ def _add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 
-def _on_gpu(coefficients: Tensor, slices: Tensor) -> Any:
-    """The kernels for these products, if there are any."""
-    if slices.device.type != "cuda" or find_spec("triton") is None:
+def _kernels(device: torch.device, *rows: int) -> Any:
+    """Those for products of so many rows on this device, if it has any."""
+    if device.type != "cuda" or find_spec("triton") is None:
         return None
     from planearly.model import kernels
 
-    return kernels if kernels.fit(coefficients, slices) else None
+    return kernels if max(rows) <= kernels.MOST and kernels.work(device) else None
 
 
-def _product(coefficients: Tensor, slices: Tensor) -> Tensor:
-    """C T [n, size], of C [n, h] and T [h, size]: some tens of rows, millions of columns."""
-    if own := _on_gpu(coefficients, slices):
-        made: Tensor = own.projected(coefficients, slices)
-        return made
-    return coefficients @ slices
+def _combine(left: Tensor, right: Tensor) -> Tensor:
+    """[n, h] times [h, size], of some tens of rows with millions of columns each."""
+    own = _kernels(right.device, *left.shape)
+    made: Tensor = own.combine(left, right) if own else left @ right
+    return made
 
 
-def _product_gradients(gradients: Tensor, coefficients: Tensor, slices: Tensor,
-                       slices_too: bool) -> tuple[Tensor, Tensor | None]:
-    """From those [n, size] of :func:`_product`, those [n, h] of C and [h, size] of T."""
-    if slices_too and (own := _on_gpu(coefficients, slices)):
-        made: tuple[Tensor, Tensor] = own.returned(gradients, coefficients, slices)
-        return made
-    return gradients @ slices.T, coefficients.T @ gradients if slices_too else None
+def _inner(left: Tensor, right: Tensor) -> Tensor:
+    """[n, size] times [h, size] transposed, of such rows."""
+    own = _kernels(right.device, len(left), len(right))
+    made: Tensor = own.inner(left, right) if own else left @ right.T
+    return made
