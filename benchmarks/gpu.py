@@ -181,7 +181,7 @@ def small(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
 
 def projected(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
     shape, batch = (TOY, 1024) if toy else (PAPER, 262_144)
-    ratios = {}
+    ratios, taken = {}, {}
     for preset in ("adamw", "modern"):
         plain = Side(Dense(Transformer(shape)), shape, batch, preset, device,
                      compiled=not toy)
@@ -191,14 +191,15 @@ def projected(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
                         compiled=not toy)
             seconds = in_turns({"plain": plain, "ours": ours}, 2 if toy else 6)
             ratios[f"{preset}, h = {rank}"] = seconds["ours"] / seconds["plain"]
+            taken[f"{preset}, h = {rank}"] = seconds
             print(f"  {preset}, h = {rank}: {ratios[f'{preset}, h = {rank}']:.3f}", flush=True)
-            (out / "gpu-3.json").write_text(json.dumps({"ratios": ratios}))
+            (out / "gpu-3.json").write_text(json.dumps({"ratios": ratios, "seconds": taken}))
             if rank == (3 if toy else 12):
                 profile(ours, device, out / f"projected-{preset}.txt")
             del ours
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-    return {"ratios": ratios,
+    return {"ratios": ratios, "seconds": taken,
             "line": ", ".join(f"{name}: {ratio:.3f}" for name, ratio in ratios.items())}
 
 
@@ -253,11 +254,12 @@ def whole_run(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
     path = out / "run.yaml"
     path.write_text(json.dumps(recipe))  # JSON is YAML
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "planearly.cli", "run", str(path), "--out",
-                           str(out / "run")], capture_output=True, text=True)
-    (out / "run.txt").write_text(done.stdout + done.stderr)
+    said = out / "run.txt"
+    with said.open("w", encoding="utf-8") as into:  # as it goes: this part's time may end before it
+        done = subprocess.run([sys.executable, "-m", "planearly.cli", "run", str(path), "--out",
+                               str(out / "run")], stdout=into, stderr=subprocess.STDOUT)
     if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+        raise RuntimeError(said.read_text("utf-8").strip().splitlines()[-1])
     seconds = time.perf_counter() - began
     return {"seconds": seconds, "line": f"run of two methods in {seconds:.0f} s"}
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 MOST = 64
 """Rows of a tile: most experts of a step, and most slices."""
-_PROGRAMS = 4
+_PROGRAMS = 8
 """Of :func:`inner`, for each multiprocessor; each leaves a sum to be added up."""
 
 
@@ -66,7 +66,7 @@ def combine(left: Tensor, right: Tensor) -> Tensor:
     """[n, h] times [h, size]."""
     (n, h), size = left.shape, right.shape[1]
     rows, inside = _tile(n), _tile(h)
-    columns = 128 if max(rows, inside) <= 32 else 64
+    columns = 128 if rows <= 32 else 64
     result = right.new_empty(n, size)
     _combine[(triton.cdiv(size, columns),)](
         left.contiguous(), right.contiguous(), result, n, h, size,
@@ -83,7 +83,7 @@ def inner(left: Tensor, right: Tensor) -> Tensor:
     sums = right.new_empty(programs, rows, others)
     _inner[(programs,)](
         left.contiguous(), right.contiguous(), sums, n, h, size,
-        N=rows, H=others, COLUMNS=columns, num_warps=4, num_stages=3)
+        N=rows, H=others, COLUMNS=columns, num_warps=4, num_stages=4)
     return sums.sum(0)[:n, :h]
 
 
