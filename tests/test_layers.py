@@ -73,6 +73,8 @@ def test_no_circles():
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_every_module_is_imported(module):
+    if module == "model.kernels":
+        pytest.importorskip("triton", reason="of torch's builds for GPUs")
     importlib.import_module(f"planearly.{module}")
 
 

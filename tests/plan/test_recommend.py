@@ -119,7 +119,7 @@ def test_without_hours_the_curves_cross_at_equal_quality() -> None:
     assert made.row("slm-is").pretrain_tokens / made.row("slm-pn").pretrain_tokens \
         == pytest.approx((130 / 2.2) / (650 / 3.6))
     even = next(e for e in made.break_evens if set(e["methods"]) == {"slm-is", "slm-pn"})
-    assert 3 < even["domains"] < 3.5 and "equal quality" in even["at"] and "paper" in even["at"]
+    assert 3.5 < even["domains"] < 4.1 and "equal quality" in even["at"] and "paper" in even["at"]
     assert "equal quality" in made.reason and any("33% of the tokens" in n for n in made.notes)
 
 

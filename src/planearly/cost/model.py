@@ -76,6 +76,9 @@ class Setting:
     pretraining has."""
     adapt_share: float = 0.3
     """Share of pretraining that a method which adapts makes for every domain."""
+    preset: str = "modern"
+    """Optimiser of pretraining."""
+    finetune_preset: str = "modern"
 
     def shape(self, row: Method) -> Shape:
         """Of the model that a method deploys."""
@@ -159,12 +162,13 @@ def trainings(setting: Setting, row: Method, pretrain_tokens: float) -> list[tup
         found += trainings(setting, methods.teacher(), pretrain_tokens)
     if row.pretrains and pretrain_tokens:
         bank = setting.projected if row.bank == "projected" else None
-        found.append((job(shape, projected=bank), pretrained))
+        found.append((job(shape, projected=bank, preset=setting.preset), pretrained))
         if bank and row.adapts:
-            found.append((job(shape), pretrained))
+            found.append((job(shape, preset=setting.preset), pretrained))
     adapters = setting.lora.rank if row.tune == "lora" else None
     found.append((job(shape, adapter_rank=adapters,
-                      teacher=setting.large if row.taught else None), tuned))
+                      teacher=setting.large if row.taught else None,
+                      preset=setting.finetune_preset), tuned))
     return found
 
 
@@ -247,19 +251,33 @@ def inference_memory(shape: Shape, bits: float) -> float:
     return flops.parameters(shape) * bits / 8 + cache
 
 
+_MOVED = 0.5
+"""Share of the sheet's bandwidth at which a projected network moves what a plain one does not: as on
+an H200 (docs/benchmarks.md)."""
+
+
 def projection_seconds(setting: Setting, shape: Shape, steps: float) -> float:
     """Seconds that the deferred projection adds over ``steps`` optimiser steps.
 
-    The bank's bytes are what costs: per step the float32 bank is read to make the weights and again
-    for the coefficients' gradient, its gradient is written, and the optimiser reads and writes it
-    and its moments (seven passes); the dense weights of the step's experts or blends and their
-    gradients are written and read once each. A calibrated device has measured the ratio instead.
+    By bytes: per step the float32 bank is read to make the weights and again for the coefficients'
+    gradient; its gradient is written, measured and scaled (four passes), and the optimiser reads
+    and writes it and its moments (seven). The dense weights of the step's experts or blends are
+    written and read in bfloat16 by every pass, their gradients cleared, added up and read twice
+    (ten). Muon orthogonalises every slice besides. A calibrated device has measured the ratio
+    instead.
     """
     weights = flops.projected_weights(shape, setting.projected)
     bank = 4.0 * weights * setting.projected.slices
     dense = 4.0 * weights * setting.projected.at_once
     bandwidth = setting.device.bandwidth
-    return 0.0 if bandwidth is None else steps * (10 * bank + 4 * dense) / bandwidth
+    if bandwidth is None:
+        return 0.0
+    seconds = (13 * bank + 10 * dense) / (_MOVED * bandwidth)
+    if setting.preset == "modern":
+        more = weights * (setting.projected.slices - 1)
+        seconds += setting.device.seconds(
+            more * flops.orthogonalising(shape.d_model, shape.d_ff), shape.d_model)
+    return steps * seconds
 
 
 # Tokens -----------------------------------------------------------------------------------------

@@ -113,6 +113,15 @@ def projection_per_step(shape: Shape, projected: keys.Projected, groups: int) ->
     return 3 * 2 * groups * (bank + _mixing(shape, projected)) + averages
 
 
+def orthogonalising(rows: int, columns: int) -> float:
+    """Operations of Muon for each number of a matrix (:mod:`planearly.train.muon`).
+
+    Five times two products of 2 r^2 c and one of 2 r^3, r the smaller side and c the larger.
+    """
+    r, c = sorted((rows, columns))
+    return 5 * (4 * r * r * c + 2 * r**3) / (r * c)
+
+
 def mixture_parameters(shape: Shape, experts: int) -> int:
     """All parameters of a hard mixture: independent small models."""
     return experts * parameters(shape)

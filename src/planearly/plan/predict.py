@@ -138,6 +138,7 @@ def _setting(recipe: keys.Recipe, device: Device) -> Setting:
         spec_tokens=recipe.spec_tokens, price=recipe.cost.price_per_hour,
         batch_tokens=recipe.pretrain.step_tokens, expert=recipe.expert,
         candidate_tokens=_candidates(recipe), adapt_share=adapted / (before + adapted),
+        preset=recipe.pretrain.optimizer.preset, finetune_preset=recipe.finetune.optimizer.preset,
     )
 
 
