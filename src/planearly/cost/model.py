@@ -252,7 +252,7 @@ def inference_memory(shape: Shape, bits: float) -> float:
 
 
 _MOVED = 0.5
-"""Share of the sheet's bandwidth at which a projected network moves what a plain one does not: as on
+"""Share of the sheet's bandwidth at which a projected network moves what a plain one does not: on
 an H200 (docs/benchmarks.md)."""
 
 
