@@ -235,6 +235,12 @@ def test_what_comes_after_a_pretraining_is_told_from_another_pretraining() -> No
     assert not alike(Arm("slm"), Arm("slm-d")) and not alike(Arm("slm"), Arm("slm-pn"))
     assert not alike(Arm("slm"), Arm("slm", {"pretrain_tokens": 4_000_000}))
     assert not alike(Arm("slm"), Arm("slm", when="before"))
+    # made twice, as where rows of two folders were gathered: as unlike as two pretrainings
+    for row in cells.rows(Arm("slm", larger)).values():
+        row["generic_cost"] = {**row["generic_cost"], "device_hours": 7.5}
+    assert not alike(Arm("slm"), Arm("slm", larger))
+    for row in cells.rows(Arm("slm", larger)).values():
+        row["generic_cost"] = cells.rows(Arm("slm"))[row["domain"]]["generic_cost"]
     # a difference of differences, as of an advantage that a larger set takes away
     assert seeds.tuned(cells, [(1.0, Arm("slm-pn")), (-1.0, Arm("slm-pn", larger)),
                                (-1.0, Arm("slm")), (1.0, Arm("slm", larger))])

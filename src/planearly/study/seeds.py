@@ -189,12 +189,19 @@ def moderated(own: tuple[float, float], prior: Spread) -> Spread:
 
 def tuned(cells: Cells, terms: Terms) -> bool:
     """Whether a contrast is of fine-tunings of the same pretrainings: the coefficients of each
-    pretraining's add up to none."""
+    pretraining's add up to none, and none was made twice (in another folder, say, from which rows
+    were gathered), as its duration tells."""
     totals: dict[str, float] = {}
+    made: dict[tuple[str, Any], set[float]] = {}
     for coefficient, arm in terms:
         name = f"{arm.when} {_pretraining(cells, arm)}"
         totals[name] = totals.get(name, 0.0) + coefficient
-    return all(abs(total) < 1e-9 for total in totals.values())
+        for seed in [cells.own("seed"), *cells.seeds()]:
+            made.setdefault((name, seed), set()).update(
+                row["generic_cost"]["device_hours"]
+                for row in cells.rows(arm.at(seed=seed)).values())
+    return all(abs(total) < 1e-9 for total in totals.values()) and all(
+        len(durations) < 2 for durations in made.values())
 
 
 def _pretraining(cells: Cells, arm: Arm) -> str:
@@ -271,7 +278,8 @@ def _tunings(cells: Cells) -> tuple[list[Terms], float]:
     for name, arms in found.items():
         for a, b in combinations(arms.values(), 2):
             terms: Terms = [(1.0, a), (-1.0, b)]
-            pairs.setdefault(json.dumps(_kind(cells, terms), default=str), terms)
+            if tuned(cells, terms):
+                pairs.setdefault(json.dumps(_kind(cells, terms), default=str), terms)
         of = json.loads(name)[0]
         freedom[of] = max(freedom.get(of, 0.0), len(arms) - 1.0)
     return list(pairs.values()), sum(freedom.values())
