@@ -406,3 +406,13 @@ def test_one_checkpoint_at_two_contexts_has_one_tokenizer(tmp_path: Path, llama:
     again = Run(made, settings(tmp_path, llama, context=32))
     with again.opened():
         assert corpus.tokenizer_folder(again) == there
+
+
+@pytest.mark.parametrize(("begun", "own", "named"), [
+    ("someone/Base-1B@main", None, "someone/Base-1B"), ("hf://someone/Base-1B", None,
+                                                        "someone/Base-1B"),
+    ("someone/Base-1B", "other/Name", "other/Name"), ("/a/folder", None, None),
+    (None, None, None)])
+def test_a_card_names_the_model_that_it_began_as(begun, own, named):
+    found = checkpoint.card_front(keys.Recipe(card=keys.Card(license="mit", base_model=own)), begun)
+    assert found == {"license": "mit", **({"base_model": named} if named else {})}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ _SAMPLE = 8_192
 """Tokens that a checkpoint is tried on before it is trained."""
 _NO_BETTER = 0.98
 """Of the loss of chance: above, a model knows nothing of a text."""
+
+
+def card_front(recipe: Recipe, begun: str | None) -> dict[str, Any]:
+    """Front matter of a model's card: what the recipe says, and the hub's name of the checkpoint
+    that it began as, if it did."""
+    front = {key: value for key, value in asdict(recipe.card).items() if value}
+    if begun and (name := starts.hub_name(begun)):
+        front.setdefault("base_model", name.partition("@")[0])
+    return front
 
 
 def check_vocabulary(recipe: Recipe, tokens: tokenizer.Opened) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from planearly.errors import UserError
 from planearly.evaluate import perplexity
 from planearly.export.folder import export
 from planearly.files import read_array, read_json, write_array, write_json
-from planearly.model import flops, starts
+from planearly.model import flops
 from planearly.stages import checkpoint, corpus, training
 from planearly.stages.folder import Run
 from planearly.stages.manifest import facts
@@ -125,10 +124,8 @@ def exported(run: Run, trained: Trained) -> Path:
     tokens = corpus.tokenizer_folder(run)
     method = methods.of(run.recipe, trained.method)
     companions = checkpoint.companions(run, method.large)
-    front = {key: value for key, value in asdict(run.recipe.card).items() if value}
     begun = getattr(run.recipe, method.start) if trained.base else None
-    if begun and (name := starts.hub_name(begun)):
-        front.setdefault("base_model", name.partition("@")[0])
+    front = checkpoint.card_front(run.recipe, begun)
 
     def build(folder: Path) -> None:
         made = facts(trained.tuned)

@@ -131,14 +131,15 @@ def handed(run: Run, row: Method, name: str) -> Path:
     recipe, given = run.recipe, corpus.histograms(run)[name]
     tokens, companions = corpus.tokenizer_folder(run), checkpoint.companions(run, row.large)
     paid = _paid(run, base)
-    front = {key: value for key, value in asdict(recipe.card).items() if value}
+    begun = getattr(recipe, row.start)
+    front = checkpoint.card_front(recipe, begun)
     shape, home = training.shape_made(base), _home(run, row, given)
 
     def build(folder: Path) -> None:
         state, _ = tensors.load_tensors(base / loop.FINAL)
         export(state, shape, tokens, folder / "export", {
             "method": row.name, "draws": row.adapts, "domain": name,
-            "start": getattr(recipe, row.start),
+            "start": begun,
             "untuned": True, "front": front, "cost": total_cost(paid), "recipe": recipe.name,
             "seed": recipe.seed, "bundle": bool(recipe.bundle),
             "data": {"generic": recipe.generic, "pretrain_tokens": None if recipe.bundle else sum(
