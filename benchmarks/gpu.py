@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -298,9 +300,60 @@ def small_shapes(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
                     + f"; {many} of {first} side by side {together:,.0f}"}
 
 
+TOY_STUDY = {
+    "context": 64, "pretrain_tokens": 20_000, "spec_tokens": 2_000,
+    "data": {"eval_tokens": 2_000, "valid_tokens": 1_000, "generic_eval_tokens": 2_000},
+    "tokenizer": {"vocab_size": 512}, "cluster": {"k": [4]}, "importance": {"k": 4},
+    "model": {"layers": 1, "d_model": 64, "heads": 2, "d_ff": 128},
+    "large": {"layers": 2, "d_model": 64, "heads": 2, "d_ff": 128},
+    "projected": {"experts": 4, "rank": 2}, "pretrain": {"batch_tokens": 1024},
+    "finetune": {"batch_tokens": 1024, "max_epochs": 1},
+    "study": {"main": {"slm": 20_000, "slm-pn": 20_000, "llm": 10_000},
+              "grid": [{"methods": ["slm", "slm-pn", "llm"], "domains": ["law"]}]}}
+
+
+def study(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
+    """``study-gpu`` for so many seconds; what it has is put into ``study.tgz`` as it goes."""
+    text = Path(os.environ.get("PLANEARLY_STUDY", "nowhere"))
+    if not (text / "domains").is_dir():
+        raise Skipped("no texts: PLANEARLY_STUDY names a folder with generic/ and domains/")
+    folder, path = out / "study", out / "study.yaml"
+    path.write_text(json.dumps({
+        "name": "study-gpu", "extends": str(ROOT / "recipes/study-gpu.yaml"),
+        "generic": [str(text / "generic")], "domains_root": str(text / "domains"),
+        **(TOY_STUDY if toy else {})}))
+    command = [sys.executable, "-m", "planearly.cli", "study", str(path), "--out", str(folder)]
+    until = time.monotonic() + float(os.environ.get("PLANEARLY_STUDY_SECONDS", 400))
+
+    def keep() -> None:
+        with tarfile.open(out / "study.tgz.new", "w:gz") as kept:
+            for name in ("study.txt", *(f"study/{each}" for each in (
+                    "rows", "study.json", "README.md", "tables", "figures"))):
+                if (out / name).exists():
+                    kept.add(out / name, name)
+        os.replace(out / "study.tgz.new", out / "study.tgz")
+
+    with (out / "study.txt").open("w", encoding="utf-8") as said:
+        running = subprocess.Popen([*command, "--workers", "1" if toy else "3"], stdout=said,
+                                   stderr=subprocess.STDOUT)
+        while running.poll() is None and (left := until - time.monotonic()) > 0:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running.wait(min(left, 20))
+            keep()
+        running.terminate()
+        running.wait()
+        subprocess.run([*command, "--report"], stdout=said, stderr=subprocess.STDOUT)
+    keep()
+    if not (made := folder / "study.json").exists():
+        return {"cells": 0, "line": "no cell was finished: study.txt tells how far it came"}
+    found = json.loads(made.read_text("utf-8"))
+    return {"cells": len(found["rows"]), "missing": len(found["pending"]), "cost": found["cost"],
+            "line": f"{len(found['rows'])} cells, {len(found['pending'])} not made"}
+
+
 PARTS = {1: ("tests marked cuda", cuda_tests), 2: ("126M", small), 3: ("projected", projected),
          4: ("771M", large), 5: ("embedders", embedders), 6: ("run", whole_run),
-         7: ("small models", small_shapes)}
+         7: ("small models", small_shapes), 8: ("study-gpu", study)}
 
 
 def main() -> None:

