@@ -39,6 +39,20 @@ def test_a_name_that_no_folder_could_bear_is_told_at_once(made, tmp_path):
             corpus.domain_names(run)
 
 
+@pytest.mark.parametrize(("documents", "share", "says"), [
+    (10, 0.1, "test split of law has 1 document, "), (30, 0.1, "has 3 documents, "), (40, 0.2, "")])
+def test_a_test_split_of_a_few_documents_is_told(made, tmp_path, capsys, documents, share, says):
+    texts = (made / "domains" / "law" / "train.jsonl").read_text().splitlines()[:documents]
+    assert len(texts) == documents
+    (tmp_path / "law.jsonl").write_text("\n".join(texts))
+    run = opened(made, tmp_path / "run", domains_root=None, domains=[str(tmp_path / "law.jsonl")],
+                 data={"held_out": share})
+    with run.opened():
+        corpus.domain(run, "law")
+    warned = [line for line in capsys.readouterr().err.splitlines() if "test split" in line]
+    assert says in warned[0] if says else not warned
+
+
 def test_held_out_text_in_the_generic_corpus_is_told_and_not_trained_on(
         made, tmp_path, capsys):
     test = (made / "domains" / "law" / "test.jsonl").read_text().splitlines()

@@ -32,6 +32,8 @@ from planearly.stages.manifest import facts
 
 _LONGEST_NAME = 160
 """Bytes of a domain's name: with a method's and a fingerprint a folder's name may have 255."""
+_FEW = 5
+"""Test documents under which it is said that they are few."""
 
 
 @once
@@ -325,6 +327,10 @@ def domain(run: Run, name: str) -> Path:
                 "split: give the domain more or other documents"
             )
         tell_overlap(f"the training split of {name}", report)
+        if (few := metas["test"]["n_documents"]) < _FEW:
+            say(f"  warning: the test split of {name} has {few} document{'s' * (few > 1)}, which "
+                "hardly tells how good a model is on others: give the domain more documents, or "
+                "hold more of them out (recipe key 'data.held_out')")
         write_array(folder / "train-excluded.npy", mask)
         return {"corpus": metas, "overlap": report}
 
