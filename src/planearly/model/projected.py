@@ -419,24 +419,24 @@ def _add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 
-def _kernels(device: torch.device, *rows: int) -> Any:
-    """Those for products of so many rows on this device, if it has any."""
-    if device.type != "cuda" or find_spec("triton") is None:
+def _kernels(tensor: Tensor, *rows: int) -> Any:
+    """Those for products of so many rows of such a tensor, if its device has any."""
+    if tensor.device.type != "cuda" or tensor.dtype != torch.float32 or find_spec("triton") is None:
         return None
     from planearly.model import kernels
 
-    return kernels if max(rows) <= kernels.MOST and kernels.work(device) else None
+    return kernels if max(rows) <= kernels.MOST and kernels.work(tensor.device) else None
 
 
 def _combine(left: Tensor, right: Tensor) -> Tensor:
     """[n, h] times [h, size], of some tens of rows with millions of columns each."""
-    own = _kernels(right.device, *left.shape)
+    own = _kernels(right, *left.shape)
     made: Tensor = own.combine(left, right) if own else left @ right
     return made
 
 
 def _inner(left: Tensor, right: Tensor) -> Tensor:
     """[n, size] times [h, size] transposed, of such rows."""
-    own = _kernels(right.device, len(left), len(right))
+    own = _kernels(right, len(left), len(right))
     made: Tensor = own.inner(left, right) if own else left @ right.T
     return made
