@@ -123,6 +123,19 @@ def test_adapting_an_expert_is_costed_as_a_dense_model() -> None:
     assert whole["begun"] == pytest.approx(0.7, rel=0.01) and not plain["begun"]
 
 
+def test_a_bank_costs_what_its_recipe_s_optimiser_does_with_it() -> None:
+    """The paper's 46 slices at 262k tokens a step: AdamW moves them, Muon orthogonalises each."""
+    asked = ["methods=[slm,slm-pn]", "spec_tokens=1M", "domains=[a]", "projected.rank=46",
+             "projected.experts=16", "pretrain.batch_tokens=262144"]
+    over = {}
+    for preset in ("adamw", "modern"):
+        found = predict(config.load("slm-126m", [*asked, f"pretrain.optimizer.preset={preset}"]),
+                        devices.find("h200"))
+        hours = {entry["stage"]: entry["device_hours"] for entry in found["stages"]}
+        over[preset] = hours["pretrain/slm-pn"] / hours["pretrain/slm"]
+    assert 1.1 < over["adamw"] < 1.2 and 1.35 < over["modern"] < 1.55
+
+
 def test_the_selector_of_adaptation_is_costed_and_what_it_shares_counted_once() -> None:
     asked = ["methods=[slm-adapt]", "adapt.draws=color", "spec_tokens=1M", "domains=[a]"]
     found = predict(config.load("slm-126m", asked), devices.find("a100"))
