@@ -49,7 +49,7 @@ def plain(method: str, settings: Mapping[str, Any], domain: str) -> float:
     level -= 0.1 * data
     wide = domain == "wikipedia"
     if method == "slm-nopt":
-        level += 1.0
+        level += 1.0 - 0.1 * data
     elif method == "slm-is":
         level -= 0.2 + 0.02 * math.log2((settings["importance.k"] or 256) / 64)
     elif method in ("slm-pn", "slm-mix"):

@@ -19,6 +19,7 @@ from planearly.study.seeds import Estimate
 from planearly.study.spec import over, shown
 
 Verdict = Literal["reproduced", "not reproduced", "cannot be judged"]
+Outcome = Literal["reproduced", "not reproduced", "cannot be judged", "hangs on the setting"]
 
 NEEDED = 2
 """Seeds of every training behind a verdict."""
@@ -45,6 +46,9 @@ class Claim:
         one_seed: it could not be judged for want of a second seed.
         ours: the paper does not make it.
         paper: the paper's own numbers, with their place in it; "" where it gives none.
+        setting: the end of ``text`` that names the setting at which a claim of several verdicts is
+            judged (a budget, a number of clusters); "" where it has one alone.
+        why: what an experiment of the study says of a result against the claim; "" for nothing.
     """
 
     text: str
@@ -55,6 +59,28 @@ class Claim:
     one_seed: bool = False
     ours: bool = False
     paper: str = ""
+    setting: str = ""
+    why: str = ""
+
+    @property
+    def statement(self) -> str:
+        """The claim, whatever the setting that it is judged at."""
+        return self.text.removesuffix(f"{self.setting}.") + "."
+
+    @property
+    def cause(self) -> str:
+        """Why the paper's claim does not hold here, as far as that is known; "" where it does."""
+        if self.verdict != "not reproduced" or self.ours:
+            return ""
+        return self.why or "Why is not known."
+
+
+def in_all(claims: Sequence[Claim]) -> Outcome:
+    """What the verdicts on one claim come to: what all say that say anything."""
+    said = {claim.verdict for claim in claims} - {"cannot be judged"}
+    if not said:
+        return "cannot be judged"
+    return said.pop() if len(said) == 1 else "hangs on the setting"
 
 
 Test = tuple[str, Estimate | None]

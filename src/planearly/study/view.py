@@ -23,12 +23,13 @@ from planearly.report.form import number, si
 from planearly.report.table import Table
 from planearly.study.compare import Arm, Cells, macro
 from planearly.study.spec import Suite, devices
-from planearly.study.verdict import RULE, Claim, Verdict
+from planearly.study.verdict import RULE, Claim, Outcome, Verdict, in_all
 
 RESULTS, PAGE, README = "study.json", "index.html", "README.md"
 MADE = (PAGE, README, "tables", "figures")
 """What a study writes beside :data:`RESULTS`."""
 VERDICTS: tuple[Verdict, ...] = ("reproduced", "not reproduced", "cannot be judged")
+HANGS: Outcome = "hangs on the setting"
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,9 @@ def summary(study: Mapping[str, Any], claims: Sequence[Claim], further: Sequence
     rows, pending = study.get("rows", ()), len(study.get("pending", ()))
     said = []
     if papers := [claim for claim in claims if not claim.ours]:
-        said.append(_counted(papers,
-                             "the paper's claims, each at every budget that it hangs on"))
+        said.append(_counted(papers, "the paper's {} claims"))
     if own := [claim for claim in claims if claim.ours]:
-        said.append(_counted(own, "claims of our own"))
+        said.append(_counted(own, "{} claims of our own"))
     cells = Cells(study)
     arms = {name: cells.rows(Arm(name)) for name in cells.methods}
     most = {row["domain"] for row in rows}
@@ -142,14 +142,25 @@ def summary(study: Mapping[str, Any], claims: Sequence[Claim], further: Sequence
 
 
 def _counted(claims: Sequence[Claim], of: str) -> str:
-    counted = Counter(claim.verdict for claim in claims)
+    """What came out of claims, each counted once whatever it was judged at."""
+    verdicts = Counter(claim.verdict for claim in claims)
+    by_statement: dict[str, list[Claim]] = {}
+    for claim in claims:
+        by_statement.setdefault(claim.statement, []).append(claim)
+    outcomes = Counter(map(in_all, by_statement.values()))
     open_ones = [claim for claim in claims if claim.verdict == VERDICTS[2]]
     why = [f"{many} {words}" for many, words in (
         (sum(claim.missing for claim in open_ones), "for want of cells"),
         (sum(claim.one_seed for claim in open_ones), "of one seed")) if many]
-    return (f"Of {of} ({len(claims)} verdicts), {counted[VERDICTS[0]]} came out as they say, "
-            f"{counted[VERDICTS[1]]} did not, and {counted[VERDICTS[2]]} cannot be judged"
-            + (f" ({', '.join(why)})" if why else "") + ".")
+    several = "" if len(by_statement) == len(claims) else (
+        f" Each budget and number of clusters counted, these are {len(claims)} verdicts: "
+        f"{verdicts[VERDICTS[0]]}, {verdicts[VERDICTS[1]]} and {verdicts[VERDICTS[2]]}.")
+    depends = (f"{outcomes[HANGS]} did at some budgets or numbers of clusters and not at others, "
+               if outcomes[HANGS] else "")
+    return (f"Of {of.format(len(by_statement))}, {outcomes[VERDICTS[0]]} came out as they say, "
+            f"{outcomes[VERDICTS[1]]} did not, {depends}and {outcomes[VERDICTS[2]]} cannot be "
+            f"judged.{several}"
+            + (f" Of those that cannot be judged, {' and '.join(why)}." if why else ""))
 
 
 def _plain(value: Any) -> str:

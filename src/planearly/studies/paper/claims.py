@@ -12,15 +12,17 @@ from planearly.studies.paper.experts import (
     choice,
     experts_help,
     large_or_network,
+    levels,
     starved,
     wide_domains,
 )
 from planearly.study.compare import BUDGET, Arm, Cells, shared
-from planearly.study.seeds import difference
+from planearly.study.seeds import difference, estimate
 from planearly.study.spec import shown
 from planearly.study.verdict import (
     NEEDED,
     Claim,
+    Test,
     at,
     judged,
     said,
@@ -28,6 +30,7 @@ from planearly.study.verdict import (
     unjudged,
     versus,
 )
+from planearly.units import short
 
 FAR = 0.1
 """Nats per token that "far worse" has to exceed: a tenth of the perplexity."""
@@ -35,47 +38,77 @@ CLOSE = 0.035
 """Nats per token that "close" must stay below: the paper's 0.5 of a perplexity of 14."""
 EQUAL_COST = 0.8
 """Share of a method's FLOPs from which on another one has about the same cost."""
+TUNED = "table-04-baselines"
 SEVERAL_TIMES = 2.5
 """How much dearer than SLM-is an SLM has to be; in the paper about 4 (530 and 130 GPU-hours)."""
 
 
 def essential(cells: Cells) -> list[Claim]:
-    """Fine-tuning is essential, and lifts a small model above a large one without it."""
-    tests, beyond = [], []
+    """Fine-tuning is essential."""
+    tests = []
     for method in ("slm", "slm-mix", "slm-pn", "llm"):
         for size in sizes_of(cells, method)[:1]:
             arm = Arm(method, {"spec_tokens": size})
             tests.append(versus(cells, arm, replace(arm, when="before"), where=at(size)))
-    for size in sizes_of(cells, "slm", "llm")[:1]:
-        changes = {"spec_tokens": size}
-        beyond.append(versus(cells, Arm("slm", changes), Arm("llm", changes, "before"),
-                             where=at(size)))
-    table = "table-04-baselines"
-    found = [
-        judged(cells, "Fine-tuning is essential for every generically pretrained model (by more "
-               f"than {FAR:g} nats per token).", -1,
-               tests or [("slm before and after fine-tuning", None)], table, -FAR),
-        judged(cells, "A small model that was fine-tuned beats the large one that was not.", -1,
-               beyond or [("slm against llm before fine-tuning", None)], table),
-    ]
-    return [replace(claim, paper=theirs) for claim, theirs in zip(
-        found, (published.tuned(), published.beyond()), strict=True)]
+    claim = judged(cells, "Fine-tuning is essential for every generically pretrained model (by "
+                   f"more than {FAR:g} nats per token).", -1,
+                   tests or [("slm before and after fine-tuning", None)], TUNED, -FAR)
+    return [replace(claim, paper=published.tuned())]
+
+
+def lifted(cells: Cells) -> list[Claim]:
+    """Fine-tuning lifts a small model above a large one without it, at every budget of both."""
+    text = "A small model that was fine-tuned beats the large one that was not"
+    found = []
+    for level in levels(cells, "llm"):
+        tests = []
+        for size in sizes_of(cells, Arm("llm", level.mine), Arm("slm", level.slms))[:1]:
+            changes = {"spec_tokens": size}
+            tests.append(versus(cells, Arm("slm", {**level.slms, **changes}),
+                                Arm("llm", {**level.mine, **changes}, "before"), where=at(size)))
+        when = f", the large one{level.when[1:]}" if level.when else ""
+        claim = judged(cells, f"{text}{when}.", -1,
+                       tests or [("slm against llm before fine-tuning", None)], TUNED)
+        found.append(replace(claim, paper=published.beyond(), setting=when))
+    held = [claim for claim in found if claim.verdict == "reproduced"]
+    why = " ".join(f"It hangs on the large model's pretraining: as the paper says{claim.setting}."
+                   for claim in held[:1])
+    return [replace(claim, why=why) for claim in found]
+
+
+def more_text(cells: Cells) -> list[Claim]:
+    """More specialization text helps every model."""
+    tests = [versus(cells, Arm(method, {"spec_tokens": large}), Arm(method, {"spec_tokens": small}))
+             for method in ("slm", "slm-mix", "slm-pn", "slm-is", "llm")
+             for small, large in pairwise(sizes_of(cells, method))]
+    claim = judged(cells, "More specialization text makes every model better.", -1,
+                   tests or [("a method at two set sizes", None)], "figure-05-set-size")
+    return [replace(claim, paper=published.more_text())]
 
 
 def no_pretraining(cells: Cells) -> list[Claim]:
-    """No pretraining is far worse."""
+    """No pretraining is far worse, and less so the more text there is."""
     tests = [versus(cells, Arm("slm-nopt", {"spec_tokens": size}),
                     Arm("slm", {"spec_tokens": size}), where=at(size))
              for size in sizes_of(cells, "slm-nopt", "slm")]
     claim = judged(cells, "Training on the specialization set alone is far worse (by more than "
                    f"{FAR:g} nats per token).", 1, tests or [("slm-nopt against slm", None)],
-                   "table-04-baselines", FAR)
-    return [replace(claim, paper=published.unpretrained())]
+                   TUNED, FAR)
+    sizes = sizes_of(cells, "slm-nopt", "slm")
+    behind = [[(1.0, Arm("slm-nopt", {"spec_tokens": size})),
+               (-1.0, Arm("slm", {"spec_tokens": size}))] for size in sizes]
+    falls = estimate(cells, [*behind[-1], *((-c, arm) for c, arm in behind[0])]) \
+        if len(sizes) > 1 else None
+    words = (f"difference at {shown(sizes[-1], 'spec_tokens')} less that {at(sizes[0])[:-2]}"
+             if len(sizes) > 1 else "slm-nopt against slm at two set sizes")
+    less = judged(cells, "The more specialization text, the less pretraining is worth.", -1,
+                  [(words, falls)], "figure-05-set-size")
+    return [replace(one, paper=published.unpretrained()) for one in (claim, less)]
 
 
 def best_small(cells: Cells) -> list[Claim]:
     """SLM-is at the small set size: among small models, against a dearer SLM, against the LLM."""
-    table = "table-04-baselines"
+    table = TUNED
     size = next(iter(sizes_of(cells, "slm-is")), None)
     tokens = {cells.main(method, BUDGET) for method in ("slm-is", "slm", "slm-pn", "slm-mix")
               if method in cells.methods}
@@ -106,12 +139,38 @@ def best_small(cells: Cells) -> list[Claim]:
         "paper's about 4 times the GPU-hours." if dearer else ""))
     ks = [k for k in cells.values(ours, "importance.k") if isinstance(k, int)]
     finest = ours.at(**{"importance.k": ks[-1]}) if ks else ours
-    found.append(judged(
+    found.append(replace(judged(
         cells, "SLM-is beats even the large model at the small set size.", -1,
         [versus(cells, finest, Arm("llm", ours.changes), where=at(size))],
         "figure-10-importance-k" if len(ks) > 1 else table,
-        reason=f"At its largest number of clusters, {ks[-1]}." if len(ks) > 1 else ""))
+        reason=f"At its largest number of clusters, {ks[-1]}." if len(ks) > 1 else ""),
+        why=parameters_pay(cells)))
     return [replace(claim, paper=published.sampled()) for claim in found]
+
+
+def parameters_pay(cells: Cells) -> str:
+    """Whether the large model's lead over importance sampling is larger yet between models that are
+    smaller, as far as smaller ones of the same recipe tell; "" where they do not.
+
+    The study's own small model is the large one then, with the large one's pretraining tokens.
+    """
+    sizes = {key: min(known) for key in cells.base if key.startswith("model.")
+             if len(known := cells.values_of(key)) > 1}
+    if not sizes:
+        return ""
+    large = Arm("slm", {BUDGET: cells.main("llm", BUDGET)})
+    smaller = versus(cells, Arm("slm-is", sizes), large)
+    own = versus(cells, Arm("slm-is"), Arm("llm"), smaller[1].domains if smaller[1] else None)
+    more = estimate(cells, [(1.0, Arm("slm-is", sizes)), (-1.0, large), (-1.0, Arm("slm-is")),
+                            (1.0, Arm("llm"))])
+    if not (smaller[1] and own[1] and more) or more.seeds < NEEDED or more.side() <= 0:
+        return ""
+    few, many = (next(iter(cells.rows(arm).values()))["inference_params"]
+                 for arm in (Arm("slm-is", sizes), large))
+    return (f"Parameters pay the more the smaller a model is: with {short(few)} parameters against "
+            f"{short(many)}, {smaller[0]}: {said(cells, smaller[1])}; that is "
+            f"{said(cells, more, False)} further behind than here, {own[0]}. The paper's have 126M "
+            "and 771M.")
 
 
 def flops_of(cells: Cells, arm: Arm, other: Arm) -> float | None:
@@ -139,22 +198,42 @@ def grows_with_k(cells: Cells) -> list[Claim]:
     claim = judged(cells, text, -1, [ends], table, reason=reason if all(gains) else "")
     turned = [step for step in steps
               if step[1] and step[1].side() > 0 and step[1].seeds >= NEEDED]
+    claim = replace(claim, paper=published.FINER)
     if turned and claim.verdict != "not reproduced":
         back = "; ".join(f"{what}: {said(cells, found)}" for what, found in turned if found)
-        return [Claim(text, "not reproduced",
-                      f"It does not grow all the way: {back}. From end to end, {claim.evidence}",
-                      table)]
+        return [replace(claim, verdict="not reproduced", one_seed=False, evidence=
+                        f"It does not grow all the way: {back}. From end to end, "
+                        f"{claim.evidence}")]
     return [claim]
 
 
 def distillation(cells: Cells) -> list[Claim]:
-    """The gain of distillation does not pay for the teacher: SLM at the same cost is better."""
+    """Distillation gains at equal tokens; that does not pay for the teacher."""
+    return [replace(claim, paper=published.TAUGHT) for claim in (*taught(cells), unpaid(cells))]
+
+
+def taught(cells: Cells) -> list[Claim]:
+    """A student against SLM with as many tokens, the teacher's not counted."""
+    text = "Distillation makes a small model better at equal tokens of its own"
+    tests: dict[int, Test] = {
+        mine: versus(cells, Arm("slm-d", {BUDGET: mine}), Arm("slm", {BUDGET: mine}))
+        for mine, theirs in cells.budgets("slm-d") if mine == theirs}
+    if not tests:
+        return [unjudged(f"{text}.", "Rows are missing for: slm-d against slm at equal tokens.",
+                         "table-08-budgets", True)]
+    settings = {budget: f", {shown(budget, BUDGET)}" if len(tests) > 1 else "" for budget in tests}
+    return [replace(judged(cells, f"{text}{settings[budget]}.", -1, [test], "table-08-budgets"),
+                    setting=settings[budget]) for budget, test in tests.items()]
+
+
+def unpaid(cells: Cells) -> Claim:
+    """SLM at the same cost is better than distillation."""
     text = ("Distillation's gain does not pay for the teacher: at the same cost for one domain, "
             "SLM is better.")
     table = "table-08-budgets"
     sizes = sizes_of(cells, "slm-d", "slm")[:1]
     if not sizes:
-        return [unjudged(text, "Rows are missing for: slm-d against slm.", table, True)]
+        return unjudged(text, "Rows are missing for: slm-d against slm.", table, True)
     student = Arm("slm-d", {"spec_tokens": sizes[0]})
     shares = []
     for budget in cells.values(Arm("slm", student.changes), BUDGET):
@@ -173,21 +252,25 @@ def distillation(cells: Cells) -> list[Claim]:
         # a cheaper slm that is worse, or a dearer one that is better, settles nothing
         if (claim.verdict == "reproduced" and share <= 1) or (
                 claim.verdict == "not reproduced" and share >= EQUAL_COST):
-            return [claim]
-    return [unjudged(text, " ".join([
+            return claim
+    return unjudged(text, " ".join([
         *dict.fromkeys(tried), "No budget of slm settles it: it would have to be better at no more "
-        "FLOPs than slm-d's, or worse at no fewer."]), table, one_seed=single)]
+        "FLOPs than slm-d's, or worse at no fewer."]), table, one_seed=single)
 
 
 def top_alone(cells: Cells) -> list[Claim]:
-    """The top cluster alone is worse than importance sampling."""
-    tests = [versus(cells, Arm("slm-top", {"importance.k": k}), Arm("slm-is", {"importance.k": k}),
-                    where=f"k = {shown(k, 'importance.k')}: ")
+    """The top cluster alone is worse than importance sampling, at each k."""
+    text = "Pretraining on the most frequent cluster alone is worse than importance sampling"
+    tests = {k: versus(cells, Arm("slm-top", {"importance.k": k}),
+                       Arm("slm-is", {"importance.k": k}))
              for k in cells.values(Arm("slm-top"), "importance.k")
-             if cells.rows(Arm("slm-is", {"importance.k": k}))]
-    return [judged(cells, "Pretraining on the most frequent cluster alone is worse than importance "
-                   "sampling.", 1, tests or [("slm-top against slm-is at one k", None)],
-                   "figure-08-top-cluster")]
+             if cells.rows(Arm("slm-is", {"importance.k": k}))}
+    found = []
+    for k, test in tests.items() or [(None, ("slm-top against slm-is at one k", None))]:
+        setting = f", of {shown(k, 'importance.k')} clusters" if k else ""
+        found.append(replace(judged(cells, f"{text}{setting}.", 1, [test], "figure-08-top-cluster"),
+                             setting=setting, paper=published.TOP))
+    return found
 
 
 def lora_close(cells: Cells) -> list[Claim]:
@@ -205,13 +288,14 @@ def lora_close(cells: Cells) -> list[Claim]:
             best = min(tried, key=lambda factor: tried[factor][1].nats)
             tests.append(tried.pop(best))
             reasons += [f"{what}: {said(cells, found)}." for what, found in tried.values()]
-    return [judged(cells, "LoRA is close to full fine-tuning of the large model (at most "
+    claim = judged(cells, "LoRA is close to full fine-tuning of the large model (at most "
                    f"{CLOSE:g} nats per token worse, the paper's 0.5 of a perplexity of 14).", -1,
                    tests or [("llm-lora against llm", None)], "figure-14-lora", CLOSE,
-                   " ".join(reasons))]
+                   " ".join(reasons))
+    return [replace(claim, paper=published.ADAPTERS)]
 
 
 CLAIMS: list[Callable[[Cells], list[Claim]]] = [
-    essential, no_pretraining, best_small, grows_with_k, experts_help, wide_domains, choice,
-    large_or_network, distillation, top_alone, lora_close, crosses,
+    essential, lifted, no_pretraining, more_text, best_small, grows_with_k, experts_help,
+    wide_domains, choice, large_or_network, distillation, top_alone, lora_close, crosses,
 ]

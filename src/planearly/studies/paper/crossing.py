@@ -12,12 +12,13 @@ seeds, pass zero. With one budget the cheapest network that is not worse stands 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from planearly.cost.model import crossing
+from planearly.studies.paper import published
 from planearly.study import seeds
 from planearly.study.compare import BUDGET, Arm, Cells, difference, macro, shared
 from planearly.study.spec import Rows, facts_of, shown
@@ -154,15 +155,19 @@ def crossing_of(cells: Cells, sampled: Arm, network: Arm) -> dict[str, Any] | No
 
 def crosses(cells: Cells) -> list[Claim]:
     """C(N) of SLM-is and SLM-pn crosses over, at equal quality."""
+    return [replace(_crosses(cells), paper=published.CROSSING)]
+
+
+def _crosses(cells: Cells) -> Claim:
     sizes = sizes_of(cells, "slm-is", "slm-pn")[:1]
     if not sizes:
-        return [unjudged(TEXT, "Rows are missing for: slm-is and slm-pn at one set size.",
-                         "figure-06-crossing", True)]
+        return unjudged(TEXT, "Rows are missing for: slm-is and slm-pn at one set size.",
+                        "figure-06-crossing", True)
     sampled = Arm("slm-is", {"spec_tokens": sizes[0]})
     candidates = networks(cells, sampled)
     met = [found for network in candidates if (found := meeting(cells, network, sizes[0]))]
-    return [_at_equal_quality(cells, met, sizes[0]) if met
-            else _not_worse(cells, sampled, candidates)]
+    return (_at_equal_quality(cells, met, sizes[0]) if met
+            else _not_worse(cells, sampled, candidates))
 
 
 def _at_equal_quality(cells: Cells, met: Sequence[Meeting], size: Any) -> Claim:

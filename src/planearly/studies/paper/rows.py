@@ -252,13 +252,20 @@ def ratios(cells: Cells) -> Rows:
             continue
         deployed, trained, rate, hours = published.SCALE[method]
         theirs = [spent / rate * 1e9 for spent in hours]
+        k = published.CLUSTERS.get(method)
         for budget in cells.values(Arm(method), BUDGET):
             rows = list(cells.rows(Arm(method, {BUDGET: budget})).values())
             if not rows or not budget:
                 continue
             own = mean(rows, "spec_tokens")
+            small = next(iter(cells.rows(Arm("slm")).values()), None)
+            windows = budget / cells.own("context") if cells.own("context") else None
             lines.append({
                 "method": method, "budget": budget,
+                "times": rows[0]["params"] / small["params"] if small else None,
+                "papers_times": trained / published.SCALE["slm"][1],
+                "cluster": windows / rows[0]["k"] if k and windows and rows[0].get("k") else None,
+                "papers_cluster": _span(theirs, k * published.CONTEXT) if k else None,
                 "deployed": budget / rows[0]["inference_params"],
                 "papers_deployed": _span(theirs, deployed),
                 "trained": budget / rows[0]["params"], "papers_trained": _span(theirs, trained),
@@ -309,17 +316,28 @@ def finetuning(cells: Cells) -> Rows:
 def clusters_of(what: str) -> Callable[[Cells], Rows]:
     """A number of every domain's cluster histogram, by number of clusters."""
     def rows(cells: Cells) -> Rows:
-        return [{"domain": domain, **{f"k{k}": cells.entropy(domain, k, what) for k in _ks(cells)}}
+        theirs = published.BY_CLUSTERS[what]
+        return [{"domain": domain, **{f"k{k}": cells.entropy(domain, k, what) for k in _ks(cells)},
+                 **{f"papers{k}": theirs.get(domain, {}).get(k) for k in _papers_ks(cells, what)}}
                 for domain in cells.study.get("entropies") or {} if _ks(cells)]
     return rows
 
 
-def by_clusters(kind: Any) -> Callable[[Cells], list[Column]]:
-    return lambda cells: [DOMAIN, *(Column(f"k{k}", f"k = {k}", kind) for k in _ks(cells))]
+def by_clusters(what: str, kind: Any) -> Callable[[Cells], list[Column]]:
+    return lambda cells: [DOMAIN, *(Column(f"k{k}", f"k = {k}", kind) for k in _ks(cells)),
+                          *(Column(f"papers{k}", f"the paper's, {k}", kind)
+                            for k in _papers_ks(cells, what))]
 
 
 def _ks(cells: Cells) -> list[int]:
     return sorted({int(k) for by_k in (cells.study.get("entropies") or {}).values() for k in by_k})
+
+
+def _papers_ks(cells: Cells, what: str) -> list[int]:
+    """The study's numbers of clusters that the paper has too, where it has a domain of its."""
+    domains = {*(cells.study.get("entropies") or {})} - {"generic"}
+    theirs = published.BY_CLUSTERS[what]
+    return [k for k in _ks(cells) if any(k in theirs.get(domain, {}) for domain in domains)]
 
 
 def test_texts(cells: Cells) -> Rows:

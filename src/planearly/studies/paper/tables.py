@@ -125,7 +125,7 @@ def histogram_listed(number: str, what: str, title: str, kind: str) -> Listing:
         f"table-{number}-clusters", title, f"Table {int(number)}",
         "Of the specialization sets and of the generic corpus, by number of clusters. A wide "
         "domain spreads over many clusters: small share, large entropy.",
-        by_clusters(kind), clusters_of(what))
+        by_clusters(what, kind), clusters_of(what))
 
 
 TABLES: list[Averages | Listing] = [
@@ -143,11 +143,15 @@ TABLES: list[Averages | Listing] = [
         "tokens per parameter, tokens buy more than their choice does, and experts starve. The "
         "paper's are of its own budgets, least to most, at its rates, and of its smallest "
         "specialization set.",
-        [METHOD, BUDGETS, Column("deployed", "per deployed parameter"),
+        [METHOD, Column("times", "parameters trained, of slm's"),
+         Column("papers_times", "the paper's"), BUDGETS,
+         Column("deployed", "tokens per deployed parameter"),
          Column("papers_deployed", "the paper's", "text"),
-         Column("trained", "per trained parameter"),
+         Column("trained", "tokens per trained parameter"),
          Column("papers_trained", "the paper's", "text"),
-         Column("own", "per token of the specialization set"),
+         Column("cluster", "windows per cluster"),
+         Column("papers_cluster", "the paper's", "text"),
+         Column("own", "tokens per token of the specialization set"),
          Column("papers_own", "the paper's", "text")], ratios),
     Listing(
         "table-02-throughput", "Device-hours per 1B tokens", "Table 2",
