@@ -155,6 +155,16 @@ def test_tables_hold_the_rows_numbers(whole: dict[str, Any]) -> None:
     assert ratio["deployed"] == pytest.approx(8e6 / base[0]["inference_params"])
     assert ratio["own"] == pytest.approx(8e6 / 50_000)
     assert ratio["papers_deployed"] == "360.8 to 1,912"  # 100 and 530 hours at 2.2 per 1B, of 126M
+    assert (ratio["times"], ratio["papers_times"], ratio["cluster"]) == (1.0, 1.0, None)
+    network = next(r for r in named(made, "extra-ratios").rows
+                   if r["method"] == "slm-pn" and r["budget"] == 8_000_000)
+    assert network["papers_times"] == pytest.approx(1422 / 126)
+    assert network["cluster"] == pytest.approx(8e6 / whole["recipe"]["context"] / 16)
+    assert network["papers_cluster"].startswith("847,7")  # 100 hours at 3.6 per 1B, 32 clusters
+    wide = next(r for r in named(made, "table-10-clusters").rows if r["domain"] == "wikipedia")
+    assert (wide["papers16"], wide["papers64"], wide["k16"]) == (1.73, 3.20, 3.5)
+    share = next(r for r in named(made, "table-09-clusters").rows if r["domain"] == "arxiv")
+    assert (share["papers16"], share["papers64"]) == (0.92, 0.55)
     # generic 1.6 x 8M once, against 8M per domain
     cross = next(r for r in named(made, "figure-06-crossing").rows if r["budget"] == 8_000_000)
     assert cross["flops"] == pytest.approx(1.6) and cross["tokens"] == pytest.approx(1.0)
