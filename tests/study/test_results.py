@@ -75,6 +75,29 @@ def test_a_study_file_alone_makes_its_page_anew(tmp_path, nano, monkeypatch):
         assert (tmp_path / name).read_bytes() == (NANO / name).read_bytes(), ANEW
 
 
+def test_the_readme_s_table_is_of_the_kept_rows():
+    cells = Cells(read_json(NANO.parent / "regime/study.json"))
+    lines = (NANO.parents[2] / "README.md").read_text("utf-8").splitlines()
+    start = lines.index("| tokens of pretraining | 9.5M | 19M | 38M | 50M |")
+    shown = [[cell.strip(" *") for cell in line.strip("|").split("|")[1:]]
+             for line in lines[start + 2:start + 9]]
+
+    def perplexities(method, budgets, **changes):
+        return [f"{compare.macro(list(cells.rows(arm).values()))['perplexity']:.1f}"
+                for budget in budgets
+                for arm in [Arm(method, {compare.BUDGET: int(budget * 1e6), **changes})]]
+
+    network, large = (5.8, 11.6, 23.2, 34.7), (2.7, 5.4, 10.8, 16.2)
+    assert shown == [
+        perplexities("slm", (9.5, 19, 38, 50)), perplexities("slm-pn", network),
+        perplexities("slm-pn", network, expert="blend"),
+        perplexities("slm-mix", (9.5, 19, 38, 56.6)),
+        [*perplexities("slm-is", (12.5,)), "", "", ""],
+        [*perplexities("slm-nopt", (12.5,)), "", "", ""], perplexities("llm", large)]
+    assert f"(6.2M: {perplexities('slm-is', (6.2,))[0]})" in lines[start + 6]
+    assert f"adapters {perplexities('llm-lora', (16.2,))[0]})" in lines[start + 8]
+
+
 def test_a_seed_does_alike_to_a_pair_at_several_budgets():
     """The correlation by which budgets are counted is that of the kept studies (seeds.ALIKE)."""
     found = []
