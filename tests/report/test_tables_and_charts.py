@@ -195,3 +195,96 @@ def test_lines_run_along_x_and_methods_keep_their_look():
     assert alone is not None
     assert alone.axes.patches[0].get_facecolor()[:3] == pytest.approx(
         tuple(int(first.get_color()[i:i + 2], 16) / 255 for i in (1, 3, 5)))
+
+
+def of_series(names: list[str], kind="lines", **further) -> Table:
+    """A table of values at the same places for each series."""
+    rows = [{"series": name, "x": x, "at": f"place {x}", "y": 40.0 + i + x / 100, "ci": None}
+            | further for i, name in enumerate(names) for x in (16, 1024)]
+    x = Axis("at", "place") if kind == "bars" else Axis("x", "clusters", True)
+    return Table("t", "t", "", "", [], rows, Figure(
+        kind, x, Axis("y", "perplexity", True), "series", "ci"))
+
+
+@pytest.mark.parametrize("kind", ["lines", "bars"])
+@pytest.mark.parametrize("names", [
+    [f"{size} model, {what} per domain" for size in ("small", "large")
+     for what in ("fine-tuning", "pretraining and fine-tuning")],
+    [f"{i} {'many words ' * 9}" for i in range(5)], ["slm", "slm-pn, blend"]])
+def test_a_legend_is_whole_and_leaves_the_axes_their_room(names, kind):
+    drawn = chart.draw(of_series(names, kind))
+    assert drawn is not None
+    drawn.figure.draw_without_rendering()
+    legend, = drawn.figure.legends
+    box, whole = legend.get_window_extent(), drawn.figure.bbox
+    assert box.x0 >= 0 and box.x1 <= whole.width and box.y1 <= whole.height
+    assert box.y0 >= drawn.axes.get_window_extent().y1
+    assert drawn.axes.bbox.width > 0.6 * whole.width and drawn.axes.bbox.height > 50
+    texts = [" ".join(text.get_text().split()) for text in legend.get_texts()]
+    assert len(set(texts)) == len(names)
+    if names[0].startswith("small"):
+        assert texts == names
+
+
+def test_a_variant_has_its_method_s_colour_and_another_mark():
+    drawn = chart.draw(of_series(["slm", "slm-pn", "slm-pn, blend", "llm"]))
+    assert drawn is not None
+    slm, plain, blend, llm = (line for line in drawn.axes.lines if line.get_marker() != "None")
+    assert plain.get_color() == blend.get_color() and plain.get_marker() == blend.get_marker()
+    assert plain.get_fillstyle() != blend.get_fillstyle()
+    assert slm.get_color() == llm.get_color() and slm.get_linestyle() != llm.get_linestyle()
+
+
+def test_ticks_are_counts_in_full_and_enough_of_them():
+    drawn = chart.draw(of_series(["slm", "slm-is"]))
+    assert drawn is not None
+    drawn.figure.draw_without_rendering()
+    assert [text.get_text() for text in drawn.axes.get_xticklabels()] == ["16", "1,024"]
+    assert len({text.get_text() for text in drawn.axes.get_yticklabels()}) >= 3  # of 40 to 51
+
+
+def test_lines_stand_apart_only_where_they_meet():
+    def shifts(one: Table) -> set[float]:
+        drawn = chart.draw(one)
+        assert drawn is not None
+        return {round(line.get_transform().transform((16, 40))[0]
+                      - drawn.axes.transData.transform((16, 40))[0], 1)
+                for line in drawn.axes.lines}
+
+    names = [f"series {i}" for i in range(20)]
+    met = of_series(names)
+    found = shifts(met)
+    assert len(found) == 20 and max(found) - min(found) < 25  # pixels of a figure 490 wide
+    for row in met.rows:
+        row["x"] *= 1.5 ** names.index(row["series"])
+    assert shifts(Table("t", "t", "", "", [], met.rows[:6], met.figure)) == {0.0}
+
+
+def test_panels_and_what_is_told_above_bars():
+    one = of_series(["slm", "llm"], "bars")
+    for row in one.rows:
+        row |= {"panel": f"of {row['series']}", "told": f"{row['series']} {row['x']}"}
+    figure = Figure("bars", Axis("at", "place"), Axis("y", "perplexity"), "series", "ci", "panel",
+                    "told")
+    drawn = chart.draw(Table("t", "t", "", "", [], one.rows, figure))
+    assert drawn is not None
+    assert [axes.get_title(loc="left") for axes in drawn.panels] == ["of slm", "of llm"]
+    assert [[text.get_text() for text in axes.texts] for axes in drawn.panels] == [
+        ["slm 16", "slm 1024"], ["llm 16", "llm 1024"]]
+    drawn.figure.draw_without_rendering()
+    for axes in drawn.panels:
+        for text, bar in zip(axes.texts, axes.patches, strict=True):
+            assert text.get_window_extent().y0 >= bar.get_window_extent().y1 - 1
+
+
+def test_bars_of_a_group_that_lacks_some_stand_around_its_name():
+    one = of_series(["slm", "slm-is", "llm"], "bars")
+    del one.rows[0]  # of slm at the first place
+    drawn = chart.draw(Table("t", "t", "", "", [], one.rows, Figure(
+        "bars", Axis("at", "place"), Axis("y", "perplexity"), "series")))
+    assert drawn is not None
+    middles = sorted(bar.get_y() + bar.get_height() / 2 for bar in drawn.axes.patches)
+    names = [text.get_text() for text in drawn.axes.get_yticklabels()]
+    few, all_of_them = names.index("place 16"), names.index("place 1024")
+    assert np.mean([y for y in middles if abs(y - few) < 0.5]) == pytest.approx(few)
+    assert len([y for y in middles if abs(y - all_of_them) < 0.5]) == 3

@@ -289,21 +289,6 @@ def test_budgets_of_equal_compute_are_held_against_each_other() -> None:
         -0.097, -0.094, -0.1]
 
 
-def test_the_best_is_named_within_each_limit() -> None:
-    def level(method: str, settings: Mapping[str, Any], domain: str) -> float:
-        return plain(method, settings, domain) - 0.1 * (method == "llm")
-
-    found = named(tables(full(level)), "figure-01-which").rows
-    best = {(r["inference"], r["per_domain"], r["limit"] > 0): r["method"] for r in found}
-    assert best["small", "fine-tuning alone", False] == "slm-nopt"
-    assert best["small", "pretraining too", False] == "slm-is"
-    assert best["small", "fine-tuning alone", True] == "slm"  # slm-pn of as many tokens is dearer
-    assert best["large", "fine-tuning alone", True] == "llm"
-    assert ("large", "fine-tuning alone", False) not in best
-    for line in found:
-        assert line["generic_flops"] <= 1.1 * line["limit"]
-
-
 def test_one_seed_judges_nothing_however_large_the_difference() -> None:
     def far(method: str, settings: Mapping[str, Any], domain: str) -> float:
         return 4.0 - 1.0 * (method == "slm-pn")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from small_studies import (
     claims,
     full,
     named,
+    plain,
     study,
     tables,
 )
@@ -243,3 +245,55 @@ def test_averages_of_a_table_are_over_the_same_domains(whole: dict[str, Any]) ->
     budgets = named(tables(whole), "table-08-budgets")
     assert {r["budget"] for r in budgets.rows if r["drawn"]} == {
         r["settings"]["pretrain_tokens"] for r in whole["rows"]}
+
+
+def test_the_best_is_named_within_each_limit() -> None:
+    def level(method: str, settings: Mapping[str, Any], domain: str) -> float:
+        return plain(method, settings, domain) - 0.1 * (method == "llm")
+
+    found = named(tables(full(level)), "figure-01-which").rows
+    best = {(r["inference"], r["per_domain"], r["limit"] > 0): r["method"] for r in found}
+    assert best["small", "fine-tuning alone", False] == "slm-nopt"
+    assert best["small", "pretraining too", False] == "slm-is"
+    assert best["small", "fine-tuning alone", True] == "slm"  # slm-pn of as many tokens is dearer
+    assert best["large", "fine-tuning alone", True] == "llm"
+    assert ("large", "fine-tuning alone", False) not in best
+    for line in found:
+        assert line["generic_flops"] <= 1.1 * line["limit"]
+
+
+def test_what_cannot_be_told_from_the_best_is_level_with_it() -> None:
+    def level(method: str, settings: Mapping[str, Any], domain: str) -> float:
+        return 3.0 - 0.2 * (method == "slm-is") - 0.001 * (method == "slm-pn")
+
+    def which(level: Any) -> tuple[list[dict[str, Any]], list[str]]:
+        budgets = [{"pretrain_tokens": tokens, "seed": seed} for tokens in (4_000_000, 8_000_000)
+                   for seed in (0, 1)]
+        made = tables(study((["slm", "slm-pn", "slm-is"], budgets, DOMAINS), level=level))
+        return named(made, "figure-01-which").rows, SUITE.sentences(made)
+
+    rows, said = which(level)
+    alone = [r for r in rows if r["per_domain"] == "fine-tuning alone"]
+    assert [(r["method"], r["level"]) for r in alone] == [
+        ("slm", None), ("slm-pn", "slm, 19.9")]  # slm-pn of as many tokens is dearer
+    assert alone[1]["told"] == f"SLM-pn {alone[1]['after']:.1f}, level with SLM"
+    owned = [r for r in rows if r["per_domain"] == "pretraining too"]
+    assert {(r["method"], r["level"]) for r in owned} == {("slm-is", None)}
+    assert [r["drawn"] for r in owned] == [True] + [False] * (len(owned) - 1)
+    assert owned[0]["limits"].startswith("0 to ")
+    assert ", level with SLM" in said[1] and "; next" not in said[1]
+    assert "; next" in which(lambda method, settings, domain: level(method, settings, domain)
+                             - 0.3 * (method == "slm"))[1][1]
+    # budgets that buy nothing that can be told are not worth their cost
+    assert [words.partition("FLOPs in all): ")[2].count("SLM") for words in said[-3:]] == [1, 2, 2]
+    assert all("SLM (4M)" in words and "(8M)" not in words for words in said[-2:]), said
+
+
+def test_every_pair_of_experts_and_slices_is_shown() -> None:
+    of = [{"projected.experts": experts, "projected.rank": h}
+          for experts, h in ((16, 4), (16, 12), (32, 23))]
+    found = named(tables(study((["slm"], [{"projected.rank": 12}], DOMAINS),
+                                (["slm-pn"], of, DOMAINS))), "figure-07-pn-experts")
+    assert [(r["setting"], r["beside"], r["series"]) for r in found.rows] == [
+        ("16", "4", "h = 4"), ("16", "12", "h = 12"), ("32", "23", "h = 23")]
+    assert all(r["difference"] is not None for r in found.rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 INK = "#010203"  # replaced by the page's text colour
 GENERIC, DOMAIN = "#8C96A3", COLOURS[0]
 WIDTH = 4.9  # inches; two figures stand side by side on a desktop, one fills a phone
-_LETTERS = 72  # of a legend, side by side
+_ONE_LINE = 0.3  # inches that a legend of one line takes
 
 
 def style_of(name: str, names: Sequence[str]) -> tuple[str, str]:
@@ -106,24 +107,28 @@ def _settings(title: str) -> Any:
 
 def plain_log(axes: Axes, which: str = "x") -> None:
     """A logarithmic axis with ticks a reader can read: 20, 30, 50 rather than powers of ten."""
-    from matplotlib.ticker import FixedLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
     ratio = high / low
-    steps = ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8) if ratio < 4 else (1, 1.5, 2, 3, 5, 7)
-             if ratio < 12 else (1, 2, 5) if ratio < 150 else (1,))
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [step * 10.0**d for d in decades for step in steps if low <= step * 10.0**d <= high]
-    axis.set_major_locator(FixedLocator(ticks))
+    if ratio < 4:  # hardly bent: even steps, of which there are enough in any range
+        places = MaxNLocator(6, steps=(1, 2, 2.5, 5, 10)).tick_values(low, high)
+    else:
+        steps = (1, 1.5, 2, 3, 5, 7) if ratio < 12 else (1, 2, 5) if ratio < 150 else (1,)
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        places = [step * 10.0**d for d in decades for step in steps]
+    axis.set_major_locator(FixedLocator([tick for tick in places if low <= tick <= high]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(as_told(axis))
 
 
 def as_told(axis: Any) -> Callable[[float, float], str]:
-    """How the numbers of an axis are written, by its label."""
-    write = prefixed if "FLOP" in axis.label.get_text() else short
-    return lambda value, _: write(value)
+    """How the numbers of an axis are written, by its label: large FLOPs and tokens to three digits,
+    counts of clusters or experts in full."""
+    label = axis.label.get_text()
+    write, least = (prefixed, 1e3) if "FLOP" in label else (short, 1e3 if "token" in label else 1e5)
+    return lambda value, _: write(value) if abs(value) >= least else f"{value:,.6g}"
 
 
 def short_name(text: str, length: int = 24) -> str:
@@ -133,13 +138,28 @@ def short_name(text: str, length: int = 24) -> str:
     return line if len(line) <= length else f"{line[:half]}…{line[-half:]}"
 
 
-def legend(axes: Axes) -> None:
-    """Above the axes, so that it never hides data."""
-    handles, names = axes.get_legend_handles_labels()
-    if not names:
+def wrapped(text: str, width: int = 28) -> str:
+    """A name on at most three lines, its middle left out where it is longer."""
+    return textwrap.fill(short_name(text, 3 * width - 6), width)
+
+
+def legend(drawn: Canvas) -> None:
+    """Above the panels, so that it never hides data, in as many columns as the figure is wide; the
+    figure grows by what it needs beyond one line."""
+    found: dict[str, Any] = {}
+    for axes in drawn.panels:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(name, handle)
+    if not found:
         return
-    bars_first = sorted(range(len(names)), key=lambda i: not hasattr(handles[i], "patches"))
-    columns = max(1, min(3, len(names), _LETTERS // (max(map(len, names)) + 6)))
-    axes.legend([handles[i] for i in bars_first], [names[i] for i in bars_first],
-                loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns,
-                frameon=False, borderaxespad=0.2, handletextpad=0.5, columnspacing=1.2)
+    names = sorted(found, key=lambda name: not hasattr(found[name], "patches"))  # bars first
+    figure = drawn.figure
+    for columns in range(min(3, len(names)), 0, -1):
+        made = figure.legend([found[name] for name in names], names, loc="outside upper left",
+                             ncols=columns, frameon=False, borderaxespad=0.2, handletextpad=0.5,
+                             columnspacing=1.2)
+        size = made.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
+        if columns == 1 or size.width < 0.98 * WIDTH:
+            break
+        made.remove()
+    figure.set_figheight(figure.get_figheight() + max(0.0, size.height - _ONE_LINE))

@@ -45,7 +45,7 @@ def perplexities(rows: Sequence[Mapping[str, Any]], label: Mapping[str, str]) ->
         drawing.plain_log(axes)
         axes.set_xlabel("perplexity on held-out text (lower is better)")
         axes.grid(axis="x")
-        drawing.legend(axes)
+        drawing.legend(drawn)
     return drawn.svg
 
 
@@ -78,7 +78,7 @@ def curves(runs: Sequence[Mapping[str, Any]], methods: Sequence[str],
         axes.set_xlabel(f"tokens ({unit})" if unit != "k" else "tokens (thousands)")
         axes.set_ylabel("loss (nats per token)")
         axes.grid(axis="y")
-        drawing.legend(axes)
+        drawing.legend(drawn)
     return drawn.svg
 
 
@@ -94,7 +94,7 @@ def histograms(clusters: Sequence[int], generic: Vector, domain: Vector,
                   label="generic corpus")
         _cluster_axis(axes, clusters)
         axes.set_xlabel("share of windows (%)")
-        drawing.legend(axes)
+        drawing.legend(drawn)
     return drawn.svg
 
 
@@ -112,7 +112,7 @@ def epochs(clusters: Sequence[int], expected: Vector | None, realised: Vector | 
         _cluster_axis(axes, clusters)
         axes.set_xlim(left=0)
         axes.set_xlabel("epochs (1 = every window seen once)")
-        drawing.legend(axes)
+        drawing.legend(drawn)
     return drawn.svg
 
 

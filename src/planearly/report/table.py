@@ -61,6 +61,9 @@ class Figure:
         series: key of the text by which rows are one line, or one colour of bars; its order is the
             order of first appearance.
         interval: key of [low, high] around y, or None.
+        panels: key of the text by which rows are drawn on panels below each other, in order of
+            first appearance; None: on one.
+        told: key of a text that stands above each bar, or None.
     """
 
     kind: Literal["lines", "curves", "points", "bars"]
@@ -68,6 +71,8 @@ class Figure:
     y: Axis
     series: str
     interval: str | None = None
+    panels: str | None = None
+    told: str | None = None
 
 
 @dataclass(frozen=True)

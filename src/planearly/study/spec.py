@@ -90,7 +90,8 @@ class Averages:
         least: lines below which there is nothing to see.
         apart: rows are held against their own baselines alone, each over all domains of both.
         columns: instead of all these.
-        then: makes other rows of the averages, or none.
+        then: makes other rows of the cells and the averages, or none; each average has its
+            ``arm``.
     """
 
     name: str
@@ -105,7 +106,7 @@ class Averages:
     least: int = 2
     apart: bool = False
     columns: Sequence[Column] = ()
-    then: Callable[[Rows], Rows] = lambda rows: rows
+    then: Callable[[Cells, Rows], Rows] = lambda cells, rows: rows
 
     def table(self, cells: Cells) -> Table | None:
         found = [line for line in self.lines(cells) if cells.rows(line.arm)]
@@ -116,7 +117,7 @@ class Averages:
         if self.apart:
             parts = [(shared(cells, [arm for arm in (line.arm, line.against) if arm]), [line.arm])
                      for line in found]
-        averages = [average(cells, line, domains) | {"drawn": domains == drawn}
+        averages = [average(cells, line, domains) | {"drawn": domains == drawn, "arm": line.arm}
                     for domains, arms in sorted(parts, key=lambda part: -len(part[0]))
                     for line in found if line.arm in arms and domains]
         compared = any(row["difference"] is not None for row in averages)
@@ -125,7 +126,8 @@ class Averages:
         columns = self.columns or [
             *labels, *([OVER] if many else []), *(BEFORE if self.before else []), *AFTER,
             *(PAIRED if compared else []), *self.extra, *COST]
-        rows = self.then(averages)
+        rows = [{key: value for key, value in row.items() if key != "arm"}
+                for row in self.then(cells, averages)]
         note = " ".join(filter(None, [
             words(self.note, cells), coverage(cells, [domains for domains, _ in parts]),
             f"The figure is over {over(cells, drawn)}." if self.figure and many else "",
@@ -248,20 +250,20 @@ def sweep(cells: Cells, chosen: Iterable[str], key: str, against: Arm | None = N
     value; otherwise with ``against``, at its main settings too.
 
     Args:
-        beside: a setting that may change along with ``key``.
+        beside: a setting that may change along with ``key``: there is a line for each pair of
+            values, and the rows' ``beside`` tells its value.
     """
     lines = []
     for method in chosen:
-        arms = {}
-        for value in cells.values_of(key):
-            others = cells.values_of(beside) if beside and beside in cells.base else []
-            tried = [Arm(method, {key: value}),
-                     *(Arm(method, {key: value, str(beside): other}) for other in others)]
-            if found := [arm for arm in tried if cells.rows(arm)]:
-                arms[value] = found[0]
-        for value, arm in arms.items() if len(arms) > 1 else ():
-            lines.append(Line({"method": method, "setting": shown(value, key)}, arm,
-                              against or Arm(method, {key: cells.main(method, key)}),
+        arms = [(value, other, Arm(method, {key: value} | ({beside: other} if beside else {})))
+                for value in cells.values_of(key)
+                for other in (cells.values_of(beside) if beside else [None])]
+        found = [(value, other, arm) for value, other, arm in arms if cells.rows(arm)]
+        for value, other, arm in found if len({value for value, *_ in found}) > 1 else ():
+            labels = {"method": method, "setting": shown(value, key)}
+            if beside:
+                labels["beside"] = shown(other, beside)
+            lines.append(Line(labels, arm, against or Arm(method, {key: cells.main(method, key)}),
                               {"x": value}))
     return lines
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import product
+from dataclasses import replace
+from itertools import groupby, product
 from typing import Any
 
 from planearly import methods
-from planearly.report.form import number
+from planearly.methods import label
+from planearly.report.form import flops, number
 from planearly.report.table import Column
 from planearly.studies.paper import published
-from planearly.study.compare import BUDGET, Arm, Cells, When, difference, macro, mean_cost
+from planearly.study import seeds
+from planearly.study.compare import BUDGET, Arm, Cells, Row, When, difference, macro, mean_cost
 from planearly.study.spec import (
     DOMAIN,
     Line,
@@ -111,9 +114,15 @@ def expert_choices(cells: Cells) -> list[Line]:
     return lines
 
 
-def along(method: str, key: str, beside: str | None = None) -> Lines:
+def along(method: str, key: str) -> Lines:
     """One method along one setting, against slm."""
-    return lambda cells: sweep(cells, [method], key, Arm("slm"), beside)
+    return lambda cells: sweep(cells, [method], key, Arm("slm"))
+
+
+def numbers_of_experts(cells: Cells) -> list[Line]:
+    """The projected network at each number of experts and of slices that was run, against slm."""
+    return [replace(line, further={**line.further, "series": f"h = {line.labels['beside']}"})
+            for line in sweep(cells, ["slm-pn"], "projected.experts", Arm("slm"), RANK)]
 
 
 def top_cluster(cells: Cells) -> list[Line]:
@@ -189,33 +198,61 @@ def variants(cells: Cells) -> list[Line]:
     return list(lines.values())
 
 
-def best_by_budget(rows: Rows) -> Rows:
-    """The best method within each limit of inference, of generic pretraining and per domain.
+def best_by_budget(cells: Cells, rows: Rows) -> Rows:
+    """The best method within each limit of inference, of generic pretraining and per domain, and
+    those that it cannot be told from.
 
     Limits of generic pretraining are 0 and what slm's budgets cost; per domain, either fine-tuning
-    alone is allowed, or pretraining as well.
+    alone is allowed, or pretraining as well. The figure shows a best once for all successive limits
+    within which it is the best.
     """
     within = [row for row in rows if row["after"] is not None and row["drawn"]]
     limits = sorted({0.0} | {row["generic_flops"] for row in within if row["method"] == "slm"})
     found: Rows = []
-    for large, owned, limit in product((False, True), (False, True), limits):
-        allowed = sorted((row for row in within
-                          if row["generic_flops"] <= limit * (1 + SLACK)
-                          and (large or not methods.TABLE[_plain(row["method"])].large)
-                          and (owned or not methods.TABLE[_plain(row["method"])].needs_domain)),
-                         key=lambda row: row["after"])
-        # what no large model is among is said of small ones
-        if not any(methods.TABLE[_plain(row["method"])].large == large for row in allowed):
-            continue
-        best, *others = allowed
-        found.append({
-            **best, "inference": "large" if large else "small", "limit": limit,
-            "per_domain": "pretraining too" if owned else "fine-tuning alone",
-            "series": f"{'large' if large else 'small'} model, "
-                      f"{'pretraining' if owned else 'fine-tuning'} per domain",
-            "next": next((f"{row['method']}, {number(row['after'])}" for row in others
-                          if _plain(row["method"]) != _plain(best["method"])), None)})
+    for large, owned in product((False, True), (False, True)):
+        best = [_best(cells, within, large, owned, limit) for limit in limits]
+        for _, alike in groupby(filter(None, best), key=lambda row: (
+                row["method"], row["budget"], row["level"])):
+            first, *others = run = list(alike)
+            span = " to ".join(flops(row["limit"]) for row in (first, *others[-1:]))
+            found += [{**row, "limits": span, "drawn": row is first} for row in run]
     return found
+
+
+def _best(cells: Cells, rows: Rows, large: bool, owned: bool, limit: float) -> Row | None:
+    """The best of the rows within limits; None where what is allowed is no more than what another
+    row of the table is of."""
+    allowed: dict[str, Row] = {}  # each method's best, from the best on
+    for row in sorted(rows, key=lambda row: row["after"]):
+        method = methods.TABLE[_plain(row["method"])]
+        if row["generic_flops"] <= limit * (1 + SLACK) and (large or not method.large) and (
+                owned or not method.needs_domain):
+            allowed.setdefault(method.name, row)
+    # what no large model is among is said of small ones
+    if not any(methods.TABLE[name].large == large for name in allowed):
+        return None
+    best, *others = allowed.values()
+    level = [row for row in others if not worse(cells, row, best)]
+    said = [f"{row['method']}, {number(row['after'])}" for row in others]
+    return {
+        **best, "inference": "large" if large else "small", "limit": limit,
+        "per_domain": "pretraining too" if owned else "fine-tuning alone",
+        "panel": f"{'large' if large else 'small'} model, "
+                 f"{'pretraining and fine-tuning' if owned else 'fine-tuning alone'} per domain",
+        "next": said[0] if said else None,
+        "level": "; ".join(f"{row['method']}, {number(row['after'])}" for row in level) or None,
+        "told": f"{label(best['method'])} {number(best['after'])}" + "".join(
+            f"{', level with' if row is level[0] else ','} {label(row['method'])}"
+            for row in level)}
+
+
+def worse(cells: Cells, row: Row, other: Row) -> bool:
+    """Whether a row is told to be worse than another, over documents and seeds."""
+    name = ("worse", str(row["arm"]), str(other["arm"]))
+    if name not in cells.memo:
+        found = seeds.difference(cells, row["arm"], other["arm"])
+        cells.memo[name] = found is not None and found.side() > 0
+    return bool(cells.memo[name])
 
 
 SLACK = 0.1
@@ -424,22 +461,32 @@ def over_seeds(cells: Cells) -> Rows:
 
 # Rows made of averages ----------------------------------------------------------------------------
 
-def before_and_after(rows: Rows) -> Rows:
+def before_and_after(cells: Cells, rows: Rows) -> Rows:
     """Each row twice, by when its perplexity is of."""
-    return [{**row, "series": f"{row['method']}, {when} fine-tuning", "ppl": row[when],
+    return [{**row, "when": f"{when} fine-tuning", "ppl": row[when],
              "ppl_ci": row[f"{when}_ci"]}
             for when in ("before", "after") for row in rows if row[when] is not None]
 
 
-def of_generic_text(rows: Rows) -> Rows:
+def of_generic_text(cells: Cells, rows: Rows) -> Rows:
     """The rows, where any has a generic perplexity, with how it was taken in their names."""
     routed = {row["method"] for row in rows if row["routed"]}
     return [{**row, "series": row["method"] + (", routed" if row["method"] in routed else "")}
             for row in rows if any(other["generic"] is not None for other in rows)]
 
 
-def total(n: int) -> Callable[[Rows], Rows]:
-    """C(N) of every row."""
-    return lambda rows: [{**row, **{
-        f"total_{what}": row[f"generic_{what}"] + n * row[f"own_{what}"]
-        for what in ("tokens", "flops", "hours")}} for row in rows]
+def total(n: int) -> Callable[[Cells, Rows], Rows]:
+    """C(N) of every row, and whether it is on the front: of the small models from the cheapest on,
+    each that is told to be better than the last one on it."""
+    def then(cells: Cells, rows: Rows) -> Rows:
+        costed = [{**row, **{f"total_{what}": row[f"generic_{what}"] + n * row[f"own_{what}"]
+                             for what in ("tokens", "flops", "hours")}, "front": False}
+                  for row in rows]
+        last: Row | None = None
+        for row in sorted((row for row in costed if row["drawn"] and row["after"] is not None),
+                          key=lambda row: (row["total_flops"], row["after"])):
+            if not methods.TABLE[_plain(row["method"])].large and (
+                    last is None or worse(cells, last, row)):
+                row["front"], last = True, row
+        return costed
+    return then

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from planearly.methods import label
@@ -12,7 +11,6 @@ from planearly.report.table import Axis, Column, Figure, Table
 from planearly.studies.paper.crossing import crossings, meetings
 from planearly.studies.paper.rows import (
     POOL,
-    RANK,
     adapted,
     along,
     before_and_after,
@@ -27,6 +25,7 @@ from planearly.studies.paper.rows import (
     finetuning,
     generic_models,
     larger_sets,
+    numbers_of_experts,
     of_generic_text,
     others,
     over_seeds,
@@ -194,14 +193,19 @@ TABLES: list[Averages | Listing] = [
         WHICH, "Which method for which budgets", "Figure 1",
         "The best of everything that this study ran within each limit: of the deployed model's "
         "size (that of slm, or that of llm), of FLOPs before the domain is known, and of what is "
-        "done per domain. Limits before the domain are 0 and the costs of slm's budgets.",
+        "done per domain. Limits before the domain are 0 and the costs of slm's budgets. The best "
+        "is that of the recipe's own seed; it is level with those from which it cannot be told: "
+        "the 95% interval of their difference, over documents and seeds, holds zero; for what was "
+        "run at one seed, it takes from other methods how far another seed moves a difference. The "
+        "figure has a bar for the limits within which the best is the same.",
         smallest(several_budgets), (), Figure(
-            "lines", Axis("limit", "FLOPs of pretraining before the domain is known"),
-            AFTER_LOG, "series", "after_ci"),
+            "bars", Axis("limits", "FLOPs before the domain, at most"), AFTER_AXIS, "method",
+            "after_ci", "panel", "told"),
         columns=[Column("inference", "deployed model", "text"),
                  Column("limit", "FLOPs before the domain, at most", "flops"),
                  Column("per_domain", "per domain", "text"), METHOD, BUDGETS, *AFTER,
-                 Column("next", "the next best method", "text"), *GENERIC_COST[1:2],
+                 Column("next", "the next best method", "text"),
+                 Column("level", "level with", "text"), *GENERIC_COST[1:2],
                  *OWN_COST[1:2]], then=best_by_budget),
     Averages(
         "figure-03-generic", "Generic perplexity by pretraining cost", "Figure 3",
@@ -215,8 +219,8 @@ TABLES: list[Averages | Listing] = [
         "At the smallest specialization set. The cost is of the generic pretraining and one "
         "domain, fine-tuning included, before it too.", smallest(several_budgets), (),
         Figure("lines", Axis("flops", "training FLOPs, one domain", True),
-               Axis("ppl", "perplexity", True), "series", "ppl_ci"),
-        columns=[METHOD, BUDGETS, SET, Column("series", "when", "text"), *PERPLEXITY, *COST],
+               Axis("ppl", "perplexity", True), "method", "ppl_ci", "when"),
+        columns=[METHOD, BUDGETS, SET, Column("when", "when", "text"), *PERPLEXITY, *COST],
         then=before_and_after),
     Averages(
         "figure-05-set-size", "Larger specialization sets", "Figure 5",
@@ -249,10 +253,13 @@ TABLES: list[Averages | Listing] = [
          *with_interval("hours", "domains at equal hours", "number")], meetings,
         Figure("points", Axis("budget", "tokens of slm-pn", True),
                Axis("flops", "domains at equal FLOPs"), "expert", "flops_ci")),
-    swept("figure-07-pn-experts", "Experts of the projected network", "Figure 7",
-          along("slm-pn", "projected.experts", RANK), "experts",
-          "One expert per cluster of the generic corpus; where the study says so, more slices for "
-          "more experts."),
+    Averages(
+        "figure-07-pn-experts", "Experts of the projected network", "Figure 7",
+        "One expert per cluster of the generic corpus, combined of h slices: every pair that was "
+        "run. The baseline is slm at the same tokens.", numbers_of_experts,
+        [METHOD, Column("setting", "experts", "text"), Column("beside", "slices h", "text")],
+        Figure("lines", Axis("x", "experts", True), AFTER_AXIS, "series", "after_ci"),
+        before=True),
     Averages(
         "figure-08-top-cluster", "The most frequent cluster alone", "Figure 8",
         "slm-top pretrains on the domain's most frequent cluster alone; the baseline is slm-is at "
@@ -371,7 +378,8 @@ def which(tables: Sequence[Table]) -> list[str]:
             for row in chosen:
                 before = (f"at most {form.flops(row['limit'])} FLOPs before the domain is known"
                           if row["limit"] else "nothing paid before the domain is known")
-                others = f"; next {_labelled(row['next'])}" if row["next"] else ""
+                others = (f", level with {_labelled(row['level'])}" if row["level"] else
+                          f"; next {_labelled(row['next'])}" if row["next"] else "")
                 said.append(
                     f"{'Small models' if inference == 'small' else 'Large models allowed'}, "
                     f"{before}, {per_domain} for the domain: {label(row['method'])} with "
@@ -381,29 +389,24 @@ def which(tables: Sequence[Table]) -> list[str]:
 
 
 def _labelled(words: str) -> str:
-    """``slm-pn, 30.1`` with the method's label."""
-    name, _, rest = words.rpartition(", ")
-    return f"{label(name)}, {rest}"
+    """``slm-pn, 30.1; slm, 30.2`` with the methods' labels."""
+    return " and ".join(label(one) for one in words.split("; "))
 
 
 def worth(tables: Sequence[Table]) -> list[str]:
-    """For each number of domains of Figure 6, the best small models that no cheaper one equals;
+    """For each number of domains of Figure 6, the small models that are better than cheaper ones;
     before them what Figure 1 says."""
     said = which(tables)
     for table in tables:
-        if not table.name.startswith(TOTAL_COST):
-            continue
-        best, where, front = math.inf, "", []
-        rows = [row for row in table.rows if row.get("drawn", True) and row.get("after")
-                and not sentences.is_large(row["method"])]
-        for row in sorted(rows, key=lambda row: (row["total_flops"], row["after"])):
-            if row["after"] < best:
-                best, where = row["after"], row["over"]
-                front.append(f"{label(row['method'])} ({si(row['budget'])}) {number(best)} for "
-                             f"{form.flops(row['total_flops'])}")
-        if front:
+        front = sorted((row for row in table.rows if row.get("front")),
+                       key=lambda row: row["total_flops"])
+        if table.name.startswith(TOTAL_COST) and front:
             what = table.title.removeprefix("Total cost for ")
-            said.append(f"For {what}, the best small models that no cheaper one equals "
-                        f"(tokens of pretraining, perplexity over {where}, FLOPs in all): "
-                        f"{'; '.join(front[-3:])}.")
+            models = "; ".join(f"{label(row['method'])} ({si(row['budget'])}) "
+                               f"{number(row['after'])} for {form.flops(row['total_flops'])}"
+                               for row in front[-3:])
+            said.append(f"For {what}, the small models that are worth their cost, each told to be "
+                        "better than the one before, over documents and seeds (tokens of "
+                        f"pretraining, perplexity over {front[0]['over']}, FLOPs in all): "
+                        f"{models}.")
     return said

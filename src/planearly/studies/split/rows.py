@@ -59,7 +59,7 @@ def as_dear(cells: Cells, method: str, as_arm: Arm, domains: int) -> Arm | None:
 
 def frontier(n: int) -> Any:
     """Rows with their C(N), cheapest first, and whether no cheaper one is as good."""
-    def then(rows: Rows) -> Rows:
+    def then(cells: Cells, rows: Rows) -> Rows:
         made, best = [], math.inf
         costed = [{**row, "total_flops": row["generic_flops"] + n * row["own_flops"],
                    "total_tokens": row["generic_tokens"] + n * row["own_tokens"],
