@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from planearly import keys, parallel
+from planearly import keys, parallel, processes
 from planearly.data.streams import Batch
 from planearly.model import flops, memory
 from planearly.model.projected import Projected
@@ -236,6 +236,10 @@ def embedders(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
             "line": ", ".join(f"{name} {value:,.0f} windows/s" for name, value in speed.items())}
 
 
+def last_line(said: Path) -> str:
+    return (said.read_text("utf-8").strip().splitlines() or ["it said nothing"])[-1]
+
+
 def whole_run(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
     text = Path(os.environ.get("PLANEARLY_TEXT", "nowhere"))
     if not (text / "generic.jsonl").exists():
@@ -261,7 +265,7 @@ def whole_run(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
         done = subprocess.run([sys.executable, "-m", "planearly.cli", "run", str(path), "--out",
                                str(out / "run")], stdout=into, stderr=subprocess.STDOUT)
     if done.returncode:
-        raise RuntimeError(said.read_text("utf-8").strip().splitlines()[-1])
+        raise RuntimeError(last_line(said))
     seconds = time.perf_counter() - began
     return {"seconds": seconds, "line": f"run of two methods in {seconds:.0f} s"}
 
@@ -312,6 +316,22 @@ TOY_STUDY = {
               "grid": [{"methods": ["slm", "slm-pn", "llm"], "domains": ["law"]}]}}
 
 
+def pack(out: Path) -> None:
+    """Put what a study has finished into ``study.tgz``, while it goes on."""
+    with tarfile.open(out / "study.tgz.new", "w:gz") as packed:
+        for each in ("study.txt", "study/study.json", "study/README.md", "study/rows",
+                     "study/tables", "study/figures"):
+            found = [out / each] if (out / each).is_file() else [
+                Path(folder) / name for folder, _, names in os.walk(out / each) for name in names]
+            for path in found:
+                name = path.relative_to(out)
+                # a name with a dot in front is of what is being written
+                if not any(part.startswith(".") for part in name.parts):
+                    with contextlib.suppress(FileNotFoundError):
+                        packed.add(path, str(name))
+    os.replace(out / "study.tgz.new", out / "study.tgz")
+
+
 def study(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
     """``study-gpu`` for so many seconds; what it has is put into ``study.tgz`` as it goes."""
     text = Path(os.environ.get("PLANEARLY_STUDY", "nowhere"))
@@ -325,25 +345,21 @@ def study(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "planearly.cli", "study", str(path), "--out", str(folder)]
     until = time.monotonic() + float(os.environ.get("PLANEARLY_STUDY_SECONDS", 400))
 
-    def keep() -> None:
-        with tarfile.open(out / "study.tgz.new", "w:gz") as kept:
-            for name in ("study.txt", *(f"study/{each}" for each in (
-                    "rows", "study.json", "README.md", "tables", "figures"))):
-                if (out / name).exists():
-                    kept.add(out / name, name)
-        os.replace(out / "study.tgz.new", out / "study.tgz")
-
-    with (out / "study.txt").open("w", encoding="utf-8") as said:
+    with (out / "study.txt").open("w", encoding="utf-8") as said, processes.ending_in_order():
         running = subprocess.Popen([*command, "--workers", "1" if toy else "3"], stdout=said,
                                    stderr=subprocess.STDOUT)
-        while running.poll() is None and (left := until - time.monotonic()) > 0:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                running.wait(min(left, 20))
-            keep()
-        running.terminate()
-        running.wait()
+        try:
+            while running.poll() is None and (left := until - time.monotonic()) > 0:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    running.wait(min(left, 20))
+                pack(out)
+            status = running.poll()  # none: its time is over
+        finally:
+            processes.end([running])
+        if status:
+            raise RuntimeError(last_line(out / "study.txt"))
         subprocess.run([*command, "--report"], stdout=said, stderr=subprocess.STDOUT)
-    keep()
+    pack(out)
     if not (made := folder / "study.json").exists():
         return {"cells": 0, "line": "no cell was finished: study.txt tells how far it came"}
     found = json.loads(made.read_text("utf-8"))

@@ -32,6 +32,12 @@ export OUT="${OUT:-runs/gpu}" PYTHONPATH="$PWD/src:${PLANEARLY_CARRIED:-}:${PYTH
 export HF_HUB_OFFLINE=1
 mkdir -p "$OUT"
 seconds=(0 40 60 150 40 30 110 50 480)
+for part in ${1:-}; do
+  if ! [[ "$part" =~ ^[1-9]$ && "$part" -lt ${#seconds[@]} ]]; then
+    echo "there is no part $part: name some of 1 to $(( ${#seconds[@]} - 1 )), as in '1 3'" >&2
+    exit 2
+  fi
+done
 for part in ${1:-1 2 3 4 5 6 7}; do
   limit=$(( seconds[part] * (${#TOY} > 0 ? 5 : 1) ))
   timeout "$limit" "${PYTHON:-python3}" benchmarks/gpu.py "$part" ${TOY:+--toy} --out "$OUT"

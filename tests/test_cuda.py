@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from planearly import keys, parallel, tensors
-from planearly.model import grouped
+from planearly.model import grouped, projected
 from planearly.model.projected import Projected
 from planearly.model.transformer import Transformer
 from planearly.train import arithmetic, loop, update
@@ -91,7 +91,10 @@ def test_a_step_waits_for_the_device_only_where_it_logs(build):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_projected_networks_gradients_are_the_cpus():
+@pytest.mark.parametrize("with_kernels", [True, False])
+def test_a_projected_networks_gradients_are_the_cpus(with_kernels, monkeypatch):
+    if not with_kernels:
+        monkeypatch.setattr(projected, "_kernels", lambda device: None)
     network = Projected(SHAPE, keys.Projected(experts=3, rank=4, embedding=4), seed=1)
     batch, found = Words().batch(0, 6), []
     for device in ("cpu", "cuda"):
@@ -134,14 +137,16 @@ def test_a_step_that_memory_does_not_hold_goes_on_in_halves():
     assert (found - expected).norm() < 1e-4 * expected.norm()
 
 
-@pytest.mark.parametrize(("n", "h", "size"), [(16, 12, 5000), (3, 46, 1536), (64, 64, 700)])
+# the last two are more columns than one round of inner's programs takes on 132 multiprocessors
+@pytest.mark.parametrize(("n", "h", "size"), [
+    (16, 12, 5000), (3, 46, 1536), (64, 64, 700), (16, 12, 300_001), (64, 46, 200_003)])
 def test_a_banks_products_are_those_of_matrices(n, h, size):
     pytest.importorskip("triton")
     from planearly.model import kernels
 
     coefficients, slices, gradients = (
         torch.randn(*shape, device="cuda") for shape in ((n, h), (h, size), (n, size)))
-    assert kernels.work(parallel.device())
+    kernels.check(parallel.device())
     for found, left, right in (
             (kernels.combine(coefficients, slices), coefficients, slices),
             (kernels.inner(gradients, slices), gradients, slices.T),

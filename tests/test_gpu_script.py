@@ -64,3 +64,77 @@ def test_the_script_calls_every_part_in_its_time(gpu):
     assert f"${{1:-{' '.join(map(str, usual))}}}" in script and f"#   {asked_for}  " in script
     (times,) = [line for line in script.splitlines() if line.startswith("seconds=(")]
     assert len(times.split()) == len(gpu.PARTS) + 1
+
+
+@pytest.mark.parametrize("parts", ["9", "1 0", "run", "88"])
+def test_the_script_names_the_parts_that_there_are(parts, tmp_path):
+    done = subprocess.run(["bash", BENCHMARKS / "gpu.sh", parts], capture_output=True, text=True,
+                          env={**os.environ, "OUT": str(tmp_path), "PYTHON": "false"})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (f"there is no part {parts.split()[-1]}: name some of 1 to 8, "
+                           "as in '1 3'\n")
+
+
+@pytest.fixture
+def study(gpu, tmp_path, monkeypatch):
+    """Part 8 with a program of one's own as the study; the report does nothing."""
+    (tmp_path / "text" / "domains").mkdir(parents=True)
+    monkeypatch.setenv("PLANEARLY_STUDY", str(tmp_path / "text"))
+    begun = []
+
+    class Begun(subprocess.Popen):
+        def __init__(self, command, **how):
+            begun.append(self)
+            super().__init__([sys.executable, "-c", program], **how)
+
+    program = ""
+
+    def run(said, seconds=20.0):
+        nonlocal program
+        program = said
+        monkeypatch.setenv("PLANEARLY_STUDY_SECONDS", str(seconds))
+        monkeypatch.setattr(gpu.subprocess, "Popen", Begun)
+        monkeypatch.setattr(gpu.subprocess, "run", lambda *what, **how: None)
+        return gpu.study(True, None, tmp_path)
+
+    run.begun = begun
+    return run
+
+
+def test_a_study_that_crashes_is_a_failure(study):
+    with pytest.raises(RuntimeError, match=r"^no such key$"):
+        study("import sys; print('loading'); sys.exit('no such key')")
+
+
+def test_a_study_whose_time_is_over_is_none(study):
+    assert study("import time; time.sleep(60)", 0.2)["cells"] == 0
+    assert study.begun[0].returncode is not None
+
+
+def test_a_study_does_not_go_on_behind_a_part_that_fails(gpu, study, monkeypatch):
+    def full(out):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(gpu, "pack", full)
+    with pytest.raises(OSError, match="full"):
+        study("import time; time.sleep(60)", 0.2)
+    assert study.begun[0].returncode is not None
+
+
+def test_what_is_being_written_is_not_packed(gpu, tmp_path, monkeypatch):
+    rows = tmp_path / "study/rows"
+    (rows / ".folder.here-1.tmp").mkdir(parents=True)
+    for name in ("a.json", "gone.json", ".b.json.here-1.tmp", ".folder.here-1.tmp/c.json"):
+        (rows / name).write_text("{}")
+    (tmp_path / "study.txt").write_text("said")
+    add = tarfile.TarFile.add
+
+    def late(self, path, *rest, **how):
+        if Path(path).name == "gone.json":
+            (rows / "gone.json").unlink()
+        return add(self, path, *rest, **how)
+
+    monkeypatch.setattr(tarfile.TarFile, "add", late)
+    gpu.pack(tmp_path)
+    with tarfile.open(tmp_path / "study.tgz") as packed:
+        assert packed.getnames() == ["study.txt", "study/rows/a.json"]

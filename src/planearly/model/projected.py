@@ -19,10 +19,10 @@ of all processes' gradients. So the bank itself never travels.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -30,9 +30,10 @@ import torch
 from torch import Tensor, nn
 
 from planearly import keys, parallel, sharding, tensors
-from planearly.errors import UserError
+from planearly.errors import UserError, flattened
 from planearly.model.grouped import GroupedLinear
 from planearly.model.transformer import FFN_MATRICES, Shape, Transformer, initial_std
+from planearly.progress import say
 
 
 def projected_names(shape: Shape, settings: keys.Projected) -> list[str]:
@@ -196,6 +197,12 @@ class Projected(nn.Module):
         """alpha [n, h] of every projected matrix, of expert vectors [n, m]."""
         return {name: vectors @ self.bank(name).mixing for name in self.names}
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Projected:
+        """What moves a module, to a device too: the kernels are tried there before any step."""
+        super()._apply(fn, recurse)
+        _kernels(self.experts.device)
+        return self
+
     # Training: planearly.train.trainable.Trainable ---------------------------------------------
 
     undivided = None
@@ -207,6 +214,7 @@ class Projected(nn.Module):
             bank = self.bank(name)
             if bank.slices.dim() == 3:
                 bank.slices = sharding.divide(bank.slices, dim=1)
+        _kernels(parallel.device())
         self._divided = True
         return False
 
@@ -313,7 +321,7 @@ class Projected(nn.Module):
             if sharding.divided(bank.slices):
                 weights = sharding.summed_part(weights.view(-1, *bank.slices.shape[1:]),
                                                dim=1).flatten(1)
-            by_coefficient = _inner(weights, slices.flatten(1))
+            by_coefficient = _inner(weights.view(-1, *slices.shape[1:]), slices)
             gradient += by_coefficient @ bank.mixing.T
             if bank_too:
                 _add_gradient(bank.mixing, self._vectors.T @ by_coefficient)
@@ -419,24 +427,53 @@ def _add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 
-def _kernels(tensor: Tensor, *rows: int) -> Any:
-    """Those for products of so many rows of such a tensor, if its device has any."""
-    if tensor.device.type != "cuda" or tensor.dtype != torch.float32 or find_spec("triton") is None:
-        return None
-    from planearly.model import kernels
+@functools.cache
+def _kernels(device: torch.device) -> Any:
+    """:mod:`planearly.model.kernels` if it works on this device, else None, told once.
 
-    return kernels if max(rows) <= kernels.MOST and kernels.work(tensor.device) else None
+    Raises:
+        torch.OutOfMemoryError: the device's memory is full now, which says nothing of later.
+    """
+    if device.type != "cuda":
+        return None
+    try:
+        from planearly.model import kernels
+
+        kernels.check(device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of many kinds, by what is missing or does not fit
+        say(f"projected networks use torch's slower products on {device}: Triton does not work "
+            f"({flattened(error)})")
+        return None
+    return kernels
+
+
+def _kernels_for(tensor: Tensor, *rows: int) -> Any:
+    """Those that multiply such a tensor, in so many rows of either factor; None: there are none."""
+    kernels = _kernels(tensor.device) if tensor.dtype == torch.float32 else None
+    return kernels if kernels and max(rows) <= kernels.MAX_ROWS else None
 
 
 def _combine(left: Tensor, right: Tensor) -> Tensor:
     """[n, h] times [h, size], of some tens of rows with millions of columns each."""
-    own = _kernels(right, *left.shape)
-    made: Tensor = own.combine(left, right) if own else left @ right
+    kernels = _kernels_for(right, *left.shape)
+    made: Tensor = kernels.combine(left, right) if kernels else left @ right
     return made
 
 
 def _inner(left: Tensor, right: Tensor) -> Tensor:
-    """[n, size] times [h, size] transposed, of such rows."""
-    own = _kernels(right, len(left), len(right))
-    made: Tensor = own.inner(left, right) if own else left @ right.T
-    return made
+    """Inner products [n, h] of tensors [n, ...] and [h, ...] of millions of numbers each."""
+    if kernels := _kernels_for(right, len(left), len(right)):
+        made: Tensor = kernels.inner(left.flatten(1), right.flatten(1))
+        return made
+    if right.device.type == "cuda" and right.dim() == 3:
+        return _inner_by_rows(left, right)
+    return left.flatten(1) @ right.flatten(1).T
+
+
+def _inner_by_rows(left: Tensor, right: Tensor) -> Tensor:
+    """As :func:`_inner`, of matrices: the sum of one product for each of their rows, since cuBLAS
+    gives a product so long and narrow to few multiprocessors.
+    """
+    return torch.bmm(left.transpose(0, 1), right.permute(1, 2, 0)).sum(0)

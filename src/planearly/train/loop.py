@@ -142,9 +142,11 @@ def train(
     how = arithmetic.settle(settings, stream.context, device, folder, note.get("arithmetic"),
                             replace(job, sharded=divided), narrow)
     together = divided and model.divide(how.bf16)
-    sharding.move(model.module, device)
     if divided:
+        sharding.move(model.module, device)
         say(f"{name}: {parallel.world()} processes divide weights and optimiser state")
+    else:
+        model.module.to(device)
     optimizers = optim.build(model.module, rate)
     optim.compute(optimizers, bool(how.fast_bf16))
     mean = Average(model.module, average) if average else None
