@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from planearly import methods
 from planearly.keys import Recipe
 from planearly.report import table
 from planearly.studies.paper import SUITE
+from planearly.study import sharing
 from planearly.study.verdict import Claim
 
 DOMAINS = ["arxiv", "freelaw", "stackexchange", "wikipedia"]
@@ -76,12 +78,19 @@ def row(method: str, domain: str, changes: Change, level: Level) -> dict[str, An
     draw = np.random.default_rng(DOMAINS.index(domain))  # a document is as hard for every method
     tokens = draw.integers(40, 200, DOCUMENTS)
     hard = draw.normal(0, 0.5, DOCUMENTS)
-    own = np.random.default_rng([*f"{method} {domain} {sorted(changes.items())}".encode()])
+    of = methods.find(method)
+    begun = {key: value for key, value in changes.items()  # what fine-tunings share
+             if sharing.pretraining_depends(method, key) or (of.bank and key == "expert")}
+
+    def told(kind: str, given: Change) -> np.ndarray:
+        """Nats per token of the documents, by chance apart from their level."""
+        draw = np.random.default_rng([*f"{kind} {domain} {sorted(given.items())}".encode()])
+        chance = draw.normal(0, 0.02, DOCUMENTS)
+        chance -= chance @ tokens / tokens.sum()  # differences are those of the levels
+        return level(method, {**BASE, **given}, domain) + hard + chance
+
     base = level(method, settings, domain)
-    chance = own.normal(0, 0.02, (2, DOCUMENTS))
-    chance -= (chance @ tokens / tokens.sum())[:, None]  # differences are those of the levels
-    after = tokens * (base + hard + chance[0])
-    before = tokens * (base + 0.8 + hard + chance[1])
+    after, before = tokens * told(method, changes), tokens * (told(of.pretraining(), begun) + 0.8)
     pretrained = settings["pretrain_tokens"]
     generic = cost(pretrained, SHARED[method]) if method in SHARED else cost(0, 1)
     tuning = settings["spec_tokens"] * 5

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from planearly import methods
-from planearly.cost import devices, ledger
+from planearly import keys, methods
+from planearly.cost import devices, ledger, model
 from planearly.errors import UserError
 from planearly.files import write_json
+from planearly.model.transformer import Shape
 from planearly.stages.evaluate import total_cost
 
 
@@ -141,6 +142,24 @@ def test_any_projected_pretraining_is_predicted_with_its_projection(
     part = {"method": "slm-pn-plateau", "domain": None}, {"method": "slm-pn-adapt", "domain": "x"}
     both = [ledger.predicted_hours(entry, {"stage": "pretrain/of", **of, **shape}) for of in part]
     assert both == pytest.approx([1.25, 1.0])
+
+
+@pytest.mark.parametrize("processes", [1, 8])
+def test_a_projected_pretraining_is_predicted_as_it_is_planned(processes: int) -> None:
+    """On a device that was not calibrated; the operations of projecting take no time beside its
+    bytes."""
+    shape = Shape(layers=7, d_model=1024, heads=8, d_ff=4096, vocab_size=32_768, context=1024)
+    bank = keys.Projected(experts=16, rank=12, embedding=16)
+    setting = model.Setting(shape, shape, devices.find("h200"), bank, devices=processes,
+                            preset="adamw")
+    planned = model.generic_token_cost(setting, "slm-pn") * (100 * setting.batch_tokens)
+    entry = ledger.book("pretrain/slm-pn", planned.tokens, planned.flops, 1.0, "h200",
+                        processes=processes)
+    found = ledger.predicted_hours(entry, {
+        "stage": "pretrain/slm-pn", "shape": shape.to_dict(), "settings": {
+            "projected": asdict(bank), "steps": 100,
+            "train": {"optimizer": {"preset": "adamw"}}}})
+    assert found == pytest.approx(planned.device_hours)
 
 
 def test_the_same_folder_twice_counts_once(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,11 @@ def test_a_calibration_is_what_plans_then_use(tmp_path: Path,
     assert found.rate == measured["matmul_flops"] and found.bandwidth == measured["bandwidth"]
     assert found.projection_overhead == pytest.approx(
         small["tokens_per_second"] / measured["shapes"]["pn"]["tokens_per_second"])
+    known = found.projection
+    assert known is not None and known.seconds == pytest.approx(max(
+        64 / measured["shapes"]["pn"]["tokens_per_second"] - 64 / small["tokens_per_second"], 0))
+    assert (known.shape, known.projected, known.preset) == (
+        shape.to_dict(), asdict(tiny().projected), "modern")
 
 
 def test_a_place_that_takes_no_file_is_refused_before_anything_is_measured(

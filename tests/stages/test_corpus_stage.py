@@ -39,18 +39,35 @@ def test_a_name_that_no_folder_could_bear_is_told_at_once(made, tmp_path):
             corpus.domain_names(run)
 
 
-@pytest.mark.parametrize(("documents", "share", "says"), [
-    (10, 0.1, "test split of law has 1 document, "), (30, 0.1, "has 3 documents, "), (40, 0.2, "")])
-def test_a_test_split_of_a_few_documents_is_told(made, tmp_path, capsys, documents, share, says):
+FEW, KEY = "too few to judge a model by: give ", r"hold more of them out \(recipe key 'data.{}'\)"
+
+
+@pytest.mark.parametrize(("documents", "data", "says"), [
+    (10, {"held_out": 0.1}, "has 1 document, .*" + KEY.format("held_out")),
+    (30, {"held_out": 0.1}, "has 3 documents, .*" + KEY.format("held_out")),
+    (40, {"held_out": 0.2, "held_out_documents": 2},
+     "has 2 documents, .*" + KEY.format("held_out_documents")), (40, {"held_out": 0.2}, "")])
+def test_a_test_split_of_a_few_documents_is_told(made, tmp_path, capsys, documents, data, says):
     texts = (made / "domains" / "law" / "train.jsonl").read_text().splitlines()[:documents]
     assert len(texts) == documents
     (tmp_path / "law.jsonl").write_text("\n".join(texts))
     run = opened(made, tmp_path / "run", domains_root=None, domains=[str(tmp_path / "law.jsonl")],
-                 data={"held_out": share})
+                 data=data)
     with run.opened():
         corpus.domain(run, "law")
     warned = [line for line in capsys.readouterr().err.splitlines() if "test split" in line]
-    assert says in warned[0] if says else not warned
+    assert FEW in warned[0] and re.search(says, warned[0]) if says else not warned
+
+
+def test_of_a_small_test_split_that_was_given_no_key_makes_more(made, tmp_path, capsys):
+    law = shutil.copytree(made / "domains" / "law", tmp_path / "law")
+    texts = (law / "test.jsonl").read_text().splitlines()[:2]
+    (law / "test.jsonl").write_text("\n".join(texts))
+    run = opened(made, tmp_path / "run", domains_root=None, domains=[str(law)])
+    with run.opened():
+        corpus.domain(run, "law")
+    assert (f"the test split of law has 2 documents, {FEW}it more documents"
+            in capsys.readouterr().err.splitlines()[-1])
 
 
 def test_held_out_text_in_the_generic_corpus_is_told_and_not_trained_on(

@@ -7,10 +7,14 @@ import sys
 import time
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
+from planearly import keys
 from planearly.files import read_json
+from planearly.model.projected import Projected
+from planearly.model.transformer import Shape
 from planearly.study.view import RESULTS
 from small_processes import environment
 from small_runs import call, corpus, with_grid
@@ -52,6 +56,21 @@ def test_processes_end_with_torchrun(tmp_path, number):
     until(lambda: not any(map(alive, ranks)))
 
 
+def moves(out, stage):
+    """How a training of a run moved what it trained, by name."""
+    made, file = read_json(out / stage / "manifest.json"), out / stage / "final.safetensors"
+    from_ = {name: out / folder / "final.safetensors" for name, folder in made["folders"].items()}
+    if made["stage"].startswith("expert/"):  # the vector of the domain's blend alone
+        file = out / stage / "vector" / "final.safetensors"
+        begun = {"vector": torch.tensor(made["histogram"]) @ load_file(from_["model"])["experts"]}
+    elif start := from_.get("start") or from_.get("expert"):
+        begun = load_file(start)
+    else:
+        begun = Projected(Shape(**made["shape"]), keys.Projected(**made["settings"]["projected"]),
+                          made["settings"]["seed"]).state_dict()
+    return {name: tensor - begun[name] for name, tensor in load_file(file).items()}
+
+
 @pytest.mark.slow
 def test_two_processes_make_what_one_makes(tmp_path):
     root = corpus(tmp_path / "text")
@@ -77,11 +96,15 @@ def test_two_processes_make_what_one_makes(tmp_path):
     folders = [sorted(str(p.relative_to(out)) for p in out.rglob("manifest.json"))
                for out in (one, two)]
     assert folders[0] == folders[1]
-    for ours in one.rglob("final.safetensors"):
-        theirs = load_file(two / ours.relative_to(one))
-        for name, tensor in load_file(ours).items():
-            # rounding in bfloat16, Muon's for one, moves them by some 0.3% where that is fast
-            assert (tensor - theirs[name]).norm() < 0.02 * tensor.norm(), (ours, name)
+    trained = [folder.relative_to(one) for kind in ("pretrain", "expert", "specialize")
+               for folder in (one / kind).iterdir()]
+    assert len(trained) == 7
+    for stage in trained:
+        theirs = moves(two, stage)
+        for name, ours in moves(one, stage).items():
+            # rounding in bfloat16, Muon's for one, changes it by up to 0.07 where that is fast;
+            # a tensor that only one of them trains by 1
+            assert (ours - theirs[name]).norm() < 0.2 * ours.norm(), (stage, name)
 
 
 @pytest.mark.slow

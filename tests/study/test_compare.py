@@ -246,6 +246,32 @@ def test_what_comes_after_a_pretraining_is_told_from_another_pretraining() -> No
                                (-1.0, Arm("slm")), (1.0, Arm("slm", larger))])
 
 
+def test_pretrainings_of_one_domain_made_twice_are_told_by_what_they_said_before_it() -> None:
+    """Nothing of theirs is paid before the domain is known, so no duration tells them apart."""
+    replay, draw = {"finetune.replay_share": 0.2}, np.random.default_rng(0)
+    cells = Cells(study((["slm-is"], [{}, replay], DOMAINS)))
+    terms = [(1.0, Arm("slm-is", replay)), (-1.0, Arm("slm-is"))]
+    assert seeds.tuned(cells, terms)
+    row = cells.rows(Arm("slm-is", replay))[DOMAINS[0]]
+    assert row["generic_cost"]["device_hours"] == 0
+    row["nll_before"] = np.add(row["nll_before"], draw.normal(size=len(row["tokens"]))).tolist()
+    assert not seeds.tuned(cells, terms)
+
+
+def test_fine_tunings_of_pretrainings_made_twice_are_no_more_pairs_than_there_are() -> None:
+    """Two of each: of three differences between four fine-tunings one is of pretrainings."""
+    shares = [{"finetune.replay_share": share} for share in (0.0, 0.1, 0.2, 0.3)]
+    made = study((["slm"], [{**share, "seed": seed} for share in shares for seed in (0, 1)],
+                  DOMAINS))
+    pairs, freedom = seeds._tunings(Cells(made))
+    assert (len(pairs), freedom) == (6, 3)
+    for row in made["rows"]:
+        if row["settings"]["finetune.replay_share"] > 0.1:
+            row["generic_cost"] = {**row["generic_cost"], "device_hours": 7.5}
+    pairs, freedom = seeds._tunings(Cells(made))
+    assert (len(pairs), freedom) == (2, 2)
+
+
 def test_where_the_pair_has_one_seed_the_study_tells_the_spread() -> None:
     def drawn(method: str, settings: Mapping[str, Any], domain: str) -> float:
         return 4.0 + 0.02 * settings["seed"] * (method == "slm-is")

@@ -43,6 +43,18 @@ _H200_BALANCE = 989e12 / 4.8e12
 
 
 @dataclass(frozen=True)
+class Projection:
+    """What a calibration measured of a projected network: seconds, and what they belong to."""
+
+    seconds: float
+    """That a step took longer than the plain model's; not below 0."""
+    shape: dict[str, Any]
+    projected: dict[str, Any]
+    preset: str
+    """Optimiser."""
+
+
+@dataclass(frozen=True)
 class Device:
     """A device to plan for; rates in FLOP/s, memory in bytes, bandwidth in bytes/s."""
 
@@ -58,6 +70,8 @@ class Device:
     """What a and b refer to: the measured matrix rate if there is one, else the peak."""
     projection_overhead: float | None = None
     """Measured time per token of a projected network over its plain model's, if calibrated."""
+    projection: Projection | None = None
+    """What that is a ratio of; None also of calibrations that do not tell."""
     calibrated: bool = False
     kind: Literal["cuda", "cpu"] = "cuda"
     bf16: bool = True
@@ -268,15 +282,20 @@ def from_calibration(measured: dict[str, Any], sheet: Sheet | None) -> Device:
     points = [(s["d_model"], rate / s["flops_per_second"])
               for name, s in measured["shapes"].items() if name != "pn"]
     a, b = _through(points)
-    shapes = measured["shapes"]
-    overhead = None
-    if "pn" in shapes and "slm" in shapes:
-        overhead = shapes["slm"]["tokens_per_second"] / shapes["pn"]["tokens_per_second"]
+    overhead = projection = None
+    if pn := measured["shapes"].get("pn"):
+        plain = measured["shapes"]["slm"]["tokens_per_second"]
+        overhead = plain / pn["tokens_per_second"]
+        if "projected" in pn:  # older ones do not tell, nor tokens of a step
+            more = pn["step_tokens"] * (1 / pn["tokens_per_second"] - 1 / plain)
+            projection = Projection(max(more, 0.0), pn["shape"], pn["projected"],
+                                    pn["settings"]["optimizer"]["preset"])
     return Device(
         name=measured["device"], peak=sheet.teraflops * 1e12 if sheet else None,
         memory=measured.get("memory") or (sheet.gigabytes * 1e9 if sheet else None),
         bandwidth=measured.get("bandwidth"), source=f"calibrated {measured['when']}",
-        a=a, b=b, rate=rate, projection_overhead=overhead, calibrated=True,
+        a=a, b=b, rate=rate, projection_overhead=overhead, projection=projection,
+        calibrated=True,
         # older calibrations do not tell: processors are named with the number of their cores
         kind=measured.get("kind")
         or ("cpu" if re.search(r" x\d+$", measured["device"]) else "cuda"),

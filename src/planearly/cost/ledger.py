@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from planearly import methods
+from planearly import keys, methods
 from planearly.cost import devices
 from planearly.errors import UserError
 from planearly.files import read_json
@@ -24,6 +24,7 @@ UNKNOWN = "unknown"
 def book(
     stage: str, tokens: float, flops: float, seconds: float, device: str | None = None, *,
     price_per_hour: float | None = None, currency: str = "USD", saving_seconds: float = 0.0,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """A ledger entry.
 
@@ -35,12 +36,13 @@ def book(
         device: what the driver calls it; None is this machine's.
         saving_seconds: device-seconds that checkpoints took, not in ``seconds``: they depend on
             the disk and on the interval, not on the method.
+        processes: that trained together, each on a device.
 
     Returns:
         ``stage``, ``tokens``, ``flops``, ``device_hours``, ``device``, ``utilisation`` of one
         device (against the data sheet and against the measured matrix rate, each a share or
-        "unknown"), ``saving_hours`` if there were any, and ``money`` with its ``currency`` if a
-        price is given, for both kinds of hours.
+        "unknown"), ``saving_hours`` if there were any, ``processes`` if there were several, and
+        ``money`` with its ``currency`` if a price is given, for both kinds of hours.
     """
     name = device or devices.here()
     entry: dict[str, Any] = {
@@ -50,6 +52,8 @@ def book(
     }
     if saving_seconds:
         entry["saving_hours"] = saving_seconds / 3600
+    if processes > 1:
+        entry["processes"] = processes
     if price_per_hour is not None:
         entry["money"] = (seconds + saving_seconds) / 3600 * price_per_hour
         entry["currency"] = currency
@@ -80,14 +84,29 @@ def predicted_hours(entry: Mapping[str, Any], manifest: Mapping[str, Any]) -> fl
         device = devices.find(entry["device"])
     except UserError:
         return None
-    hours = device.seconds(entry["flops"], width) / 3600
     kind, method, _ = place({"stage": "", **manifest})
     row = methods.TABLE.get(method.removesuffix(methods.PLATEAU))
-    projects = (kind == "pretrain" and row is not None and row.bank == "projected"
-                and not row.adapts)  # which goes on as a dense model
-    if projects and device.projection_overhead is not None:
-        hours *= device.projection_overhead
-    return hours
+    if (kind == "pretrain" and row is not None and row.bank == "projected"
+            and not row.adapts):  # which goes on as a dense model
+        return _projected_seconds(device, entry, manifest) / 3600
+    return device.seconds(entry["flops"], width) / 3600
+
+
+def _projected_seconds(device: devices.Device, entry: Mapping[str, Any],
+                       manifest: Mapping[str, Any]) -> float:
+    """Device-seconds that the cost model gives for a projected network's training."""
+    settings = manifest.get("settings", {})
+    if "projected" not in settings:  # nobody says how much is projected
+        return device.seconds(entry["flops"], manifest["shape"]["d_model"]) * (
+            device.projection_overhead or 1.0)
+    from planearly.cost import model  # with torch, which other stages' entries do without
+
+    how = model.Projecting(
+        model.Shape(**manifest["shape"]), keys.Projected(**settings["projected"]),
+        settings["train"]["optimizer"]["preset"], entry.get("processes", 1))
+    plain = device.seconds(entry["flops"] - settings["steps"] * model.flops.projection_per_step(
+        how.shape, how.projected, how.projected.at_once), how.shape.d_model)
+    return plain + model.projecting_adds(device, how, settings["steps"], plain)
 
 
 def add_up(folders: Iterable[Path]) -> dict[str, Any]:

@@ -252,32 +252,65 @@ def inference_memory(shape: Shape, bits: float) -> float:
 
 
 _MOVED = 0.5
-"""Share of the sheet's bandwidth at which a projected network moves what a plain one does not: on
-an H200 (docs/benchmarks.md)."""
+"""Share of the sheet's bandwidth at which the bytes of :func:`projection_seconds` are taken to
+move: fitted to the step ratios on an H200 (docs/benchmarks.md). The kernels reach 0.8 to 0.9; the
+rest of what projected steps took longer is unexplained."""
 
 
-def projection_seconds(setting: Setting, shape: Shape, steps: float) -> float:
-    """Seconds that the deferred projection adds over ``steps`` optimiser steps.
+@dataclass(frozen=True)
+class Projecting:
+    """A projected network's training, as far as what projecting adds to its steps depends on it."""
 
-    By bytes: per step the float32 bank is read to make the weights and again for the coefficients'
-    gradient; its gradient is written, measured and scaled (four passes), and the optimiser reads
-    and writes it and its moments (seven). The dense weights of the step's experts or blends are
-    written and read in bfloat16 by every pass, their gradients cleared, added up and read twice
-    (ten). Muon orthogonalises every slice besides. A calibrated device has measured the ratio
-    instead.
+    shape: Shape
+    projected: keys.Projected
+    preset: str = "modern"
+    """Optimiser."""
+    devices: int = 1
+
+
+def projection_seconds(device: Device, how: Projecting) -> float:
+    """Device-seconds that the deferred projection adds to an optimiser step, by bytes and Muon's
+    operations; 0 where the device's bandwidth is unknown.
+
+    The float32 bank takes 13 passes of 4 bytes a number: it is read to make the weights and again
+    for the coefficients' gradient; its gradient is written, measured and scaled (four), and AdamW
+    reads and writes it and its moments (seven; Muon's fewer are charged as many). The dense
+    weights of the step's experts or blends take 10: written, read in bfloat16 by the passes, their
+    gradients cleared, added up and read twice. All at :data:`_MOVED` of the bandwidth.
+
+    Each device makes its own dense weights, and reads and updates the whole bank, unless they
+    divide it (:func:`memory.regime`): then each has a part. Muon's orthogonalising of every slice
+    is always divided.
     """
-    weights = flops.projected_weights(shape, setting.projected)
-    bank = 4.0 * weights * setting.projected.slices
-    dense = 4.0 * weights * setting.projected.at_once
-    bandwidth = setting.device.bandwidth
-    if bandwidth is None:
+    if device.bandwidth is None:
         return 0.0
-    seconds = (13 * bank + 10 * dense) / (_MOVED * bandwidth)
-    if setting.preset == "modern":
-        more = weights * (setting.projected.slices - 1)
-        seconds += setting.device.seconds(
+    shape, projected = how.shape, how.projected
+    weights = flops.projected_weights(shape, projected)
+    divided = job_on(device, how.devices, shape, projected=projected, preset=how.preset).sharded
+    bank = 13 * 4.0 * weights * projected.slices * (1 if divided else how.devices)
+    dense = 10 * 4.0 * weights * projected.at_once * how.devices
+    seconds = (bank + dense) / (_MOVED * device.bandwidth)
+    if how.preset == "modern":
+        more = weights * (projected.slices - 1)
+        seconds += device.seconds(
             more * flops.orthogonalising(shape.d_model, shape.d_ff), shape.d_model)
-    return steps * seconds
+    return seconds
+
+
+def projecting_adds(device: Device, how: Projecting, steps: float, plain: float) -> float:
+    """Device-seconds that projecting adds to so many steps of ``plain`` device-seconds.
+
+    Of a calibrated device the measured ones, scaled as :func:`projection_seconds` says. One that
+    was calibrated before its file told what it had measured has a ratio alone, which is taken for
+    every number of slices, of tokens a step and of devices, and for either optimiser.
+    """
+    if device.projection_overhead is None:
+        return steps * projection_seconds(device, how)
+    if (known := device.projection) is None:
+        return plain * (device.projection_overhead - 1)
+    then = Projecting(Shape(**known.shape), keys.Projected(**known.projected), known.preset)
+    scale = projection_seconds(device, how) / projection_seconds(device, then)
+    return steps * known.seconds * scale
 
 
 # Tokens -----------------------------------------------------------------------------------------
@@ -317,9 +350,8 @@ def generic_token_cost(setting: Setting, method: str | Method) -> Work:
         return plain
     steps = 1.0 / setting.batch_tokens
     extra = flops.projection_per_step(shape, setting.projected, setting.projected.at_once) * steps
-    seconds = projection_seconds(setting, shape, steps)
-    if setting.device.projection_overhead is not None:
-        seconds = plain.device_hours * 3600 * (setting.device.projection_overhead - 1)
+    how = Projecting(shape, setting.projected, setting.preset, setting.devices)
+    seconds = projecting_adds(setting.device, how, steps, plain.device_hours * 3600)
     return work(setting, 1.0, flops.training(shape), shape, setting.batch_tokens, extra, seconds)
 
 

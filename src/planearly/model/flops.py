@@ -114,9 +114,10 @@ def projection_per_step(shape: Shape, projected: keys.Projected, groups: int) ->
 
 
 def orthogonalising(rows: int, columns: int) -> float:
-    """Operations of Muon for each number of a matrix (:mod:`planearly.train.muon`).
+    """FLOPs of Muon per number of the matrix and step (:mod:`planearly.train.muon`).
 
-    Five times two products of 2 r^2 c and one of 2 r^3, r the smaller side and c the larger.
+    Five times two products of 2 r^2 c and one of 2 r^3, r the smaller side and c the larger, over
+    the r c numbers.
     """
     r, c = sorted((rows, columns))
     return 5 * (4 * r * r * c + 2 * r**3) / (r * c)

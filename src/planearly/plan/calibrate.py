@@ -83,6 +83,7 @@ def calibrate(recipe: keys.Recipe, seconds: float = 60.0) -> Path:
         say(f"{key}: {short(measured[key]['tokens_per_second'])} tokens/s, "
             f"{prefixed(measured[key]['flops_per_second'])}FLOP/s, "
             f"{100 * measured[key]['flops_per_second'] / rate:.0f}% of the matrix rate")
+    measured["pn"]["projected"] = asdict(recipe.projected)
     write_json(path, {
         "device": name, "kind": device.type, "when": datetime.date.today().isoformat(),
         "torch": torch.__version__,
@@ -129,7 +130,7 @@ def steps(model: Trainable, shape: Shape, settings: keys.Train, groups: int,
     return {"shape": shape.to_dict(), "d_model": shape.d_model, "tokens_per_second": speed,
             "flops_per_token": flops.training(shape),
             "flops_per_second": speed * flops.training(shape), "steps": len(times),
-            "settings": asdict(settings)}
+            "step_tokens": rows * shape.context, "settings": asdict(settings)}
 
 
 def matmul_rate(device: torch.device, seconds: float = 2.0) -> tuple[float, str]:

@@ -328,13 +328,22 @@ def domain(run: Run, name: str) -> Path:
             )
         tell_overlap(f"the training split of {name}", report)
         if (few := metas["test"]["n_documents"]) < _FEW:
-            say(f"  warning: the test split of {name} has {few} document{'s' * (few > 1)}, which "
-                "hardly tells how good a model is on others: give the domain more documents, or "
-                "hold more of them out (recipe key 'data.held_out')")
+            say(f"  warning: the test split of {name} has {few} document{'s' * (few > 1)}, too "
+                f"few to judge a model by: {_more(recipe, splits['test'])}")
         write_array(folder / "train-excluded.npy", mask)
         return {"corpus": metas, "overlap": report}
 
     return run.stage(f"domain/{name}", settings, {"tokenizer": tokens}, build, version=2)
+
+
+def _more(recipe: keys.Recipe, test: list[Unit]) -> str:
+    """What gives a test split more documents: keys only where the split is our own."""
+    if all(unit.keep is None for unit in test):
+        return "give it more documents"
+    most = recipe.data.held_out_documents
+    key = "held_out_documents" if most and most < _FEW else "held_out"
+    return ("give the domain more documents, or hold more of them out (recipe key "
+            f"'data.{key}')")
 
 
 @once

@@ -205,7 +205,7 @@ def book(run: Run, name: str, outcome: loop.Outcome, flops_per_token: float,
     return ledger.book(
         name, outcome.tokens, outcome.tokens * flops_per_token + flops_before, seconds,
         price_per_hour=run.recipe.cost.price_per_hour, currency=run.recipe.cost.currency,
-        saving_seconds=outcome.saving_seconds * parallel.world(),
+        saving_seconds=outcome.saving_seconds * parallel.world(), processes=parallel.world(),
     )
 
 

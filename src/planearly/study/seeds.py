@@ -190,18 +190,26 @@ def moderated(own: tuple[float, float], prior: Spread) -> Spread:
 def tuned(cells: Cells, terms: Terms) -> bool:
     """Whether a contrast is of fine-tunings of the same pretrainings: the coefficients of each
     pretraining's add up to none, and none was made twice (in another folder, say, from which rows
-    were gathered), as its duration tells."""
+    were gathered).
+
+    One that was made twice took other durations, of what is paid before the domain is known, and
+    gave the documents other likelihoods before fine-tuning. A bank's are those of the expert that
+    was chosen after it, so only the duration tells of a bank.
+    """
     totals: dict[str, float] = {}
-    made: dict[tuple[str, Any], set[float]] = {}
+    made: dict[tuple[str, Any, str], set[Any]] = {}
     for coefficient, arm in terms:
         name = f"{arm.when} {_pretraining(cells, arm)}"
         totals[name] = totals.get(name, 0.0) + coefficient
+        method = methods.TABLE.get(arm.method)
+        chosen = method is not None and method.bank and not method.adapts
         for seed in [cells.own("seed"), *cells.seeds()]:
-            made.setdefault((name, seed), set()).update(
-                row["generic_cost"]["device_hours"]
-                for row in cells.rows(arm.at(seed=seed)).values())
+            for domain, row in cells.rows(arm.at(seed=seed)).items():
+                made.setdefault((name, seed, ""), set()).add(row["generic_cost"]["device_hours"])
+                if not chosen and (before := row.get("nll_before")) is not None:
+                    made.setdefault((name, seed, domain), set()).add(tuple(before))
     return all(abs(total) < 1e-9 for total in totals.values()) and all(
-        len(durations) < 2 for durations in made.values())
+        len(different) < 2 for different in made.values())
 
 
 def _pretraining(cells: Cells, arm: Arm) -> str:
@@ -260,8 +268,8 @@ def _methods(cells: Cells) -> tuple[list[Terms], float]:
 
 def _tunings(cells: Cells) -> tuple[list[Terms], float]:
     """The pairs of fine-tunings of one pretraining that another seed has as well, at whatever other
-    settings, and the degrees of freedom that they have together: of each pretraining all but one,
-    those of other budgets counted once."""
+    settings, and the degrees of freedom that they have together: of each pretraining, as often as
+    it was made, all fine-tunings but one; those of other budgets are counted once."""
     further = set(cells.seeds())
     found: dict[str, dict[str, Arm]] = {}
     for row in cells.all_rows:
@@ -276,12 +284,19 @@ def _tunings(cells: Cells) -> tuple[list[Terms], float]:
     pairs: dict[str, Terms] = {}
     freedom: dict[str, float] = {}
     for name, arms in found.items():
-        for a, b in combinations(arms.values(), 2):
-            terms: Terms = [(1.0, a), (-1.0, b)]
-            if tuned(cells, terms):
+        groups: list[list[Arm]] = []  # one that was made twice is two
+        for arm in arms.values():
+            group = next((group for group in groups if all(
+                tuned(cells, [(1.0, other), (-1.0, arm)]) for other in group)), None)
+            if group is None:
+                groups.append(group := [])
+            group.append(arm)
+        for group in groups:
+            for a, b in combinations(group, 2):
+                terms: Terms = [(1.0, a), (-1.0, b)]
                 pairs.setdefault(json.dumps(_kind(cells, terms), default=str), terms)
         of = json.loads(name)[0]
-        freedom[of] = max(freedom.get(of, 0.0), len(arms) - 1.0)
+        freedom[of] = max(freedom.get(of, 0.0), float(len(arms) - len(groups)))
     return list(pairs.values()), sum(freedom.values())
 
 
