@@ -300,13 +300,13 @@ def projection_seconds(device: Device, how: Projecting) -> float:
 def projecting_adds(device: Device, how: Projecting, steps: float, plain: float) -> float:
     """Device-seconds that projecting adds to so many steps of ``plain`` device-seconds.
 
-    Of a calibrated device the measured ones, scaled as :func:`projection_seconds` says. One that
-    was calibrated before its file told what it had measured has a ratio alone, which is taken for
+    Of a calibrated device the measured ones, scaled as :func:`projection_seconds` says. One whose
+    file does not tell what was measured, or no bandwidth, has a ratio alone, which is taken for
     every number of slices, of tokens a step and of devices, and for either optimiser.
     """
     if device.projection_overhead is None:
         return steps * projection_seconds(device, how)
-    if (known := device.projection) is None:
+    if (known := device.projection) is None or device.bandwidth is None:
         return plain * (device.projection_overhead - 1)
     then = Projecting(Shape(**known.shape), keys.Projected(**known.projected), known.preset)
     scale = projection_seconds(device, how) / projection_seconds(device, then)
