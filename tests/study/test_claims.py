@@ -172,8 +172,8 @@ def test_what_hangs_on_the_budget_is_judged_at_each() -> None:
     assert len(pn) == 3 and in_all(pn) == "hangs on the setting"
     assert in_all(pn[:1]) == pn[0].verdict
     summary = view.summary(made, pn, [])
-    assert "paper's 1 claims, 0 came out as they say, 0 did not, 1 did at some" in summary[0]
-    assert "these are 3 verdicts: 1, 2 and 0." in summary[0]
+    assert "paper's 1 claims, 0 came out as they say, 0 did not, 1 did at some" in summary[1]
+    assert "these are 3 verdicts: 1, 2 and 0." in summary[1]
 
 
 def test_a_large_model_overtakes_a_tuned_small_one_with_its_pretraining() -> None:

@@ -116,13 +116,9 @@ def text(this: View, template: str) -> str:
 
 def summary(study: Mapping[str, Any], claims: Sequence[Claim], further: Sequence[str],
             ) -> list[str]:
-    """What came out, in sentences for somebody who reads nothing else."""
+    """What came out, in sentences for somebody who reads nothing else: what to train first."""
     rows, pending = study.get("rows", ()), len(study.get("pending", ()))
-    said = []
-    if papers := [claim for claim in claims if not claim.ours]:
-        said.append(_counted(papers, "the paper's {} claims"))
-    if own := [claim for claim in claims if claim.ours]:
-        said.append(_counted(own, "{} claims of our own"))
+    said = [*further]
     cells = Cells(study)
     arms = {name: cells.rows(Arm(name)) for name in cells.methods}
     most = {row["domain"] for row in rows}
@@ -133,7 +129,10 @@ def summary(study: Mapping[str, Any], claims: Sequence[Claim], further: Sequence
             f"Perplexity after fine-tuning, macro-averaged over {len(most)} domains, at the "
             f"study's main settings (lower is better): {sentences.ranked(averages)}."
             + " What differs by more than chance is in the claims below." * bool(claims))
-    said += further
+    if papers := [claim for claim in claims if not claim.ours]:
+        said.append(_counted(papers, "the paper's {} claims"))
+    if own := [claim for claim in claims if claim.ours]:
+        said.append(_counted(own, "{} claims of our own"))
     if pending:
         said.append(
             f"The study is not finished: {pending} of its "
