@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -159,17 +160,25 @@ def _clusters_of(run: Run) -> Path:
 
 
 def _assigned(run: Run, embedded: Path, folder: Path) -> dict[str, Any]:
-    """Assign the generic windows to the centroids in a folder at every k, as :func:`clusters` does
-    to its own; their histograms in figures."""
-    dataset, finer, levels = TokenDataset(corpus.generic(run)), 0, {}
-    assignment = np.empty(0, np.int32)
+    """Assign the generic windows to the centroids in a folder at every k; their histograms in
+    figures."""
+    dataset = TokenDataset(corpus.generic(run))
+    return {str(k): _summary(dataset, assignment, k)
+            for k, assignment in _levels(run, embedded, folder, folder)}
+
+
+def _levels(run: Run, embedded: Path, clustered: Path,
+            folder: Path) -> Iterator[tuple[int, np.ndarray]]:
+    """The clusters, at every k from the finest on, of the windows whose embeddings are in the
+    ``blocks`` of a folder; also written to ``folder``."""
+    finer, assignment = 0, np.empty(0, np.int32)
     for k in sorted(set(run.recipe.cluster.k), reverse=True):
         file = folder / f"assignment-{k}.npy"
-        assignment = _coarser(assignment, read_array(folder / f"parent-{finer}.npy"), file) \
+        assignment = _coarser(assignment, read_array(clustered / f"parent-{finer}.npy"), file) \
             if finer and run.recipe.cluster.nested else assign_windows(
-                embedded / "blocks", folder / f"centroids-{k}.npy", file, run.executor)
-        levels[str(k)], finer = _summary(dataset, assignment, k), k
-    return levels
+                embedded / "blocks", clustered / f"centroids-{k}.npy", file, run.executor)
+        yield k, assignment
+        finer = k
 
 
 def lineage(run: Run, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -211,17 +220,10 @@ def domain_clusters(run: Run, name: str) -> Path:
     def build(folder: Path) -> None:
         embed.embed_dataset(dataset, corpus.tokenizer_of(run), by, folder / "blocks", used,
                             run.executor)
-        finer, assignment = 0, np.empty(0, np.int32)
-        for k in sorted(set(run.recipe.cluster.k), reverse=True):
-            if finer and run.recipe.cluster.nested:
-                assignment = read_array(clustered / f"parent-{finer}.npy")[assignment]
-            else:
-                assignment = assign_windows(folder / "blocks", clustered / f"centroids-{k}.npy",
-                                            folder / f"assignment-{k}.npy", run.executor)
+        for k, assignment in _levels(run, folder, clustered, folder):
             everywhere = np.full(len(dataset), -1, np.int32)
             everywhere[used] = assignment
             write_array(folder / f"assignment-{k}.npy", everywhere)
-            finer = k
 
     settings = {} if len(used) == allowed else {
         "spec_tokens": run.recipe.spec_tokens, "seed": run.recipe.seed}
