@@ -11,8 +11,8 @@ import numpy as np
 from planearly import parallel
 from planearly.cluster.embed import open_embeddings
 from planearly.cluster.kmeans import assign
-from planearly.engine.work import Advance, Executor, Shard, Work, shard_function
-from planearly.files import digest, file_digest, read_array, write_array, write_chunks
+from planearly.engine.work import Advance, Executor, Work, shard_function, window_shards
+from planearly.files import file_digest, read_array, write_array, write_chunks
 
 _BLOCK = 1 << 16  # windows scored at once
 _MOST_SHARDS = 4096
@@ -29,13 +29,9 @@ def assign_windows(embedded: Path, centroids: Path, out: Path, executor: Executo
     n, k = len(open_embeddings(embedded)), len(read_array(centroids))
     rows = max(-(-n // (_MOST_SHARDS * _BLOCK)), -(-_SMALL // (k * _BLOCK))) * _BLOCK
     parts, made = out.parent / f"{out.stem}-parts", [file_digest(centroids), n, rows]
-    shards = []
-    for number, start in enumerate(range(0, n, rows)):
-        stop, to = min(start + rows, n), parts / f"{number:05d}.npy"
-        item = {"embeddings": str(embedded), "centroids": str(centroids), "start": start,
-                "stop": stop, "to": str(to)}
-        shards.append(Shard(f"{number} (windows {start} to {stop})", stop - start, item,
-                            parts / f"{number:05d}.json", digest([*made, start]), (to,)))
+    item = {"embeddings": str(embedded), "centroids": str(centroids)}
+    shards = window_shards(n, rows, item, made, parts,
+                           lambda number: [parts / f"{number:05d}.npy"])
     executor.map(Work(f"assigning to {k} clusters", "windows", assign_shard, shards,
                       small=_SMALL / k, gpu=True))
     write_chunks(out, np.dtype("<i4"), (n,), (read_array(shard.made[0]) for shard in shards))
@@ -54,5 +50,5 @@ def assign_shard(item: dict[str, Any], advance: Advance) -> dict[str, Any]:
             stop = min(start + _BLOCK, item["stop"])
             nearest.append(assign(points[start:stop], centroids, _BLOCK))
             advance(stop - start)
-    write_array(Path(item["to"]), np.concatenate(nearest))
+    write_array(Path(item["to"][0]), np.concatenate(nearest))
     return {"windows": item["stop"] - item["start"]}

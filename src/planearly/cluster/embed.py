@@ -30,7 +30,7 @@ from planearly.data.encode import Encoder
 from planearly.data.hub import unanswered
 from planearly.data.tokenizer import Opened, load, opened, plain
 from planearly.engine.local import Local
-from planearly.engine.work import Advance, Executor, Shard, Work, shard_function
+from planearly.engine.work import Advance, Executor, Work, shard_function, window_shards
 from planearly.errors import UserError, refused
 from planearly.files import (
     Array,
@@ -180,13 +180,7 @@ def _work(dataset: TokenDataset, tokenizer: Opened, embedder: Embedder, out: Pat
                 shutil.copyfileobj(handle, copy)
     made = [embedder.digest, tokenizer.digest, dataset.meta["key"], n, rows,
             item["windows"] and file_digest(parts / "windows.npy")]
-    shards = []
-    for number, start in enumerate(range(0, n, rows)):
-        stop, to = min(start + rows, n), _part(out, number)
-        shards.append(Shard(
-            f"{number} (windows {start} to {stop})", stop - start,
-            {**item, "start": start, "stop": stop, "to": str(to)},
-            parts / f"{number:05d}.json", digest([*made, start]), (to,)))
+    shards = window_shards(n, rows, item, made, parts, lambda number: [_part(out, number)])
     return Work("embedding", "windows", embed_shard, shards, gpu=not quick,
                 small=_FEW_STATIC if quick else _FEW), rows
 
@@ -207,7 +201,7 @@ def embed_shard(item: dict[str, Any], advance: Advance) -> dict[str, Any]:
             advance(len(part))
 
     with parallel.one_thread():
-        write_chunks(Path(item["to"]), np.dtype("<f2"), (stop - start, embedder.dim), blocks())
+        write_chunks(Path(item["to"][0]), np.dtype("<f2"), (stop - start, embedder.dim), blocks())
     return {"windows": stop - start}
 
 

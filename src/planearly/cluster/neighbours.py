@@ -11,8 +11,8 @@ import numpy as np
 from planearly import parallel
 from planearly.cluster.embed import open_embeddings
 from planearly.cluster.select import BLOCK, merged, nearest
-from planearly.engine.work import Advance, Executor, Shard, Work, shard_function
-from planearly.files import digest, file_digest, read_array, read_json, write_array
+from planearly.engine.work import Advance, Executor, Work, shard_function, window_shards
+from planearly.files import file_digest, read_array, read_json, write_array
 
 _ROWS = 64 * BLOCK  # of a shard, seconds of work for some thousand points
 _MOST_SHARDS = 512  # each hands over as many neighbours as are asked for
@@ -36,13 +36,8 @@ def nearest_windows(embedded: Path, candidates: np.ndarray, own: np.ndarray, ran
     write_array(folder / "own.npy", own)
     made = [read_json(embedded / "embeddings.json"), rows, ranks,
             *(file_digest(Path(item[name])) for name in ("candidates", "own"))]
-    shards = []
-    for number, start in enumerate(range(0, n, rows)):
-        stop = min(start + rows, n)
-        to = [folder / f"{name}-{number:05d}.npy" for name in ("where", "cosine")]
-        shards.append(Shard(f"{number} (windows {start} to {stop})", stop - start,
-                            {**item, "start": start, "stop": stop, "to": list(map(str, to))},
-                            folder / f"{number:05d}.json", digest([*made, start]), tuple(to)))
+    shards = window_shards(n, rows, item, made, folder, lambda number: [
+        folder / f"{name}-{number:05d}.npy" for name in ("where", "cosine")])
     executor.map(Work("looking for neighbours", "windows", search_shard, shards,
                       small=_SMALL / max(len(own), 1)))
     found = None

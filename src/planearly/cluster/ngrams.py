@@ -11,8 +11,8 @@ import numpy as np
 from planearly.cluster.select import Hasher, log_weights
 from planearly.data.dataset import TokenDataset
 from planearly.data.tokenizer import Opened, opened
-from planearly.engine.work import Advance, Executor, Shard, Work, shard_function
-from planearly.files import digest, file_digest, read_array, write_array
+from planearly.engine.work import Advance, Executor, Work, shard_function, window_shards
+from planearly.files import file_digest, read_array, write_array
 
 _ROWS, _MOST_SHARDS = 1 << 14, 4096
 _FEW = 50_000.0  # windows that one process weighs in seconds
@@ -32,12 +32,8 @@ def weigh_windows(dataset: TokenDataset, tokenizer: Opened, windows: np.ndarray,
     write_array(folder / "gain.npy", gain)
     made = [dataset.meta["key"], tokenizer.digest, rows,
             *(file_digest(Path(item[name])) for name in ("windows", "gain"))]
-    shards = []
-    for number, start in enumerate(range(0, n, rows)):
-        stop, to = min(start + rows, n), folder / f"{number:05d}.npy"
-        shards.append(Shard(f"{number} (windows {start} to {stop})", stop - start,
-                            {**item, "start": start, "stop": stop, "to": str(to)},
-                            folder / f"{number:05d}.json", digest([*made, start]), (to,)))
+    shards = window_shards(n, rows, item, made, folder,
+                           lambda number: [folder / f"{number:05d}.npy"])
     executor.map(Work("weighing n-grams", "windows", weigh_shard, shards, small=_FEW))
     found = np.concatenate([np.empty(0), *(read_array(shard.made[0]) for shard in shards)])
     shutil.rmtree(folder, ignore_errors=True)
@@ -50,7 +46,7 @@ def weigh_shard(item: dict[str, Any], advance: Advance) -> dict[str, Any]:
     dataset = TokenDataset(Path(item["dataset"]))
     tokenizer = opened(Path(item["tokenizer"])).tokenizer
     windows = read_array(Path(item["windows"]))[item["start"]:item["stop"]]
-    write_array(Path(item["to"]), log_weights(
+    write_array(Path(item["to"][0]), log_weights(
         Hasher(), lambda ids: dataset.texts(ids, tokenizer), windows,
         read_array(Path(item["gain"]), mapped=False), advance))
     return {"windows": len(windows)}

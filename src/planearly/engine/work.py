@@ -15,7 +15,7 @@ import os
 import secrets
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -71,6 +71,30 @@ class Shard:
             return None
         whole = found.get("key") == self.key and all(path.is_file() for path in self.made)
         return found if whole else None
+
+
+def window_shards(n: int, rows: int, item: Mapping[str, Any], made: Sequence[Any], markers: Path,
+                  to: Callable[[int], Sequence[Path]],
+                  size: Callable[[int, int], float] | None = None) -> list[Shard]:
+    """The shards of ``n`` windows, ``rows`` in each.
+
+    Args:
+        item: of every shard; it gains ``start`` and ``stop``, of its windows, and ``to``, the files
+            that it writes.
+        made: what all of them are made from.
+        markers: folder of the markers.
+        to: the files of shard i.
+        size: of the windows [start, stop), in the work's unit; None: their number.
+    """
+    shards = []
+    for number, start in enumerate(range(0, n, rows)):
+        stop, files_of = min(start + rows, n), tuple(to(number))
+        shards.append(Shard(
+            f"{number} (windows {start} to {stop})",
+            size(start, stop) if size else stop - start,
+            {**item, "start": start, "stop": stop, "to": [str(file) for file in files_of]},
+            markers / f"{number:05d}.json", files.digest([*made, start]), files_of))
+    return shards
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import numpy as np
 from planearly import parallel
 from planearly.data.dataset import TokenDataset
 from planearly.engine import local
-from planearly.engine.work import Advance, Executor, Shard, Work, shard_function
+from planearly.engine.work import Advance, Executor, Work, shard_function, window_shards
 from planearly.evaluate.perplexity import batch_tokens, forward_of, score
-from planearly.files import digest, file_digest, read_array, write_array
+from planearly.files import file_digest, read_array, write_array
 from planearly.model import outside
 from planearly.model.outside import AnyModel, AnyShape
 
@@ -43,13 +43,9 @@ def window_losses(dataset: TokenDataset, windows: np.ndarray, weights: Path, sha
     made = [dataset.meta["key"], item["digest"], item["shape"], bf16, rows,
             file_digest(folder / "windows.npy")]
     lengths = dataset.windows["length"]
-    shards = []
-    for number, start in enumerate(range(0, n, rows)):
-        stop, to = min(start + rows, n), folder / f"{number:05d}.npy"
-        shards.append(Shard(f"{number} (windows {start} to {stop})",
-                            float(lengths[windows[start:stop]].sum()),
-                            {**item, "start": start, "stop": stop, "to": str(to)},
-                            folder / f"{number:05d}.json", digest([*made, start]), (to,)))
+    shards = window_shards(
+        n, rows, item, made, folder, lambda number: [folder / f"{number:05d}.npy"],
+        lambda start, stop: float(lengths[windows[start:stop]].sum()))
     counts = executor.map(Work("scoring windows", "tokens", score_shard, shards, small=_FEW,
                                gpu=True))
     found = np.concatenate([np.empty(0), *(read_array(shard.made[0]) for shard in shards)])
@@ -71,7 +67,7 @@ def score_shard(item: dict[str, Any], advance: Advance) -> dict[str, Any]:
                     lambda ids: dataset.rows([windows[i:i + 1] for i in ids]), lengths,
                     batch_tokens(dataset.meta["vocab_size"]), advance)
     sums = np.add.reduceat(nll, np.cumsum(lengths) - lengths, dtype=np.float64)
-    write_array(Path(item["to"]), sums / lengths)
+    write_array(Path(item["to"][0]), sums / lengths)
     share = 1.0 if parallel.device().type == "cuda" else 1 / local.cores()
     return {"windows": len(windows), "seconds": (time.monotonic() - began) * share}
 
