@@ -147,6 +147,15 @@ def test_intervals_over_seeds_hold_the_truth_as_often_as_they_say(
     assert np.mean(held) > 0.94
 
 
+def test_a_comparison_at_main_budgets_counts_beside_those_at_equal_ones() -> None:
+    budgets = {"slm": (8_000_000, 2_000_000), "slm-d": (2_000_000,)}
+    made = study(*(([method], [{"pretrain_tokens": budget, "seed": seed} for budget in of
+                               for seed in (0, 1)], DOMAINS) for method, of in budgets.items()))
+    made["recipe"]["study"] = {"main": {"slm": 8_000_000, "slm-d": 2_000_000}}
+    found = seeds.difference(Cells(made), Arm("slm"), Arm("slm-d"))
+    assert found and found.spread.repeated == pytest.approx(2 / (1 + 0.7**2))
+
+
 def test_budgets_that_branch_off_one_phase_are_not_so_many_seeds() -> None:
     """What a seed does to two budgets of a pair is correlated by 0.7, in kept studies and here."""
     draw, held = np.random.default_rng(0), []

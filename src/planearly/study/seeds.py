@@ -392,11 +392,12 @@ def _contexts(cells: Cells, terms: Terms) -> Iterator[tuple[str, list[tuple[floa
 
 def _budget(cells: Cells, row: compare.Row, method: str) -> Any:
     """The pretraining budget of a method that a row's is held against; its main one where the two
-    have no budgets that are."""
+    have no budgets that are, and against the main one of the row's method, if no other is."""
     budget = row["settings"][BUDGET]
     if method == row["method"]:
         return budget
-    if not cells.budgets(row["method"], method):
+    held = {mine for mine, _ in cells.budgets(row["method"], method)}
+    if not held or (budget not in held and budget == cells.main(row["method"], BUDGET)):
         return cells.main(method, BUDGET)
     return cells.beside(row["method"], budget, method)
 

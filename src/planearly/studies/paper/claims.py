@@ -88,13 +88,17 @@ def more_text(cells: Cells) -> list[Claim]:
 
 def no_pretraining(cells: Cells) -> list[Claim]:
     """No pretraining is far worse, and less so the more text there is."""
-    tests = [versus(cells, Arm("slm-nopt", {"spec_tokens": size}),
-                    Arm("slm", {"spec_tokens": size}), where=at(size))
-             for size in sizes_of(cells, "slm-nopt", "slm")]
-    claim = judged(cells, "Training on the specialization set alone is far worse (by more than "
-                   f"{FAR:g} nats per token).", 1, tests or [("slm-nopt against slm", None)],
-                   TUNED, FAR)
     sizes = sizes_of(cells, "slm-nopt", "slm")
+    text = ("Training on the specialization set alone is far worse (by more than "
+            f"{FAR:g} nats per token)")
+    found = []
+    for size in sizes or [None]:
+        setting = f", {at(size)[:-2]}" if len(sizes) > 1 else ""
+        changes = {"spec_tokens": size} if size else {}
+        test = versus(cells, Arm("slm-nopt", changes), Arm("slm", changes)) if size else (
+            "slm-nopt against slm", None)
+        found.append(replace(judged(cells, f"{text}{setting}.", 1, [test], TUNED, FAR),
+                             setting=setting))
     behind = [[(1.0, Arm("slm-nopt", {"spec_tokens": size})),
                (-1.0, Arm("slm", {"spec_tokens": size}))] for size in sizes]
     falls = estimate(cells, [*behind[-1], *((-c, arm) for c, arm in behind[0])]) \
@@ -103,7 +107,7 @@ def no_pretraining(cells: Cells) -> list[Claim]:
              if len(sizes) > 1 else "slm-nopt against slm at two set sizes")
     less = judged(cells, "The more specialization text, the less pretraining is worth.", -1,
                   [(words, falls)], "figure-05-set-size")
-    return [replace(one, paper=published.unpretrained()) for one in (claim, less)]
+    return [replace(one, paper=published.unpretrained()) for one in (*found, less)]
 
 
 def best_small(cells: Cells) -> list[Claim]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from planearly import methods
 from planearly.studies.paper import published
 from planearly.studies.paper.rows import single_rule
@@ -26,6 +28,8 @@ from planearly.units import short
 
 STARVED = 1.0
 """Pretraining tokens per parameter below which an expert of a mixture has hardly begun."""
+EVENLY = 0.1
+"""By how much a budget may differ from what one of a mixture's experts sees on average."""
 WIDE = 2 / 9
 """Share of a study's domains that count as wide: the paper names two of its nine."""
 
@@ -98,25 +102,36 @@ def experts_help(cells: Cells) -> list[Claim]:
                     if not alike else
                     "At the same pretraining tokens, those of all experts together.")
                 found.append(replace(
-                    claim, ours=bool(rule), setting=level.when, why=unstarved(cells, method),
+                    claim, ours=bool(rule), setting=level.when, why=tokens_lacked(cells, method),
                     paper="" if rule else published.against(method, "slm")))
         found.append(erodes(cells, method, name))
     return found
 
 
-def unstarved(cells: Cells, method: str) -> str:
-    """Whether an expert of a mixture would be ahead of SLM if it saw as many tokens: a small model
-    pretrained on the most frequent of as many clusters is one; "" where that is not shown."""
-    if method != "slm-mix":
-        return ""
+def tokens_lacked(cells: Cells, method: str) -> str:
+    """Whether a mixture is behind because its experts divide the tokens: ahead of SLM with as many
+    tokens as one of them sees, which loses more by having no more; "" where that is not shown."""
+    own = {name: cells.main(name, BUDGET) for name in ("slm-mix", "slm")}
     k = cells.own("mixture.experts")
-    fed = Arm("slm-top", {"importance.k": k})
-    for budget in reversed(cells.values(fed, BUDGET)):
-        what, found = versus(cells, fed.at(**{BUDGET: budget}), Arm("slm", {BUDGET: budget}))
-        if found and found.seeds >= NEEDED and found.side() < 0:
-            return (f"Its experts lack tokens: of as many as slm, {shown(budget, BUDGET)}, the "
-                    f"most frequent of {k} clusters alone makes the better model, {what}: "
-                    f"{said(cells, found)}.")
+    if method != "slm-mix" or not all(own.values()):
+        return ""
+    for budget in cells.values(Arm("slm"), BUDGET):
+        if abs(budget * k / own["slm-mix"] - 1) > EVENLY:
+            continue
+        few = Arm("slm", {BUDGET: budget})
+        gained, lost = versus(cells, Arm("slm-mix"), few), versus(cells, few, Arm("slm"))
+        if not all(each and each.seeds >= NEEDED and each.side() == sign
+                   for (_, each), sign in ((gained, -1), (lost, 1))):
+            continue
+        told = [f"{what}: {said(cells, each)}" for what, each in (gained, lost) if each]
+        shares = [(ours, published.SHARES[domain][1]) for domain in cells.rows(few)
+                  if (ours := cells.entropy(domain, k, "largest_share")) is not None
+                  and domain in published.SHARES and k == published.CLUSTERS[method]]
+        held = "" if not shares else (
+            " A domain's most frequent cluster has {:.0%} of it here, and {:.0%} in the paper "
+            "(Table 9), on average.".format(*np.mean(shares, axis=0)))
+        return (f"An expert's tokens are of more use than as many of all text, {told[0]}; but so "
+                f"few cost more than that, {told[1]}.{held}")
     return ""
 
 
