@@ -56,7 +56,8 @@ def test_the_kept_claims_are_of_the_kept_rows(nano, seen):
         "data.max_tokens": None}]
     nats = np.mean([sum(row["nll_after"]) / sum(row["tokens"]) for row in rows])
     assert len(rows) == 9
-    assert f"fine-tuning) {math.exp(nats):.2f} against llm" in seen.claims[1].evidence
+    claim = next(each for each in seen.claims if "the large one with 4M tokens" in each.text)
+    assert f"fine-tuning) {math.exp(nats):.2f} against llm" in claim.evidence
 
 
 @pytest.mark.parametrize("rows", [None, [{"method": "slm", "domain": "law", "ppl_after": 3.0}]])
