@@ -19,7 +19,8 @@ from planearly.study.seeds import Estimate
 from planearly.study.spec import over, shown
 
 Verdict = Literal["reproduced", "not reproduced", "cannot be judged"]
-Outcome = Literal["reproduced", "not reproduced", "cannot be judged", "hangs on the setting"]
+Outcome = Literal["reproduced", "not reproduced", "cannot be judged", "depends on the setting"]
+DEPENDS: Outcome = "depends on the setting"
 
 NEEDED = 2
 """Seeds of every training behind a verdict."""
@@ -46,8 +47,8 @@ class Claim:
         one_seed: it could not be judged for want of a second seed.
         ours: the paper does not make it.
         paper: the paper's own numbers, with their place in it; "" where it gives none.
-        setting: the end of ``text`` that names the setting at which a claim of several verdicts is
-            judged (a budget, a number of clusters); "" where it has one alone.
+        setting: the end of ``text`` that names the setting that the verdict is of (a budget, a set
+            size, a number of clusters), where a claim may have one at each; "" where none is named.
         why: what an experiment of the study says of a result against the claim; "" for nothing.
     """
 
@@ -69,18 +70,18 @@ class Claim:
 
     @property
     def cause(self) -> str:
-        """Why the paper's claim does not hold here, as far as that is known; "" where it does."""
+        """Why a claim of the paper is not reproduced, as far as that is known; "" of others."""
         if self.verdict != "not reproduced" or self.ours:
             return ""
         return self.why or "Why is not known."
 
 
-def in_all(claims: Sequence[Claim]) -> Outcome:
+def overall(claims: Sequence[Claim]) -> Outcome:
     """What the verdicts on one claim come to: what all say that say anything."""
     said = {claim.verdict for claim in claims} - {"cannot be judged"}
     if not said:
         return "cannot be judged"
-    return said.pop() if len(said) == 1 else "hangs on the setting"
+    return said.pop() if len(said) == 1 else DEPENDS
 
 
 Test = tuple[str, Estimate | None]

@@ -23,13 +23,12 @@ from planearly.report.form import number, si
 from planearly.report.table import Table
 from planearly.study.compare import Arm, Cells, macro
 from planearly.study.spec import Suite, devices
-from planearly.study.verdict import RULE, Claim, Outcome, Verdict, in_all
+from planearly.study.verdict import DEPENDS, RULE, Claim, Verdict, overall
 
 RESULTS, PAGE, README = "study.json", "index.html", "README.md"
 MADE = (PAGE, README, "tables", "figures")
 """What a study writes beside :data:`RESULTS`."""
 VERDICTS: tuple[Verdict, ...] = ("reproduced", "not reproduced", "cannot be judged")
-HANGS: Outcome = "hangs on the setting"
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ def _counted(claims: Sequence[Claim], of: str) -> str:
     by_statement: dict[str, list[Claim]] = {}
     for claim in claims:
         by_statement.setdefault(claim.statement, []).append(claim)
-    outcomes = Counter(map(in_all, by_statement.values()))
+    outcomes = Counter(map(overall, by_statement.values()))
     open_ones = [claim for claim in claims if claim.verdict == VERDICTS[2]]
     why = [f"{many} {words}" for many, words in (
         (sum(claim.missing for claim in open_ones), "for want of cells"),
@@ -154,8 +153,8 @@ def _counted(claims: Sequence[Claim], of: str) -> str:
     several = "" if len(by_statement) == len(claims) else (
         f" Each budget and number of clusters counted, these are {len(claims)} verdicts: "
         f"{verdicts[VERDICTS[0]]}, {verdicts[VERDICTS[1]]} and {verdicts[VERDICTS[2]]}.")
-    depends = (f"{outcomes[HANGS]} did at some budgets or numbers of clusters and not at others, "
-               if outcomes[HANGS] else "")
+    depends = (f"{outcomes[DEPENDS]} did at some budgets or numbers of clusters and not at others, "
+               if outcomes[DEPENDS] else "")
     return (f"Of {of.format(len(by_statement))}, {outcomes[VERDICTS[0]]} came out as they say, "
             f"{outcomes[VERDICTS[1]]} did not, {depends}and {outcomes[VERDICTS[2]]} cannot be "
             f"judged.{several}"

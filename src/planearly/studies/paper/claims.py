@@ -56,7 +56,7 @@ def essential(cells: Cells) -> list[Claim]:
     return [replace(claim, paper=published.tuned())]
 
 
-def lifted(cells: Cells) -> list[Claim]:
+def small_tuned_beats_large(cells: Cells) -> list[Claim]:
     """Fine-tuning lifts a small model above a large one without it, at every budget of both."""
     text = "A small model that was fine-tuned beats the large one that was not"
     found = []
@@ -70,10 +70,20 @@ def lifted(cells: Cells) -> list[Claim]:
         claim = judged(cells, f"{text}{when}.", -1,
                        tests or [("slm against llm before fine-tuning", None)], TUNED)
         found.append(replace(claim, paper=published.beyond(), setting=when))
-    held = [claim for claim in found if claim.verdict == "reproduced"]
-    why = " ".join(f"It hangs on the large model's pretraining: as the paper says{claim.setting}."
-                   for claim in held[:1])
+    why = less_pretrained(cells)
     return [replace(claim, why=why) for claim in found]
+
+
+def less_pretrained(cells: Cells) -> str:
+    """Whether one fine-tuned small model is ahead of the large one, not fine-tuned, where that was
+    pretrained less; "" where it is not, or is everywhere."""
+    tests = [versus(cells, Arm("slm"), Arm("llm", {BUDGET: budget}, "before"))
+             for budget in cells.values(Arm("llm"), BUDGET) if isinstance(budget, int)]
+    told = [(what, found) for what, found in tests if found and found.seeds >= NEEDED]
+    if not told or told[0][1].side() >= 0 or told[-1][1].side() <= 0:
+        return ""
+    return ("It depends on how much the large model was pretrained, the small one being the same: "
+            + "; ".join(f"{what}: {said(cells, found, False)}" for what, found in told) + ".")
 
 
 def more_text(cells: Cells) -> list[Claim]:
@@ -112,17 +122,16 @@ def no_pretraining(cells: Cells) -> list[Claim]:
 
 def best_small(cells: Cells) -> list[Claim]:
     """SLM-is at the small set size: among small models, against a dearer SLM, against the LLM."""
-    table = TUNED
     size = next(iter(sizes_of(cells, "slm-is")), None)
-    tokens = {cells.main(method, BUDGET) for method in ("slm-is", "slm", "slm-pn", "slm-mix")
-              if method in cells.methods}
+    tokens = {cells.main(method, BUDGET) for method in ("slm-is", "slm", "slm-pn", "slm-mix",
+                                                        "slm-d") if method in cells.methods}
     equally = "at equal pretraining tokens" if len(tokens) < 2 else (
         f"with {shown(cells.main('slm-is', BUDGET), BUDGET)} pretraining tokens against "
         f"{shown(min(tokens - {cells.main('slm-is', BUDGET)}), BUDGET)} and more of the others")
     text = f"SLM-is is the best small model at the small set size, {equally}."
     if not sizes_of(cells, "slm-is"):
         nothing = [("slm-is against the other small models", None)]
-        return [judged(cells, text, -1, nothing, table)]
+        return [judged(cells, text, -1, nothing, TUNED)]
     ours = Arm("slm-is", {"spec_tokens": size})
     left = [why for method in ("slm-mix",) if (why := starved(cells, Arm(method)))]
     others = [method for method in ("slm", "slm-mix", "slm-pn", "slm-d", "slm-nopt")
@@ -130,7 +139,7 @@ def best_small(cells: Cells) -> list[Claim]:
               and not (method == "slm-mix" and left)]
     found = [judged(
         cells, text, -1, [versus(cells, ours, Arm(other, ours.changes), where=at(size))
-                          for other in others], table,
+                          for other in others], TUNED,
         reason=" ".join(["slm-is pays these tokens for every domain.", *left]))]
     dearer = [(arm, share) for budget in cells.values(Arm("slm", ours.changes), BUDGET)
               if (share := flops_of(cells, arm := Arm("slm", {**ours.changes, BUDGET: budget}),
@@ -146,7 +155,7 @@ def best_small(cells: Cells) -> list[Claim]:
     found.append(replace(judged(
         cells, "SLM-is beats even the large model at the small set size.", -1,
         [versus(cells, finest, Arm("llm", ours.changes), where=at(size))],
-        "figure-10-importance-k" if len(ks) > 1 else table,
+        "figure-10-importance-k" if len(ks) > 1 else TUNED,
         reason=f"At its largest number of clusters, {ks[-1]}." if len(ks) > 1 else ""),
         why=parameters_pay(cells)))
     return [replace(claim, paper=published.sampled()) for claim in found]
@@ -158,23 +167,25 @@ def parameters_pay(cells: Cells) -> str:
 
     The study's own small model is the large one then, with the large one's pretraining tokens.
     """
-    sizes = {key: min(known) for key in cells.base if key.startswith("model.")
-             if len(known := cells.values_of(key)) > 1}
-    if not sizes:
-        return ""
     large = Arm("slm", {BUDGET: cells.main("llm", BUDGET)})
-    smaller = versus(cells, Arm("slm-is", sizes), large)
-    own = versus(cells, Arm("slm-is"), Arm("llm"), smaller[1].domains if smaller[1] else None)
-    more = estimate(cells, [(1.0, Arm("slm-is", sizes)), (-1.0, large), (-1.0, Arm("slm-is")),
-                            (1.0, Arm("llm"))])
-    if not (smaller[1] and own[1] and more) or more.seeds < NEEDED or more.side() <= 0:
+    own = min((row["inference_params"] for row in cells.rows(Arm("slm-is")).values()), default=0)
+    smaller = min((row for row in cells.all_rows if row["method"] == "slm-is"
+                   and row["inference_params"] < own),
+                  key=lambda row: row["inference_params"], default=None)
+    if smaller is None:
         return ""
-    few, many = (next(iter(cells.rows(arm).values()))["inference_params"]
-                 for arm in (Arm("slm-is", sizes), large))
-    return (f"Parameters pay the more the smaller a model is: with {short(few)} parameters against "
-            f"{short(many)}, {smaller[0]}: {said(cells, smaller[1])}; that is "
-            f"{said(cells, more, False)} further behind than here, {own[0]}. The paper's have 126M "
-            "and 771M.")
+    small = Arm("slm-is", {key: value for key, value in smaller["settings"].items()
+                           if key.startswith("model.")})
+    there = versus(cells, small, large)
+    here = versus(cells, Arm("slm-is"), Arm("llm"), there[1].domains if there[1] else None)
+    more = estimate(cells, [(1.0, small), (-1.0, large), (-1.0, Arm("slm-is")),
+                            (1.0, Arm("llm"))])
+    if not (there[1] and here[1] and more) or more.seeds < NEEDED or more.side() <= 0:
+        return ""
+    return ("Parameters pay more between smaller models. With "
+            f"{short(smaller['inference_params'])} parameters against {short(own)}, {there[0]}: "
+            f"{said(cells, there[1])}. That is {said(cells, more, False)} further behind than "
+            f"{here[0]} here. The paper's have 126M and 771M.")
 
 
 def flops_of(cells: Cells, arm: Arm, other: Arm) -> float | None:
@@ -213,7 +224,7 @@ def grows_with_k(cells: Cells) -> list[Claim]:
 
 def distillation(cells: Cells) -> list[Claim]:
     """Distillation gains at equal tokens; that does not pay for the teacher."""
-    return [replace(claim, paper=published.TAUGHT) for claim in (*taught(cells), unpaid(cells))]
+    return [*taught(cells), replace(unpaid(cells), paper=published.TAUGHT)]
 
 
 def taught(cells: Cells) -> list[Claim]:
@@ -300,6 +311,7 @@ def lora_close(cells: Cells) -> list[Claim]:
 
 
 CLAIMS: list[Callable[[Cells], list[Claim]]] = [
-    essential, lifted, no_pretraining, more_text, best_small, grows_with_k, experts_help,
-    wide_domains, choice, large_or_network, distillation, top_alone, lora_close, crosses,
+    essential, small_tuned_beats_large, no_pretraining, more_text, best_small, grows_with_k,
+    experts_help, wide_domains, choice, large_or_network, distillation, top_alone, lora_close,
+    crosses,
 ]

@@ -90,7 +90,8 @@ def experts_help(cells: Cells) -> list[Claim]:
                     continue
                 text = f"{who} beats SLM after fine-tuning on the small set{level.when}."
                 if why := starved(cells, Arm(method, level.mine)):
-                    found.append(unjudged(text, why, "table-08-budgets"))
+                    found.append(replace(unjudged(text, why, "table-08-budgets"),
+                                         ours=bool(rule), setting=level.when))
                     continue
                 tests = [versus(cells, Arm(method, {**level.mine, **rule, "spec_tokens": size}),
                                 Arm("slm", {**level.slms, "spec_tokens": size}), where=at(size))
@@ -130,8 +131,9 @@ def tokens_lacked(cells: Cells, method: str) -> str:
         held = "" if not shares else (
             " A domain's most frequent cluster has {:.0%} of it here, and {:.0%} in the paper "
             "(Table 9), on average.".format(*np.mean(shares, axis=0)))
-        return (f"An expert's tokens are of more use than as many of all text, {told[0]}; but so "
-                f"few cost more than that, {told[1]}.{held}")
+        return (f"Too few tokens for an expert, as {shown(own['slm-mix'], BUDGET)} for all show: "
+                f"its own are of more use than as many of all text, {told[0]}; but having no more "
+                f"costs more than that, {told[1]}.{held}")
     return ""
 
 
@@ -164,8 +166,14 @@ def erodes(cells: Cells, method: str, name: str) -> Claim:
         return unjudged(text, "No difference on the small set can be told, which could erode."
                         + seen, table, one_seed=first[1] is not None and first[1].seeds < NEEDED)
     words = f"difference at {shown(sizes[-1], 'spec_tokens')} less that {at(sizes[0])[:-2]}"
-    claim = judged(cells, text, -first[1].side(), [(words, change)], table,
-                   reason=f"{first[0]}: {said(cells, first[1])}.")
+    reason = f"{first[0]}: {said(cells, first[1])}."
+    last = versus(cells, mine_large, slms_large, change.domains if change else None,
+                  at(sizes[-1]))
+    if last[1] and abs(last[1].nats) >= abs(first[1].nats) and \
+            last[1].side() == -first[1].side():
+        return unjudged(text, f"It turns into its opposite. {reason} {last[0]}: "
+                        f"{said(cells, last[1])}.", table)
+    claim = judged(cells, text, -first[1].side(), [(words, change)], table, reason=reason)
     return replace(claim, paper=published.eroded(method))
 
 
@@ -183,7 +191,7 @@ def wide_domains(cells: Cells) -> list[Claim]:
             text = (f"{name} fares worse against SLM on wide domains than on narrow ones, and does "
                     f"not beat it there{when}.")
             if why := starved(cells, single):
-                found.append(unjudged(text, why, "table-08-budgets"))
+                found.append(replace(unjudged(text, why, "table-08-budgets"), setting=when))
                 continue
             found.append(replace(worse_where_wide(cells, text, single, plain, wide, narrow),
                                  setting=when, paper=published.WIDE))
@@ -242,7 +250,9 @@ def choice(cells: Cells) -> list[Claim]:
             cells, f"{name}'s expert is better chosen by its loss than by the most frequent "
             "cluster.", -1, tests[-1:] or [(f"{method} by both rules", None)],
             "table-05-experts")
-        found.append(replace(claim, paper=published.chosen()))
+        # the paper's Table 5 is of a mixture
+        found.append(replace(claim, paper=published.chosen() if method == "slm-mix" else "",
+                             ours=method != "slm-mix"))
     return found
 
 

@@ -405,8 +405,8 @@ def worth(tables: Sequence[Table]) -> list[str]:
             models = "; ".join(f"{label(row['method'])} ({si(row['budget'])}) "
                                f"{number(row['after'])} for {form.flops(row['total_flops'])}"
                                for row in front[-3:])
-            said.append(f"For {what}, the small models that are worth their cost, each told to be "
-                        "better than the one before, over documents and seeds (tokens of "
+            said.append(f"For {what}, the dearest small models that are worth their cost, at most "
+                        "three, each better than the one before by more than chance (tokens of "
                         f"pretraining, perplexity over {front[0]['over']}, FLOPs in all): "
                         f"{models}.")
     return said
