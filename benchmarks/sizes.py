@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import Literal
 
 import torch
 
@@ -22,6 +23,7 @@ from planearly.plan import calibrate
 from planearly.train import arithmetic
 from planearly.train.trainable import Dense
 
+Precision = Literal["fp32", "bf16"]
 CONTEXT, VOCABULARY, LAYERS, STEP = 128, 1024, 2, 8192
 PAPER = (361, 1912)
 """Least and most tokens per parameter of the paper's SLM (Tables 2, 3 and 8)."""
@@ -32,7 +34,7 @@ def shape_of(width: int) -> Shape:
     return Shape(LAYERS, width, 2, round(width * 8 / 3 / 16) * 16, VOCABULARY, CONTEXT)
 
 
-def measured(shape: Shape, precision: str, step_tokens: int, seconds: float,
+def measured(shape: Shape, precision: Precision, step_tokens: int, seconds: float,
              ) -> tuple[float, float]:
     """Tokens and FLOPs per second of one process, a step in one pass."""
     settings = keys.Pretrain(batch_tokens=step_tokens, microbatch_tokens=step_tokens,
@@ -58,8 +60,9 @@ def main() -> None:
     for width in asked.widths:
         shape = shape_of(width)
         parameters = sum(p.numel() for p in Transformer(shape).parameters())
+        kinds: tuple[Precision, ...] = ("fp32", "bf16")
         speeds = {precision: measured(shape, precision, STEP, asked.seconds)
-                  for precision in ("fp32", "bf16")}
+                  for precision in kinds}
         best = max(speeds, key=lambda precision: speeds[precision][0])
         tokens, flops = speeds[best]
         wide, _ = measured(shape, best, 4 * STEP, asked.seconds)
