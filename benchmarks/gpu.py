@@ -346,8 +346,9 @@ def study(toy: bool, device: torch.device, out: Path) -> dict[str, Any]:
     until = time.monotonic() + float(os.environ.get("PLANEARLY_STUDY_SECONDS", 400))
 
     with (out / "study.txt").open("w", encoding="utf-8") as said, processes.ending_in_order():
-        running = subprocess.Popen([*command, "--workers", "1" if toy else "3"], stdout=said,
-                                   stderr=subprocess.STDOUT)
+        running = subprocess.Popen(
+            [*command, "--workers", "1" if toy else "3"], stdout=said, stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"})  # what it said last stands last
         try:
             while running.poll() is None and (left := until - time.monotonic()) > 0:
                 with contextlib.suppress(subprocess.TimeoutExpired):
