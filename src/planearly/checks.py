@@ -83,7 +83,7 @@ RANGES: dict[type, dict[str, Range]] = {
                     "patience": _STEPS, "lr_scale": _FACTOR, "replay_share": _PART,
                     "average": _SHARE},
     keys.Distill: {"data_weight": Range(0, 1000), "teacher_weight": Range(0, 1000),
-                   "temperature": _FACTOR, "top_k": _MANY},
+                   "temperature": _FACTOR, "top_k": _MANY, "teacher_tokens": _TOKENS},
     keys.Lora: {"rank": Range(1, 1 << 16), "alpha": Range(0, 1e6, above=True),
                 "step_factor": _FACTOR, "lr_factor": _FACTOR},
     keys.Cost: {"price_per_hour": Range(0, 1e9)},

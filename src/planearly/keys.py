@@ -210,6 +210,8 @@ class Distill:
     temperature: float = key("softmax temperature of both distributions", 1.0)
     top_k: int | None = key("store the teacher's k largest probabilities once (null: live)", None)
     teacher: str | None = key("Hugging Face folder to teach (null: the llm method's)", None)
+    teacher_tokens: int | None = key("tokens of the llm method's pretraining as the teacher (null: "
+                                     "'pretrain_tokens')", None)
     on: Literal["specialization", "importance"] = key("text the student learns on",
                                                       "specialization")
 

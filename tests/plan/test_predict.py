@@ -91,6 +91,15 @@ def test_a_teacher_from_outside_is_not_forecast_as_trained(tmp_path: Path) -> No
     assert plain["flops"] < found["specialize/slm-d.a"]["flops"] < 1.1 * plain["flops"]
 
 
+def test_a_teacher_is_forecast_with_tokens_of_its_own() -> None:
+    same, less = (stages_of("methods=[slm-d, llm]", *settings)
+                  for settings in ((), ("distill.teacher_tokens=250M",)))
+    assert less["pretrain/slm"] == same["pretrain/slm"]
+    alone = stages_of("methods=[slm-d]", "distill.teacher_tokens=250M")["pretrain/llm"]
+    for what in ("tokens", "flops", "device_hours"):
+        assert alone[what] == pytest.approx(same["pretrain/llm"][what] / 4, rel=0.01)
+
+
 def test_scoring_the_corpus_by_two_models_is_forecast() -> None:
     found = stages_of("methods=[slm-color]", "generic=[fineweb]", "selection.candidates=0.1")
     assert set(found) == {"pretrain/slm", "losses/slm", "losses/slm.a", "specialize/slm.a",

@@ -105,6 +105,18 @@ def prepared(root: Path, out: Path, **over):
     return pipeline.run(recipe(root, methods=["slm-d"], **over), out)["rows"][0]
 
 
+def test_a_teacher_pretrained_on_tokens_of_its_own(made, tmp_path):
+    row = prepared(made, tmp_path, distill={"teacher_tokens": 16 * 8 * 6})
+
+    def cost(method):
+        return read_json(next(tmp_path.glob(f"pretrain/{method}-????????/manifest.json")))["cost"]
+
+    assert cost("slm")["tokens"] == pytest.approx(16 * 8 * 24, rel=0.02)
+    assert cost("llm")["tokens"] == pytest.approx(16 * 8 * 6, rel=0.02)
+    assert row["pretrain_tokens"] == cost("slm")["tokens"]
+    assert row["generic_cost"]["flops"] == cost("slm")["flops"] + cost("llm")["flops"]
+
+
 @pytest.mark.slow
 def test_a_teacher_from_outside_live_stored_and_on_generic_text(made, tmp_path):
     teacher = tmp_path / "teacher"

@@ -230,7 +230,7 @@ def test_fine_tunings_of_one_pretraining_are_judged_by_what_comes_after_it(tunin
 def test_what_comes_after_a_pretraining_is_told_from_another_pretraining() -> None:
     cells = Cells(study((["slm", "slm-is", "slm-pn", "llm", "llm-lora", "slm-d"], [
         {}, {"spec_tokens": 400_000}, {"expert": "blend"}, {"pretrain_tokens": 4_000_000},
-        {"importance.k": 16}], DOMAINS)))
+        {"importance.k": 16}, {"distill.teacher_tokens": 4_000_000}], DOMAINS)))
 
     def alike(a: Arm, b: Arm) -> bool:
         return seeds.tuned(cells, [(1.0, a), (-1.0, b)])
@@ -241,6 +241,7 @@ def test_what_comes_after_a_pretraining_is_told_from_another_pretraining() -> No
     # importance sampling draws by the set; a taught model has another's pretraining as well
     assert not alike(Arm("slm-is"), Arm("slm-is", larger))
     assert not alike(Arm("slm-is"), Arm("slm-is", {"importance.k": 16}))
+    assert not alike(Arm("slm-d"), Arm("slm-d", {"distill.teacher_tokens": 4_000_000}))
     assert not alike(Arm("slm"), Arm("slm-d")) and not alike(Arm("slm"), Arm("slm-pn"))
     assert not alike(Arm("slm"), Arm("slm", {"pretrain_tokens": 4_000_000}))
     assert not alike(Arm("slm"), Arm("slm", when="before"))

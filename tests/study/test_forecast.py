@@ -25,6 +25,28 @@ def test_a_forecast_counts_shared_trainings_once(made):
     assert found["total"]["flops"] == sum(m["flops"] for m in found["methods"].values())
 
 
+def test_teachers_of_other_budgets_begin_as_one(made):
+    own, less = 16 * 8 * 40, 16 * 8 * 20
+    over = {"spec_tokens": 200, "pretrain_tokens": own, "distill": {"teacher_tokens": own},
+            "pretrain": {"batch_tokens": 128,
+                         "optimizer": {"warmup_steps": 2, "schedule": "constant"}}}
+    taught = {"methods": ["slm-d"], "over": {"distill.teacher_tokens": [less, own]}}
+
+    def found(*blocks):
+        return forecast.forecast(with_grid(made, *blocks, **over), "a100")
+
+    both = found(taught)
+    # one student and two teachers are pretrained, and fine-tuned for each
+    assert both["stages"] == 1 + 2 + 2 * 2
+    tuning = (both["total"]["tokens"] - 2 * own - less / 20) / 4
+    assert 0 < tuning < less
+    # the large model of the teacher's tokens is that teacher, fine-tuned too
+    budgets = {"methods": ["llm"], "over": {"pretrain_tokens": [less, own]}}
+    assert found(taught, budgets)["total"] == both["total"]
+    alone = found(budgets)["total"]["tokens"]
+    assert alone == pytest.approx(own + less / 20 + 2 * tuning)
+
+
 def test_what_cells_add_is_what_the_study_costs(made):
     blocks = ({"methods": ["slm", "slm-d"]}, {"methods": ["slm-adapt", "slm"], "over": {
         "pretrain_tokens": [16 * 8 * 80, 16 * 8 * 40]}})

@@ -43,7 +43,7 @@ def predict(recipe: keys.Recipe, device: Device) -> dict[str, Any]:
     why, recipe = sizes.why_slices(recipe), sizes.settled(recipe)
     setting = _setting(recipe, device)
     domains = domain_names(recipe)
-    tokens = planned_rows(recipe) * recipe.context if recipe.pretrain_tokens else 0
+    own = planned_rows(recipe) * recipe.context if recipe.pretrain_tokens else 0
     outside = _teacher(recipe)
     stages: dict[str, Work] = {}
     begun: dict[str, float] = {}
@@ -52,6 +52,8 @@ def predict(recipe: keys.Recipe, device: Device) -> dict[str, Any]:
         teacher = methods.teacher() if row.taught and outside is None else None
         scorer = methods.find("slm") if row.scored else None
         for each in filter(None, (row, teacher, scorer)):
+            tokens = own if each is not teacher else \
+                planned_rows(recipe, recipe.distill.teacher_tokens) * recipe.context
             if each.pretrains and tokens:
                 stages |= _pretraining(setting, each, domains, tokens)
                 if each.adapts:

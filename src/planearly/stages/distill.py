@@ -87,7 +87,9 @@ def specialize(run: Run, method: str, name: str, base: Path, teacher: Path | Non
     cluster weights.
     """
     settings = run.recipe.distill
-    values: dict[str, Any] = {"distill": {**asdict(settings), "teacher": None}}
+    values: dict[str, Any] = {"distill": {  # the teacher is an input
+        **{key: value for key, value in asdict(settings).items() if key != "teacher_tokens"},
+        "teacher": None}}
     inputs: dict[str, Path] = {}
     if teacher:
         inputs["teacher"] = teacher

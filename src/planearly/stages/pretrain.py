@@ -53,6 +53,7 @@ def pretrain(
     run: Run, name: str, packed: Path, weights: np.ndarray, *, domain: str | None = None,
     large: bool = False, inputs: Mapping[str, Path] | None = None,
     network: Network | None = None, share_of_steps: float = 1.0, begins: Path | None = None,
+    tokens: int | None = None,
 ) -> Path:
     """Pretrain a model on generic rows drawn by ``weights``; folder with the weights.
 
@@ -66,13 +67,14 @@ def pretrain(
         network: in place of the dense model.
         share_of_steps: of the recipe's pretraining.
         begins: finished stage of the same first steps, which kept its state after them.
+        tokens: of the pretraining (None: the recipe's).
     """
     recipe = run.recipe
     stage = f"{name}.{domain}" if domain else name
     shape = training.shape_of(run, large)
     share = recipe.pretrain.specialization_share if domain else 0.0
     batch_rows = rows_per_step(recipe.pretrain.step_tokens, recipe.context)
-    steps = planned_steps(recipe, share_of_steps)
+    steps = planned_steps(recipe, share_of_steps, tokens)
     begins_own = onset(recipe.pretrain, steps) if domain else 0
     values: dict[str, Any] = {
         "shape": shape.to_dict(), "train": training.train_settings(recipe.pretrain), "steps": steps,

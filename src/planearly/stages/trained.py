@@ -204,13 +204,14 @@ def pretrain(run: Run, method: str, domain: str = "") -> Path | None:
         Folder of the pretrained model or experts; None where nothing is pretrained.
     """
     if (teacher := _teacher(run, method)) is not None:
-        pretrain(run, teacher.name, domain)
+        pretrained(run, teacher.name, domain, run.recipe.distill.teacher_tokens)
     return pretrained(run, method, domain)
 
 
 @once
-def pretrained(run: Run, method: str, domain: str = "") -> Path | None:
-    """The method's own pretraining; as :func:`pretrain`.
+def pretrained(run: Run, method: str, domain: str = "", tokens: int | None = None) -> Path | None:
+    """The method's own pretraining, of so many ``tokens`` (None: the recipe's); as
+    :func:`pretrain`.
 
     Without tokens of pretraining it is the checkpoint that the recipe starts from.
     """
@@ -228,7 +229,7 @@ def pretrained(run: Run, method: str, domain: str = "") -> Path | None:
     return pretraining.pretrain(
         run, row.pretraining(), drawn.rows, drawn.weights, large=row.large, inputs=drawn.inputs,
         domain=domain if row.per_domain else None,
-        begins=None if row.per_domain else _shared_with(run, row, drawn))
+        begins=None if row.per_domain or tokens else _shared_with(run, row, drawn), tokens=tokens)
 
 
 def weigh(run: Run, row: Method, domain: str) -> None:
@@ -274,10 +275,11 @@ def _shared_with(run: Run, row: Method, drawn: Drawn) -> Path | None:
     return _plateau(run, adapting, drawn) if adapting else None
 
 
-def specialize(run: Run, method: str, domain: str) -> Trained:
-    """Fine-tune on a domain, after what that needs: pretraining, expert, teacher."""
+def specialize(run: Run, method: str, domain: str, tokens: int | None = None) -> Trained:
+    """Fine-tune on a domain, after what that needs: pretraining, of so many ``tokens`` (None: the
+    recipe's), expert, teacher."""
     row = methods.of(run.recipe, method)
-    base, expert = pretrained(run, method, domain), None
+    base, expert = pretrained(run, method, domain, tokens), None
     stages: list[Path] = []
     if row.bank:
         expert = experts.chosen(run, method, domain)
@@ -291,7 +293,8 @@ def specialize(run: Run, method: str, domain: str) -> Trained:
     drawn = _own(run, row, domain) if base else None
     stages += [stage for stage in drawn.paid if stage not in stages] if drawn else []
     teacher = _teacher(run, method)
-    taught = specialize(run, teacher.name, domain) if teacher else None
+    taught = specialize(run, teacher.name, domain, run.recipe.distill.teacher_tokens) \
+        if teacher else None
     if taught:
         stages += taught.stages
     start = Start(row, domain, base, taught.tuned if taught else None)

@@ -122,7 +122,8 @@ def cells(recipe: Recipe, domains: list[str]) -> list[Cell]:
                 cell = Cell(method, domain, variant, settings)
                 found.setdefault(cell.id, cell)
     made = [cell.variant.recipe for cell in found.values() if cell.variant.recipe]
-    budgets = sorted({of.pretrain_tokens for of in made})
+    budgets = sorted({tokens for of in made
+                      for tokens in (of.pretrain_tokens, of.distill.teacher_tokens) if tokens})
     return [replace(cell, variant=_among(cell.variant, budgets)) for cell in found.values()]
 
 

@@ -13,7 +13,8 @@ from planearly.train import steps
 _LATER = ("finetune.", "expert", "projected.tune_vector")
 """Beginnings of the keys that come after a pretraining, unless it begins as a chosen expert."""
 _ELSEWHERE = ("lora.", "distill.")
-"""Beginnings of the keys that no pretraining depends on."""
+"""Beginnings of the keys that no pretraining depends on, but for how much a teacher has of it."""
+_TEACHERS = "distill.teacher_tokens"
 
 
 def generic(method: str) -> list[str]:
@@ -29,7 +30,7 @@ def generic(method: str) -> list[str]:
 
 
 def pretraining_depends(name: str, key: str, draws: str | None = None) -> bool:
-    """Whether the pretraining of a method depends on a recipe key.
+    """Whether the pretraining of a method, its teacher's included, depends on a recipe key.
 
     Args:
         name: of the method, or of the pretraining that methods share or adapt from.
@@ -40,6 +41,8 @@ def pretraining_depends(name: str, key: str, draws: str | None = None) -> bool:
     if row is None:
         return True
     if base != name and key == "adapt.share":
+        return True
+    if row.taught and (key == _TEACHERS or pretraining_depends(methods.teacher().name, key)):
         return True
     row = methods.drawing(row, draws)
     ways = {row.draws, row.adapts} - {None, methods.GENERIC}
@@ -61,9 +64,8 @@ def depends(name: str, key: str, draws: str | None = None) -> bool:
     row = methods.TABLE.get(name)
     if row is None or pretraining_depends(name, key, draws):
         return True
-    if row.taught and any(pretraining_depends(one, key) for one in generic(name)):
-        return True
-    only = {"finetune.": True, "spec_tokens": True, "lora.": row.tune == "lora",
+    only = {"finetune.": True, "spec_tokens": True, "seed": True, "model.": not row.large,
+            "lora.": row.tune == "lora",
             "distill.": row.taught, "expert": row.experts,
             "projected.tune_vector": row.bank == "projected"}
     return any(of for start, of in only.items() if key.startswith(start))
@@ -78,9 +80,22 @@ def identity(stage: str, cell: Cell) -> dict[str, Any]:
     settings = {**({"projected.rank": of.projected.rank,
                     "pretrain.batch_tokens": of.pretrain.batch_tokens} if of else {}),
                 **cell.settings}
+    name = rest.partition(".")[0]
+    if of:
+        settings["pretrain_tokens"] = _tokens(name, cell.method, of)
+    if (row := methods.TABLE.get(name)) and not row.taught:
+        settings.pop(_TEACHERS, None)
     return {"stage": stage, **{
         key: value for key, value in settings.items()
-        if kind != "pretrain" or pretraining_depends(rest.partition(".")[0], key, draws)}}
+        if kind != "pretrain" or pretraining_depends(name, key, draws)}}
+
+
+def _tokens(name: str, method: str, of: Recipe) -> int:
+    """Tokens of the pretraining of this name that a method needs."""
+    row = methods.TABLE.get(method)
+    if row and row.taught and name == methods.teacher().pretraining():
+        return of.distill.teacher_tokens or of.pretrain_tokens
+    return of.pretrain_tokens
 
 
 class Pretrainings:
@@ -103,9 +118,9 @@ class Pretrainings:
         first."""
         own = cell.variant.recipe
         assert own is not None
-        found = [(other.variant.recipe.pretrain_tokens, other)
-                 for other in self._alike.get(_but_tokens(name, cell), [])
-                 if other.variant.recipe and _shared(name, own, other.variant.recipe)]
+        tokens = _tokens(name, cell.method, own)
+        found = [(longer, other) for longer, other in self._others(name, cell)
+                 if _shared(name, own, tokens, longer)]
         return [other for _, other in sorted(found, key=lambda one: one[0], reverse=True)]
 
     def begun(self, stage: str, cell: Cell) -> float:
@@ -115,14 +130,18 @@ class Pretrainings:
         own = cell.variant.recipe
         if kind != "pretrain" or own is None:
             return 0.0
-        budgets = {other.variant.recipe.pretrain_tokens: other.variant.recipe
-                   for other in self._alike.get(_but_tokens(name, cell), [])
-                   if other.variant.recipe}
-        shares = [_shared(name, own, other) for other in budgets.values()]
+        tokens = _tokens(name, cell.method, own)
+        shares = [_shared(name, own, tokens, longer)
+                  for longer in {longer for longer, _ in self._others(name, cell)}]
         if any(_plateau(row, cell) in self._plateaus for row in methods.TABLE.values()
                if row.adapts and row.base == name):
             shares.append(steps.adapted_steps(own)[0] / steps.planned_steps(own))
         return max(shares, default=0.0)
+
+    def _others(self, name: str, cell: Cell) -> list[tuple[int, Cell]]:
+        """The tokens of the cells' pretrainings that are as this one but for them."""
+        return [(_tokens(name, other.method, other.variant.recipe), other)
+                for other in self._alike.get(_but_tokens(name, cell), []) if other.variant.recipe]
 
 
 def _but_tokens(name: str, cell: Cell) -> str:
@@ -135,10 +154,10 @@ def _plateau(row: methods.Method, cell: Cell) -> str:
     return str(identity(f"pretrain/{row.plateau}", cell))
 
 
-def _shared(name: str, shorter: Recipe, longer: Recipe) -> float:
-    """Share of its steps that the shorter pretraining has in common with the longer."""
+def _shared(name: str, recipe: Recipe, shorter: int, longer: int) -> float:
+    """Share of its steps that a pretraining of so many tokens has in common with a longer one."""
     row = methods.TABLE.get(name)
-    part = 1 / shorter.mixture.experts if row and row.bank == "mixture" else 1.0  # of one expert
-    own = steps.planned_steps(shorter, part)
+    part = 1 / recipe.mixture.experts if row and row.bank == "mixture" else 1.0  # of one expert
+    own = steps.planned_steps(recipe, part, shorter)
     return steps.branching_step(
-        shorter.pretrain.optimizer, steps.planned_steps(longer, part), own) / own
+        recipe.pretrain.optimizer, steps.planned_steps(recipe, part, longer), own) / own
