@@ -201,6 +201,24 @@ def test_embedders_are_compared_in_the_part_of_the_corpus_that_each_had() -> Non
     assert len({r["bar"] for r in rows}) == len(rows)
 
 
+def test_students_of_several_teachers_are_held_against_slm_of_as_many_tokens() -> None:
+    def taught(method: str, settings: Mapping[str, Any], domain: str) -> float:
+        tokens = settings["pretrain_tokens"]
+        teacher = settings.get("distill.teacher_tokens") or tokens
+        return 4.0 - 1e-8 * tokens - 1e-8 * teacher * (method == "slm-d")
+
+    budgets = [{"pretrain_tokens": tokens} for tokens in (2_000_000, 8_000_000)]
+    alike = study((["slm", "slm-d"], budgets, DOMAINS[:2]), level=taught)
+    assert "extra-teachers" not in {t.name for t in tables(alike)}
+    made = study((["slm", "slm-d"], budgets, DOMAINS[:2]),
+                 (["slm-d"], [{"distill.teacher_tokens": 4_000_000}], DOMAINS[:2]), level=taught)
+    rows = named(tables(made), "extra-teachers").rows
+    assert [(r["budget"], r["teacher"], r["series"]) for r in rows] == [
+        (2_000_000, 2_000_000, "student of 2M"), (8_000_000, 4_000_000, "student of 8M"),
+        (8_000_000, 8_000_000, "student of 8M")]
+    assert [r["difference"] for r in rows] == pytest.approx([-0.02, -0.04, -0.08], abs=1e-6)
+
+
 def test_slices_of_the_bank_are_held_against_slm_at_the_same_budget() -> None:
     few, own = {"projected.rank": 4}, {"projected.rank": 12}
     made = study((["slm", "slm-pn"], [own, {**own, "pretrain_tokens": 2_000_000}], DOMAINS[:2]),

@@ -16,6 +16,7 @@ from planearly.studies.paper.experts import (
     starved,
     wide_domains,
 )
+from planearly.studies.paper.rows import TEACHERS
 from planearly.study.compare import BUDGET, Arm, Cells, shared
 from planearly.study.seeds import difference, estimate
 from planearly.study.spec import shown
@@ -237,7 +238,10 @@ def taught(cells: Cells) -> list[Claim]:
         return [unjudged(f"{text}.", "Rows are missing for: slm-d against slm at equal tokens.",
                          "table-08-budgets", True)]
     settings = {budget: f", {shown(budget, BUDGET)}" if len(tests) > 1 else "" for budget in tests}
-    return [replace(judged(cells, f"{text}{settings[budget]}.", -1, [test], "table-08-budgets"),
+    tokens = cells.own(TEACHERS)
+    reason = f"The teacher's pretraining: {shown(tokens, TEACHERS)} tokens." if tokens else ""
+    return [replace(judged(cells, f"{text}{settings[budget]}.", -1, [test], "table-08-budgets",
+                           reason=reason),
                     setting=settings[budget]) for budget, test in tests.items()]
 
 

@@ -9,36 +9,39 @@ from planearly.report import form, sentences
 from planearly.report.form import number, si
 from planearly.report.table import Axis, Column, Figure, Table
 from planearly.studies.paper.crossing import crossings, meetings
+from planearly.studies.paper.listings import (
+    blends,
+    by_clusters,
+    clusters_of,
+    every_domain,
+    finetuning,
+    over_seeds,
+    parameters,
+    ratios,
+    spent,
+    test_texts,
+    throughput,
+)
 from planearly.studies.paper.rows import (
     POOL,
     adapted,
     along,
     before_and_after,
     best_by_budget,
-    blends,
     by_budget,
-    by_clusters,
     by_size,
-    clusters_of,
-    every_domain,
     expert_choices,
-    finetuning,
     generic_models,
     larger_sets,
     numbers_of_experts,
     of_generic_text,
     others,
-    over_seeds,
     papers,
-    parameters,
-    ratios,
     selectors,
     several_budgets,
     slices,
     smallest,
-    spent,
-    test_texts,
-    throughput,
+    teachers,
     top_cluster,
     total,
     variants,
@@ -289,6 +292,13 @@ TABLES: list[Averages | Listing] = [
         "The baseline is llm, fine-tuned in full, at the same set size. Costs per domain are of "
         "the adaptation alone.", adapted, [METHOD, SET],
         Figure("lines", SETS_AXIS, AFTER_AXIS, "method", "after_ci"), extra=OWN_COST),
+    Averages(
+        "extra-teachers", "Distillation by teachers of several budgets", "",
+        "Students and their teachers by the tokens that each was pretrained on; costs hold both. "
+        "The baseline is slm with the student's tokens.", teachers,
+        [METHOD, BUDGETS, Column("teacher", "the teacher's", "tokens")],
+        Figure("lines", Axis("teacher", "tokens of the teacher's pretraining", True), AFTER_AXIS,
+               "series", "after_ci")),
     Listing(
         "extra-test-sets", "Test text of every domain", "",
         "Intervals treat documents as the independent units: with few of them, or one that holds "
