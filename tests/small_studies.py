@@ -57,6 +57,7 @@ def plain(method: str, settings: Mapping[str, Any], domain: str) -> float:
     elif method in ("slm-pn", "slm-mix"):
         advantage = 0.1 - 0.03 * data
         level += 0.02 if wide and settings["expert"] != "blend" else -advantage
+        level -= {16: 0.0, 32: 0.02, 64: 0.025}[settings["projected.experts"]]
         level += 0.02 * (method == "slm-mix") + 0.03 * (settings["expert"] == "most-frequent")
     elif method == "slm-d":
         level -= 0.02
@@ -158,7 +159,7 @@ def full(level: Level = plain) -> dict[str, Any]:
         (["slm-knn", "slm-dsir"], [{}], DOMAINS),
         (["slm-knn", "slm-is"], [{"cluster.embedder": "sentence-bert"}], DOMAINS),
         (experts, [{"expert": rule} for rule in ("blend", "most-frequent")], DOMAINS),
-        (["slm-pn"], [{"projected.experts": 64}], DOMAINS),
+        (["slm-pn"], [{"projected.experts": n} for n in (32, 64)], DOMAINS),
         (["slm-mix"], [{"mixture.experts": 64}], DOMAINS),
         (["slm"], [{"finetune.replay_share": 0.2}, {"pretrain.optimizer.preset": "paper"},
                    {"seed": 1}], DOMAINS),

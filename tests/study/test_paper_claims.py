@@ -38,8 +38,8 @@ STARTS = [
     "Fine-tuning", "A small model that", "Training on", "SLM-is is", "SLM-is beats an SLM",
     "SLM-is beats even", "The advantage of SLM-is", "SLM-pn beats",
     "SLM-pn, its experts blended, beats", "SLM-mix, its experts blended, beats",
-    "What sets SLM-pn apart", "SLM-mix beats", "What sets SLM-mix apart", "SLM-pn fares worse",
-    "Blending the experts gives SLM-pn", "SLM-mix fares worse",
+    "What sets SLM-pn apart", "32 experts are", "SLM-mix beats", "What sets SLM-mix apart",
+    "SLM-pn fares worse", "Blending the experts gives SLM-pn", "SLM-mix fares worse",
     "Blending the experts gives SLM-mix", "SLM-pn's expert", "SLM-mix's expert",
     "SLM-pn beats SLM-mix", "Where inference allows it, the large model beats SLM",
     "Where inference allows it, the large model beats SLM-pn", "Distillation makes",
@@ -79,6 +79,7 @@ def opposite(method: str, settings: Mapping[str, Any], domain: str) -> float:
     elif method in ("slm-pn", "slm-mix"):
         level += -0.2 - 0.05 * data if settings["expert"] != "blend" else 0.3
         level -= 0.1 * wide - 0.05 * (method == "slm-pn")
+        level += 0.02 * (settings["projected.experts"] == 32)
         level -= 0.05 * (settings["expert"] == "most-frequent")
     elif method == "slm-d":
         level -= 0.5

@@ -9,6 +9,7 @@ from itertools import pairwise
 from planearly.studies.paper import published
 from planearly.studies.paper.crossing import crosses
 from planearly.studies.paper.experts import (
+    best_number,
     choice,
     experts_help,
     large_or_network,
@@ -316,6 +317,6 @@ def lora_close(cells: Cells) -> list[Claim]:
 
 CLAIMS: list[Callable[[Cells], list[Claim]]] = [
     essential, small_tuned_beats_large, no_pretraining, more_text, best_small, grows_with_k,
-    experts_help, wide_domains, choice, large_or_network, distillation, top_alone, lora_close,
-    crosses,
+    experts_help, best_number, wide_domains, choice, large_or_network, distillation, top_alone,
+    lora_close, crosses,
 ]

@@ -10,7 +10,7 @@ import numpy as np
 
 from planearly import methods
 from planearly.studies.paper import published
-from planearly.studies.paper.rows import single_rule
+from planearly.studies.paper.rows import RANK, single_rule
 from planearly.study.compare import BUDGET, Arm, Cells, shared
 from planearly.study.seeds import difference, estimate
 from planearly.study.spec import shown
@@ -107,6 +107,32 @@ def experts_help(cells: Cells) -> list[Claim]:
                     paper="" if rule else published.against(method, "slm")))
         found.append(erodes(cells, method, name))
     return found
+
+
+def best_number(cells: Cells) -> list[Claim]:
+    """32 experts are the projected network's best trade-off: better than 16, which 64 add less to;
+    with the paper's slices for each number, and with as many for all."""
+    few, best, many = published.SLICES
+    text = (f"{best} experts are SLM-pn's best trade-off: better than {few}, and {many} add less "
+            "than that")
+    table, found = "figure-07-pn-experts", []
+    ladders = {", with h = " + ", ".join(map(str, published.SLICES.values())): published.SLICES}
+    ladders |= {f", with h = {h}": dict.fromkeys(published.SLICES, h)
+                for h in cells.values_of(RANK)}
+    for setting, slices in ladders.items():
+        arms = [Arm("slm-pn", {"projected.experts": n, RANK: h}) for n, h in slices.items()]
+        if domains := shared(cells, arms):
+            lower, own, upper = arms
+            more = estimate(cells, [(2.0, own), (-1.0, lower), (-1.0, upper)], domains)
+            claim = judged(
+                cells, f"{text}{setting}.", -1,
+                [versus(cells, own, lower, domains),
+                 (f"what {best} gain over {few} beyond what {many} gain over {best}", more)],
+                table, reason=f"{versus(cells, upper, own, domains)[0]}.")
+            found.append(replace(claim, setting=setting))
+    return [replace(claim, paper=published.TRADED) for claim in found or [unjudged(
+        f"{text}.", f"Rows are missing for: slm-pn with {few}, {best} and {many} experts on one "
+        "domain.", table, True)]]
 
 
 def tokens_lacked(cells: Cells, method: str) -> str:

@@ -274,7 +274,7 @@ TABLES: list[Averages | Listing] = [
         "figure-09-finetuning", "Fine-tuning: cost and best step by set size", "Figure 9",
         "Means over the domains that were run, their number beside them. slm-is and slm-d are left "
         "out: their cost per domain is mostly not fine-tuning. That of slm-pn and slm-mix holds "
-        "the choice of the expert.",
+        "the choice of the expert. The paper's cost grows about tenfold for eight times the text.",
         [METHOD, SET, Column("domains", "domains"), Column("best_step", "best step"),
          Column("steps", "steps taken"), *OWN_COST], finetuning,
         Figure("lines", SETS_AXIS, Axis("own_flops", "FLOPs of fine-tuning, one domain", True),
