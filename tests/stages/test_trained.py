@@ -159,6 +159,8 @@ def test_bad_input_is_one_sentence_before_anything_runs(made, tmp_path):
     refused(made, out, "top_k' stores answers to the specialization set only", **d,
             distill={"top_k": 4, "on": "importance"})
     teacher = model_folder(tmp_path / "teacher", context=8)
+    refused(made, out, r"teacher_tokens' is for a teacher that the run pretrains", **d,
+            distill={"teacher": str(teacher), "teacher_tokens": 1000})
     refused(made, out, "reads 8 tokens, fewer than 'context', 16", **d,
             distill={"teacher": str(teacher)})
     for weights in teacher.glob("*.safetensors"):

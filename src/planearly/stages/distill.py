@@ -23,8 +23,8 @@ def check(recipe: Recipe) -> None:
     """Refuse what cannot work, before anything runs.
 
     Raises:
-        UserError: stored answers to rows without end, or no model folder where the teacher should
-            be.
+        UserError: stored answers to rows without end, a teacher that is there already and is to be
+            pretrained, or no model folder where it should be.
     """
     settings = recipe.distill
     if settings.top_k is not None and (
@@ -32,6 +32,9 @@ def check(recipe: Recipe) -> None:
         raise UserError("recipe key 'distill.top_k' stores answers to the specialization set only: "
                         "set it to null to distil on generic text too")
     if settings.teacher:
+        if settings.teacher_tokens is not None:
+            raise UserError("recipe key 'distill.teacher_tokens' is for a teacher that the run "
+                            "pretrains, and 'distill.teacher' names one: leave one of them out")
         folder = starts.located(str(settings.teacher))
         starts.check_folder("distill.teacher", folder, recipe.context)
         path = recipe.tokenizer.path
