@@ -61,6 +61,8 @@ ADAPTERS = "Within 0.5 of the perplexity of full fine-tuning, at rank 64 (Figure
 CROSSING = ("slm-is is the cheaper for few domains, slm-pn for many (Figure 6 has 1, 7 and 50); at "
             "most 130 A100-hours for each domain, and 650 before all of them with 0.02 for each.")
 """What it says of these without a table's numbers."""
+DOMAINS = (1, 7, 50)
+"""Numbers of domains of its Figure 6."""
 ERODING = 400
 """A100-hours, the most with which it has slm, at which larger sets are told."""
 

@@ -300,13 +300,13 @@ def total(n: int) -> Callable[[Cells, Rows], Rows]:
     each that is told to be better than the last one on it."""
     def then(cells: Cells, rows: Rows) -> Rows:
         costed = [{**row, **{f"total_{what}": row[f"generic_{what}"] + n * row[f"own_{what}"]
-                             for what in ("tokens", "flops", "hours")}, "front": False}
+                             for what in ("tokens", "flops", "hours")}, "front": ""}
                   for row in rows]
         last: Row | None = None
         for row in sorted((row for row in costed if row["drawn"] and row["after"] is not None),
                           key=lambda row: (row["total_flops"], row["after"])):
             if not methods.TABLE[_plain(row["method"])].large and (
                     last is None or worse(cells, last, row)):
-                row["front"], last = True, row
+                row["front"], last = "yes", row
         return costed
     return then

@@ -22,6 +22,7 @@ from planearly.studies.paper.listings import (
     test_texts,
     throughput,
 )
+from planearly.studies.paper.published import DOMAINS
 from planearly.studies.paper.rows import (
     POOL,
     adapted,
@@ -67,8 +68,6 @@ from planearly.study.spec import (
     with_interval,
 )
 
-DOMAINS = (1, 7, 50)
-"""Numbers of domains of the paper's Figure 6."""
 TOTAL_COST = "figure-06-total-cost"
 WHICH = "figure-01-which"
 PERPLEXITY = with_interval("ppl", "perplexity")

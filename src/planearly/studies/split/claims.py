@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from planearly.studies.paper.experts import by_width
-from planearly.studies.split.rows import ADAPT, BLENDS, DOMAINS, MIXED, as_dear, cost
+from planearly.studies.paper.published import DOMAINS
+from planearly.studies.split.rows import ADAPT, BLENDS, MIXED, as_dear, cost
 from planearly.study.compare import BUDGET, Arm, Cells, shared
 from planearly.study.seeds import difference
 from planearly.study.spec import shown

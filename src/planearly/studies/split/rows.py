@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+from planearly.studies.paper.rows import total
 from planearly.study.compare import BUDGET, Arm, Cells, mean_cost
 from planearly.study.spec import Line, Rows, shown
 
 ADAPT, BLENDS, MIXED = "adapt.specialization_share", "projected.blends", (
     "pretrain.specialization_share")
-DOMAINS = (1, 7, 50)
-"""Numbers of domains, those of the paper's Figure 6."""
 SHORT = {ADAPT: "own text", MIXED: "own text", BLENDS: "blends"}
 NEAR = 1.1
 """Factor up to which two costs are equal."""
@@ -57,16 +57,7 @@ def as_dear(cells: Cells, method: str, as_arm: Arm, domains: int) -> Arm | None:
     return found[nearest] if abs(math.log(nearest / wanted)) <= math.log(NEAR) else None
 
 
-def frontier(n: int) -> Any:
-    """Rows with their C(N), cheapest first, and whether no cheaper one is as good."""
-    def then(cells: Cells, rows: Rows) -> Rows:
-        made, best = [], math.inf
-        costed = [{**row, "total_flops": row["generic_flops"] + n * row["own_flops"],
-                   "total_tokens": row["generic_tokens"] + n * row["own_tokens"],
-                   "total_hours": row["generic_hours"] + n * row["own_hours"]} for row in rows]
-        for row in sorted(costed, key=lambda row: (row["total_flops"], row["after"])):
-            ahead = row["after"] < best
-            best = min(best, row["after"])
-            made.append({**row, "frontier": "yes" if ahead else ""})
-        return made
-    return then
+def by_total(n: int) -> Callable[[Cells, Rows], Rows]:
+    """Rows with their C(N) and whether they are on the front, cheapest first."""
+    return lambda cells, rows: sorted(
+        total(n)(cells, rows), key=lambda row: (row["total_flops"], row["after"]))

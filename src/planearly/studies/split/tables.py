@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from planearly.report import form
 from planearly.report.form import number, si
 from planearly.report.table import Axis, Column, Figure, Table
+from planearly.studies.paper.published import DOMAINS
 from planearly.studies.split.claims import pairs
-from planearly.studies.split.rows import DOMAINS, frontier, ways
+from planearly.studies.split.rows import by_total, ways
 from planearly.study.compare import Cells, difference
 from planearly.study.spec import (
     AFTER,
@@ -34,15 +35,16 @@ def total_cost(n: int) -> Averages:
     return Averages(
         f"{TOTAL}-{n:02d}", f"What a budget buys for {n} {plural}", "",
         f"C(N) at N = {n}: what is paid once for all domains, and N times what is paid for each, "
-        "fine-tuning included. On the frontier is what no cheaper way equals. The paper's "
-        "scenarios are slm and slm-pn (before) and slm-is (after).",
+        "fine-tuning included. From the cheapest on, the front has each way that is told to be "
+        "better, over documents and seeds, than the last one on it. The paper's scenarios are slm "
+        "and slm-pn (before) and slm-is (after).",
         lambda cells: alone(ways(cells)), (), Figure(
             "lines", Axis("total_flops", f"FLOPs for {n} {plural}", True),
             Axis("after", AFTER_AXIS.label, True), "series", "after_ci"),
-        columns=[METHOD, SETTING, BUDGETS, *AFTER, Column("frontier", "on the frontier", "text"),
+        columns=[METHOD, SETTING, BUDGETS, *AFTER, Column("front", "on the front", "text"),
                  Column("total_tokens", "tokens", "tokens"),
                  Column("total_flops", "FLOPs", "flops"),
-                 Column("total_hours", "device-hours", "hours")], then=frontier(n))
+                 Column("total_hours", "device-hours", "hours")], then=by_total(n))
 
 
 def per_domain(cells: Cells) -> Rows:
@@ -75,14 +77,15 @@ TABLES: list[Averages | Listing] = [
 
 
 def cheapest(tables: Sequence[Table]) -> list[str]:
-    """For each number of domains, the ways that no cheaper one equals."""
+    """For each number of domains, the ways that are better than cheaper ones."""
     said = []
     for table in tables:
-        front = [row for row in table.rows if row.get("frontier")] if (
+        front = [row for row in table.rows if row.get("front")] if (
             table.name.startswith(TOTAL)) else []
         if front:
             said.append(f"{table.title}: " + "; ".join(
                 f"{row['series']} ({si(row['budget'])} tokens) {number(row['after'])} for "
                 f"{form.flops(row['total_flops'])} FLOPs" for row in front[-4:])
-                + f" (perplexity over {front[0]['over']}; no cheaper way equals these).")
+                + f" (perplexity over {front[0]['over']}; each better than the one before "
+                "by more than chance).")
     return said
