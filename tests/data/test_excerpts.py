@@ -82,7 +82,7 @@ def test_any_number_of_processes_draws_the_same(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("guess", [0.001, 1_000])
 def test_wrong_guesses_of_sizes_change_nothing(tmp_path, monkeypatch, guess):
-    monkeypatch.setitem(documents._PACKED, ".gz", guess)
+    monkeypatch.setattr(documents, "_PACKED", guess)
     texts = [f"{i} " + "x" * 90 for i in range(300)]
     written(tmp_path / "a.jsonl.gz", texts)
     assert drawn(tmp_path / "a.jsonl.gz", 5_000, tmp_path / "out",

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _BYTES_PER_TOKEN = 4.2
 """Of English text and a vocabulary of 32k; for sizing a corpus given by path."""
+_PACKED = {".zst": 3.0, ".gz": 2.8, ".parquet": 2.0}
+"""Times that text is larger than its file of this kind, roughly."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ def tokens(given: object, flag: str) -> int:
     if path.suffix == ".json" and shared.is_shared(path):
         raise UserError(f"{flag}: {text} is a histogram, which does not tell how many tokens its "
                         "documents have: give a number of tokens")
-    size = sum(unit.text_bytes for unit in resolve([text]))
+    size = sum(unit.size * _PACKED.get(Path(unit.path).suffix, 1.0) for unit in resolve([text]))
     if size == 0:
         raise UserError(f"{flag}: {text} holds no text: name files that do, or give a number of "
                         "tokens")
