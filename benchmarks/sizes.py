@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/sizes.py --processes 2 --json
 
 Of each width: parameters, tokens/s of one process in float32 and in bfloat16, tokens per parameter
-after an hour of so many processes side by side, the share of the measured matrix rate that products
-reach, and the tokens/s with four times the tokens a step: how much is lost to the overhead of
-operations, and could at most be won by several trainings in one, their weights stacked. The last
+after an hour of so many processes as fast as this one, the share of the measured matrix rate that
+products reach, and the tokens/s with four times the tokens a step: how much is lost to the overhead
+of operations, and could at most be won by several trainings in one, their weights stacked. The last
 line is one JSON object.
 """
 
@@ -47,7 +47,8 @@ def measured(shape: Shape, precision: Precision, step_tokens: int, seconds: floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--widths", type=int, nargs="+", default=[24, 48, 96, 192])
-    parser.add_argument("--processes", type=int, default=1, help="side by side, of one thread each")
+    parser.add_argument("--processes", type=int, default=1,
+                        help="that share the machine, of one thread each")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
     parser.add_argument("--json", action="store_true", help="the last line is a JSON object")
     asked = parser.parse_args()

@@ -19,7 +19,8 @@ from planearly.study.verdict import Claim
 DOMAINS = ["arxiv", "freelaw", "stackexchange", "wikipedia"]
 BASE: dict[str, Any] = {
     "spec_tokens": 50_000, "pretrain_tokens": 8_000_000, "importance.k": None,
-    "expert": "lowest-loss", "projected.experts": 16, "mixture.experts": 16, "seed": 0,
+    "expert": "lowest-loss", "projected.experts": 16, "projected.rank": 12,
+    "mixture.experts": 16, "seed": 0,
     "pretrain.specialization_share": 0.0, "finetune.replay_share": 0.0,
     "pretrain.optimizer.preset": "modern", "cluster.embedder": "static",
 }
@@ -159,7 +160,8 @@ def full(level: Level = plain) -> dict[str, Any]:
         (["slm-knn", "slm-dsir"], [{}], DOMAINS),
         (["slm-knn", "slm-is"], [{"cluster.embedder": "sentence-bert"}], DOMAINS),
         (experts, [{"expert": rule} for rule in ("blend", "most-frequent")], DOMAINS),
-        (["slm-pn"], [{"projected.experts": n} for n in (32, 64)], DOMAINS),
+        (["slm-pn"], [{"projected.experts": n, "projected.rank": h}
+                      for n, h in ((32, 12), (64, 12), (32, 23), (64, 46))], DOMAINS),
         (["slm-mix"], [{"mixture.experts": 64}], DOMAINS),
         (["slm"], [{"finetune.replay_share": 0.2}, {"pretrain.optimizer.preset": "paper"},
                    {"seed": 1}], DOMAINS),

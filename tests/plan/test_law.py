@@ -99,6 +99,10 @@ def test_of_a_study_only_the_rows_that_vary_sizes_count() -> None:
     study = {"recipe": {"finetune": {"replay_share": 0.0}}, "rows": [row, other]}
     assert law.plain(study) == [row]
     assert law.plain({"rows": [{"method": "slm"}]}) == [{"method": "slm"}]
+    # a student's budget is not all of its own where the teacher's is another
+    rows = [{"method": "slm"}, {"method": "slm-d"}]
+    assert law.plain({"rows": rows}) == rows
+    assert law.plain({"rows": rows, "recipe": {"distill": {"teacher_tokens": 9}}}) == rows[:1]
 
 
 def test_domains_are_averaged_as_the_papers_macro_average() -> None:

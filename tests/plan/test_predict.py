@@ -92,12 +92,20 @@ def test_a_teacher_from_outside_is_not_forecast_as_trained(tmp_path: Path) -> No
 
 
 def test_a_teacher_is_forecast_with_tokens_of_its_own() -> None:
-    same, less = (stages_of("methods=[slm-d, llm]", *settings)
-                  for settings in ((), ("distill.teacher_tokens=250M",)))
-    assert less["pretrain/slm"] == same["pretrain/slm"]
-    alone = stages_of("methods=[slm-d]", "distill.teacher_tokens=250M")["pretrain/llm"]
+    less = "distill.teacher_tokens=250M"
+    whole, alone = stages_of("methods=[slm-d]"), stages_of("methods=[slm-d]", less)
+    assert set(alone) == set(whole) and alone["pretrain/slm"] == whole["pretrain/slm"]
     for what in ("tokens", "flops", "device_hours"):
-        assert alone[what] == pytest.approx(same["pretrain/llm"][what] / 4, rel=0.01)
+        assert alone["pretrain/llm"][what] == pytest.approx(
+            whole["pretrain/llm"][what] / 4, rel=0.01)
+    # beside the large model of as many tokens as the rest it is another
+    for order in ("slm-d, llm-lora, llm", "llm, llm-lora, slm-d"):
+        both = stages_of(f"methods=[{order}]", less)
+        assert both["pretrain/llm"] == whole["pretrain/llm"]
+        assert both["pretrain/llm (teacher)"]["tokens"] == alone["pretrain/llm"]["tokens"]
+        assert {"specialize/llm.a", "specialize/llm.a (teacher)", "specialize/llm-lora.a",
+                "specialize/slm-d.a"} < set(both)
+        assert len(both) == 7
 
 
 def test_scoring_the_corpus_by_two_models_is_forecast() -> None:

@@ -92,6 +92,21 @@ def test_the_longest_budget_is_pretrained_first_unless_it_fails(made, tmp_path, 
 
 
 @pytest.mark.slow
+def test_students_and_teachers_whose_budgets_run_opposite_ways_begin_as_the_longest(made, tmp_path):
+    long, short = 16 * 8 * 40, 16 * 8 * 20
+    taught = [{"methods": ["slm-d"], "over": {
+        "pretrain_tokens": [own], "distill.teacher_tokens": [teachers]}}
+        for own, teachers in ((long, short), (short, long))]
+    recipe = with_grid(made, *taught, pretrain={
+        "batch_tokens": 128, "compile": "no", "optimizer": {"warmup_steps": 1}})
+    study(recipe, tmp_path / "study", SUITE)
+    found = [read_json(path) for path in (tmp_path / "study").glob(f"pretrain/*/{MANIFEST}")]
+    begun = {(m["stage"], m["settings"]["steps"]): m.get("begun", {}).get("at_step") for m in found}
+    assert begun == {(f"pretrain/{name}", steps): at for name in ("slm", "llm")
+                     for steps, at in ((40, None), (20, 14))}
+
+
+@pytest.mark.slow
 def test_a_budget_waits_for_the_longer_one_that_another_worker_makes(made, tmp_path):
     out, recipe = tmp_path / "study", budgets(made, {"methods": ["slm-nopt"]})
     out.mkdir()

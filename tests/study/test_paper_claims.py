@@ -139,6 +139,22 @@ def test_claims_without_rows_say_what_is_missing() -> None:
     assert claim(found, "Distillation's gain").verdict == "cannot be judged"
 
 
+def test_the_number_of_experts_is_judged_with_the_papers_slices_and_with_as_many_for_all() -> None:
+    def level(method: str, settings: Mapping[str, Any], domain: str) -> float:
+        gained = {16: 0.0, 32: 0.02, 64: 0.07}[settings["projected.experts"]]
+        many = settings.get("projected.rank", 12) > 12
+        return 4.0 - (gained if not many else 0.05) * (method == "slm-pn")
+
+    found = [each for each in claims(repeated(full(level), level))
+             if each.text.startswith("32 experts are")]
+    assert [(each.setting, each.verdict, each.ours, bool(each.paper)) for each in found] == [
+        (", with h = 12, 23 and 46", "reproduced", False, True),
+        (", with h = 12", "not reproduced", True, False)]
+    assert "(32 less 16) less (64 less 32): +0.030" in found[1].evidence
+    missing = claim(claims(study((["slm", "slm-pn"], [{}], DOMAINS))), "32 experts are")
+    assert missing.missing and missing.paper
+
+
 def test_a_turn_in_the_growth_with_k_is_seen() -> None:
     def peaks(method: str, settings: Mapping[str, Any], domain: str) -> float:
         best = {16: 0.0, 64: -0.3, 256: -0.1, None: -0.1}

@@ -269,10 +269,13 @@ def _fit(points: list[dict[str, float]], fields: tuple[str, ...], name: str, ref
 
 def plain(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Rows of a ``results.json``; of a ``study.json`` those that vary sizes, seeds and the share of
-    adaptation alone. Not those that adapt in another way than the method's own."""
+    adaptation alone. Not those that adapt in another way than the method's own, nor those of a
+    teacher that had tokens of its own."""
     free = ("pretrain_tokens", "spec_tokens", "seed", "model.")
+    taught = look_up(results.get("recipe", {}), "distill.teacher_tokens") and {
+        row.name for row in methods.TABLE.values() if row.taught}
     return [row for row in results["rows"]
-            if not row.get("draws") and all(
+            if not row.get("draws") and row.get("method") not in (taught or ()) and all(
                 key.startswith(free) or (key == "adapt.share" and row.get("method") in line())
                 or value == look_up(results.get("recipe", {}), key)
                 for key, value in row.get("settings", {}).items())]

@@ -52,10 +52,15 @@ def predict(recipe: keys.Recipe, device: Device) -> dict[str, Any]:
         teacher = methods.teacher() if row.taught and outside is None else None
         scorer = methods.find("slm") if row.scored else None
         for each in filter(None, (row, teacher, scorer)):
-            tokens = own if each is not teacher else \
-                planned_rows(recipe, recipe.distill.teacher_tokens) * recipe.context
+            tokens, mark = own, ""
+            if each is teacher:
+                tokens = planned_rows(recipe, recipe.distill.teacher_tokens) * recipe.context
+                beside = tokens != own and any(methods.find(other).base == teacher.base
+                                               for other in recipe.methods if other != name)
+                mark = " (teacher)" if beside else ""  # another of its name has other tokens
             if each.pretrains and tokens:
-                stages |= _pretraining(setting, each, domains, tokens)
+                stages |= {stage + mark: work for stage, work in _pretraining(
+                    setting, each, domains, tokens).items()}
                 if each.adapts:
                     begun[f"pretrain/{each.base}"] = 1 - setting.own_share(each)
             one = _finetuning_tokens(recipe, setting, each)
@@ -67,7 +72,7 @@ def predict(recipe: keys.Recipe, device: Device) -> dict[str, Any]:
                 if each.bank:
                     stages[f"expert/{each.name}.{domain}"] = \
                         model.expert_choice(setting, each, one)
-                stages[f"specialize/{each.name}.{domain}"] = (
+                stages[f"specialize/{each.name}.{domain}{mark}"] = (
                     model.distilled(replace(setting, large=outside or setting.large), one)
                     if each.taught else model.finetuning(setting, each, one))
     total = sum((work * (1 - begun.get(name, 0.0)) for name, work in stages.items()),

@@ -91,8 +91,8 @@ def pretrain(
         inputs = {**(inputs or {}), "start": origin}
     inputs = {"rows": packed, **(network.inputs if network else {}), **(inputs or {})}
     # what a domain draws depends on how much: pretrainings for it have no steps in common
-    others = {planned_steps(recipe, share_of_steps, tokens)
-              for tokens in ([] if domain else recipe.pretrain.branch_tokens)}
+    others = {planned_steps(recipe, share_of_steps, budget)
+              for budget in ([] if domain else recipe.pretrain.branch_tokens)}
 
     def build(folder: Path) -> dict[str, Any]:
         for longer in sorted(n for n in others if n > steps):

@@ -205,7 +205,7 @@ def pretrain(run: Run, method: str, domain: str = "") -> Path | None:
     """
     if (teacher := _teacher(run, method)) is not None:
         pretrained(run, teacher.name, domain, run.recipe.distill.teacher_tokens)
-    return pretrained(run, method, domain)
+    return pretrained(run, method, domain, None)
 
 
 @once

@@ -157,14 +157,16 @@ class Study:
         Raises:
             Busy: another worker makes one of them.
         """
-        chains = [found for name in sharing.generic(cell.method)
+        chains = [(name, found) for name in sharing.generic(cell.method)
                   if (found := self.pretrainings.longer(name, cell))]
         if not chains or self._is_pretrained(cell):
             return
-        for chain in chains:
+        for name, chain in chains:
             for longer in chain:
                 try:
-                    trained.pretrain(self.check(longer), longer.method, longer.domain)
+                    run = self.check(longer)
+                    trained.pretrained(run, name, longer.domain, sharing.teacher_tokens(
+                        name, longer.method, run.recipe))
                     break
                 except Busy:
                     raise

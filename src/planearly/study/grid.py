@@ -121,9 +121,10 @@ def cells(recipe: Recipe, domains: list[str]) -> list[Cell]:
             for method, domain in product(block.methods, block.domains or domains):
                 cell = Cell(method, domain, variant, settings)
                 found.setdefault(cell.id, cell)
-    made = [cell.variant.recipe for cell in found.values() if cell.variant.recipe]
-    budgets = sorted({tokens for of in made
-                      for tokens in (of.pretrain_tokens, of.distill.teacher_tokens) if tokens})
+    made = [(methods.TABLE[cell.method], cell.variant.recipe) for cell in found.values()
+            if cell.variant.recipe]
+    budgets = sorted({of.pretrain_tokens for _, of in made} | {
+        of.distill.teacher_tokens for row, of in made if row.taught and of.distill.teacher_tokens})
     return [replace(cell, variant=_among(cell.variant, budgets)) for cell in found.values()]
 
 

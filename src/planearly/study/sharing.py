@@ -13,8 +13,9 @@ from planearly.train import steps
 _LATER = ("finetune.", "expert", "projected.tune_vector")
 """Beginnings of the keys that come after a pretraining, unless it begins as a chosen expert."""
 _ELSEWHERE = ("lora.", "distill.")
-"""Beginnings of the keys that no pretraining depends on, but for how much a teacher has of it."""
+"""Beginnings of the keys that no pretraining depends on, but for :data:`_TEACHERS`."""
 _TEACHERS = "distill.teacher_tokens"
+"""What a teacher's pretraining depends on."""
 
 
 def generic(method: str) -> list[str]:
@@ -64,8 +65,8 @@ def depends(name: str, key: str, draws: str | None = None) -> bool:
     row = methods.TABLE.get(name)
     if row is None or pretraining_depends(name, key, draws):
         return True
-    only = {"finetune.": True, "spec_tokens": True, "seed": True, "model.": not row.large,
-            "lora.": row.tune == "lora",
+    only = {"finetune.": True, "spec_tokens": True, "lora.": row.tune == "lora",
+            "model.": not row.pretrains,
             "distill.": row.taught, "expert": row.experts,
             "projected.tune_vector": row.bank == "projected"}
     return any(of for start, of in only.items() if key.startswith(start))
@@ -90,12 +91,16 @@ def identity(stage: str, cell: Cell) -> dict[str, Any]:
         if kind != "pretrain" or pretraining_depends(name, key, draws)}}
 
 
-def _tokens(name: str, method: str, of: Recipe) -> int:
-    """Tokens of the pretraining of this name that a method needs."""
+def teacher_tokens(name: str, method: str, of: Recipe) -> int | None:
+    """Tokens of the pretraining of this name that a method needs, where they are not the recipe's:
+    those of its teacher."""
     row = methods.TABLE.get(method)
-    if row and row.taught and name == methods.teacher().pretraining():
-        return of.distill.teacher_tokens or of.pretrain_tokens
-    return of.pretrain_tokens
+    return of.distill.teacher_tokens if (
+        row and row.taught and name == methods.teacher().pretraining()) else None
+
+
+def _tokens(name: str, method: str, of: Recipe) -> int:
+    return teacher_tokens(name, method, of) or of.pretrain_tokens
 
 
 class Pretrainings:

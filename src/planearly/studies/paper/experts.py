@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from planearly import methods
+from planearly.plan import sizes
 from planearly.studies.paper import published
 from planearly.studies.paper.rows import RANK, single_rule
 from planearly.study.compare import BUDGET, Arm, Cells, shared
@@ -111,28 +112,32 @@ def experts_help(cells: Cells) -> list[Claim]:
 
 def best_number(cells: Cells) -> list[Claim]:
     """32 experts are the projected network's best trade-off: better than 16, which 64 add less to;
-    with the paper's slices for each number, and with as many for all."""
-    few, best, many = published.SLICES
+    with the paper's slices for each number, and, which is ours, with as many for all."""
+    few, best, many = sizes.PAPER_SLICES
     text = (f"{best} experts are SLM-pn's best trade-off: better than {few}, and {many} add less "
             "than that")
     table, found = "figure-07-pn-experts", []
-    ladders = {", with h = " + ", ".join(map(str, published.SLICES.values())): published.SLICES}
-    ladders |= {f", with h = {h}": dict.fromkeys(published.SLICES, h)
-                for h in cells.values_of(RANK)}
+    theirs = ", with h = {}, {} and {}".format(*sizes.PAPER_SLICES.values())
+    ladders = {theirs: sizes.PAPER_SLICES} | {
+        f", with h = {h}": dict.fromkeys(sizes.PAPER_SLICES, h)
+        for h in cells.values_of(RANK) if h}
     for setting, slices in ladders.items():
         arms = [Arm("slm-pn", {"projected.experts": n, RANK: h}) for n, h in slices.items()]
         if domains := shared(cells, arms):
             lower, own, upper = arms
-            more = estimate(cells, [(2.0, own), (-1.0, lower), (-1.0, upper)], domains)
+            bend = estimate(cells, [(2.0, own), (-1.0, lower), (-1.0, upper)], domains)
+            what, further = versus(cells, upper, own, domains)
             claim = judged(
                 cells, f"{text}{setting}.", -1,
                 [versus(cells, own, lower, domains),
-                 (f"what {best} gain over {few} beyond what {many} gain over {best}", more)],
-                table, reason=f"{versus(cells, upper, own, domains)[0]}.")
-            found.append(replace(claim, setting=setting))
-    return [replace(claim, paper=published.TRADED) for claim in found or [unjudged(
+                 (f"({best} less {few}) less ({many} less {best})", bend)],
+                table, reason=f"{what}: {said(cells, further)}." if further else "")
+            ours = setting != theirs
+            found.append(replace(claim, setting=setting, ours=ours,
+                                 paper="" if ours else published.TRADED))
+    return found or [replace(unjudged(
         f"{text}.", f"Rows are missing for: slm-pn with {few}, {best} and {many} experts on one "
-        "domain.", table, True)]]
+        "domain.", table, True), paper=published.TRADED)]
 
 
 def tokens_lacked(cells: Cells, method: str) -> str:

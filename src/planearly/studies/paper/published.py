@@ -49,8 +49,6 @@ HOURS = {"slm": 530, "slm-d": 1850}
 """A100-hours of pretraining of a model and of a student with its teacher (Table 3)."""
 WIDE = ("On openwebtext2 and wikipedia, the widest by the entropy over clusters (Table 10), "
         "neither slm-pn nor slm-mix beats slm.")
-SLICES = {16: 12, 32: 23, 64: 46}
-"""Slices h of its projected networks' banks, by their experts."""
 FINER = "Better from k = 16 to k = 1,024 (Figure 10)."
 TRADED = ("32 experts are the best trade-off of cost and quality for slm-pn (Figure 7), with h = "
           "12, 23 and 46 slices for 16, 32 and 64.")
