@@ -89,6 +89,17 @@ def test_no_cell_is_lost_from_an_average(grid: list[tuple[str, set[str]]]) -> No
         assert domains and all(set(domains) <= set(cells.rows(arm)) for arm in arms)
 
 
+def test_one_cell_of_few_domains_does_not_take_the_others_theirs() -> None:
+    few = DOMAINS[:1]
+    cells = Cells(study((ALL[:-1], [{}], DOMAINS), (ALL[-1:], [{}], few)))
+    parts = compare.blocks(cells, [Arm(method) for method in ALL])
+    assert [(domains, len(arms)) for domains, arms in parts] == [(DOMAINS, 7), (few, 8)]
+    # what nearly all lack is held over what they have
+    cells = Cells(study((ALL[:1], [{}], DOMAINS), (ALL[1:], [{}], DOMAINS[:2])))
+    parts = compare.blocks(cells, [Arm(method) for method in ALL])
+    assert [(domains, len(arms)) for domains, arms in parts] == [(DOMAINS[:2], 8)]
+
+
 def test_another_seed_counts_for_a_weighted_contrast_where_it_has_every_domain() -> None:
     further = [{"seed": 1}]
     weights = {"arxiv": 1.0, "wikipedia": -1.0}

@@ -99,6 +99,28 @@ def test_the_readme_s_table_is_of_the_kept_rows():
     assert f"adapters {perplexities('llm-lora', (16.2,))[0]})" in lines[start + 8]
 
 
+def test_what_distillation_gains_over_the_very_pretraining_of_its_student():
+    cells = Cells(read_json(NANO.parent / "again/study.json"))
+    told = (NANO.parents[1] / "experiments.md").read_text("utf-8").replace("\n  ", " ")
+    budget = {compare.BUDGET: 50_000_000}
+
+    def gains(teacher, domains):
+        arms = Arm("slm-d", {**budget, "distill.teacher_tokens": teacher}), Arm("slm", budget)
+        assert len({row["generic_cost"]["tokens"] for row in cells.rows(arms[1]).values()}) == 1
+        found = [compare.difference(cells, *(arm.at(seed=seed) for arm in arms), domains)
+                 for seed in (0, 1)]
+        assert all(each and len(each.domains) == len(domains) for each in found)
+        return found
+
+    whole = " and ".join(f"{-each.nats:.3f} [{-each.high:.3f}, {-each.low:.3f}]"
+                         for each in gains(16_200_000, cells.domains))
+    assert f"it gains {whole} on nine domains" in told
+    four = ["arxiv", "openwebtext2", "pubmed_abstracts", "wikipedia"]
+    least = [" and ".join(f"{-each.nats:.3f}" for each in gains(tokens, four)).replace("-", "−")
+             for tokens in (16_200_000, 10_800_000, 5_400_000, 2_700_000)]
+    assert ("{} with 16.2M, {} with 10.8M, {} with 5.4M, {} with 2.7M".format(*least)) in told
+
+
 def test_a_seed_does_alike_to_a_pair_at_several_budgets():
     """The correlation by which budgets are counted is that of the kept studies (seeds.ALIKE)."""
     found = []

@@ -267,21 +267,19 @@ def blocks(cells: Cells, arms: Sequence[Arm]) -> list[tuple[list[str], list[Arm]
     """The sets of domains to average over in one table, each with the arms that have them all.
 
     Averages over different domains cannot be held against each other, and no arm may be lost. So
-    first comes what all arms share; where they share nothing, the set with the largest product of
-    domains and squared number of arms, and again for the arms without it. Where two or more arms
-    have more domains than that, these are averaged over the widest set once more.
+    first comes the set with the largest product of domains and squared number of arms, of what all
+    arms share and of what each has, and again for the arms without it. Where two or more arms have
+    more domains than that, these are averaged over the widest set once more.
     """
     having = [(arm, frozenset(found)) for arm in arms if (found := cells.rows(arm))]
     sets = list(dict.fromkeys(found for _, found in having))
     made: list[frozenset[str]] = []
     left = sets
     while left:
-        common = frozenset.intersection(*left)
-        if not common:
-            common = max(left, key=lambda wanted: (
-                len(wanted) * sum(wanted <= found for _, found in having) ** 2, len(wanted)))
-        made.append(common)
-        left = [found for found in left if not common <= found]
+        best = max([frozenset.intersection(*left), *left], key=lambda wanted: (
+            len(wanted) * sum(wanted <= found for _, found in having) ** 2, len(wanted)))
+        made.append(best)
+        left = [found for found in left if not best <= found]
     widest = max(sets, key=len, default=frozenset())
     if made and widest not in made and sum(widest <= found for _, found in having) > 1:
         made.append(widest)
