@@ -52,6 +52,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
     parser.add_argument("--json", action="store_true", help="the last line is a JSON object")
     asked = parser.parse_args()
+    if any(width < 4 or width % 4 for width in asked.widths):
+        parser.error("--widths: each is to be a multiple of 4, for two heads that rotate")
+    if asked.processes < 1 or asked.seconds <= 0:
+        parser.error("--processes and --seconds are to be above 0")
     torch.set_num_threads(1)
     arithmetic.tune_allocator()
     rate, kind = calibrate.matmul_rate(parallel.device())
