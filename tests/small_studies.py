@@ -107,6 +107,7 @@ def row(method: str, domain: str, changes: Change, level: Level) -> dict[str, An
         "generic_ppl": None if nothing else math.exp(base + 1), "generic_ppl_after": 90.0,
         "generic_ppl_ci": [math.exp(base), math.exp(base + 2)],
         "nll_after": after.tolist(), "nll_before": None if nothing else before.tolist(),
+        "nll_routed": (before - 0.05 * tokens).tolist() if of.bank else None,
         "tokens": tokens.tolist(), "expert": settings["expert"], "expert_share": 0.5,
         "k": {"slm-pn": settings["projected.experts"],
               "slm-mix": settings["mixture.experts"]}.get(method, 256),

@@ -14,7 +14,8 @@ from planearly.errors import UserError
 from planearly.export import bundle as bundle_module
 from planearly.export.bundle import read_info
 from planearly.files import read_array, read_json, write_array
-from planearly.stages import bundled, clusters, corpus, experts, pipeline, trained
+from planearly.model.transformer import Transformer
+from planearly.stages import bundled, clusters, corpus, evaluate, experts, pipeline, trained
 from planearly.stages.folder import Run
 from planearly.stages.manifest import facts
 from planearly.train import loop
@@ -156,6 +157,36 @@ def test_every_rule_chooses(made, tmp_path):
                      projected={**PROJECTED, "tune_vector": True})
     assert pipeline.run(tuned, out)["rows"][0]["expert"] == "blend"
     assert len(list(out.glob("pretrain/slm-pn-*"))) == 1  # the vector is trained after it
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["slm-pn", "slm-mix"])
+def test_a_domain_is_routed_window_by_window(made, tmp_path, method):
+    run = Run(tmp_path / "run", settings(made, methods=[method]))
+    stage = experts.routed(run, method, "law")
+    dataset, windows = corpus.held_out(run, "law", "test")
+    model = experts.load(run, method)
+    centroids, parent = clusters.lineage(run, 3)
+    texts = dataset.texts(windows, corpus.tokenizer_of(run).tokenizer)
+    embedded = clusters.embedder(run).embed(texts)
+    cluster = parent[((embedded[:, None] - centroids[None]) ** 2).sum(2).argmin(1)]
+    assert len(set(cluster.tolist())) > 1  # or one expert would do
+    sums: dict[int, float] = {}
+    for window, expert in zip(windows, cluster, strict=True):
+        dense = Transformer(model.shape)
+        dense.load_state_dict(model.materialise(int(expert)))
+        inputs, targets = dataset.rows([np.array([window])])
+        length = dataset.windows["length"][window]
+        logits = dense(torch.as_tensor(inputs))[0, :length].double()
+        nats = torch.nn.functional.cross_entropy(
+            logits, torch.as_tensor(targets)[0, :length], reduction="sum").item()
+        document = int(dataset.windows["document"][window])
+        sums[document] = sums.get(document, 0.0) + nats
+    nll = read_array(stage / "test-nll.npy")
+    np.testing.assert_allclose(nll, [sums[d] for d in sorted(sums)], rtol=1e-5)
+    one, _ = evaluate.evaluations(run, trained.specialize(run, method, "law"))
+    assert (read_array(one / "test-tokens.npy") == read_array(stage / "test-tokens.npy")).all()
+    assert not np.allclose(read_array(one / "test-nll.npy"), nll, rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -232,6 +232,14 @@ def domain_clusters(run: Run, name: str) -> Path:
                      wider=[{}] if settings else [])
 
 
+def of_windows(run: Run, dataset: TokenDataset, windows: np.ndarray, k: int,
+               folder: Path) -> np.ndarray:
+    """The clusters of some windows of a dataset, int32 [n], by embeddings that ``folder`` keeps."""
+    embed.embed_dataset(dataset, corpus.tokenizer_of(run), embedder(run), folder / "blocks",
+                        windows, run.executor)
+    return dict(_levels(run, folder, clusters(run), folder))[k]
+
+
 def domain_embeddings(run: Run, name: str) -> np.ndarray:
     """Embeddings of a domain's specialization windows, float16 [n, dim], in their order."""
     dataset, used = corpus.specialization_windows(run, name)

@@ -243,6 +243,8 @@ def _would_be_made(out: Path, recipe: keys.Recipe, models: Sequence[Model] | Non
             one = trained.specialize(run, method, domain)
             evaluate.evaluations(run, one)
             one.routed()
+            if models is not None:  # a study's
+                one.routed(domain)
             if (out / RESULTS).exists():
                 evaluate.exported(run, one)
                 made.append(one)

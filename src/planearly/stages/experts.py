@@ -21,7 +21,7 @@ from planearly.errors import UserError
 from planearly.evaluate import perplexity
 from planearly.evaluate.perplexity import mean_nll
 from planearly.export import bundle as bundles
-from planearly.files import read_array
+from planearly.files import read_array, write_array
 from planearly.model import choice, flops, outside, starts
 from planearly.model.mixture import Mixture
 from planearly.model.projected import Projected, projected_names
@@ -322,21 +322,24 @@ class Spent:
 
 
 @once
-def routed(run: Run, method: str) -> Path | None:
-    """Perplexity on held-out generic text, each window through its own cluster's expert.
+def routed(run: Run, method: str, name: str = "") -> Path | None:
+    """Perplexity before fine-tuning with each window through its own cluster's expert: on held-out
+    generic text, as the paper reports it (its table 8), or on a domain's test text.
 
-    So the paper reports generic perplexity (its table 8). None where only a bundle is at hand.
+    None of generic text where only a bundle is at hand.
     """
-    if run.recipe.bundle:
+    if run.recipe.bundle and not name:
         return None
-    k = count(run.recipe, method)
-    inputs = {"model": pretrained(run, method), "kept": corpus.kept(run),
-              "clusters": clusters.clusters(run)}
+    k, clustered = count(run.recipe, method), clusters.clusters(run)
+    held_out = {"domain": corpus.domain(run, name)} if name else {"kept": corpus.kept(run)}
+    settings = {"k": k, **({"eval_tokens": run.recipe.data.eval_tokens, "seed": run.recipe.seed}
+                           if name else {})}
 
     def build(folder: Path) -> dict[str, Any]:
         model = load(run, method)
-        dataset, windows = corpus.generic_test(run)
-        cluster = read_array(inputs["clusters"] / f"assignment-{k}.npy")[windows]
+        dataset, windows = corpus.held_out(run, name, "test") if name else corpus.generic_test(run)
+        cluster = clusters.of_windows(run, dataset, windows, k, folder) if name else read_array(
+            clustered / f"assignment-{k}.npy")[windows]
         parts = []
         for expert in np.unique(cluster):
             dense = Transformer(model.shape)
@@ -345,7 +348,12 @@ def routed(run: Run, method: str) -> Path | None:
                 perplexity.forward_of(dense.to(parallel.device())), dataset,
                 windows[cluster == expert]))
         together = perplexity.Scores(*(np.concatenate(part) for part in zip(*parts, strict=True)))
-        return {"generic": perplexity.summary(*together.units(),
-                                              limit.text_bytes(dataset, windows))}
+        nll, tokens = together.units()
+        if name:
+            write_array(folder / "test-nll.npy", nll)
+            write_array(folder / "test-tokens.npy", tokens)
+        return {"test" if name else "generic": perplexity.summary(
+            nll, tokens, limit.text_bytes(dataset, windows))}
 
-    return run.stage(f"evaluate/{method}.generic", {"k": k}, inputs, build)
+    return run.stage(f"evaluate/{method}.{name + '.routed' if name else 'generic'}", settings,
+                     {"model": pretrained(run, method), **held_out, "clusters": clustered}, build)

@@ -51,7 +51,8 @@ class Trained:
         stages: those with a cost that it is made of, its teacher's too.
         before: what the evaluation of ``base`` is called; methods that fine-tune the same
             pretraining share it.
-        routed: makes the evaluation of the generic model where it is more than ``base``, or None.
+        routed: makes the evaluation of the generic model where it is more than ``base``, on generic
+            text or on a domain's test text, or None.
         params: trained parameters of the generic model (a projected network's are more than its
             deployed model's).
         notes: further fields of the row in results.json.
@@ -65,7 +66,7 @@ class Trained:
     before: str
     expert: Path | None = None
     params: int | None = None
-    routed: Callable[[], Path | None] = lambda: None
+    routed: Callable[..., Path | None] = lambda domain="": None
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -302,7 +303,8 @@ def specialize(run: Run, method: str, domain: str, tokens: int | None = None) ->
     return Trained(
         method, domain, base, tuned, [*stages, tuned], before=row.pretraining(),
         params=experts.parameters(run, method, expert) if expert else None,
-        routed=lambda: experts.routed(run, method) if expert and not row.adapts else None,
+        routed=lambda domain="": experts.routed(run, method, domain)
+        if expert and not row.adapts else None,
         expert=expert, notes=_notes(run, row, base, expert, pretrainings, drawn))
 
 

@@ -146,6 +146,7 @@ class Study:
         made = trained.specialize(run, cell.method, cell.domain)
         evaluations(run, made)
         made.routed()
+        made.routed(cell.domain)
         return made.tuned
 
     def make_longer(self, cell: Cell) -> None:
@@ -195,6 +196,10 @@ class Study:
         made = trained.specialize(run, cell.method, cell.domain)
         before, after = evaluations(run, made)
         nll, tokens = units(after)
+        try:
+            routed = made.routed(cell.domain)
+        except Missing:  # as an older version finished it
+            routed = None
         curve = [(r["tokens"], r["validation"]) for r in training.metrics_of(made.tuned)
                  if "validation" in r]
         outcome = training.outcome_of(made.tuned)
@@ -202,6 +207,7 @@ class Study:
             **row(run, made), "settings": cell.settings,
             "nll_after": nll.tolist(), "tokens": tokens.tolist(),
             "nll_before": units(before)[0].tolist() if before else None,
+            "nll_routed": units(routed)[0].tolist() if routed else None,
             "finetuning": {"best_step": outcome["best_step"], "steps": outcome["steps"],
                            "validation": curve},
         }

@@ -18,7 +18,7 @@ from planearly.config import look_up
 from planearly.evaluate import perplexity
 
 Row = Mapping[str, Any]
-When = Literal["after", "before"]
+When = Literal["after", "before", "routed"]
 
 BUDGET = "pretrain_tokens"
 
@@ -29,7 +29,8 @@ class Arm:
 
     Attributes:
         changes: settings that differ from the recipe's own values, by dotted key.
-        when: after or before fine-tuning.
+        when: after or before fine-tuning, or before it with each window of the test text through
+            its own cluster's expert.
     """
 
     method: str

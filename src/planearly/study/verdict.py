@@ -24,6 +24,10 @@ DEPENDS: Outcome = "depends on the setting"
 
 NEEDED = 2
 """Seeds of every training behind a verdict."""
+WHEN = {"after": "after fine-tuning", "before": "before fine-tuning",
+        "routed": "before fine-tuning, each window through its own cluster's expert"}
+"""Words for when and how an arm is evaluated."""
+
 RULE = (f"A verdict needs {NEEDED} seeds of every training that is compared, and the 95% interval "
         "of the paired difference, over documents and over seeds, to leave out zero, or the margin "
         "named. Of a comparison of one seed both intervals are told: over documents alone, and "
@@ -170,7 +174,7 @@ def named(arm: Arm, other: Arm) -> str:
     told = [f"{key} {shown(value, key)}" for key, value in arm.changes.items()
             if other.changes.get(key, arm) != value]
     if arm.when != other.when:
-        told.append(f"{arm.when} fine-tuning")
+        told.append(WHEN[arm.when])
     return arm.method + (f" ({', '.join(told)})" if told else "")
 
 

@@ -14,6 +14,7 @@ from planearly.studies.paper.experts import (
     experts_help,
     large_or_network,
     levels,
+    own_clusters,
     starved,
     wide_domains,
 )
@@ -317,6 +318,6 @@ def lora_close(cells: Cells) -> list[Claim]:
 
 CLAIMS: list[Callable[[Cells], list[Claim]]] = [
     essential, small_tuned_beats_large, no_pretraining, more_text, best_small, grows_with_k,
-    experts_help, best_number, wide_domains, choice, large_or_network, distillation, top_alone,
-    lora_close, crosses,
+    experts_help, best_number, wide_domains, choice, own_clusters, large_or_network, distillation,
+    top_alone, lora_close, crosses,
 ]

@@ -269,6 +269,25 @@ def by_width(cells: Cells, arm: Arm, domains: Sequence[str]) -> tuple[list[str],
     return ordered[:many], ordered[many:]
 
 
+def own_clusters(cells: Cells) -> list[Claim]:
+    """Before fine-tuning, every window of a domain through its own cluster's expert, as the paper's
+    generic text goes: against SLM, and against the one expert that serves the domain."""
+    found = []
+    for method, name in (("slm-pn", "SLM-pn"), ("slm-mix", "SLM-mix")):
+        routed, before = Arm(method, when="routed"), Arm("slm", when="before")
+        if shared(cells, [routed, before]):
+            claim = judged(
+                cells, f"{name} beats SLM before fine-tuning where each window of a domain goes "
+                "through its own cluster's expert.", -1, [versus(cells, routed, before)],
+                "extra-routed")
+            one = judged(
+                cells, f"{name}'s experts, one for each window by its cluster, are better before "
+                "fine-tuning than one for all of a domain.", -1,
+                [versus(cells, routed, replace(routed, when="before"))], "extra-routed")
+            found += [replace(claim, ours=True), replace(one, ours=True)]
+    return found
+
+
 def choice(cells: Cells) -> list[Claim]:
     """An expert chosen by its loss is better than that of the most frequent cluster."""
     found = []

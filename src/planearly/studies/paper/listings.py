@@ -179,6 +179,25 @@ def blends(cells: Cells) -> Rows:
     return sorted(rows, key=lambda row: (row["method"], row["entropy"] or 0.0))
 
 
+def routed(cells: Cells) -> Rows:
+    """A domain's test text before fine-tuning, each window through its own cluster's expert,
+    against slm and against the domain's one expert."""
+    rows = []
+    for method in ordered(cells, lambda method: method.experts):
+        own, one = Arm(method, when="routed"), Arm(method, when="before")
+        for domain, row in cells.rows(own).items():
+            value = macro([row], "routed") or {}
+            against = {key: difference(cells, a, b, [domain]) for key, a, b in (
+                ("one_slm", one, Arm("slm", when="before")), ("difference", own, one),
+                ("routed_slm", own, Arm("slm", when="before")))}
+            rows.append({
+                "method": method, "domain": domain, "share": row.get("expert_share"),
+                "before": value.get("perplexity"), "before_ci": value.get("ci95"),
+                **{key: each.nats if each else None for key, each in against.items()},
+                **{f"{key}_ci": each.interval if each else None for key, each in against.items()}})
+    return rows
+
+
 def over_seeds(cells: Cells) -> Rows:
     """How far a method, and its difference from slm, move with the seed."""
     rows = []

@@ -18,6 +18,7 @@ from planearly.studies.paper.listings import (
     over_seeds,
     parameters,
     ratios,
+    routed,
     spent,
     test_texts,
     throughput,
@@ -332,6 +333,16 @@ TABLES: list[Averages | Listing] = [
         Figure("points", Axis("entropy", "entropy of the domain, nats"),
                Axis("difference", "blend less single expert, nats per token"), "method",
                "difference_ci")),
+    Listing(
+        "extra-routed", "A domain's text through the experts of its windows' clusters", "",
+        "Before fine-tuning, each window of the test text through the expert of the cluster that "
+        "this very window is of, as generic text goes; against the one expert of the domain, and "
+        "both against slm, in nats per token on the same documents; below 0, the first is better.",
+        [METHOD, DOMAIN, Column("share", "of the domain in its expert's cluster", "percent"),
+         *with_interval("before", "perplexity, routed"),
+         *with_interval("one_slm", "one expert less slm", "nats"),
+         *with_interval("difference", "routed less one expert", "nats"),
+         *with_interval("routed_slm", "routed less slm", "nats")], routed),
     Averages(
         "extra-slices", "Slices of the projected network's bank", "",
         "h slices are combined into each expert's matrices: many hold more and need more tokens. "
