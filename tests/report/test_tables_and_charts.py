@@ -86,7 +86,8 @@ def test_the_page_shows_all_it_is_given(tmp_path):
             "(lower is better): SLM-is 20.5, SLM 30.5; of the large model: LLM 25.5.",
             "1 of its 10 cells are not made yet", "Seeds 2 (0, 1)", "importance.k none 64",
             "? cannot be judged C(N) crosses over Rows are missing.",
-            "✗ not reproduced No pretraining is far worse It was not. Why is not known.",
+            "✗ not reproduced No pretraining is far worse It was not. No cell of this study shows "
+            "why.",
             "freelaw SLM 8.00 [7.00, 9.00] 25.0% 1M 3P 30 min 00 s -0.062 1,024",
             "SLM-mix freelaw importance.k = 7 no expert", "SLM-pn freelaw main not made yet"):
         assert text in said, text

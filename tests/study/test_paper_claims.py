@@ -224,7 +224,7 @@ def test_slm_with_an_experts_tokens_says_whether_a_mixture_lacks_tokens(few: flo
         assert "-0.200 nats" in found.cause and "+0.500 nats" in found.cause
         assert "cluster has 47% of it here, and 79% in the paper" in found.cause
     else:
-        assert found.cause == "Why is not known."
+        assert found.cause == "No cell of this study shows why."
 
 
 @pytest.mark.parametrize("worth", [0.8, 0.3])
@@ -245,7 +245,7 @@ def test_a_smaller_pair_says_whether_parameters_pay_more_there(worth: float) -> 
         assert "With 70k parameters against 400k" in found.cause
         assert "+0.500 nats per token" in found.cause and "further behind" in found.cause
     else:
-        assert found.cause == "Why is not known."
+        assert found.cause == "No cell of this study shows why."
 
 
 def test_the_most_frequent_cluster_is_judged_at_each_number_of_clusters() -> None:

@@ -18,7 +18,7 @@ from planearly.data.pack import Rows, pack_corpus
 from planearly.data.sample import Sampler
 from planearly.errors import UserError
 from planearly.export import bundle as bundles
-from planearly.files import digest, read_array, write_array, write_chunks, write_json
+from planearly.files import Array, digest, read_array, write_array, write_chunks, write_json
 from planearly.progress import say
 from planearly.stages import corpus
 from planearly.stages.folder import Run, once
@@ -27,6 +27,7 @@ from planearly.train.steps import generic_rows
 
 BLENDS = 4096
 """Random histograms over clusters that a projected network is trained on, over and over."""
+_NEAR = 1 << 12  # generic windows that tell how near such windows lie to their clusters
 _WINDOWS = 1 << 20  # whose coarser cluster is written at once
 
 
@@ -103,7 +104,7 @@ def clusters(run: Run) -> Path:
                 assignment = _coarser(assignment, parent, said)
                 write_array(folder / f"parent-{finer}.npy", parent)
                 write_array(file, centroids)
-            levels[str(k)] = _summary(dataset, assignment, k)
+            levels[str(k)] = _summary(dataset, assignment, k, points, centroids, recipe.seed)
         return {"levels": levels, "embedder": facts(embedded)["embedder"]}
 
     return run.stage("clusters", settings, {"embeddings": embedded}, build)
@@ -117,12 +118,16 @@ def _coarser(assignment: np.ndarray, parent: np.ndarray, out: Path) -> np.ndarra
     return read_array(out)
 
 
-def _summary(dataset: TokenDataset, assignment: np.ndarray, k: int) -> dict[str, Any]:
-    """The generic histogram over k clusters in figures, which are told."""
+def _summary(dataset: TokenDataset, assignment: np.ndarray, k: int, points: Array,
+             centroids: np.ndarray, seed: int) -> dict[str, Any]:
+    """The generic histogram over k clusters in figures, which are told; and how near a sample of
+    the windows lies to the clusters' centres."""
     shape = histogram.summary(histogram.counted(assignment, dataset.windows, dataset.context, k))
     say(f"  entropy {shape['entropy']:.2f} nats ({shape['relative_entropy']:.1%} of ln k), "
         f"largest {shape['largest_share']:.1%}, {shape['empty']} empty")
-    return shape
+    some = np.random.default_rng(seed).choice(len(points), min(len(points), _NEAR), replace=False)
+    sample = np.stack([points[i] for i in np.sort(some)])
+    return {**shape, "nearness": kmeans.nearness(sample, centroids)}
 
 
 def arrays(run: Run) -> tuple[dict[str, np.ndarray], list[int]]:
@@ -163,7 +168,9 @@ def _assigned(run: Run, embedded: Path, folder: Path) -> dict[str, Any]:
     """Assign the generic windows to the centroids in a folder at every k; their histograms in
     figures."""
     dataset = TokenDataset(corpus.generic(run))
-    return {str(k): _summary(dataset, assignment, k)
+    points = embed.open_embeddings(embedded / "blocks")
+    return {str(k): _summary(dataset, assignment, k, points,
+                             read_array(folder / f"centroids-{k}.npy"), run.recipe.seed)
             for k, assignment in _levels(run, embedded, folder, folder)}
 
 
@@ -364,6 +371,12 @@ def importance_weights(run: Run, name: str, k: int | None = None,
             f"({shape['relative_entropy']:.1%} of ln k)")
         for sentence in importance.explain(weights, warn_epochs=recipe.importance.warn_epochs):
             say(f"  {sentence}")
+        generic_nearness = facts(clustered).get("levels", {}).get(str(best), {}).get("nearness")
+        near = {} if given or generic_nearness is None else {"nearness": {
+            "generic": generic_nearness, "domain": kmeans.nearness(
+                domain_embeddings(run, name), read_array(clustered / f"centroids-{best}.npy"))}}
+        if near:
+            say(f"  {importance.explain_nearness(**near['nearness'])}")
         write_array(folder / "weights.npy", weights.weights)
         write_array(folder / "domain.npy", scored[best].p)
         details = importance.facts(weights)
@@ -373,7 +386,7 @@ def importance_weights(run: Run, name: str, k: int | None = None,
         return {
             "k": best, "tau": scored[best].tau, "windows": windows,
             "gain": {str(k): s.gain for k, s in scored.items()},
-            "domain": shape, "weights": details,
+            "domain": shape, "weights": details, **near,
         }
 
     inputs = {"clusters": clustered, "histogram" if given else "domain-clusters": mine,

@@ -77,7 +77,7 @@ class Claim:
         """Why a claim of the paper is not reproduced, as far as that is known; "" of others."""
         if self.verdict != "not reproduced" or self.ours:
             return ""
-        return self.why or "Why is not known."
+        return self.why or "No cell of this study shows why."
 
 
 def overall(claims: Sequence[Claim]) -> Outcome:
