@@ -147,7 +147,7 @@ def test_the_page_shows_every_fact(tmp_path):
                         "What was read in pretraining", "Plan", "What to do next", "The models",
                         "Recipe"]
     for text in ("35.0 [34.3, 35.7]", "macro average", "estimator, fit", "1.83 nats", "5.12k",
-                 "0.587 cosine; generic 0.662",
+                 "0.59 cosine; generic 0.66",
                  "Cluster 17 is passed", "still falling", "{array-like, sparse matrix}", "97T",
                  "5 min 03 s", "specialize/slm-is-scipy-0a1b2c3d/export", "pretrain_tokens:"):
         assert text in outline.text, text
