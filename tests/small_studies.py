@@ -130,7 +130,8 @@ def study(*blocks: tuple[list[str], list[Change], list[str]], level: Level = pla
     return {
         "name": "generated", "recipe": recipe(), "device": "a box", "seconds": 1.0,
         "domains": DOMAINS, "rows": list(rows.values()), "skipped": [], "pending": [],
-        "entropies": {domain: {str(k): {"entropy": 0.5 + i, "largest_share": 0.9 / (i + 1)}
+        "entropies": {domain: {str(k): {"entropy": 0.5 + i, "largest_share": 0.9 / (i + 1),
+                                        "nearness": 0.6 + i / 50}
                                for k in (16, 64)} for i, domain in enumerate(DOMAINS)},
         "models": {}, "calibration": None,
     }

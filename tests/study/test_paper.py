@@ -55,7 +55,7 @@ def test_a_whole_grid_makes_every_table(whole: dict[str, Any]) -> None:
         "figure-10-importance-k", "figure-11-mix-k", "figure-12-domains-before",
         "figure-13-domains-after", "figure-14-lora", "extra-selectors", "extra-blend",
         "extra-mixed", "extra-replay", "extra-optimizer", "extra-variants", "extra-seeds",
-        "extra-test-sets", "extra-ratios", "extra-routed"}
+        "extra-test-sets", "extra-ratios", "extra-routed", "extra-nearness"}
     for each in made:
         keys = {column.key for column in each.columns}
         assert each.rows and all(keys <= set(r) for r in each.rows), each.name

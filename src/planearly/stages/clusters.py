@@ -259,6 +259,18 @@ def domain_embeddings(run: Run, name: str) -> np.ndarray:
     return points[np.searchsorted(embedded, used)]
 
 
+def nearness(run: Run, name: str, k: int) -> float:
+    """Mean cosine between a domain's specialization windows and the centres of their clusters."""
+    return kmeans.nearness(domain_embeddings(run, name),
+                           read_array(clusters(run) / f"centroids-{k}.npy"))
+
+
+def generic_nearness(run: Run, k: int) -> float | None:
+    """The same of the generic windows, by a sample; None where the clusters were made by an older
+    version or without a corpus."""
+    return facts(clusters(run)).get("levels", {}).get(str(k), {}).get("nearness")
+
+
 @once
 def rows(run: Run, k: int) -> Path:
     """The generic corpus packed into rows of one cluster each, at k clusters."""
@@ -371,12 +383,10 @@ def importance_weights(run: Run, name: str, k: int | None = None,
             f"({shape['relative_entropy']:.1%} of ln k)")
         for sentence in importance.explain(weights, warn_epochs=recipe.importance.warn_epochs):
             say(f"  {sentence}")
-        generic_nearness = facts(clustered).get("levels", {}).get(str(best), {}).get("nearness")
-        near = {} if given or generic_nearness is None else {"nearness": {
-            "generic": generic_nearness, "domain": kmeans.nearness(
-                domain_embeddings(run, name), read_array(clustered / f"centroids-{best}.npy"))}}
-        if near:
-            say(f"  {importance.explain_nearness(**near['nearness'])}")
+        near, usual = {}, generic_nearness(run, best)
+        if usual is not None and not given:
+            near = {"domain": nearness(run, name, best), "generic": usual}
+            say(f"  {importance.explain_nearness(**near)}")
         write_array(folder / "weights.npy", weights.weights)
         write_array(folder / "domain.npy", scored[best].p)
         details = importance.facts(weights)
@@ -386,7 +396,7 @@ def importance_weights(run: Run, name: str, k: int | None = None,
         return {
             "k": best, "tau": scored[best].tau, "windows": windows,
             "gain": {str(k): s.gain for k, s in scored.items()},
-            "domain": shape, "weights": details, **near,
+            "domain": shape, "weights": details, **({"nearness": near} if near else {}),
         }
 
     inputs = {"clusters": clustered, "histogram" if given else "domain-clusters": mine,

@@ -101,10 +101,12 @@ def finetuning(cells: Cells) -> Rows:
 def clusters_of(what: str) -> Callable[[Cells], Rows]:
     """A number of every domain's cluster histogram, by number of clusters."""
     def rows(cells: Cells) -> Rows:
-        theirs = published.BY_CLUSTERS[what]
-        return [{"domain": domain, **{f"k{k}": cells.entropy(domain, k, what) for k in _ks(cells)},
+        theirs = published.BY_CLUSTERS.get(what, {})
+        found = {domain: {f"k{k}": cells.entropy(domain, k, what) for k in _ks(cells)}
+                 for domain in cells.study.get("entropies") or {}}
+        return [{"domain": domain, **ours,
                  **{f"papers{k}": theirs.get(domain, {}).get(k) for k in _papers_ks(cells, what)}}
-                for domain in cells.study.get("entropies") or {} if _ks(cells)]
+                for domain, ours in found.items() if any(v is not None for v in ours.values())]
     return rows
 
 
@@ -121,7 +123,7 @@ def _ks(cells: Cells) -> list[int]:
 def _papers_ks(cells: Cells, what: str) -> list[int]:
     """The study's numbers of clusters that the paper has too, where it has a domain of its."""
     domains = {*(cells.study.get("entropies") or {})} - {"generic"}
-    theirs = published.BY_CLUSTERS[what]
+    theirs = published.BY_CLUSTERS.get(what, {})
     return [k for k in _ks(cells) if any(k in theirs.get(domain, {}) for domain in domains)]
 
 

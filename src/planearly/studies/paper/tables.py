@@ -334,6 +334,11 @@ TABLES: list[Averages | Listing] = [
                Axis("difference", "blend less single expert, nats per token"), "method",
                "difference_ci")),
     Listing(
+        "extra-nearness", "Nearness of windows to the centres of their clusters, cosine", "",
+        "Mean over the windows of a specialization set, and over a sample of the generic corpus, "
+        "by number of clusters: what lies far from the centres is of a kind that the corpus holds "
+        "little of.", by_clusters("nearness", "number"), clusters_of("nearness")),
+    Listing(
         "extra-routed", "A domain's text through the experts of its windows' clusters", "",
         "Before fine-tuning, each window of the test text through the expert of the cluster that "
         "this very window is of, as generic text goes; against the one expert of the domain, and "
