@@ -102,6 +102,7 @@ def prefixed(value: float) -> str:
 
 
 def _suffixed(value: float, suffixes: Iterable[tuple[float, str]]) -> str:
+    value = float(f"{value:.3g}")  # as it is shown, so that 999.9k is 1M
     for limit, suffix in suffixes:
         if abs(value) >= limit:
             return f"{value / limit:.3g}{suffix}"

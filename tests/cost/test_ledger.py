@@ -38,6 +38,31 @@ def test_an_entry_holds_utilisation_and_money() -> None:
     assert entry["money"] == 2.0 and entry["currency"] == "EUR"
 
 
+def test_money_of_two_currencies_is_not_added() -> None:
+    euro, dollar = (ledger.book("x", 1, 1, 3600, "abacus", price_per_hour=1.0, currency=c)
+                    for c in ("EUR", "USD"))
+    assert "money" not in ledger.total([euro, dollar])
+    assert ledger.total([euro, euro]) | {"money": 2.0, "currency": "EUR"} == ledger.total(
+        [euro, euro])
+
+
+def test_a_small_model_s_steps_are_predicted_as_they_are_planned() -> None:
+    """Starting the operations of a step takes longer than the operations."""
+    shape = Shape(layers=2, d_model=128, heads=2, d_ff=352, vocab_size=8192, context=256)
+    h100 = devices.find("h100")
+    setting = model.Setting(shape, shape, h100, keys.Projected(), batch_tokens=16_384)
+    for method in ("slm", "slm-pn"):
+        planned = model.generic_token_cost(setting, method) * (100 * setting.batch_tokens)
+        entry = ledger.book(f"pretrain/{method}", planned.tokens, planned.flops, 1.0, "h100")
+        found = ledger.predicted_hours(entry, {
+            "stage": f"pretrain/{method}", "shape": shape.to_dict(), "settings": {
+                **({"projected": asdict(setting.projected)} if method == "slm-pn" else {}),
+                "steps": 100, "train": {"batch_tokens": 16_384,
+                                        "optimizer": {"preset": "modern"}}}})
+        assert found == pytest.approx(planned.device_hours), method
+        assert found > 2 * h100.seconds(planned.flops, 128) / 3600, method
+
+
 def test_the_device_is_this_machines_by_default() -> None:
     assert ledger.book("x", 1, 1, 1)["device"] == devices.here()
     assert devices.here().strip()

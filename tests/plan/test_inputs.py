@@ -134,6 +134,14 @@ def test_a_row_that_no_run_writes_is_told(tmp_path: Path, key: str, value: objec
         inputs.evidence([file])
 
 
+@pytest.mark.parametrize("more", [{}, {"pretrain_tokens": None}, {"pretrain_tokens": 0}])
+def test_a_row_that_adapts_without_its_tokens_is_no_evidence(
+        tmp_path: Path, more: dict[str, object]) -> None:
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps({"rows": [{"method": "slm-adapt", "domain": "a", **more}]}))
+    assert inputs.evidence([file]) == ({}, [])
+
+
 def test_methods_without_a_law_are_told_in_one_sentence(
         tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = {"domain": "a", "inference_params": 10, "pretrain_tokens": 10, "spec_tokens": 10,

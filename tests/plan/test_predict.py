@@ -81,6 +81,41 @@ def test_the_best_tuned_expert_is_forecast_as_a_fine_tuning_of_each() -> None:
     assert 0 < scored["flops"] < one["flops"]
 
 
+def test_generic_rows_in_fine_tuning_are_forecast() -> None:
+    """Passes are over the domain's own rows: half of a step's are generic, so there are twice as
+    many steps."""
+    few = ("methods=[slm, slm-nopt, slm-d]", "finetune.max_epochs=1", "finetune.scratch_epochs=1")
+    plain, half = stages_of(*few), stages_of(*few, "finetune.replay_share=0.5")
+    taught = stages_of(*few, "distill.on=importance")
+    for what in ("tokens", "flops", "device_hours"):
+        def ratio(name: str, of: dict[str, Any], what: str = what) -> float:
+            return float(of[f"specialize/{name}.a"][what] / plain[f"specialize/{name}.a"][what])
+
+        assert ratio("slm", half) == ratio("llm", half) == pytest.approx(2, rel=0.02)
+        assert ratio("slm-d", half) == ratio("slm-d", taught) == pytest.approx(2, rel=0.02)
+        assert ratio("slm", taught) == ratio("slm-nopt", half) == 1
+
+
+def test_training_the_vector_of_an_expert_is_forecast() -> None:
+    plain, tuned = (stages_of("methods=[slm-pn]", *more) for more in (
+        (), ("projected.tune_vector=true",)))
+    for what in ("tokens", "flops", "device_hours"):
+        assert tuned["expert/slm-pn.a"][what] == pytest.approx(
+            plain["expert/slm-pn.a"][what] + plain["specialize/slm-pn.a"][what])
+    assert "expert/slm-mix.a" in stages_of("methods=[slm-mix]", "projected.tune_vector=true")
+
+
+def test_stored_answers_are_forecast_as_one_pass_of_the_teacher() -> None:
+    live, stored = (stages_of("methods=[slm-d]", *more)["specialize/slm-d.a"] for more in (
+        (), ("distill.top_k=8",)))
+    student = stages_of("methods=[slm]")["specialize/slm.a"]
+    assert stored["tokens"] == live["tokens"] == student["tokens"]
+    passes = live["tokens"] / M
+    assert live["flops"] - student["flops"] == pytest.approx(
+        passes * (stored["flops"] - student["flops"]))
+    assert passes > 2
+
+
 def test_a_teacher_from_outside_is_not_forecast_as_trained(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "teacher", context=1024)
     assert set(stages_of("methods=[slm-d]")) == {

@@ -89,7 +89,17 @@ def predicted_hours(entry: Mapping[str, Any], manifest: Mapping[str, Any]) -> fl
     if (kind == "pretrain" and row is not None and row.bank == "projected"
             and not row.adapts):  # which goes on as a dense model
         return _projected_seconds(device, entry, manifest) / 3600
-    return device.seconds(entry["flops"], width) / 3600
+    return _dense_seconds(device, entry, manifest, entry["flops"]) / 3600
+
+
+def _dense_seconds(device: devices.Device, entry: Mapping[str, Any], manifest: Mapping[str, Any],
+                   flops: float) -> float:
+    """Device-seconds that the cost model gives for the ``flops`` of a stage's model: at least what
+    starting the operations of its steps takes, where the stage says how large a step is."""
+    shape, train = manifest["shape"], manifest.get("settings", {}).get("train", {})
+    steps = entry["tokens"] / train["batch_tokens"] if train.get("batch_tokens") else 0.0
+    return max(device.seconds(flops, shape["d_model"]),
+               device.least_seconds(steps, shape.get("layers", 0)))
 
 
 def _projected_seconds(device: devices.Device, entry: Mapping[str, Any],
@@ -97,15 +107,16 @@ def _projected_seconds(device: devices.Device, entry: Mapping[str, Any],
     """Device-seconds that the cost model gives for a projected network's training."""
     settings = manifest.get("settings", {})
     if "projected" not in settings:  # nobody says how much is projected
-        return device.seconds(entry["flops"], manifest["shape"]["d_model"]) * (
+        return _dense_seconds(device, entry, manifest, entry["flops"]) * (
             device.projection_overhead or 1.0)
     from planearly.cost import model  # with torch, which other stages' entries do without
 
     how = model.Projecting(
         model.Shape(**manifest["shape"]), keys.Projected(**settings["projected"]),
         settings["train"]["optimizer"]["preset"], entry.get("processes", 1))
-    plain = device.seconds(entry["flops"] - settings["steps"] * model.flops.projection_per_step(
-        how.shape, how.projected, how.projected.at_once), how.shape.d_model)
+    plain = _dense_seconds(device, entry, manifest, entry["flops"] - settings["steps"] *
+                           model.flops.projection_per_step(how.shape, how.projected,
+                                                           how.projected.at_once))
     return plain + model.projecting_adds(device, how, settings["steps"], plain)
 
 
@@ -242,7 +253,8 @@ def total(entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     Returns:
         ``tokens``, ``flops``, ``device_hours``, ``saving_hours``, ``predicted_hours`` (over the
         entries that have one; None: none has), ``actual_of_predicted`` (their device-hours),
-        ``devices``, and ``money`` with its ``currency`` where any has it.
+        ``devices``, and ``money`` with its ``currency`` where any has it and all that have it have
+        the same currency.
     """
     entries = list(entries)
     predicted = [e for e in entries if e.get("predicted_hours") is not None]
@@ -255,7 +267,7 @@ def total(entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "actual_of_predicted": sum(e["device_hours"] for e in predicted),
         "devices": sorted({e["device"] for e in entries} - {UNKNOWN}),
     }
-    if priced:
+    if len(currencies := {e.get("currency", "") for e in priced}) == 1:
         found["money"] = sum(e["money"] for e in priced)
-        found["currency"] = priced[0].get("currency", "")
+        found["currency"] = currencies.pop()
     return found

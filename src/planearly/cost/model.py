@@ -432,11 +432,17 @@ def _row(method: str | Method) -> Method:
     return methods.find(method) if isinstance(method, str) else method
 
 
-def distilled(setting: Setting, tokens: float) -> Work:
-    """Work of student steps with a live teacher, each at its own width's utilisation."""
+def distilled(setting: Setting, tokens: float, answered: float | None = None) -> Work:
+    """Work of student steps and of the teacher's answers, each at its own width's utilisation.
+
+    Args:
+        answered: tokens that the teacher answers, where answers are stored; None: every one that
+            the student is taught on.
+    """
     student = work(setting, tokens, flops.training(setting.small), setting.small,
                    STEP_TOKENS["small"])
-    teacher = work(setting, tokens, flops.forward(setting.large), setting.large)
+    teacher = work(setting, tokens if answered is None else answered,
+                   flops.forward(setting.large), setting.large)
     return replace(student + teacher, tokens=tokens)
 
 

@@ -230,7 +230,8 @@ def generic_share(row: Mapping[str, Any]) -> float:
     method = methods.find(row["method"])
     if not method.adapts:
         return 0.0 if method.per_domain else 1.0
-    return float((row.get("generic_cost") or {}).get("tokens", 0) / row["pretrain_tokens"])
+    whole = row.get("pretrain_tokens")
+    return float((row.get("generic_cost") or {}).get("tokens", 0) / whole) if whole else 0.0
 
 
 def _fit(points: list[dict[str, float]], fields: tuple[str, ...], name: str, refits: int,

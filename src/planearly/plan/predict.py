@@ -23,7 +23,14 @@ from planearly.methods import Method
 from planearly.model import flops, outside, starts
 from planearly.model.transformer import Shape
 from planearly.plan import sizes
-from planearly.train.steps import adapted_steps, finetune_limits, planned_rows, rows_per_step
+from planearly.train.steps import (
+    adapted_steps,
+    finetune_limits,
+    own_rows,
+    planned_rows,
+    rows_per_step,
+    taught_share,
+)
 
 
 def predict(recipe: keys.Recipe, device: Device) -> dict[str, Any]:
@@ -63,17 +70,17 @@ def predict(recipe: keys.Recipe, device: Device) -> dict[str, Any]:
                     setting, each, domains, tokens).items()}
                 if each.adapts:
                     begun[f"pretrain/{each.base}"] = 1 - setting.own_share(each)
-            one = _finetuning_tokens(recipe, setting, each)
+            one = _finetuning_tokens(recipe, setting, each, _replayed(recipe, each))
             if each.scored and tokens:
                 stages |= dict.fromkeys(
                     ["losses/slm", *(f"losses/slm.{domain}" for domain in domains)],
                     model.scoring(setting, each, tokens))
             for domain in domains:
                 if each.bank:
-                    stages[f"expert/{each.name}.{domain}"] = \
-                        model.expert_choice(setting, each, one)
+                    stages[f"expert/{each.name}.{domain}"] = _expert(recipe, setting, each)
                 stages[f"specialize/{each.name}.{domain}{mark}"] = (
-                    model.distilled(replace(setting, large=outside or setting.large), one)
+                    model.distilled(replace(setting, large=outside or setting.large), one,
+                                    setting.spec_tokens if recipe.distill.top_k else None)
                     if each.taught else model.finetuning(setting, each, one))
     total = sum((work * (1 - begun.get(name, 0.0)) for name, work in stages.items()),
                 model.work(setting, 0.0, 0.0, setting.small))
@@ -155,12 +162,31 @@ def _candidates(recipe: keys.Recipe) -> float | None:
     return whole * recipe.selection.candidates if whole else None
 
 
-def _finetuning_tokens(recipe: keys.Recipe, setting: Setting, row: Method) -> float:
-    """Tokens of one fine-tuning to the limits of the recipe."""
+def _replayed(recipe: keys.Recipe, row: Method) -> float:
+    """Share of generic rows in a method's fine-tuning."""
+    if row.taught and recipe.distill.on == "importance":
+        return taught_share(recipe)
+    return recipe.finetune.replay_share if row.pretrains else 0.0
+
+
+def _expert(recipe: keys.Recipe, setting: Setting, row: Method) -> Work:
+    """Choosing a domain's expert, and training the vector that it is made of."""
+    tokens = _finetuning_tokens(recipe, setting, row, replayed=0.0)
+    found = model.expert_choice(setting, row, tokens)
+    if recipe.projected.tune_vector and row.bank == "projected":
+        found = found + model.finetuning(setting, replace(row, bank=None, tune="full"), tokens)
+    return found
+
+
+def _finetuning_tokens(recipe: keys.Recipe, setting: Setting, row: Method,
+                       replayed: float) -> float:
+    """Tokens of one fine-tuning to the limits of the recipe; ``replayed``: its share of generic
+    rows."""
     finetune = recipe.finetune
     rows = rows_per_step(finetune.step_tokens, recipe.context)
     steps, _ = finetune_limits(finetune, setting.spec_tokens,
-                               -(-setting.spec_tokens // recipe.context), rows,
+                               -(-setting.spec_tokens // recipe.context),
+                               own_rows(rows, replayed),
                                scratch=not row.pretrains)
     return float(steps * rows * recipe.context) * (
         recipe.lora.step_factor if row.tune == "lora" else 1.0)

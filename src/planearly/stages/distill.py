@@ -17,6 +17,7 @@ from planearly.stages.folder import Run
 from planearly.stages.manifest import facts
 from planearly.train import arithmetic
 from planearly.train.distill import Distillation, Live, Stored, store
+from planearly.train.steps import taught_share
 
 
 def check(recipe: Recipe) -> None:
@@ -102,7 +103,7 @@ def specialize(run: Run, method: str, name: str, base: Path, teacher: Path | Non
         values["teacher"] = run.file_digests(parts)
     replay = None
     if settings.on == "importance":
-        replay = finetune.resampled(run, name, run.recipe.finetune.replay_share or 0.5)
+        replay = finetune.resampled(run, name, taught_share(run.recipe))
 
     def objective(folder: Path, own: RowStream) -> Distillation:
         entries = facts(corpus.tokenizer_folder(run))["vocab_size"]

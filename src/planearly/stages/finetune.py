@@ -20,7 +20,7 @@ from planearly.stages.folder import Run
 from planearly.stages.manifest import facts
 from planearly.train import loop, optim, vector
 from planearly.train.objective import NextToken, Objective
-from planearly.train.steps import finetune_limits, rows_per_step
+from planearly.train.steps import finetune_limits, own_rows, rows_per_step
 from planearly.train.trainable import Dense, Trainable
 
 
@@ -96,9 +96,9 @@ def tuning(run: Run, name: str, replay: Replay | None = None, scratch: bool = Fa
     _, used = corpus.specialization_windows(run, name)
     tokens = int(own.dataset.windows["length"][used].sum())
     batch_rows = rows_per_step(finetune.step_tokens, run.recipe.context)
-    own_rows = max(round(batch_rows * (1 - share)), 1)
     continued = not scratch and starts.folder(run.recipe, large) is not None
-    steps, factor = finetune_limits(finetune, tokens, epoch_rows, own_rows, scratch, continued)
+    steps, factor = finetune_limits(
+        finetune, tokens, epoch_rows, own_rows(batch_rows, share), scratch, continued)
     return Tuning(own, stream, steps, tokens, factor, continued)
 
 

@@ -79,6 +79,18 @@ def branching_step(optimizer: keys.Optimizer, longer: int, shorter: int) -> int:
     return min(schedule.stable(other.schedule, shorter, other.decay_share), shorter - 1)
 
 
+def taught_share(recipe: keys.Recipe) -> float:
+    """Share of generic rows where a student is taught on such text: ``finetune.replay_share``, or
+    half."""
+    return recipe.finetune.replay_share or 0.5
+
+
+def own_rows(batch_rows: int, replayed: float) -> int:
+    """Rows of a fine-tuning step that are the domain's own, ``replayed`` being the share of generic
+    ones."""
+    return max(round(batch_rows * (1 - replayed)), 1)
+
+
 def finetune_limits(finetune: keys.Finetune, tokens: int, epoch_rows: int,
                     batch_rows: int, scratch: bool = False,
                     continued: bool = False) -> tuple[int, float]:
