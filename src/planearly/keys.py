@@ -168,7 +168,9 @@ class Train:
 class Pretrain(Train):
     branch_tokens: list[int] = key(
         "other values of pretrain_tokens whose runs share this one's stable phase", [])
-    specialization_share: float = key("share of tokens drawn from the domain's own text", 0.0)
+    specialization_share: float = key(
+        "share of tokens drawn from the domain's own text, by methods whose whole pretraining is "
+        "for one domain (those that adapt: adapt.specialization_share)", 0.0)
     specialization_after: float = key(
         "share of the steps that are over before the first of these tokens", 0.0)
 
