@@ -157,6 +157,11 @@ class Train:
     optimizer: Optimizer = section("the optimiser", Optimizer)
 
     @property
+    def section_name(self) -> str:
+        """Name of the section in a recipe."""
+        return "pretrain"
+
+    @property
     def step_tokens(self) -> int:
         """Tokens of an optimiser step, which :func:`planearly.plan.sizes.settled` has chosen where
         a recipe leaves them open."""
@@ -168,7 +173,9 @@ class Train:
 class Pretrain(Train):
     branch_tokens: list[int] = key(
         "other values of pretrain_tokens whose runs share this one's stable phase", [])
-    specialization_share: float = key("share of tokens drawn from the domain's own text", 0.0)
+    specialization_share: float = key(
+        "share of tokens drawn from the domain's own text, by methods whose whole pretraining is "
+        "for one domain (those that adapt: adapt.specialization_share)", 0.0)
     specialization_after: float = key(
         "share of the steps that are over before the first of these tokens", 0.0)
 
@@ -194,13 +201,18 @@ class Finetune(Train):
     patience: int = key("validations without improvement before stopping", 3)
     lr_scale: float | None = key(
         "learning rate as a share of pretraining's; of this section's own where its optimizer sets "
-        "a rate or has another preset than pretraining's (null: by set size)", None)
+        "a rate or has another preset than pretraining's (null: by set size, and 1 for rates that "
+        "this section sets)", None)
     replay_share: float = key("share of tokens replayed from the generic corpus", 0.0)
     replay_draws: Literal["generic", "importance"] = key(
         "how replay draws the generic corpus: as it is (generic), or by the domain's cluster "
         "weights", "generic")
     average: float = key("average the weights over the steps, with a time constant of this share "
                          "of the steps so far (0: the last step's, 1: all alike)", 0.0)
+
+    @property
+    def section_name(self) -> str:
+        return "finetune"
 
 
 @dataclass(frozen=True)

@@ -272,6 +272,18 @@ def test_what_cannot_be_is_one_sentence(made, monkeypatch):
             pretrain={**pretrain, "optimizer": {"schedule": "inverse-sqrt"}})
 
 
+def test_a_share_that_adaptation_does_not_read_is_told(made, tmp_path, capsys):
+    pretrain = {"batch_tokens": 128, "compile": "no", "specialization_share": 0.2}
+
+    def told(names, **over):
+        pipeline.run(recipe(made, names, pretrain=pretrain, **over), tmp_path, "prepare")
+        return "adapt.specialization_share' for the domain's own" in capsys.readouterr().err
+
+    assert told(["slm-is", "slm-adapt"])
+    assert not told(["slm-adapt"], specialization_share=0.1)
+    assert not told(["slm-is"])
+
+
 def test_weights_are_made_for_the_rows_that_adaptation_draws(made, tmp_path):
     """A corpus that is too small to be drawn from for all of pretraining may do for its last part.
     """

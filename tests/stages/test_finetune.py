@@ -69,6 +69,36 @@ def test_the_rate_is_a_share_of_the_base_rate_but_from_scratch(run: Any) -> None
     assert fresh.rates(RECIPE, 256).lr == pytest.approx(1e-3)
 
 
+@pytest.mark.parametrize("scale", [0.15, None])
+@pytest.mark.parametrize("given", [{}, {"lr": 3e-3}, {"embedding_lr": 2e-3},
+                                   {"lr": 3e-3, "embedding_lr": 2e-3}])
+@pytest.mark.parametrize("kind", ["small", "large", "scratch", "vector"])
+def test_the_keys_that_are_named_to_lower_the_rates_lower_them(
+        run: Any, scale: float | None, given: dict[str, float], kind: str) -> None:
+    """Whichever keys a recipe has, and whatever scales them: at a third of what is named, all
+    rates are a third."""
+    def made(tune: keys.Finetune) -> tuple[Any, dict[str, float]]:
+        run.recipe = dataclasses.replace(RECIPE, finetune=tune)
+        plan = finetune.tuning(run, "law", scratch=kind == "scratch", large=kind == "large")
+        if kind == "vector":
+            plan = dataclasses.replace(plan, rate_factor=1.0, scaled=False)
+        return plan.rates(run.recipe, 256, times=2.0), plan.rate_keys(run.recipe, 256)
+
+    tune = keys.Finetune(lr_scale=scale, optimizer=keys.Optimizer(**given))
+    rates, named = made(tune)
+    third: dict[str, Any] = {key.removeprefix("finetune."): value / 3
+                             for key, value in named.items()}
+    lower = tune.optimizer
+    for key in ("lr", "embedding_lr"):
+        lower = dataclasses.replace(lower, **{key: third.pop(f"optimizer.{key}",
+                                                             getattr(lower, key))})
+    lowered, _ = made(dataclasses.replace(tune, optimizer=lower, **third))
+    assert (lowered.lr, lowered.embedding_lr) == pytest.approx(
+        (rates.lr / 3, rates.embedding_lr / 3))
+    scales = kind not in ("scratch", "vector")
+    assert ("finetune.lr_scale" in named) == (scales and (scale is not None or not given))
+
+
 def test_what_began_as_a_checkpoint_goes_on_at_its_rates(run: Any) -> None:
     run.recipe = dataclasses.replace(RECIPE, finetune=dataclasses.replace(
         RECIPE.finetune, lr_scale=None, optimizer=keys.Optimizer()))

@@ -107,6 +107,9 @@ def test_a_plateau_depends_on_its_base_s_keys_and_the_share() -> None:
     assert depends("adapt.share") == [True, True, True]
     assert depends("adapt.replay_share") == [False, True, False]
     assert depends("expert") == depends("spec_tokens") == [False, True, False]
+    assert depends("adapt.specialization_share") == [False, True, False]
+    assert depends("pretrain.specialization_share") == [False, False, False]
+    assert sharing.pretraining_depends("slm-is", "pretrain.specialization_share")
 
 
 def test_choosing_by_a_fine_tuned_model_depends_on_how_it_is_fine_tuned() -> None:

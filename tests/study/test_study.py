@@ -56,6 +56,22 @@ def test_a_domain_without_texts_is_told_before_anything_is_made(made, tmp_path):
     assert not list((tmp_path / "study").glob("*-*"))
 
 
+def test_a_share_that_adaptation_does_not_read_is_told_once(made, tmp_path, capsys):
+    over = {"pretrain.specialization_share": [0, 0.05, 0.1],
+            "adapt.specialization_share": [0, 0.1], "seed": [0, 1]}
+
+    def told(*methods):
+        recipe = with_grid(made, {"methods": list(methods), "over": over}, generic=["nowhere"])
+        with pytest.raises(UserError, match="nowhere"):  # it is told before anything is made
+            study(recipe, tmp_path / "study")
+        lines = capsys.readouterr().err.splitlines()
+        return [share for share in ("0.05", "0.1") for line in lines if
+                f"'pretrain.specialization_share' is {share}, which slm-adapt does not" in line]
+
+    assert told("slm-is") == []
+    assert told("slm-is", "slm-adapt") == ["0.05", "0.1"]
+
+
 @pytest.mark.parametrize("only_report", [False, True])
 @pytest.mark.parametrize("name", ["README.md", "index.html", "tables/a.txt", "figures/a.txt"])
 def test_files_of_others_are_left_alone(made, tmp_path, only_report, name):

@@ -175,7 +175,12 @@ def test_out_of_memory_halves_the_microbatch_and_loses_nothing(tmp_path, monkeyp
     assert same(expected, weights)
     assert sizes[:4] == [7, 3, 1, 1] and set(sizes[4:]) == {1}
     assert outcome.arithmetic["rows"] == 1
-    assert "out of memory with 7 rows at once, goes on with 3" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "out of memory with 7 rows at once, goes on with 3" in told
+    assert "(recipe key 'pretrain.microbatch_tokens' sets it)" in told
+    tune = keys.Finetune(**dataclasses.asdict(train) | {"optimizer": train.optimizer})
+    run(tmp_path / "tune", 1, train=tune)
+    assert "(recipe key 'finetune.microbatch_tokens' sets it)" in capsys.readouterr().err
 
 
 def test_a_row_that_does_not_fit_is_one_sentence(tmp_path, monkeypatch):
@@ -232,8 +237,12 @@ def test_fine_tuning_that_diverges_before_its_first_line_is_the_same_sentence(tm
         return model.loss(*(t for t in (Words().batch(0, 4).inputs, Words().batch(0, 4).targets))
                           ).item()
 
-    with pytest.raises(UserError, match=r"not finite at step \d+: .*'finetune\.optimizer\.lr'"):
+    with pytest.raises(UserError, match=r"not finite at step \d+: lower recipe key "
+                       r"'finetune\.optimizer\.lr' from 1e\+30 to 3\.3e\+29 or less and"):
         run(tmp_path, 40, train, validate=validate, validate_steps=2, patience=2)
+    with pytest.raises(UserError, match=r"recipe keys 'finetune\.lr_scale' from 0\.15 to 0\.05 and "
+                       r"'x' from 9 to 3 or less"):
+        run(tmp_path / "c", 40, train, rate_keys={"finetune.lr_scale": 0.15, "x": 9.0})
     with pytest.raises(UserError, match="not finite at step"):  # and without any validation
         run(tmp_path / "b", 40, train)
     assert not (tmp_path / loop.OUTCOME).exists()

@@ -124,7 +124,7 @@ def test_checkpoints_are_the_bytes_of_the_formats_library(tmp_path):
 def test_a_run_that_diverges_is_one_sentence(tmp_path, kind, key):
     train = kind(batch_tokens=8 * 16, log_steps=1, compile="no", precision="fp32",
                  optimizer=keys.Optimizer(preset="paper", lr=1e30, clip=1e30))
-    with pytest.raises(UserError, match=rf"step \d+: .*'{key}\.optimizer\.lr', which is 1e\+30"):
+    with pytest.raises(UserError, match=rf"step \d+: .*'{key}\.optimizer\.lr' from 1e\+30 to "):
         run(tmp_path, train=train)
 
 

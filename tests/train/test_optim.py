@@ -65,6 +65,59 @@ def test_the_papers_optimiser_is_one_adam_without_decay():
         list(model.parameters()))
 
 
+def test_what_a_recipe_sets_beside_the_papers_preset_holds():
+    model = Transformer(SHAPE)
+    asked = keys.Optimizer(preset="paper", weight_decay=0.5, embedding_lr=0.003)
+    settings = optim.resolve(asked, 100)
+    (adam,) = optim.build(model, settings)
+    groups = {id(p): group for group in adam.param_groups for p in group["params"]}
+    matrix, table = model.blocks[0].attn.o.weight, model.embed.weight
+    assert [(groups[id(p)]["peak_lr"], groups[id(p)]["weight_decay"]) for p in (matrix, table)] == [
+        (1e-4, 0.5), (0.003, 0.0)]
+    before = matrix.detach().clone(), table.detach().clone()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    adam.step()  # decoupled: of the weights themselves, whatever the gradient
+    torch.testing.assert_close(matrix, before[0] * (1 - 0.5 * 1e-4))
+    assert torch.equal(table, before[1])
+
+
+@pytest.mark.parametrize("lr", [None, 2e-4])
+def test_the_papers_preset_alone_trains_as_it_did(lr):
+    """One rate, to the last bit, and updates of the Adam that older versions had."""
+    asked = keys.Optimizer(preset="paper", lr=lr, weight_decay=0.0)
+    settings = optim.resolve(asked, 100)
+    assert settings.lr == settings.embedding_lr == (lr or 1e-4)
+    ours, theirs = Transformer(SHAPE, 1), Transformer(SHAPE, 1)
+    (adam,) = optim.build(ours, settings)
+    plain = torch.optim.Adam(theirs.parameters(), lr=settings.lr, betas=(0.9, 0.999), fused=True)
+    for seed in range(3):
+        for model in (ours, theirs):
+            draw = torch.Generator().manual_seed(seed)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=draw)
+        adam.step()
+        plain.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(),
+                                                 strict=True))
+    assert optim.deviations(asked, 1024, False) == {}
+
+
+def test_what_is_set_beside_the_papers_preset_is_in_the_fingerprint():
+    """Older versions passed over it."""
+    paper = keys.Optimizer(preset="paper", weight_decay=0.5, embedding_lr=0.003)
+    found = {"other_share": pytest.approx(30), "decay": 0.5}
+    assert optim.deviations(paper, 256, False) == found
+    assert optim.deviations(keys.Optimizer(weight_decay=0.5, embedding_lr=0.003), 256, False) == {}
+    plain = keys.Optimizer(preset="paper")
+    inherits, sets = keys.Finetune(optimizer=plain), keys.Finetune(optimizer=paper, lr_scale=1.0)
+    assert optim.finetuning_deviations(inherits, paper, 256, False) == {
+        "embedding_lr": 0.003, "other_share": pytest.approx(30)}
+    assert optim.finetuning_deviations(sets, plain, 256, False) == found
+    assert "decay" not in optim.finetuning_deviations(sets, plain, 256, False, decays=False)
+    assert optim.finetuning_deviations(inherits, plain, 256, False) == {}
+
+
 @pytest.mark.parametrize(("steps", "warmup"), [(5, 1), (10, 1), (200, 20), (499, 49), (10_000, 50)])
 def test_warm_up_is_a_tenth_of_a_short_run(steps, warmup):
     assert optim.resolve(keys.Optimizer(), steps).warmup_steps == warmup

@@ -77,6 +77,42 @@ def test_a_share_of_pretrainings_rate_is_that() -> None:
     assert tuned("finetune.lr_scale=null", continued=True).lr == pytest.approx(own.lr / 30)
 
 
+@pytest.mark.parametrize("preset", ["modern", "paper"])
+def test_each_rate_that_fine_tuning_sets_is_taken_as_given(preset: str) -> None:
+    base = optim.PRESETS[preset]
+
+    def tuned(times: float = 1.0, scale: float | None = None, **given: float
+              ) -> tuple[float, float]:
+        own = keys.Optimizer(preset=preset, **given)  # type: ignore[arg-type]
+        finetune = keys.Finetune(optimizer=own, lr_scale=scale)
+        factor = finetune_limits(finetune, 100_000, 391, 16)[1]
+        made = optim.resolve_finetuning(finetune, keys.Optimizer(preset=preset),  # type: ignore
+                                        1000, 256, False, factor, times)
+        return made.lr, made.embedding_lr
+
+    small = optim.SMALL_SET_FACTOR[preset]
+    assert tuned() == pytest.approx((small * base.lr, small * base.embedding_lr))
+    assert tuned(embedding_lr=0.002) == pytest.approx((small * base.lr, 0.002))
+    assert tuned(lr=0.004, embedding_lr=0.002) == (0.004, 0.002)
+    assert tuned(lr=0.004) == pytest.approx((0.004, 0.004 * base.embedding_lr / base.lr))
+    # a share that is given is of them, and adapters take their factor of all
+    assert tuned(scale=0.5, embedding_lr=0.002) == pytest.approx((0.5 * base.lr, 0.001))
+    assert tuned(3.0, embedding_lr=0.002) == pytest.approx((3 * small * base.lr, 0.006))
+
+
+def test_an_embedding_rate_that_older_versions_scaled_is_told_apart() -> None:
+    def apart(scale: float | None = None, lr: float | None = None, continued: bool = False,
+              scaled: bool = True) -> bool:
+        finetune = keys.Finetune(lr_scale=scale, optimizer=keys.Optimizer(
+            lr=lr, embedding_lr=2e-3))
+        return "embedding_factor" in optim.finetuning_deviations(
+            finetune, keys.Optimizer(), 256, continued, scaled=scaled)
+
+    assert apart()
+    assert not (apart(scale=0.15) or apart(lr=4e-3) or apart(continued=True)
+                or apart(scaled=False))
+
+
 # A checkpoint goes on -----------------------------------------------------------------------------
 
 class Text:

@@ -149,7 +149,8 @@ def test_what_cannot_be_divided_is_told_in_one_sentence() -> None:
     lora.add_adapters(adapted, keys.Lora(rank=2), 0)
     assert Dense(model).undivided is None and network.undivided is None
     for other in (Dense(adapted), Vector(network, network.vector(0))):
-        with pytest.raises(UserError, match=r"t: .* is not divided among .*: leave .*'auto'"):
+        with pytest.raises(UserError, match=r"t: .* is not divided among .*: leave .*"
+                           r"'pretrain\.shard' at 'auto'"):
             arithmetic.divides(TRAIN, memory.Job(SHAPE), CPU, other.undivided, "t")
 
 

@@ -12,7 +12,7 @@ what it shares with the network. Why: docs/decisions.md, "Adaptation branches of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,18 @@ def check(recipe: keys.Recipe, row: Method) -> None:
         raise UserError(f"recipe key 'adapt.replay_share' is {adapt.replay_share:g}, and "
                         f"'adapt.draws={methods.GENERIC}' draws the generic corpus as it is already"
                         ": leave one of them out")
+
+
+def unread(recipe: keys.Recipe, names: Iterable[str]) -> str:
+    """A warning where ``pretrain.specialization_share`` asks methods that adapt for the domain's
+    own text, which they have by a key of their own; "" where there is none to give."""
+    share, own = recipe.pretrain.specialization_share, recipe.adapt.specialization_share
+    names = [name for name in names if methods.find(name).adapts]
+    if not share or own or not names:
+        return ""
+    return (f"warning: recipe key 'pretrain.specialization_share' is {share:g}, which "
+            f"{' and '.join(names)} do{'es' * (len(names) == 1)} not read: set "
+            "'adapt.specialization_share' for the domain's own text in the part that adapts")
 
 
 def rows_drawn(recipe: keys.Recipe) -> int:

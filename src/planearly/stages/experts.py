@@ -225,8 +225,10 @@ def chosen(run: Run, method: str, name: str) -> Path:
     if recipe.expert == "best-tuned" or settings["tune_vector"]:
         settings["finetune"] = training.train_settings(recipe.finetune)
         width = outside.width_of(training.shape_of(run))
-        if changed := optim.finetuning_deviations(recipe.finetune, recipe.pretrain.optimizer, width,
-                                                  starts.folder(recipe) is not None):
+        whole = recipe.expert == "best-tuned"  # not a vector alone
+        if changed := optim.finetuning_deviations(
+                recipe.finetune, recipe.pretrain.optimizer, width,
+                starts.folder(recipe) is not None, scaled=whole, decays=whole):
             settings["rates"] = changed
         settings["valid_tokens"] = recipe.data.valid_tokens
     sample, part = (np.empty(0, np.int64), "") if given else choice_windows(run, name)

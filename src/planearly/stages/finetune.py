@@ -69,13 +69,23 @@ class Tuning:
     """Of pretraining's learning rate."""
     continued: bool = False
     """Whether the model began as a checkpoint, before it was trained here at all."""
+    scaled: bool = True
+    """Whether ``finetune.lr_scale`` or the set's size have a say in ``rate_factor``."""
 
     def rates(self, recipe: keys.Recipe, width: int, steps: int | None = None,
               times: float = 1.0) -> optim.Settings:
         """Of a model of this width, for other ``steps`` or so many ``times`` the rate."""
         return optim.resolve_finetuning(
             recipe.finetune, recipe.pretrain.optimizer, steps or self.steps, width,
-            self.continued, self.rate_factor * times)
+            self.continued, self.rate_factor, times)
+
+    def rate_keys(self, recipe: keys.Recipe, width: int) -> dict[str, float]:
+        """Recipe keys to which the rates are proportional, and what they come to."""
+        tune, own = recipe.finetune, recipe.finetune.optimizer
+        given = own.lr is not None or own.embedding_lr is not None
+        if self.scaled and (tune.lr_scale is not None or not given):
+            return {"finetune.lr_scale": self.rate_factor}
+        return optim.rate_keys("finetune", own, self.rates(recipe, width))
 
 
 def tuning(run: Run, name: str, replay: Replay | None = None, scratch: bool = False,
@@ -99,7 +109,7 @@ def tuning(run: Run, name: str, replay: Replay | None = None, scratch: bool = Fa
     continued = not scratch and starts.folder(run.recipe, large) is not None
     steps, factor = finetune_limits(
         finetune, tokens, epoch_rows, own_rows(batch_rows, share), scratch, continued)
-    return Tuning(own, stream, steps, tokens, factor, continued)
+    return Tuning(own, stream, steps, tokens, factor, continued, not scratch)
 
 
 def in_numbers(run: Run, large: bool, tokens: int) -> dict[str, Any]:
@@ -124,9 +134,10 @@ def in_numbers(run: Run, large: bool, tokens: int) -> dict[str, Any]:
 def finetune(run: Run, name: str, model: Trainable, folder: Path, label: str) -> loop.Outcome:
     """Fine-tune any model as the recipe says, with early stopping; not a stage of its own."""
     settings, plan = run.recipe.finetune, tuning(run, name)
+    width = outside.width_of(model.body.shape)
     return loop.train(
         model, plan.stream, plan.steps, settings, folder, name=label,
-        optimizer=plan.rates(run.recipe, outside.width_of(model.body.shape)),
+        optimizer=plan.rates(run.recipe, width), rate_keys=plan.rate_keys(run.recipe, width),
         validate=training.validator(run, name), patience=settings.patience,
         average=settings.average,
     )
@@ -135,12 +146,13 @@ def finetune(run: Run, name: str, model: Trainable, folder: Path, label: str) ->
 def finetune_vector(run: Run, name: str, network: Projected, start: Tensor, folder: Path,
                     label: str) -> tuple[Tensor, loop.Outcome]:
     """Train one expert vector of a projected network on the domain, everything else frozen."""
-    settings, plan = run.recipe.finetune, tuning(run, name)
+    settings, width = run.recipe.finetune, network.shape.d_model
+    plan = replace(tuning(run, name), rate_factor=1.0, scaled=False)
     return vector.tune_vector(
         network, start, plan.stream, plan.steps, settings, folder, name=label,
         validate=training.validator(run, name), patience=settings.patience,
         average=settings.average,
-        optimizer=replace(plan, rate_factor=1.0).rates(run.recipe, network.shape.d_model),
+        optimizer=plan.rates(run.recipe, width), rate_keys=plan.rate_keys(run.recipe, width),
     )
 
 
@@ -175,7 +187,9 @@ def specialize(
               **(settings or {})}
     continued = start is not None and starts.folder(recipe, large) is not None
     width = outside.width_of(shape)
-    if changed := optim.finetuning_deviations(tune, recipe.pretrain.optimizer, width, continued):
+    if changed := optim.finetuning_deviations(
+            tune, recipe.pretrain.optimizer, width, continued, scaled=start is not None,
+            decays=adapters is None):
         values["rates"] = changed
 
     def build(folder: Path) -> dict[str, Any]:
@@ -193,6 +207,7 @@ def specialize(
         outcome = loop.train(
             Dense(model), plan.stream, steps, tune, place, name=stage,
             optimizer=plan.rates(recipe, width, steps, times), objective=goal,
+            rate_keys=plan.rate_keys(recipe, width),
             validate=training.validator(run, name), patience=tune.patience, average=tune.average,
         )
         if adapters and parallel.rank() == 0:

@@ -18,7 +18,7 @@ from planearly.keys import Recipe
 from planearly.plan import sizes
 from planearly.progress import say
 from planearly.report import sentences
-from planearly.stages import bundled, checkpoint, clusters, corpus, exchange, trained
+from planearly.stages import adapt, bundled, checkpoint, clusters, corpus, exchange, trained
 from planearly.stages.evaluate import evaluations, write_results
 from planearly.stages.folder import Missing, Run
 from planearly.stages.mirror import Mirror
@@ -51,6 +51,8 @@ def run(recipe: Recipe, out: Path | str, until: str = "report",
     trained.check(recipe)
     if why:
         say(f"projected network: {why}")
+    if told := adapt.unread(recipe, recipe.methods):
+        say(told)
     corpus.check(recipe)
     if to is not None:
         storage.check_writable(to)

@@ -114,7 +114,7 @@ def cells(recipe: Recipe, domains: list[str]) -> list[Cell]:
     found: dict[str, Cell] = {}
     for number, block in blocks:
         _known(block.domains, domains, f"{_place(number)} names the domain")
-        for variant in _variants(recipe, block):
+        for variant in variants(recipe, block):
             of = variant.recipe or recipe
             settings = {key: config.value_of(of, key) for key in keys} | (
                 {} if variant.recipe else dict(variant.changes))
@@ -148,7 +148,7 @@ def _at_main_budgets(recipe: Recipe, block: keys.Block) -> list[keys.Block]:
             for tokens, named in parts.items()]
 
 
-def _variants(recipe: Recipe, block: keys.Block) -> Iterator[Variant]:
+def variants(recipe: Recipe, block: keys.Block) -> Iterator[Variant]:
     """The recipes of a block; keys with their own recipe's value are no change."""
     for values in product(*block.over.values()):
         changes = dict(zip(block.over, values, strict=True))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from planearly.errors import UserError
 from planearly.files import read_array, read_json, replacing
 from planearly.keys import Recipe
 from planearly.progress import say
-from planearly.stages import clusters, corpus
+from planearly.stages import adapt, clusters, corpus
 from planearly.stages.folder import Missing, Run
 from planearly.stages.workers import can_spread
 from planearly.study import grid
@@ -55,6 +56,8 @@ def study(recipe: Recipe, out: Path, suite: Suite, workers: int | None = None,
     _check_place(out)
     if only_report:
         return report(recipe, out, suite)[0]
+    for told in dict.fromkeys(_unread(recipe)):
+        say(told)
     corpus.check(recipe)
     with Run(out, recipe).opened() as this:
         if this.first:
@@ -170,6 +173,16 @@ def again(file: Path, out: Path, suites: Callable[[str], Suite]) -> Path:
         raise UserError(f"{file} is not a study.json as 'planearly study' writes it ({error!r}): "
                         "give one that it wrote") from error
     return _written(results, made, out)
+
+
+def _unread(recipe: Recipe) -> Iterator[str]:
+    """What :func:`planearly.stages.adapt.unread` says of the grid's cells."""
+    for block in recipe.study.grid:
+        shares = {key: values for key, values in block.over.items()
+                  if key.endswith(".specialization_share")}
+        for variant in grid.variants(recipe, replace(block, over=shares)):
+            if variant.recipe and (told := adapt.unread(variant.recipe, block.methods)):
+                yield told
 
 
 def _check_place(out: Path) -> None:

@@ -50,7 +50,7 @@ def pretraining_depends(name: str, key: str, draws: str | None = None) -> bool:
     only = {"importance.": row.weighs, "selection.": bool(ways - {"importance", "top"}),
             "projected.": row.bank == "projected", "mixture.": row.bank == "mixture",
             "adapt.": row.adapts is not None, "large.": row.large, "expert": row.experts,
-            "spec_tokens": row.needs_domain, "pretrain.specialization_": row.needs_domain,
+            "spec_tokens": row.needs_domain, "pretrain.specialization_": row.per_domain,
             "cluster.embedder": row.needs_domain or row.experts}
     # adapting an expert comes after choosing it, which may take a fine-tuning; scoring, after one
     tuned = (row.bank and row.adapts) or row.scored

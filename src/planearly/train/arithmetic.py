@@ -192,7 +192,7 @@ def divides(settings: keys.Train, job: memory.Job, device: torch.device, undivid
     if settings.shard == "yes":
         if undivided:
             raise UserError(f"{name}: {undivided} is not divided among processes: "
-                            "leave recipe key 'shard' of this training at 'auto'")
+                            f"leave recipe key '{settings.section_name}.shard' at 'auto'")
         return True
     job = dataclasses.replace(job, bf16=use_bf16(settings.precision, device))
     must = not undivided and memory.regime(_available(device), job).sharded

@@ -13,7 +13,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,7 @@ def train(
     *,
     name: str,
     optimizer: optim.Settings | None = None,
+    rate_keys: Mapping[str, float] | None = None,
     objective: Objective | None = None,
     validate: Callable[[AnyModel], float] | None = None,
     validate_steps: int | None = None,
@@ -100,6 +101,8 @@ def train(
         stream: answers for any range of rows; step t takes rows [t R, (t + 1) R).
         folder: gets ``metrics.jsonl``, the checkpoint, the best and the final weights, and
             ``outcome.json``; what an interrupted call left there is continued.
+        rate_keys: recipe keys to which the rates of ``optimizer`` are proportional, and what they
+            come to; None: those of :func:`planearly.train.optim.rate_keys`.
         validate: mean nats per token on held-out text, called every ``validate_steps``.
         patience: validations without improvement after which training stops, and the weights of
             the best validation become the final ones; None trains to the end and keeps the last.
@@ -130,6 +133,7 @@ def train(
     if device.type == "cpu":
         arithmetic.tune_allocator()
     rate = optimizer or optim.resolve(settings.optimizer, steps)
+    lowered = rate_keys or optim.rate_keys(settings.section_name, settings.optimizer, rate)
     rows = rows_per_step(settings.step_tokens, stream.context)
     parallel.check_rows(rows)
     goal = objective or NextToken()
@@ -201,7 +205,7 @@ def train(
 
     def finite(value: float) -> float:
         if not math.isfinite(value):
-            raise _diverged(name, outcome.steps, settings, rate.lr)
+            raise _diverged(name, outcome.steps, lowered)
         return value
 
     def validation() -> None:
@@ -266,7 +270,8 @@ def train(
             if together:  # as many passes as the others
                 batch = batch.filled(-(-rows // parallel.world()))
             step_loss, counted = update.fitting(model, batch, how, goal, device, name, divided,
-                                         folder if together else None, reducer)
+                                         folder if together else None, reducer,
+                                         settings.section_name)
             factor = optim.set_rates(optimizers, rate, outcome.steps, steps)
             norm = update.apply(model.module, optimizers, counted, rate.clip)
             outcome.steps += 1
@@ -351,10 +356,11 @@ def _check_start(module: nn.Module, name: str) -> None:
                             "make the checkpoint or training that they come from again")
 
 
-def _diverged(name: str, step: int, settings: keys.Train, lr: float) -> UserError:
-    key = "finetune" if isinstance(settings, keys.Finetune) else "pretrain"
-    return UserError(f"{name}: the loss is not finite at step {step}: set recipe key "
-                     f"'{key}.optimizer.lr', which is {lr:g}, to a third or less and start again")
+def _diverged(name: str, step: int, rate_keys: Mapping[str, float]) -> UserError:
+    lower = " and ".join(f"'{key}' from {value:.3g} to {value / 3:.2g}"
+                         for key, value in rate_keys.items())
+    return UserError(f"{name}: the loss is not finite at step {step}: lower recipe key"
+                     f"{'s' * (len(rate_keys) > 1)} {lower} or less and start again")
 
 
 def _time_to_save(last: float, seconds: float, saving: float) -> bool:

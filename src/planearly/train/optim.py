@@ -1,9 +1,10 @@
 """Optimisers: presets, each a list of torch optimisers with their peak learning rates.
 
 ``paper``: Adam, 1e-4, clipping at 5.0, 1,000 warm-up steps (paper, section 4), then the inverse
-square root schedule. ``modern``: Muon (Jordan et al. 2024) for the hidden matrices and for the
-slices of a projected network's bank, AdamW for embeddings and norms, warm-up-stable-decay.
-``adamw``: AdamW for all of them, otherwise as ``modern``.
+square root schedule; one rate and no decay, unless a recipe sets others. ``modern``: Muon (Jordan
+et al. 2024) for the hidden matrices and for the slices of a projected network's bank, AdamW for
+embeddings and norms, warm-up-stable-decay. ``adamw``: AdamW for all of them, otherwise as
+``modern``.
 
 Rates are defined here alone, per kind of parameter, at the width 256 where they were chosen, and go
 to other widths by a rule (:data:`RULES`):
@@ -26,6 +27,7 @@ would throw it out of; it is continued at a share of them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -117,31 +119,52 @@ def resolve(optimizer: keys.Optimizer, steps: int, width: int | None = None,
         for name in ("lr", "embedding_lr", "weight_decay", "clip", "warmup_steps", "schedule")
         if (value := getattr(optimizer, name)) is not None
     }
-    if "lr" in values and "embedding_lr" not in values:
-        values["embedding_lr"] = preset.embedding_lr * values["lr"] / preset.lr
+    if "lr" in values and "embedding_lr" not in values:  # the paper's one rate is so exactly
+        values["embedding_lr"] = values["lr"] if preset.preset == "paper" \
+            else preset.embedding_lr * values["lr"] / preset.lr
     settings = replace(preset, decay_share=optimizer.decay_share, **values)
     return replace(settings, warmup_steps=min(settings.warmup_steps, max(steps // 10, 1)))
 
 
 def resolve_finetuning(finetune: keys.Finetune, pretrain: keys.Optimizer, steps: int,
                        width: int | None = None, continued: bool = False,
-                       factor: float = 1.0) -> Settings:
+                       factor: float = 1.0, times: float = 1.0) -> Settings:
     """As :func:`resolve`, for fine-tuning: rates that its section does not set are ``factor`` times
-    those of the pretraining, where that has the same preset.
+    those of the pretraining, where that has the same preset. An embedding rate that it sets without
+    an ``lr_scale`` is taken as given.
 
     Args:
         factor: of :func:`planearly.train.steps.finetune_limits`.
+        times: by which all rates are multiplied, those given too.
     """
     own = finetune.optimizer
     if own.lr is None and own.preset == pretrain.preset:
         own = replace(own, lr=pretrain.lr,
                       embedding_lr=own.embedding_lr or pretrain.embedding_lr)
-    return resolve(own, steps, width, continued).scaled(factor)
+    rates = resolve(own, steps, width, continued)
+    scaled = rates.scaled(factor * times)
+    if finetune.lr_scale is None and finetune.optimizer.embedding_lr is not None:
+        return replace(scaled, embedding_lr=rates.embedding_lr * times)
+    return scaled
+
+
+def rate_keys(section: str, optimizer: keys.Optimizer, settings: Settings) -> dict[str, float]:
+    """Keys of a recipe's section that set the rates of a training, and what they come to: the
+    rate of embeddings follows the other unless the recipe sets it too."""
+    own = {} if optimizer.embedding_lr is None else {"embedding_lr": settings.embedding_lr}
+    return {f"{section}.optimizer.{key}": value
+            for key, value in ({"lr": settings.lr} | own).items()}
 
 
 def deviations(optimizer: keys.Optimizer, width: int, continued: bool) -> dict[str, float]:
-    """How the rules change the rates of a training from those of older versions, which had one rate
-    for all widths and beginnings; nothing where they do not: for the fingerprints of stages."""
+    """How a training's rates and decay differ from those of older versions, which had one rate for
+    all widths and beginnings and passed over what a recipe set beside the paper's preset; nothing
+    where they do not: for the fingerprints of stages."""
+    return _by_width(optimizer, width, continued) | _beside_paper(
+        resolve(optimizer, 1, width, continued))
+
+
+def _by_width(optimizer: keys.Optimizer, width: int, continued: bool) -> dict[str, float]:
     own, plain = preset_rates(optimizer, width, continued), PRESETS[optimizer.preset]
     found = {}
     if optimizer.lr is None and own.lr != plain.lr:
@@ -152,11 +175,28 @@ def deviations(optimizer: keys.Optimizer, width: int, continued: bool) -> dict[s
     return found
 
 
+def _beside_paper(settings: Settings, decays: bool = True) -> dict[str, float]:
+    if settings.preset != "paper":
+        return {}
+    found = {}
+    if not math.isclose(settings.embedding_lr, settings.lr):
+        found["other_share"] = settings.embedding_lr / settings.lr
+    if decays and settings.weight_decay:
+        found["decay"] = settings.weight_decay
+    return found
+
+
 def finetuning_deviations(finetune: keys.Finetune, pretrain: keys.Optimizer, width: int,
-                          continued: bool) -> dict[str, float | None]:
-    """As :func:`deviations`, of :func:`resolve_finetuning`."""
+                          continued: bool, scaled: bool = True,
+                          decays: bool = True) -> dict[str, float | None]:
+    """As :func:`deviations`, of :func:`resolve_finetuning`.
+
+    Args:
+        scaled: whether the set's size scales the rates: not of fresh weights, nor of a vector.
+        decays: whether matrices are trained to which weight decay applies.
+    """
     own = finetune.optimizer
-    found: dict[str, float | None] = dict(deviations(own, width, continued))
+    found: dict[str, float | None] = dict(_by_width(own, width, continued))
     if own.lr is None and own.preset == pretrain.preset:  # it inherits
         if pretrain.lr is not None:
             found |= {"lr": pretrain.lr, "embedding_lr": pretrain.embedding_lr}
@@ -165,7 +205,11 @@ def finetuning_deviations(finetune: keys.Finetune, pretrain: keys.Optimizer, wid
     if finetune.lr_scale is None and (own.preset != "paper" or own.lr is not None or continued):
         found["small_set_factor"] = 1.0 if own.lr is not None or continued \
             else SMALL_SET_FACTOR[own.preset]
-    return found
+    if finetune.lr_scale is None and own.lr is None and own.embedding_lr is not None and (
+            scaled and not continued):  # older versions scaled it too
+        found["embedding_factor"] = 1.0
+    return found | _beside_paper(
+        resolve_finetuning(finetune, pretrain, 1, width, continued), decays)
 
 
 def build(module: nn.Module, settings: Settings) -> list[Optimizer]:
@@ -194,8 +238,10 @@ def build(module: nn.Module, settings: Settings) -> list[Optimizer]:
                 for (s, _), p in sorted(of.items(), key=lambda item: item[0])]
 
     if settings.preset == "paper":
-        every = [*groups(hidden, settings.lr, 0.0), *groups(other, settings.lr, 0.0)]
-        return [torch.optim.Adam(every, betas=(0.9, 0.999), fused=True)]
+        every = [*groups(hidden, settings.lr, settings.weight_decay),
+                 *groups(other, settings.embedding_lr, 0.0)]
+        return [torch.optim.Adam(every, betas=(0.9, 0.999), fused=True,
+                                 decoupled_weight_decay=True)]
     made: list[Optimizer] = []
     matrices = groups(hidden, settings.lr, settings.weight_decay)
     if settings.preset == "modern" and matrices:

@@ -99,8 +99,9 @@ def finetune_limits(finetune: keys.Finetune, tokens: int, epoch_rows: int,
     The paper's settings (its section 4): at 1M tokens a third of the rate and under 2k steps, at
     8M the base rate and at most 4k steps, at 64M 30k steps; sizes between go with the nearest in
     ratio. ``finetune.max_epochs`` bounds the steps of small sets. Training from ``scratch`` has the
-    base rate, and passes of its own. The factor is 1 too where fine-tuning's section sets a rate
-    and no ``lr_scale``, and where the model began as a checkpoint, whose rates are low already.
+    base rate, and passes of its own. The factor is 1 too where fine-tuning's section sets ``lr``
+    and no ``lr_scale``, and where the model began as a checkpoint, whose rates are low already; of
+    an ``embedding_lr`` that it sets, :func:`planearly.train.optim.resolve_finetuning` knows.
 
     Args:
         tokens: of the set.

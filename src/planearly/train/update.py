@@ -24,7 +24,8 @@ from planearly.train.trainable import Trainable
 
 def fitting(model: Trainable, batch: Batch, how: Arithmetic, goal: Objective,
             device: torch.device, name: str, divided: bool = False, together: Path | None = None,
-            reducer: Reducer | None = None) -> tuple[Tensor, float]:
+            reducer: Reducer | None = None,
+            section: str = "pretrain") -> tuple[Tensor, float]:
     """:func:`accumulate` in as many rows at once as the device's memory holds.
 
     Where it runs out, the step is begun again in passes of half the rows, and those after it go
@@ -34,6 +35,7 @@ def fitting(model: Trainable, batch: Batch, how: Arithmetic, goal: Objective,
     Args:
         together: the training's folder, where a pass takes all processes. A process that is left
             without memory then leaves the others waiting: it notes how to go on, and ends.
+        section: of the recipe, with the training's keys.
 
     Raises:
         UserError: a single row does not fit; or half as many would do, to be started again.
@@ -60,7 +62,7 @@ def fitting(model: Trainable, batch: Batch, how: Arithmetic, goal: Objective,
                             f"again, it goes on with {how.rows} from the last checkpoint "
                             "(`torchrun --max-restarts` does so by itself)")
         say(f"{name}: out of memory with {rows} rows at once, goes on with {how.rows} "
-            f"(recipe key 'microbatch_tokens' sets it)")
+            f"(recipe key '{section}.microbatch_tokens' sets it)")
 
 
 def accumulate(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,8 @@ class Vector:
 def tune_vector(
     network: Projected, start: Tensor, stream: Stream, steps: int, settings: keys.Train,
     folder: Path, *, validate: Callable[[AnyModel], float], name: str = "expert vector",
-    optimizer: optim.Settings | None = None, patience: int = 3, average: float = 0.0,
+    optimizer: optim.Settings | None = None, rate_keys: Mapping[str, float] | None = None,
+    patience: int = 3, average: float = 0.0,
 ) -> tuple[Tensor, loop.Outcome]:
     """Train E* [m] alone on the specialization set, everything else frozen, with early stopping.
 
@@ -71,8 +72,8 @@ def tune_vector(
         parameter.requires_grad_(False)
     try:
         outcome = loop.train(trainable, stream, steps, settings, folder, name=name,
-                             optimizer=optimizer, validate=validate_vector, patience=patience,
-                             average=average)
+                             optimizer=optimizer, rate_keys=rate_keys,
+                             validate=validate_vector, patience=patience, average=average)
     finally:
         for parameter in was_trained:
             parameter.requires_grad_(True)
