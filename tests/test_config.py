@@ -37,6 +37,20 @@ def test_overrides_reach_every_depth(recipe):
     assert made.model.layers == 2 and made.cluster.k == [4, 8]
 
 
+@pytest.mark.parametrize("changes", [
+    {"finetune": {"patience": 9, "optimizer": {"lr": 0.25}}},
+    {"finetune": {"patience": 9}, "finetune.optimizer": {"lr": 0.25}}])
+def test_a_section_changes_the_keys_that_it_names_alone(changes):
+    begun = config.load("nano", ["finetune.max_epochs=3", "finetune.optimizer.warmup_steps=2"])
+    asked = replace(begun.finetune, patience=9, optimizer=replace(
+        begun.finetune.optimizer, lr=0.25))
+    assert config.variant(begun, changes) == replace(begun, finetune=asked)
+    assert config.override(begun.to_dict(), changes=changes) == replace(begun, finetune=asked)
+    for section in ({"patienc": 9}, {"optimizer": 3}, 9):
+        with pytest.raises(UserError, match=r"'finetune"):
+            config.variant(begun, {"finetune": section})
+
+
 @pytest.mark.parametrize(("setting", "sentence"), [
     ("contxt=3", "unknown recipe key 'contxt'; did you mean 'context'"),
     ("model.layer=3", "unknown recipe key 'model.layer'; did you mean 'model.layers'"),

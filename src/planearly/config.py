@@ -64,17 +64,20 @@ def override(values: Mapping[str, Any], overrides: Sequence[str] = (),
             raise UserError(f"'{item}' is not of the form key=value")
         _put(changed, name, _typed(hint_of(name), text, f"the value of '{name}'"))
     for name, value in (changes or {}).items():
-        section = isinstance(value, dict) and isinstance(changed.get(name), dict)
-        _put(changed, name, _merge(changed[name], value) if section else value)
+        held = look_up(changed, name)
+        section = isinstance(value, dict) and isinstance(held, dict)
+        _put(changed, name, _merge(held, value) if section else value)
     return _checked(changed)
 
 
 def variant(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """A recipe with other values of some keys, given by dotted name.
+    """A recipe with other values of some keys, given by dotted name; of a section that is given as
+    a mapping, the keys that it does not name stay as they are.
 
     Raises:
         UserError: an unknown key, a value of the wrong type, or one that cannot work.
     """
+    changes = dict(leaf for place, value in changes.items() for leaf in _settings(place, value))
     if any(hint_of(place) is None for place in changes):
         values = recipe.to_dict()
         for place, value in changes.items():
@@ -87,6 +90,15 @@ def variant(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     except Refused as error:
         raise _located(error, "") from None
     return recipe
+
+
+def _settings(place: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The keys that a change sets, by dotted name."""
+    if isinstance(value, Mapping) and dataclasses.is_dataclass(hint_of(place)):
+        for name, inner in value.items():
+            yield from _settings(f"{place}.{name}", inner)
+    else:
+        yield place, value
 
 
 def _with(section: Any, parts: list[str], value: Any) -> Any:

@@ -9,7 +9,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,8 @@ from planearly.files import atomic_write
 
 _TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
           torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
+_LONGEST_HEAD = 100_000_000
+"""Bytes that the format allows a header."""
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
@@ -84,6 +86,16 @@ def note(path: Path) -> dict[str, Any]:
     with _opened(path) as handle:
         found: dict[str, Any] = json.loads((handle.metadata() or {}).get("note", "{}"))
     return found
+
+
+def note_in(handle: IO[bytes]) -> Any:
+    """The same of an open file, of a store say, by its first bytes.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is not one of these.
+    """
+    length = int.from_bytes(handle.read(8), "little")
+    return json.loads(json.loads(handle.read(min(length, _LONGEST_HEAD)))["__metadata__"]["note"])
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:

@@ -10,8 +10,10 @@ from planearly import storage
 from planearly.errors import UserError
 from planearly.files import read_json
 from planearly.stages import mirror, pipeline
+from planearly.tensors import save_tensors
 from planearly.train import loop, state
 from small_runs import recipe, results
+from small_stores import fill
 from small_trainings import killed_after_steps
 
 
@@ -115,6 +117,94 @@ def test_what_could_not_be_sent_is_sent_by_the_next_call(made, memory, machine, 
     for stage in ("tokenizer", "generic", "domain/law", "kept"):
         assert any(name.startswith(f"{stage}-") and name.endswith("manifest.json")
                    for name in found)
+
+
+def test_what_another_machine_wrote_is_not_replaced_by_older(
+        memory, monkeypatch, tmp_path, hasty):
+    def on(name, text=None):
+        """Work on a machine, which writes this; what is in the store then."""
+        monkeypatch.setenv("PLANEARLY_CACHE", str(tmp_path / name))
+        copy = mirror.Mirror(f"{memory}/run")
+        copy.open()
+        if text is not None:
+            (copy.folder / "results.json").write_text(text)
+        copy.close()
+        return storage.reader(storage.tree(copy.url)["results.json"]).read()
+
+    assert on("a", "[1]") == b"[1]"
+    assert on("b") == b"[1]" and on("b", "[2]") == b"[2]"  # as large
+    assert on("a") == b"[2]" and on("b", "[3, 4]") == b"[3, 4]"
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot reach"):
+        patch.setattr(storage, "publish", unreachable)
+        on("b", "[5]")
+    assert on("b") == b"[5]"  # sent by the next call
+    (here(f"{memory}/run") / ".store.json").unlink()  # a copy made by an earlier planearly
+    assert on("b") == b"[5]" and on("a") == b"[5]"
+
+
+def unreachable(*words, **more):
+    raise UserError("cannot reach the store")
+
+
+@pytest.fixture
+def training(memory, machine):
+    """Start a training on this machine: the files that it finds of the stage, and their folder."""
+    def start():
+        copy = mirror.Mirror(f"{memory}/run")
+        copy.open()
+        stage = copy.folder / "pretrain" / "slm-1234"
+        stage.mkdir(parents=True, exist_ok=True)
+        with copy.following(stage):
+            return {path.name: path.read_bytes() for path in stage.iterdir()}, stage
+    return start
+
+
+def checkpoint(place, steps):
+    place.mkdir(parents=True, exist_ok=True)
+    save_tensors(place / loop.CHECKPOINT, {"a": torch.full((9,), steps)}, {
+        "outcome": {"steps": steps}})
+    (place / loop.BEST).write_bytes(b"best of %d" % steps)
+    (place / "metrics.jsonl").write_bytes(b"lines of %d" % steps)
+    return {path.name: path.read_bytes() for path in place.iterdir()}
+
+
+def test_a_checkpoint_comes_whole_or_not_at_all(memory, training, tmp_path, monkeypatch, hasty):
+    sent = checkpoint(tmp_path / "sent", 900)
+    fill(f"{memory}/run/pretrain/slm-1234", tmp_path / "sent")
+    fetch = storage.fetch
+
+    def lost(url, files):
+        fetch(url, {path: file for path, file in files.items() if path.name == loop.BEST})
+        if files:
+            unreachable()
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot reach"):
+        patch.setattr(storage, "fetch", lost)
+        training()
+    later = checkpoint(tmp_path / "sent", 901)  # of the same sizes
+    fill(f"{memory}/run/pretrain/slm-1234", tmp_path / "sent")
+    found, stage = training()
+    assert found == later != sent
+    assert [path.name for path in stage.parent.iterdir()] == [stage.name]
+
+
+def test_the_later_checkpoint_is_gone_on_from(memory, training, tmp_path):
+    sent = checkpoint(tmp_path / "sent", 900)
+    fill(f"{memory}/run/pretrain/slm-1234", tmp_path / "sent")
+    found, stage = training()
+    assert found == sent
+    own = stage / "branch-50.safetensors"  # of what the store has no copy
+    own.write_bytes(b"own")
+    checkpoint(stage, 100)
+    assert training()[0] == {**sent, own.name: b"own"}
+    for damaged in (b"", b"?" * 99, b"\2" + bytes(7) + b"{}"):
+        (stage / loop.CHECKPOINT).write_bytes(damaged)
+        assert training()[0] == {**sent, own.name: b"own"}
+    later = checkpoint(stage, 901)
+    assert training()[0] == later
+    (stage / loop.CHECKPOINT).unlink()
+    (stage / loop.OUTCOME).write_text("{}")  # done here, and not yet sent
+    assert loop.CHECKPOINT not in training()[0]
 
 
 @pytest.mark.s3

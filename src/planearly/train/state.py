@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from planearly.sharding import as_part, part, part_of
-from planearly.tensors import load_tensors, save_tensors, set_weights, weights
+from planearly.tensors import load_tensors, note_in, save_tensors, set_weights, weights
 
 _STATE, _AVERAGE = "optimizer/", "average/"
 
@@ -58,6 +58,14 @@ def of_part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     start = f"{_STATE}{name}."
     return {_STATE + key.removeprefix(start): tensor for key, tensor in tensors.items()
             if key.startswith(start)}
+
+
+def steps(handle: IO[bytes]) -> int:
+    """The steps that a checkpoint has behind it, by the head of its file; 0 if that is damaged."""
+    try:
+        return int(note_in(handle)["outcome"]["steps"])
+    except (ValueError, KeyError, TypeError):
+        return 0
 
 
 def load_training(path: Path, module: nn.Module, optimizers: list[Optimizer],
