@@ -364,6 +364,12 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def expanded(place: str) -> Path:
+    """A path with ``~`` or ``~user`` written out; one that begins like an unknown user's is a
+    file's own name, which :meth:`pathlib.Path.expanduser` raises over."""
+    return Path(os.path.expanduser(place))
+
+
 def cache_folder() -> Path:
     """Where what serves any run is kept: ``$PLANEARLY_CACHE``, or the user's cache folder."""
     base = os.environ.get("PLANEARLY_CACHE")

@@ -28,6 +28,7 @@ from planearly.files import (
     atomic_write,
     cache_folder,
     digest,
+    expanded,
     file_digest,
     storage_error,
     write_json,
@@ -172,7 +173,7 @@ def local(place: str, wanted: tuple[str, ...] = ()) -> Path:
         UserError: nothing is there, the store cannot be asked, or the disk is full.
     """
     if not is_url(place):
-        return Path(place).expanduser()
+        return expanded(place)
     found = look(place)
     if found is None:
         raise absent(place)

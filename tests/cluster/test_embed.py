@@ -52,6 +52,12 @@ def test_short_texts_agree_with_sentence_transformers(tiny):
     assert (ours * peer).sum(1).min() > 0.999  # bfloat16 where it is fast
 
 
+def test_a_folder_in_one_s_home_is_found(tiny, monkeypatch):
+    monkeypatch.setenv("HOME", str(tiny.parent))
+    found = embed.load_embedder(f"~/{tiny.name}")
+    assert found.digest == embed.load_embedder(str(tiny)).digest
+
+
 def test_a_long_text_is_the_weighted_mean_of_its_parts(tiny):
     embedder = embed.load_embedder(str(tiny))
     text = " ".join(sentences(1, 12)[0].split() + ["cat dog"] * 10 + ["far ran mat"] * 5)
@@ -120,6 +126,8 @@ def test_a_model_is_read_once_while_its_files_are_as_they_were(tiny, tmp_path, m
 def test_models_that_cannot_be_loaded_are_one_sentence(tiny, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="there is no embedder 'no such/model/here'"):
         embed.load_embedder("no such/model/here")
+    with pytest.raises(UserError, match="there is no embedder '~nosuch/model'"):
+        embed.load_embedder("~nosuch/model")
     pickled = tmp_path / "pickled"
     pickled.mkdir()
     (pickled / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")

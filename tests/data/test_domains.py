@@ -213,6 +213,10 @@ def test_unknown_domain_and_root(tmp_path):
         domain_splits(str(tmp_path), "lw", DATA, 0)
     with pytest.raises(UserError, match="the domain 'lw' does not exist"):
         domain_splits(None, "lw", DATA, 0)
+    with pytest.raises(UserError, match="the domain '~nosuch' does not exist as a path"):
+        domain_splits(None, "~nosuch", DATA, 0)
+    with pytest.raises(UserError, match="is not a folder"):
+        domain_names("~nosuch")
     with pytest.raises(UserError, match="is not a folder"):
         domain_names(str(tmp_path / "absent"))
     with pytest.raises(UserError, match="no subfolders"):

@@ -79,6 +79,12 @@ def test_resolve_is_sorted_skips_hidden_and_reads_once(tmp_path):
     assert found(str(tmp_path / "**" / "*.jsonl")) == every[:3]
 
 
+def test_a_name_that_begins_like_an_unknown_user_s_is_a_file_s(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~nosuch.txt").write_text("a text")
+    assert [unit.path for unit in resolve(["~nosuch.txt"])] == ["~nosuch.txt"]
+
+
 def test_nothing_there(tmp_path):
     (tmp_path / "image.png").write_bytes(b"x")
     for entry, message in ((tmp_path / "absent", "does not exist"),
@@ -87,6 +93,8 @@ def test_nothing_there(tmp_path):
                            (tmp_path / "image.png", "cannot tell its format")):
         with pytest.raises(UserError, match=message):
             resolve([str(entry)])
+    with pytest.raises(UserError, match=r"~nosuch/law\.jsonl does not exist: check"):
+        resolve(["~nosuch/law.jsonl"])
     with pytest.raises(UserError, match="no documents are named"):
         resolve([])
 

@@ -211,6 +211,8 @@ def test_not_a_tokenizer(tmp_path):
         tk.take(str(tmp_path))
     with pytest.raises(UserError, match="no tokenizer"):
         tk.take(str(tmp_path / "absent"))
+    with pytest.raises(UserError, match="no tokenizer could be taken from '~nosuch/x'"):
+        tk.take("~nosuch/x")
     with pytest.raises(UserError, match=r"no tokenizer at .*: name a folder"):
         tk.load(tmp_path / "absent")
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import gzip
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from planearly import files, keys, parallel
+from planearly.data.inputs import file_unit
 from planearly.errors import UserError
 from planearly.stages import folder as folder_module
 from planearly.stages import training
@@ -240,6 +242,34 @@ def test_digests_follow_content(run, tmp_path):
     assert run.file_digests([one]) == before
     one.write_text("other")
     assert run.file_digests([one]) != before
+
+
+RECORDS = '{"text": "a"}\n{"text": "b"}\n'
+
+
+@pytest.mark.parametrize("text", [RECORDS, f"[{RECORDS}]", "\ufeff" + RECORDS])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_text_that_is_renamed_to_records_is_another_input(run, tmp_path, text, pack):
+    run.out.mkdir()
+    end = ".gz" if pack is gzip.compress else ""
+    found = []
+    for name in ("law.txt", "law.jsonl", "law.txt", "law.json"):
+        for old in tmp_path.glob("law.*"):
+            old.unlink()
+        (tmp_path / f"{name}{end}").write_bytes(pack(text.encode()))
+        found.append(run.unit_digests([file_unit(tmp_path / f"{name}{end}")])[0])
+    assert found[0] == found[2] != found[1] == found[3]
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("law.jsonl", RECORDS), ("law.txt", "The court sits."), ("law.md", "[![a](b)](c)\n{{ d }}"),
+    ("law.txt", "")])
+def test_what_was_made_from_other_files_before_is_found(run, tmp_path, name, text):
+    run.out.mkdir()
+    (tmp_path / name).write_text(text)
+    content = hashlib.sha256(text.encode()).hexdigest()
+    assert run.unit_digests([file_unit(tmp_path / name)]) == [
+        files.digest([content, [0, 1], "None"])]
 
 
 @pytest.mark.parametrize("left", ["", "{", "[1]", "7", '"text"', "null"])

@@ -38,6 +38,7 @@ from planearly.files import (
     atomic_write,
     cache_folder,
     digest,
+    expanded,
     file_digest,
     known_digest,
     read_array,
@@ -121,7 +122,8 @@ def load_embedder(name: str, cache: Path | None = None) -> Embedder:
         table = static_table(identity, cache)
         return Embedder(name, identity, lambda: _static(folder, table),
                         lambda: _tokenizer_of(folder))
-    folder = Path(name) if Path(name).is_dir() else _download(name)
+    place = expanded(name)
+    folder = place if place.is_dir() else _download(name)
     return Embedder(name, _folder_digest(folder), lambda: _contextual(name, folder),
                     lambda: _tokenizer_of(folder))
 

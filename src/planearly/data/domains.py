@@ -57,7 +57,7 @@ def domain_names(root: str) -> list[str]:
     Raises:
         UserError: there is no such folder, or nothing in it.
     """
-    folder = Path(root).expanduser()
+    folder = files.expanded(root)
     if storage.is_url(root):
         names = [name for name in storage.folders_in(root) if not name.startswith(".")]
     elif not folder.is_dir():
@@ -88,7 +88,7 @@ def given_splits(root: str | None, entry: str,
         UserError: nothing there, or no train split.
     """
     where, is_folder = _place(root, entry)
-    if where == entry and "://" not in entry and not Path(entry).expanduser().exists():
+    if where == entry and "://" not in entry and not files.expanded(entry).exists():
         try:
             units = resolve([entry], pinned)
         except UserError as error:
@@ -107,8 +107,8 @@ def _place(root: str | None, entry: str) -> tuple[str, bool]:
         if found:
             return found.url, found.is_folder
         return entry, False
-    named = Path(root).expanduser() / entry if root else None
-    path = named if named is not None and named.exists() else Path(entry).expanduser()
+    named = files.expanded(root) / entry if root else None
+    path = named if named is not None and named.exists() else files.expanded(entry)
     return (str(path), True) if path.is_dir() else (str(named) if path == named else entry, False)
 
 

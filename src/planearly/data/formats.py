@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import re
 import zlib
 from pathlib import Path, PurePath
 from typing import IO
@@ -21,6 +22,9 @@ _CODECS = (".gz", ".zst")
 KNOWN = ".jsonl, .json, .parquet, .txt or .md (all but Parquet also as .gz or .zst)"
 DAMAGE = (OSError, EOFError, zlib.error, UnicodeError)
 """What reading a damaged file raises."""
+_RECORDS = re.compile(rb'PAR1|(\xef\xbb\xbf|\xff\xfe|\xfe\xff)?\s*(\[\s*)?\{\s*["}]')
+"""How Parquet and JSON records begin, and prose does not."""
+_BEGINNING = 1 << 12  # bytes
 
 
 def kind_of(path: PurePath) -> Kind | None:
@@ -68,6 +72,18 @@ def open_unit(unit: Unit, until: int | None = None) -> IO[bytes]:
     if codec == ".zst":
         return hub.zstd_reader(file)
     return file
+
+
+def reads_otherwise(unit: Unit) -> bool:
+    """Whether a text's bytes would be records under another name, and so other documents."""
+    if unit.kind != "text":
+        return False
+    try:
+        with open_unit(unit) as handle:
+            data = handle.read(_BEGINNING)
+    except DAMAGE:  # told by whoever needs the text
+        return False
+    return _RECORDS.match(data.replace(b"\0", b"")) is not None  # zeros: of UTF-16 and UTF-32
 
 
 def damaged(unit: Unit, error: object, after: str = "") -> UserError:

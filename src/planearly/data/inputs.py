@@ -19,7 +19,7 @@ from planearly.data import corpora, hub
 from planearly.data.documents import Unit
 from planearly.data.formats import KNOWN, kind_of
 from planearly.errors import UserError, printable
-from planearly.files import reading_error
+from planearly.files import expanded, reading_error
 from planearly.progress import say
 
 _UNKNOWN = f"{{}}: cannot tell its format by its name; it should be {KNOWN}"
@@ -152,7 +152,7 @@ def _stored_units(files: list[storage.Entry], place: str) -> list[Unit]:
 
 
 def _files(entry: str) -> list[Path]:
-    path = Path(entry).expanduser()
+    path = expanded(entry)
     try:
         mode = path.stat().st_mode if os.path.lexists(path) else None
     except OSError as error:

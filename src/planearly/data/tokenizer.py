@@ -285,7 +285,7 @@ class Taken(NamedTuple):
 def located(name: str) -> Path:
     """Where the tokenizer of a name is on this machine; of a URL, its copy."""
     if not storage.is_url(name):
-        return Path(name).expanduser()
+        return files.expanded(name)
     folder, _, file = name.rpartition("/") if name.endswith(".json") else (name, "", "")
     return storage.local(folder, ("tokenizer*.json", "special_tokens_map.json",
                                   "added_tokens.json")) / file

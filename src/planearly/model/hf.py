@@ -17,7 +17,7 @@ from torch import Tensor
 
 from planearly import parallel
 from planearly.errors import UserError, refused
-from planearly.files import read_json
+from planearly.files import expanded, read_json
 from planearly.model import reading
 from planearly.model.transformer import GATED, Shape
 
@@ -215,7 +215,7 @@ def _adapted(folder: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
     if not isinstance(named, str) or not named:
         raise UserError(f"{folder / 'adapter_config.json'} names no model that its adapters adapt "
                         "('base_model_name_or_path'): write the model's folder there")
-    places = [Path(named).expanduser(), folder / named]
+    places = [expanded(named), folder / named]
     base = next((place for place in places if (place / "config.json").is_file()), None)
     if base is None:
         raise UserError(f"the adapters in {folder} adapt the model '{named}', and no folder of "

@@ -14,6 +14,7 @@ from typing import Any
 
 from planearly import methods, storage
 from planearly.errors import UserError, refused
+from planearly.files import expanded
 from planearly.keys import Recipe
 from planearly.methods import Method
 from planearly.model import outside, reading
@@ -41,7 +42,7 @@ def folder(recipe: Recipe, large: bool = False) -> Path | None:
 def hub_name(name: str) -> str | None:
     """The name of a model on the hub; None: ``name`` is a folder's."""
     asked = name.removeprefix("hf://")
-    if _HUB.fullmatch(asked) and (asked != name or not Path(name).expanduser().exists()):
+    if _HUB.fullmatch(asked) and (asked != name or not expanded(name).exists()):
         return asked
     return None
 

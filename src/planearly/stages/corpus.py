@@ -24,7 +24,7 @@ from planearly.data.documents import Unit, keep_from_json, keep_to_json
 from planearly.data.domains import SPLITS
 from planearly.errors import UserError
 from planearly.export import bundle as bundles
-from planearly.files import digest, read_array, read_json, write_array, write_json
+from planearly.files import digest, expanded, read_array, read_json, write_array, write_json
 from planearly.model import starts
 from planearly.progress import say
 from planearly.stages.folder import Missing, Run, once
@@ -132,8 +132,8 @@ def needed_domains(run: Run, what: str) -> dict[str, str]:
 def histogram_file(run: Run, name: str) -> Path:
     """The file that a domain of the recipe would be given by; one of this machine."""
     entry, root = domain_names(run)[name], sources(run)[1]
-    named = Path(root).expanduser() / entry if root else Path(entry)
-    return named if named.exists() else Path(entry).expanduser()
+    named = expanded(root) / entry if root else Path(entry)
+    return named if named.exists() else expanded(entry)
 
 
 @once

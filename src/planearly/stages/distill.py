@@ -10,6 +10,7 @@ from planearly import parallel, storage
 from planearly.data import tokenizer
 from planearly.data.streams import RowStream
 from planearly.errors import UserError
+from planearly.files import expanded
 from planearly.keys import Recipe
 from planearly.model import flops, hf, outside, starts
 from planearly.stages import corpus, finetune, training
@@ -39,7 +40,7 @@ def check(recipe: Recipe) -> None:
         folder = starts.located(str(settings.teacher))
         starts.check_folder("distill.teacher", folder, recipe.context)
         path = recipe.tokenizer.path
-        if path and (storage.is_url(path) or Path(path).expanduser().exists()):
+        if path and (storage.is_url(path) or expanded(path).exists()):
             same_vocabulary(tokenizer.take(path)[0], folder)
 
 

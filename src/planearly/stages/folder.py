@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar
 
 from planearly import parallel
+from planearly.data import formats
 from planearly.data.documents import Unit
 from planearly.engine import executors
 from planearly.errors import UserError
@@ -362,11 +363,21 @@ class Run:
 
     def unit_digests(self, units: Sequence[Unit]) -> list[str]:
         """What each input is: a file's content, the URL and version of a store's file, or the name
-        and part of a hub dataset."""
+        and part of a hub dataset.
+
+        The same bytes are other documents as a text than as records. Of texts only those that could
+        be either say their kind, so that what was made from others is found as before.
+        """
         local = [Path(unit.path) for unit in units if unit.kind != "hub" and not unit.stored]
         content = dict(zip(local, self.file_digests(local), strict=True))
+
+        def also(unit: Unit) -> Iterator[str]:
+            yield from filter(None, (unit.revision, unit.source_field))
+            if Path(unit.path) in content and formats.reads_otherwise(unit):
+                yield unit.kind
+
         return [digest([content.get(Path(unit.path), unit.path), unit.shard, repr(unit.keep),
-                        *filter(None, (unit.revision, unit.source_field))]) for unit in units]
+                        *also(unit)]) for unit in units]
 
     def file_digests(self, paths: list[Path]) -> list[str]:
         """SHA-256 of each file; remembered in the run folder by path, size and time of change.
