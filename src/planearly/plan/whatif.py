@@ -52,8 +52,8 @@ def stops(given: PlanInput) -> dict[str, list[float | None]]:
         except UserError:  # below the smallest model
             continue
     setting = options.setting_of(given)
-    token = model.generic_token_cost(setting, member(0.0)).device_hours
-    usual = 2 * LEAST_TOKENS * flops.parameters(setting.small) * token
+    tokens = 2.0 * LEAST_TOKENS * flops.parameters(setting.small)
+    usual = model.pretraining(setting, member(0.0), tokens).device_hours
     return {"limit": [*limits, None],
             "domains": [*sorted({*map(float, DOMAINS), float(given.total_domains)})],
             "before": around(given.generic_hours, usual),
