@@ -36,7 +36,8 @@ def nothing_calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def setting(spec_tokens: int = 1_000_000, **changes: object) -> model.Setting:
     values = {"small": SMALL, "large": LARGE, "device": devices.find("a100"),
-              "projected": keys.Projected(experts=32, rank=23), "spec_tokens": spec_tokens}
+              "projected": keys.Projected(experts=32, rank=23), "spec_tokens": spec_tokens,
+              "batch_tokens": model.BATCH_TOKENS}
     return model.Setting(**{**values, **changes})  # type: ignore[arg-type]
 
 
@@ -50,7 +51,7 @@ what is reckoned from these rates inherits it. The paper's rounding is less: 2% 
 
 @pytest.mark.parametrize(("method", "hours"), [("slm", 2.2), ("slm-mix", 2.2), ("llm", 7.7)])
 def test_table_2_training(method: str, hours: float) -> None:
-    ours = model.generic_token_cost(setting(), method).device_hours * 1e9
+    ours = model.pretraining(setting(), method, 1e9).device_hours
     assert ours == pytest.approx(hours, rel=FIT)
 
 
@@ -63,8 +64,8 @@ def test_table_2_inference(shape: Shape, hours: float) -> None:
 
 def test_table_2_projected_network_is_cheaper_than_the_papers() -> None:
     """The paper pays 3.6 hours, 64% over the plain model; the deferred projection a few percent."""
-    ours = model.generic_token_cost(setting(preset="paper"), "slm-pn").device_hours
-    plain = model.generic_token_cost(setting(preset="paper"), "slm").device_hours
+    ours = model.pretraining(setting(preset="paper"), "slm-pn", 1.0).device_hours
+    plain = model.pretraining(setting(preset="paper"), "slm", 1.0).device_hours
     assert 1.0 < ours / plain < 1.08
     assert plain * 1.64 * 1e9 == pytest.approx(3.6, rel=FIT)
 
@@ -79,8 +80,8 @@ def test_what_projecting_adds_is_about_what_it_added_on_an_h200(
     in two or three sittings, which differ by more among themselves."""
     at = setting(device=devices.find("h200"), preset=preset,
                  projected=keys.Projected(experts=16, rank=rank, embedding=16))
-    added = model.generic_token_cost(at, "slm-pn").device_hours \
-        / model.generic_token_cost(at, "slm").device_hours - 1
+    added = model.pretraining(at, "slm-pn", 1.0).device_hours \
+        / model.pretraining(at, "slm", 1.0).device_hours - 1
     assert 0.8 * (measured[0] - 1) < added < 1.2 * (measured[1] - 1)
 
 
@@ -106,8 +107,8 @@ def test_devices_project_each_for_itself_and_divide_a_bank_that_one_does_not_hol
     assert muon - model.projection_seconds(card, how) == pytest.approx(
         card.seconds(11 * WEIGHTS * per_number, 1024))
     tokens = setting(device=card, devices=8, preset="adamw", projected=PROJECTED)
-    added = model.generic_token_cost(tokens, "slm-pn").device_hours \
-        - model.generic_token_cost(tokens, "slm").device_hours
+    added = model.pretraining(tokens, "slm-pn", 1.0).device_hours \
+        - model.pretraining(tokens, "slm", 1.0).device_hours
     assert added * 3600 * 262_144 == pytest.approx(model.projection_seconds(card, how))
 
 
@@ -143,7 +144,7 @@ def test_the_utilisation_of_hopper_is_the_fit_it_says_it_is() -> None:
 def test_speeds_on_an_h200_are_those_measured(shape: Shape, batch: int,
                                               tokens_per_second: float) -> None:
     given = replace(setting(), device=devices.find("h200"), small=shape, batch_tokens=batch)
-    hours = model.generic_token_cost(given, "slm").device_hours
+    hours = model.pretraining(given, "slm", 1.0).device_hours
     assert 1 / (3600 * hours) == pytest.approx(tokens_per_second, rel=0.15)
 
 
@@ -404,8 +405,8 @@ def test_a_calibration_takes_precedence_and_passes_through_what_was_measured() -
         assert found.projection_overhead == pytest.approx(1 / 0.95)
     assert not devices.find("a100-40gb").calibrated
     here = setting(device=devices.find("a100"))
-    ratio = model.generic_token_cost(here, "slm-pn").device_hours \
-        / model.generic_token_cost(here, "slm").device_hours
+    ratio = model.pretraining(here, "slm-pn", 1.0).device_hours \
+        / model.pretraining(here, "slm", 1.0).device_hours
     assert ratio == pytest.approx(1 / 0.95)
 
 
@@ -421,8 +422,8 @@ def test_a_calibrated_projection_is_scaled_to_what_is_asked() -> None:
 
     def added(**changes: object) -> float:
         of = replace(then, **changes)  # type: ignore[arg-type]
-        return model.generic_token_cost(of, "slm-pn").device_hours \
-            - model.generic_token_cost(of, "slm").device_hours
+        return model.pretraining(of, "slm-pn", 1.0).device_hours \
+            - model.pretraining(of, "slm", 1.0).device_hours
 
     assert added() * 3600 == pytest.approx((1 / 0.95 - 1) / 1e5)
     assert added(batch_tokens=262_144) == pytest.approx(added() / 4)
@@ -431,7 +432,7 @@ def test_a_calibrated_projection_is_scaled_to_what_is_asked() -> None:
         added() * (13 * 46 + 10 * 16) / (13 * 12 + 10 * 16))
     assert added(preset="modern") > 1.5 * added()
     blind = replace(device, bandwidth=None)  # the ratio alone, whatever is asked
-    plain = model.generic_token_cost(replace(then, device=blind), "slm").device_hours
+    plain = model.pretraining(replace(then, device=blind), "slm", 1.0).device_hours
     for rank in (12, 46):
         assert added(device=blind, projected=replace(PROJECTED, rank=rank)) == pytest.approx(
             plain * (1 / 0.95 - 1))

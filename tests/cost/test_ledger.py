@@ -176,8 +176,8 @@ def test_a_projected_pretraining_is_predicted_as_it_is_planned(processes: int) -
     shape = Shape(layers=7, d_model=1024, heads=8, d_ff=4096, vocab_size=32_768, context=1024)
     bank = keys.Projected(experts=16, rank=12, embedding=16)
     setting = model.Setting(shape, shape, devices.find("h200"), bank, devices=processes,
-                            preset="adamw")
-    planned = model.generic_token_cost(setting, "slm-pn") * (100 * setting.batch_tokens)
+                            preset="adamw", batch_tokens=262_144)
+    planned = model.pretraining(setting, "slm-pn", 100 * 262_144)
     entry = ledger.book("pretrain/slm-pn", planned.tokens, planned.flops, 1.0, "h200",
                         processes=processes)
     found = ledger.predicted_hours(entry, {

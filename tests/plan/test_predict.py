@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from planearly import config
+from examples import examples
+from planearly import config, keys
 from planearly.cli import app
 from planearly.cost import devices
 from planearly.data import corpora
-from planearly.plan import recipes
-from planearly.plan.inputs import PlanInput
+from planearly.model import flops
+from planearly.plan import law, recipes, sizes
+from planearly.plan import predict as forecasts
+from planearly.plan.inputs import OpenModel, PlanInput
+from planearly.plan.options import CHECKPOINT, Row
 from planearly.plan.predict import domain_names, predict
-from planearly.plan.recommend import recommend
+from planearly.plan.recommend import Plan, recommend
 from small_models import model_folder
 
 M, B = 10**6, 10**9
@@ -36,6 +46,125 @@ def test_a_planned_recipe_costs_what_the_plan_says(
         # steps are whole
         assert found["device_hours"] == pytest.approx(planned.device_hours, rel=0.005), method
         assert found["tokens"] == pytest.approx(planned.tokens, rel=0.005), method
+
+
+def recipe_of(made: Plan, row: Row) -> keys.Recipe:
+    return config.override(yaml.safe_load(recipes.recipe(made, row, [], ["a"])))
+
+
+def assert_costs_what_its_recipe_does(made: Plan, row: Row) -> None:
+    """Before the domain is known and for it, within two steps of each training, half a percent, and
+    what a recipe's share of adaptation leaves out after four digits."""
+    recipe = recipe_of(made, row)
+    for domain, planned in ((False, row.cost.generic), (True, row.cost.specialization)):
+        hours = rounding = 0.0
+        for stage in predict(recipe, made.given.device)["stages"]:
+            if stage["stage"].endswith(".a") == domain:
+                train = recipe.pretrain if stage["stage"].startswith("pretrain") \
+                    else recipe.finetune
+                steps = stage["tokens"] / train.step_tokens
+                hours += stage["device_hours"]
+                rounding += 2 * stage["device_hours"] / steps if steps else 0.0
+        if row.method.startswith("llm-lora"):
+            rounding *= recipe.lora.step_factor
+        assert planned.device_hours == pytest.approx(hours, rel=0.005, abs=rounding), row.method
+
+
+@cache
+def line(limit: int) -> dict[str, law.Law]:
+    """Laws of models of that limit's size, for which neither end of the line is always best."""
+    params = flops.parameters(sizes.shape_for(limit))
+    rows = [{"method": method, "domain": "d", "inference_params": params, "spec_tokens": M,
+             "pretrain_tokens": times * params, "settings": {},
+             "generic_cost": {"tokens": times * params * share},
+             "ppl_after": math.exp(2 + 3 * times**-0.3 + 0.4 * share**2)}
+            for times in (10, 20, 40, 80, 160)
+            for method, share in (("slm", 1.0), ("slm-adapt", 0.7), ("slm-is", 0.0))]
+    return {law.LINE: law.fit_line(rows, refits=2)}
+
+
+@examples(40)
+@given(device=st.sampled_from(["a100", "h100", "t4"]), devices_=st.sampled_from([1, 1, 8, 48]),
+       limit=st.sampled_from([M, 5 * M, 31 * M, 126 * M, 771 * M]),
+       per_parameter=st.floats(12, 1000), hours=st.tuples(
+           *[st.one_of(st.none(), st.floats(0.3, 30))] * 2),
+       spec=st.sampled_from([20_000, M, 8 * M]), domains=st.sampled_from([1, 7, 50]),
+       runs=st.booleans())
+def test_every_plan_costs_what_its_recipes_do(
+        device: str, devices_: int, limit: int, per_parameter: float,
+        hours: tuple[float | None, float | None], spec: int, domains: int, runs: bool) -> None:
+    """At hours around what a small model's pretraining takes before, and a fine-tuning after."""
+    of = devices.find(device)
+    fair = 20.0 * limit * flops.training(sizes.shape_for(limit)) / of.rate / 0.3 / 3600
+    before, each = (None if times is None else times * fair * part
+                    for times, part in zip(hours, (1.0, 0.1), strict=True))
+    made = recommend(PlanInput(
+        of, limit, round(per_parameter * limit), spec, domains, devices=devices_,
+        generic_hours=before, specialization_hours=each,
+        laws=line(limit) if runs and spec == M else {}))
+    if made.split:
+        assert made.row(made.split.method).pretrain_tokens == pytest.approx(made.split.tokens)
+    for row in made.rows:
+        # a recipe does not say how many devices hold a bank
+        if row.feasible and row.method != CHECKPOINT and (devices_ == 1 or "pn" not in row.method):
+            assert_costs_what_its_recipe_does(made, row)
+
+
+def test_a_short_pretraining_per_domain_is_priced_at_its_own_step() -> None:
+    """By hand: 98.2M tokens at 32,768 a step, each of which takes 8 x 3 ms to launch."""
+    made = recommend(PlanInput(devices.find("h100"), 5 * M, 300 * M, M, 7))
+    row = made.row("slm-is")
+    tuning = made.row("slm").cost.specialization.device_hours
+    assert row.pretrain_tokens == pytest.approx(98.2e6, rel=0.001)
+    assert row.cost.specialization.device_hours - tuning == pytest.approx(
+        row.pretrain_tokens / 32_768 * 0.024 / 3600, rel=1e-6)
+    even = next(e for e in made.break_evens if set(e["methods"]) == {"slm-is", "slm-pn"})
+    assert even["domains"] == pytest.approx(1.06, abs=0.01)
+
+
+def test_a_split_is_priced_at_the_step_of_its_tokens() -> None:
+    made = recommend(PlanInput(devices.find("a100"), M, B, M, 1, generic_hours=0.02,
+                               laws=line(M)))
+    assert made.split is not None
+    row = made.row(made.split.method)
+    assert row.pretrain_tokens == pytest.approx(made.split.tokens)
+    assert row.cost.specialization.device_hours == pytest.approx(made.split.each)
+    assert_costs_what_its_recipe_does(made, row)
+
+
+def test_hours_per_domain_are_in_the_recipes() -> None:
+    """0.005 A100-hours pay 304 of the thousand steps of a fine-tuning."""
+    made = recommend(PlanInput(devices.find("a100"), 126 * M, 20 * B, M, 50,
+                               specialization_hours=0.005))
+    feasible = [row for row in made.rows if row.feasible]
+    assert {"slm", "slm-pn"} <= {row.method for row in feasible}
+    assert recipe_of(made, made.row("slm")).finetune.max_steps == 304
+    for row in feasible:
+        found = predict(recipe_of(made, row), made.given.device)["stages"]
+        assert sum(stage["device_hours"] for stage in found
+                   if stage["stage"].endswith(".a")) <= 0.005
+        assert_costs_what_its_recipe_does(made, row)
+
+
+def test_a_student_s_steps_are_those_that_are_paid_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """15 times the plain student's, more passes than a fine-tuning may make by itself."""
+    made = recommend(PlanInput(devices.find("a100"), 126 * M, 20 * B, M, 50,
+                               teacher=OpenModel("t", 771 * M)))
+    row = made.row("slm-d")
+    recipe = recipe_of(made, row)
+    assert recipe.finetune.max_steps == 15_000 and recipe.finetune.max_epochs == 123
+    monkeypatch.setattr(forecasts, "_teacher", lambda recipe: replace(
+        sizes.shape_for(771 * M), context=1024))
+    assert_costs_what_its_recipe_does(made, row)
+
+
+def test_a_fine_tuning_is_forecast_at_its_recipe_s_step() -> None:
+    """Of a model so small that a step takes as long as launching it does."""
+    hours = [stages_of("methods=[slm]", "model.d_model=64", "model.heads=2", "model.d_ff=128",
+                       f"finetune.batch_tokens={batch}", f"finetune.max_steps={steps}"
+                       )["specialize/slm.a"]["device_hours"]
+             for batch, steps in ((2048, 200), (4096, 100))]
+    assert hours[0] == pytest.approx(2 * hours[1])
 
 
 def test_of_a_corpus_by_name_a_plan_tells_what_is_downloaded() -> None:

@@ -123,6 +123,16 @@ def test_without_hours_the_curves_cross_at_equal_quality() -> None:
     assert "equal quality" in made.reason and any("33% of the tokens" in n for n in made.notes)
 
 
+@pytest.mark.parametrize(("device", "network"), [("a100", 3.7), ("h100", 4.0)])
+def test_the_crossings_of_the_documents(device: str, network: float) -> None:
+    """docs/planning.md, "Crossing at equal quality"."""
+    found = planned(device=devices.find(device), generic_tokens=20 * B, generic_hours=None,
+                    specialization_hours=None, domains=1).break_evens
+    with_importance = {(set(even["methods"]) - {"slm-is"}).pop(): round(even["domains"], 1)
+                       for even in found if "slm-is" in even["methods"]}
+    assert with_importance | {"slm-pn": network, "slm": 4.1, "slm-mix": 5.0} == with_importance
+
+
 def test_equal_quality_is_what_ones_own_laws_predict() -> None:
     def law(floor: float) -> Law:
         return Law(axes=("pretrain_tokens",), scale=(1e9,), floor=floor, coefficients=(1.0,),

@@ -194,7 +194,7 @@ def test_the_frontier_has_the_ends_and_what_lies_between(fitted: law.Law) -> Non
         assert trained.methods.find(row["method"]) is split.member(row["adapt_share"])
         if 0 < row["adapt_share"] < 1:  # of all that cost the same
             between = split.shares()[1:-1]
-            tokens = prices.tokens(row["hours"], row["domains"], between)
+            tokens = prices.bought(prices.once(row["hours"], row["domains"], between))
             others = fitted.nll(SMALL, tokens, M, 1 - between)
             assert row["nll"] <= others[(tokens > 0.999e8) & (tokens < 1.601e11)].min() + 1e-9
 

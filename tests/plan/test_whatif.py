@@ -58,7 +58,7 @@ def test_the_table_holds_what_the_planner_says(few: None) -> None:
     assert [slider["start"] for slider in found["sliders"]] == [0, 1, 1, 0]
     for entry, values in zip(found["plans"], product(*STOPS.values()), strict=True):
         plan = recommend(whatif.at(given, dict(zip(STOPS, values, strict=True))))
-        chosen, reason, split, rows = entry
+        chosen, reason, split, rows, _ = entry
         assert found["methods"][chosen] == plan.recommended
         assert found["texts"][reason] == plan.reason
         assert (split is None) == (plan.split is None)
@@ -72,7 +72,34 @@ def test_the_table_holds_what_the_planner_says(few: None) -> None:
             assert total == pytest.approx(row.total.device_hours)
             assert perplexity == (row.perplexity and row.perplexity["perplexity"])
     assert {entry[0] for entry in found["plans"]} != {found["plans"][0][0]}
-    assert [name for name, _ in found["frontiers"]["0,50"]] == sorted(law.line())
+    assert [name for name, _ in found["frontiers"][found["plans"][0][4]]] == sorted(law.line())
+
+
+def test_the_frontier_at_every_stop_is_the_command_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Budgets choose a network's slices, and from 771M parameters up the models' sizes."""
+    steps: dict[str, list[float | None]] = {
+        "limit": [126 * M, 4 * B], "domains": [1.0, 7.0], "before": [4.0, 40.0, 40_000.0, None],
+        "each": [0.1, 1.0, None]}
+    monkeypatch.setattr(whatif, "stops", lambda given: steps)
+    rows = [{"method": "slm-pn", "domain": "law", "inference_params": params, "spec_tokens": M,
+             "pretrain_tokens": tokens, "settings": {},
+             "ppl_after": 8 + 1e9 / params + (tokens / B) ** -0.4}
+            for tokens in (B, 4 * B, 16 * B, 64 * B) for params in (M * 60, M * 121, M * 500)]
+    given = asked(generic_hours=40.0, domains=7, generic_tokens=200 * B,
+                  laws={"slm-pn": law.fit(rows, "slm-pn", refits=2)})
+    found = whatif.table(given)
+    seen = set()
+    for entry, values in zip(found["plans"], product(*steps.values()), strict=True):
+        plan = recommend(whatif.at(given, dict(zip(steps, values, strict=True))))
+        drawn: dict[str, list[list[float]]] = {}
+        for point in plan.frontier([plan.given.domains]):
+            drawn.setdefault(point["method"], []).append(
+                [round(point["hours"], 6), round(point["perplexity"], 3)])
+        assert drawn and dict(found["frontiers"][entry[4]]) == drawn
+        seen.add((entry[4], values[:2], plan.setting.projected.slices, plan.setting.small.d_model))
+    for limit in range(2):  # the budgets do change them
+        assert len({of[2 + limit] for of in seen if of[1][0] == steps["limit"][limit]}) > 1
+    assert len(found["frontiers"]) == len({number for number, *_ in seen}) <= len(seen)
 
 
 def test_the_stops_hold_what_was_asked() -> None:

@@ -29,6 +29,8 @@ EXPERT_CHOICE_TOKENS = 131_072
 """Most tokens of the domain that every expert is scored on before fine-tuning."""
 LEAST_BATCH_TOKENS, BATCH_TOKENS = 2_048, 262_144
 """Fewest and most tokens of a pretraining step, unless a recipe says otherwise."""
+_STEPS = 2_000
+"""Fewest steps of a pretraining whose step is above the fewest tokens."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,11 @@ class Setting:
     teacher_exists: bool = False
     price: float | None = None
     """Money per device-hour."""
-    batch_tokens: int = BATCH_TOKENS
-    """Tokens of a pretraining step, where the projection of a projected network is paid."""
+    batch_tokens: int | None = None
+    """Tokens of a pretraining step; None: by each pretraining's own tokens. A projected network is
+    projected once a step, and a GPU makes no step shorter than launching it takes."""
+    finetune_batch_tokens: int | None = None
+    """Tokens of a fine-tuning step; None: by the model's size."""
     devices: int = 1
     """They divide a step's rows; each holds the whole model and its state where it can."""
     expert: str = "lowest-loss"
@@ -91,6 +96,25 @@ class Setting:
     def count(self, row: Method) -> int:
         """Experts of a method with a bank."""
         return self.projected.experts if row.bank == "projected" else self.experts
+
+    def step(self, pretrain_tokens: float) -> int:
+        """Tokens of a step of a pretraining on so many: of the setting, or at least a row for
+        every device."""
+        return self.batch_tokens or max(step_tokens(pretrain_tokens, self.small.context),
+                                        self.devices * self.small.context)
+
+    def steps(self) -> list[tuple[float, int]]:
+        """The fewest tokens of pretraining that take a step, and the tokens of that step, for
+        every step that :meth:`step` may give, both increasing."""
+        least = self.step(0)
+        doubled = [2**power for power in range(BATCH_TOKENS.bit_length())]
+        return [(0.0, least), *((float(_STEPS * step), step) for step in doubled
+                                if self.batch_tokens is None and step > least)]
+
+    def tuning_step(self, size: str) -> int:
+        """Tokens of a fine-tuning step of a model of this size, likewise."""
+        return self.finetune_batch_tokens or max(STEP_TOKENS[size],
+                                                 self.devices * self.small.context)
 
 
 @dataclass(frozen=True)
@@ -151,8 +175,8 @@ def trainings(setting: Setting, row: Method, pretrain_tokens: float) -> list[tup
     """A method's trainings, the first of them first: what fixes each one's memory, and the tokens
     of a step on one device."""
     shape = setting.shape(row)
-    pretrained = step_tokens(pretrain_tokens, shape.context) // setting.devices
-    tuned = STEP_TOKENS[row.size] // setting.devices
+    pretrained = setting.step(pretrain_tokens) // setting.devices
+    tuned = setting.tuning_step(row.size) // setting.devices
 
     def job(of: Shape, **more: Any) -> Job:
         return job_on(setting.device, setting.devices, of, **more)
@@ -240,7 +264,7 @@ def traffic(setting: Setting, row: Method, pretrain_tokens: float,
 def step_tokens(pretrain_tokens: float, context: int) -> int:
     """Tokens of a pretraining's step where nobody says how many: a power of two that gives at least
     some 2,000 steps, between 2,048 and 262,144 (docs/experiments.md, "Tokens of a step")."""
-    power = 2 ** int(math.log2(max(pretrain_tokens / 2000, 1)))
+    power = 2 ** int(math.log2(max(pretrain_tokens / _STEPS, 1)))
     return max(min(power, BATCH_TOKENS), LEAST_BATCH_TOKENS, context)
 
 
@@ -335,24 +359,24 @@ def finetuning_tokens(spec_tokens: int, size: str = "small") -> float:
 
 # Methods ----------------------------------------------------------------------------------------
 
-def own_token_cost(setting: Setting, method: str | Method) -> Work:
-    """Work per token of what a method pretrains for every domain anew: a dense model."""
-    return generic_token_cost(setting, replace(_row(method), bank=None))
+def own_pretraining(setting: Setting, method: str | Method, tokens: float) -> Work:
+    """Work of a pretraining for every domain anew: of a dense model."""
+    return pretraining(setting, replace(_row(method), bank=None), tokens)
 
 
-def generic_token_cost(setting: Setting, method: str | Method) -> Work:
-    """Work per token of what a method itself pretrains, its teacher not included: once per domain
-    for one that draws by the domain, else once (of one that adapts, its first part)."""
+def pretraining(setting: Setting, method: str | Method, tokens: float) -> Work:
+    """Work of what a method itself pretrains, its teacher not included, as one pretraining on so
+    many tokens: once per domain for one that draws by the domain, else once."""
     row = _row(method)
-    shape = setting.shape(row)
-    plain = work(setting, 1.0, flops.training(shape), shape, setting.batch_tokens)
+    shape, batch = setting.shape(row), setting.step(tokens)
+    plain = work(setting, tokens, flops.training(shape), shape, batch)
     if row.bank != "projected":
         return plain
-    steps = 1.0 / setting.batch_tokens
+    steps = tokens / batch
     extra = flops.projection_per_step(shape, setting.projected, setting.projected.at_once) * steps
     how = Projecting(shape, setting.projected, setting.preset, setting.devices)
     seconds = projecting_adds(setting.device, how, steps, plain.device_hours * 3600)
-    return work(setting, 1.0, flops.training(shape), shape, setting.batch_tokens, extra, seconds)
+    return work(setting, tokens, flops.training(shape), shape, batch, extra, seconds)
 
 
 def finetuning(setting: Setting, method: str | Method, tokens: float | None = None) -> Work:
@@ -362,15 +386,16 @@ def finetuning(setting: Setting, method: str | Method, tokens: float | None = No
     shape = setting.shape(row)
     usual = finetuning_tokens(setting.spec_tokens, row.size)
     if row.taught:
-        student = distilled(setting, tokens or usual * DISTILLED_FACTOR)
+        student = distilled(setting, usual * DISTILLED_FACTOR if tokens is None else tokens)
         # a teacher from outside teaches as it is
         return student if setting.teacher_exists \
             else finetuning(setting, methods.teacher()) + student
+    per_token = flops.training(shape)
     if row.tune == "lora":
         per_token = flops.lora_training(shape, setting.lora.rank)
-        return work(setting, tokens or usual * setting.lora.step_factor, per_token, shape,
-                    STEP_TOKENS[row.size])
-    return work(setting, tokens or usual, flops.training(shape), shape, STEP_TOKENS[row.size])
+        usual *= setting.lora.step_factor
+    return work(setting, usual if tokens is None else tokens, per_token, shape,
+                setting.tuning_step(row.size))
 
 
 def expert_choice(setting: Setting, method: str | Method,
@@ -409,15 +434,15 @@ def cost(setting: Setting, method: str | Method, pretrain_tokens: float,
     row = _row(method)
     shape = setting.shape(row)
     zero = work(setting, 0.0, 0.0, shape)
-    generic = generic_token_cost(setting, row) * pretrain_tokens if row.pretrains else zero
+    generic = pretraining(setting, row, pretrain_tokens) if row.pretrains else zero
     specialization = finetuning(setting, row, finetune_tokens)
     if row.bank:
         specialization = specialization + expert_choice(setting, row, finetune_tokens)
     if row.taught and not setting.teacher_exists:
-        generic = generic + generic_token_cost(setting, methods.teacher()) * pretrain_tokens
+        generic = generic + pretraining(setting, methods.teacher(), pretrain_tokens)
     own = setting.own_share(row)
     if own:
-        specialization = own_token_cost(setting, row) * (pretrain_tokens * own) + specialization
+        specialization = own_pretraining(setting, row, pretrain_tokens) * own + specialization
         generic = generic * (1 - own)
     if row.scored:  # before its fine-tuning, once for all domains, and after it
         plain = cost(setting, "slm", pretrain_tokens, finetune_tokens)
@@ -440,7 +465,7 @@ def distilled(setting: Setting, tokens: float, answered: float | None = None) ->
             the student is taught on.
     """
     student = work(setting, tokens, flops.training(setting.small), setting.small,
-                   STEP_TOKENS["small"])
+                   setting.tuning_step("small"))
     teacher = work(setting, tokens if answered is None else answered,
                    flops.forward(setting.large), setting.large)
     return replace(student + teacher, tokens=tokens)

@@ -7,6 +7,7 @@ Rules of thumb decide what is worth it, each with its ground; docs/planning.md t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -60,6 +61,8 @@ class Row:
     """What speaks against it, or what it is."""
     pretrain_tokens: float
     cost: MethodCost
+    finetune_tokens: float
+    """Of one fine-tuning, its teacher's not included."""
     total: Work
     """Over all domains."""
     inference_bytes: float
@@ -125,7 +128,7 @@ def network(given: PlanInput, setting: Setting) -> tuple[keys.Projected, str]:
 
     row = next(row for row in methods.TABLE.values() if row.bank == "projected")
     largest = replace(setting, projected=fitting(math.inf))
-    _, afforded = _at_its_step(given, largest, row, model.finetuning(largest, row))
+    afforded = _afforded(given, largest, row, model.finetuning(largest, row))
     each = afforded.tokens / flops.parameters(setting.small)
     made = fitting(each)
     return made, f"{made.experts} experts and {sizes.slices(made.experts, each)[1]}"
@@ -161,11 +164,12 @@ def _checkpoint_shape(given: PlanInput, setting: Setting) -> Shape:
 # One method ---------------------------------------------------------------------------------------
 
 def row_of(given: PlanInput, setting: Setting, method: Method,
-           reference: Row | None = None) -> Row:
+           reference: Row | None = None, most: float = math.inf) -> Row:
     """One method in the plan.
 
     Args:
         reference: the row whose quality it is to match, if it pretrains per domain.
+        most: tokens of pretraining, whatever more is afforded, if they are worth it.
     """
     if method is ADAPTED:
         setting = replace(setting, small=_checkpoint_shape(given, setting))
@@ -174,21 +178,21 @@ def row_of(given: PlanInput, setting: Setting, method: Method,
         setting = replace(setting, large=replace(
             teacher, vocab_size=setting.small.vocab_size, context=setting.small.context))
     usual = model.finetuning(setting, method)
-    setting, afforded = _at_its_step(given, setting, method, usual)
-    tokens, equal = afforded.tokens, None
+    equal = None
     if (method.per_domain and method is not ADAPTED and reference is not None
             and given.specialization_hours is None):
-        wanted, equal = matching(given, setting, method, reference)
-        tokens = min(tokens, max(wanted, afforded.least))
+        most, equal = matching(given, setting, method, reference)
+    afforded = _afforded(given, setting, method, usual, most)
+    tokens = afforded.tokens
     finetune_tokens, cut = _finetuning(given, setting, method, usual)
     costs = model.cost(setting, method, tokens, finetune_tokens)
-    obstacle = _obstacle(given, setting, method, costs, replace(afforded, tokens=tokens), cut)
+    obstacle = _obstacle(given, setting, method, costs, afforded, cut)
     shape = setting.shape(method)
     perplexity, note = _perplexity(given, method.name, flops.parameters(shape), tokens,
                                    1 - setting.own_share(method))
     return Row(method.name, obstacle is None,
                obstacle or _what(method, setting, tokens, costs.sharded), tokens, costs,
-               costs.total(given.total_domains),
+               finetune_tokens, costs.total(given.total_domains),
                model.inference_memory(shape, sizes.bits(given.quantization)), costs.train_bytes,
                costs.microbatch_tokens,
                model.traffic(setting, method, tokens, costs.microbatch_tokens), equal, perplexity,
@@ -269,70 +273,107 @@ class _Pretraining:
     """Hours of that budget that the least tokens take."""
 
 
-def _at_its_step(given: PlanInput, setting: Setting, method: Method,
-                 usual: Work) -> tuple[Setting, _Pretraining]:
+def _afforded(given: PlanInput, setting: Setting, method: Method, usual: Work,
+              most: float = math.inf) -> _Pretraining:
     """What is afforded at the step that so many tokens take: the smaller the step, the more often
-    a projected network is projected, and the fewer tokens the hours buy."""
-    while True:
-        afforded = _pretraining(given, setting, method, usual)
-        step = model.step_tokens(afforded.tokens, setting.small.context)
-        if step >= setting.batch_tokens:
-            return setting, afforded
-        setting = replace(setting, batch_tokens=step)
-
-
-def _pretraining(given: PlanInput, setting: Setting, method: Method,
-                 finetuning: Work) -> _Pretraining:
-    """Tokens that corpus and budgets afford, the least that are worth it, and what stops it."""
+    a projected network is projected and a GPU's kernels are launched, and the fewer tokens the
+    hours buy. Never more than ``most`` that are worth it."""
     if not method.pretrains:
         return _Pretraining()
-    per_token = model.generic_token_cost(setting, method).device_hours
-    own_per_token = model.own_token_cost(setting, method).device_hours
+    least = _least(given, setting, method)
+    each = _per_token(given, replace(setting, batch_tokens=setting.step(least)), method)
+    needed = _Hours(each.before * least, each.own * least)
+
+    def at(step: Setting) -> _Pretraining:
+        return _pretraining(given, step, method, usual, needed, least, most)
+
+    return at(_at_its_step(setting, lambda step: at(step).tokens))
+
+
+def _at_its_step(setting: Setting, afforded: Callable[[Setting], float]) -> Setting:
+    """The setting at the largest step that the tokens which are afforded at it take."""
+    for _, step in reversed(setting.steps()):
+        at = replace(setting, batch_tokens=step)
+        if setting.step(afforded(at)) >= step:
+            break
+    return at
+
+
+@dataclass(frozen=True)
+class _Hours:
+    """Device-hours of pretraining before the domain is known, and per domain."""
+
+    before: float
+    own: float
+
+
+def _per_token(given: PlanInput, setting: Setting, method: Method) -> _Hours:
+    """Of a token at the setting's step."""
+    per_token = model.pretraining(setting, method, 1.0).device_hours
+    own_per_token = model.own_pretraining(setting, method, 1.0).device_hours
     if method.taught and given.teacher is None:
-        per_token += model.generic_token_cost(setting, methods.teacher()).device_hours
-    after = finetuning + model.expert_choice(setting, method)
+        per_token += model.pretraining(setting, methods.teacher(), 1.0).device_hours
     own = setting.own_share(method)
-    before_per_token, own_per_token = per_token * (1 - own), own_per_token * own
+    before, own_per_token = per_token * (1 - own), own_per_token * own
     if method.scored:  # with a model as large, and by it
         scored = model.scoring(setting, method, 1.0).device_hours
-        before_per_token, own_per_token = per_token + scored, own_per_token + scored
-        after = after + model.finetuning(setting, "slm")
+        before, own_per_token = per_token + scored, own_per_token + scored
+    return _Hours(before, own_per_token)
+
+
+def _least(given: PlanInput, setting: Setting, method: Method) -> float:
+    """Tokens of pretraining below which a method is not worth it."""
+    if method is ADAPTED:  # adapting needs no more than training afresh would
+        return 0.0
     params = flops.parameters(setting.shape(method))
     per_parameter = LEAST_TOKENS_TAUGHT if method.taught and given.teacher else LEAST_TOKENS
     least = float(params * per_parameter * (setting.experts if method.bank == "mixture" else 1))
+    if not method.per_domain:
+        return least
+    generic = float(given.generic_tokens)
+    if (hours := given.generic_hours) is not None:
+        def bought(at: Setting) -> float:
+            return min(hours / model.own_pretraining(at, method, 1.0).device_hours,
+                       MOST_PASSES * float(given.generic_tokens))
+
+        generic = bought(_at_its_step(setting, bought))
+    return max(least, LEAST_SHARE * generic)
+
+
+def _pretraining(given: PlanInput, setting: Setting, method: Method, finetuning: Work,
+                 needed: _Hours, least: float, most: float) -> _Pretraining:
+    """Tokens that corpus and budgets afford at the setting's step, and what stops it.
+
+    Args:
+        needed: by the ``least`` tokens that are worth it.
+        most: as of :func:`_afforded`.
+    """
+    per_token = _per_token(given, setting, method)
+    after = finetuning + model.expert_choice(setting, method)
+    if method.scored:
+        after = after + model.finetuning(setting, "slm")
     corpus = float(given.generic_tokens)
     left = given.specialization_hours
     if left is not None:
         left = max(left - after.device_hours, 0.0)
-    if method is ADAPTED:  # adapting needs no more than training afresh would
-        least = 0.0
-    elif method.per_domain:
-        plain = model.own_token_cost(setting, method).device_hours
-        generic = corpus if given.generic_hours is None \
-            else min(given.generic_hours / plain, MOST_PASSES * corpus)
-        least = max(least, LEAST_SHARE * generic)
-    stops = [(budget / hours, _Pretraining(
-                  least=least, budget=stated, which=which, needed=least * hours))
-             for budget, stated, hours, which in (
-                 (given.generic_hours, given.generic_hours, before_per_token,
+    stops = [(budget / hours, _Pretraining(least=least, budget=stated, which=which, needed=worth))
+             for budget, stated, hours, worth, which in (
+                 (given.generic_hours, given.generic_hours, per_token.before, needed.before,
                   "before the domain is known"),
-                 (left, given.specialization_hours, own_per_token, "per domain"))
+                 (left, given.specialization_hours, per_token.own, needed.own, "per domain"))
              if budget is not None and hours]
     # without a budget once over the corpus, and more often only where that is too little
     tokens, first = min(stops, key=lambda stop: stop[0],
                         default=(max(corpus, least), _Pretraining(least=least)))
-    tokens = min(tokens, MOST_PASSES * corpus)
+    tokens = min(tokens, MOST_PASSES * corpus, max(most, least))
     if method is ADAPTED:
-        tokens = min(tokens, 2.0 * LEAST_TOKENS * params)
+        tokens = min(tokens, 2.0 * LEAST_TOKENS * flops.parameters(setting.shape(method)))
     return replace(first, tokens=tokens)
 
 
 def _finetuning(given: PlanInput, setting: Setting, method: Method,
-                usual: Work) -> tuple[float | None, bool]:
-    """Tokens to fine-tune on (None: as many as usual), and whether not one pass is affordable."""
-    budget = given.specialization_hours
-    if budget is None:
-        return None, False
+                usual: Work) -> tuple[float, bool]:
+    """Tokens to fine-tune on, and whether not one pass is affordable."""
     fixed, own = Work(), usual
     if method.taught and not setting.teacher_exists:
         fixed = model.finetuning(setting, methods.teacher())
@@ -341,9 +382,14 @@ def _finetuning(given: PlanInput, setting: Setting, method: Method,
         fixed = model.expert_choice(setting, method)
     elif method.scored:
         fixed = model.finetuning(setting, "slm")
-    if fixed.device_hours + own.device_hours <= budget:
-        return None, False
+    budget = given.specialization_hours
+    if budget is None or fixed.device_hours + own.device_hours <= budget:
+        return own.tokens, False
     tokens = own.tokens * max(budget - fixed.device_hours, 0.0) / own.device_hours
+    # a recipe counts steps, and of adapters several as one
+    unit = setting.tuning_step(method.size) * (
+        setting.lora.step_factor if method.tune == "lora" else 1.0)
+    tokens = tokens // unit * unit
     return tokens, tokens < given.spec_tokens
 
 

@@ -111,11 +111,11 @@ def _corpora(recipe: keys.Recipe) -> list[dict[str, Any]]:
 def _pretraining(setting: Setting, row: Method, domains: list[str],
                  tokens: int) -> dict[str, Work]:
     """A method's pretraining stages: shared by all domains, one for each, or a part of both."""
-    whole = model.generic_token_cost(setting, row) * tokens
+    whole = model.pretraining(setting, row, tokens)
     if not row.needs_domain:
         return {f"pretrain/{row.pretraining()}": whole}
     share = setting.own_share(row)
-    own = model.own_token_cost(setting, row) * (tokens * share)
+    own = model.own_pretraining(setting, row, tokens) * share
     shared = {f"pretrain/{row.plateau}": whole * (1 - share)} if share < 1 else {}
     return shared | {f"pretrain/{row.pretraining(domain)}": own for domain in domains}
 
@@ -150,10 +150,16 @@ def _setting(recipe: keys.Recipe, device: Device) -> Setting:
         device=device,
         projected=recipe.projected, experts=recipe.mixture.experts, lora=recipe.lora,
         spec_tokens=recipe.spec_tokens, price=recipe.cost.price_per_hour,
-        batch_tokens=recipe.pretrain.step_tokens, expert=recipe.expert,
+        batch_tokens=_step_tokens(recipe, recipe.pretrain),
+        finetune_batch_tokens=_step_tokens(recipe, recipe.finetune), expert=recipe.expert,
         candidate_tokens=_candidates(recipe), adapt_share=adapted / (before + adapted),
         preset=recipe.pretrain.optimizer.preset, finetune_preset=recipe.finetune.optimizer.preset,
     )
+
+
+def _step_tokens(recipe: keys.Recipe, train: keys.Train) -> int:
+    """Tokens of a step: of whole rows."""
+    return rows_per_step(train.step_tokens, recipe.context) * recipe.context
 
 
 def _candidates(recipe: keys.Recipe) -> float | None:
@@ -183,12 +189,12 @@ def _finetuning_tokens(recipe: keys.Recipe, setting: Setting, row: Method,
     """Tokens of one fine-tuning to the limits of the recipe; ``replayed``: its share of generic
     rows."""
     finetune = recipe.finetune
-    rows = rows_per_step(finetune.step_tokens, recipe.context)
     steps, _ = finetune_limits(finetune, setting.spec_tokens,
                                -(-setting.spec_tokens // recipe.context),
-                               own_rows(rows, replayed),
+                               own_rows(rows_per_step(finetune.step_tokens, recipe.context),
+                                        replayed),
                                scratch=not row.pretrains)
-    return float(steps * rows * recipe.context) * (
+    return float(steps * _step_tokens(recipe, finetune)) * (
         recipe.lora.step_factor if row.tune == "lora" else 1.0)
 
 

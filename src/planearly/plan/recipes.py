@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from planearly import config, keys, methods
-from planearly.cost import model
+from planearly.cost.model import Setting
 from planearly.files import atomic_write, check_place
-from planearly.methods import GENERIC
+from planearly.methods import GENERIC, Method
 from planearly.model.transformer import Shape
 from planearly.plan.options import ADAPTED, CHECKPOINT, Row, method_of
 from planearly.plan.recommend import Plan
@@ -31,12 +31,6 @@ def recipe(plan: Plan, row: Row, generic: list[str], domains: list[str]) -> str:
     """
     setting, method = plan.setting, row.method
     of = method_of(method)
-    size = of.size
-    steps = math.ceil(model.finetuning_tokens(plan.given.spec_tokens, size)
-                      / model.STEP_TOKENS[size])
-    least = setting.devices * setting.small.context  # a row for every device
-    pretraining = max(model.step_tokens(row.pretrain_tokens, setting.small.context), least)
-    tuning = max(model.STEP_TOKENS[size], least)
     # warm-up and schedule of the nearer size; rates follow from the width
     base = config.load("slm-126m" if setting.small.context >= 1024 else "nano")
     values: dict[str, Any] = {
@@ -56,8 +50,9 @@ def recipe(plan: Plan, row: Row, generic: list[str], domains: list[str]) -> str:
                       "matrices": setting.projected.matrices},
         "mixture": {"experts": setting.experts},
         "expert": plan.expert,
-        "pretrain": {"batch_tokens": pretraining, "optimizer": _optimizer(base.pretrain)},
-        "finetune": {"batch_tokens": tuning, "max_steps": steps,
+        "pretrain": {"batch_tokens": setting.step(row.pretrain_tokens),
+                     "optimizer": _optimizer(base.pretrain)},
+        "finetune": {**_limits(setting, of, row.finetune_tokens),
                      "optimizer": _optimizer(base.finetune)},
     }
     if plan.given.price is not None:
@@ -123,6 +118,17 @@ def _as(draws: str | None) -> str:
 def _model(shape: Shape) -> dict[str, Any]:
     return {"layers": shape.layers, "d_model": shape.d_model, "heads": shape.heads,
             "d_ff": shape.d_ff, "ffn": shape.ffn, "tie_embeddings": shape.tie_embeddings}
+
+
+def _limits(setting: Setting, of: Method, tokens: float) -> dict[str, Any]:
+    """The keys of ``finetune`` for a fine-tuning on so many tokens."""
+    batch = setting.tuning_step(of.size)
+    if of.tune == "lora":  # whose steps are a multiple of these
+        tokens /= setting.lora.step_factor
+    found: dict[str, Any] = {"batch_tokens": batch,
+                             "max_steps": max(math.ceil(tokens / batch - 1e-6), 1)}
+    passes = math.ceil(tokens / setting.spec_tokens - 1e-6)
+    return found | ({"max_epochs": passes} if passes > keys.Finetune().max_epochs else {})
 
 
 def _optimizer(train: keys.Train) -> dict[str, Any]:

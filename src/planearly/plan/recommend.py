@@ -148,9 +148,12 @@ def _split(given: PlanInput, setting: Setting, rows: dict[str, Row], paper: tupl
             theirs = ""
         return (chosen, f"it has the lowest perplexity of what was compared in {ground}{theirs}"
                 ), None, [f"the split between before and per domain is by those runs: {unknown}"]
+    rounding = 1 + 1e-9
     row = options.row_of(
-        replace(given, generic_hours=found.before, specialization_hours=found.each),
-        replace(setting, adapt_share=found.adapt_share), method_of(found.method))
+        replace(given, generic_hours=found.before * rounding,
+                specialization_hours=found.each * rounding),
+        replace(setting, adapt_share=found.adapt_share), method_of(found.method),
+        most=found.tokens)
     if not row.feasible:
         return paper, None, [f"by {found.ground} {found.method} would have the lowest expected "
                              f"loss, but {row.why}"]
@@ -203,8 +206,9 @@ def compared(given: PlanInput, setting: Setting, a: Row,
         return (a.cost, b.cost), (
             f"what budget and corpus allow: {own.method} stops at {short(most)} tokens, "
             f"before the {short(tokens)} of equal quality")
-    spared = model.generic_token_cost(setting, row) * (tokens - own.pretrain_tokens)
-    cost = replace(own.cost, specialization=own.cost.specialization + spared)
+    planned, wanted = (model.own_pretraining(setting, row, many)
+                       for many in (own.pretrain_tokens, tokens))
+    cost = replace(own.cost, specialization=own.cost.specialization + planned * -1.0 + wanted)
     pair = (cost, shared.cost) if of.per_domain else (shared.cost, cost)
     return pair, (f"equal quality: {own.method} at {equal['share']:.0%} of {shared.method}'s "
                   f"tokens, {short(tokens)}; {equal['ground']}")

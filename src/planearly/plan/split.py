@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -81,42 +81,64 @@ def shares() -> np.ndarray:
 
 @dataclass(frozen=True)
 class Prices:
-    """Device-hours of a token of pretraining and of one fine-tuning, on the line."""
+    """Device-hours on the line.
 
-    token: float
+    Attributes:
+        token: of a token of pretraining, by the fewest tokens of one that takes such steps,
+            increasing.
+        tuning: of one fine-tuning.
+    """
+
+    token: dict[float, float]
     tuning: float
 
     @classmethod
     def of(cls, setting: Setting) -> Prices:
         plain = member(0.0)
-        return cls(model.generic_token_cost(setting, plain).device_hours,
+        return cls({fewest: model.pretraining(replace(setting, batch_tokens=step), plain,
+                                              1.0).device_hours
+                    for fewest, step in setting.steps()},
                    model.finetuning(setting, plain).device_hours)
+
+    def pretraining(self, tokens: Any) -> Any:
+        """Of one on so many tokens."""
+        at = np.searchsorted([*self.token], tokens, side="right") - 1
+        return np.array([*self.token.values()])[at] * tokens
+
+    def bought(self, hours: Any, most: float = math.inf) -> Any:
+        """Tokens of the longest pretraining that so many hours pay, ``most`` at most."""
+        found: Any = 0.0
+        for fewest, token in self.token.items():
+            tokens = np.minimum(np.asarray(hours) / token, most)
+            found = np.where(tokens >= fewest, tokens, found)
+        return found
 
     def total(self, domains: int, tokens: Any, share: Any) -> Any:
         """C(N) of a model of so many tokens, of which ``share`` is paid per domain."""
-        return self.token * tokens * (1 - share + domains * share) + domains * self.tuning
+        return self.pretraining(tokens) * (1 - share + domains * share) + domains * self.tuning
 
-    def tokens(self, hours: Any, domains: int, share: Any) -> Any:
-        """Tokens of a model at a total cost."""
+    def once(self, hours: Any, domains: int, share: Any) -> Any:
+        """What of a total cost is left for one model's pretraining."""
         spent = np.maximum(hours - domains * self.tuning, 0.0)
-        return spent / (self.token * (1 - share + domains * share))
+        return spent / (1 - share + domains * share)
 
 
 def afforded(given: PlanInput, prices: Prices, share: np.ndarray,
              total: float) -> np.ndarray:
     """Tokens ``[n]`` that the budgets afford at each share of them per domain; where one of the two
     is not stated, at ``total`` device-hours over all domains."""
-    stops = [np.full(len(share), float(MOST_PASSES * given.generic_tokens))]
+    stops = [np.full(len(share), np.inf)]  # hours of the whole pretraining
     with np.errstate(divide="ignore", invalid="ignore"):
         if given.generic_hours is not None:
-            stops.append(np.where(share < 1, given.generic_hours / (
-                prices.token * (1 - share)), np.inf))
+            stops.append(np.where(share < 1, given.generic_hours / (1 - share), np.inf))
         if given.specialization_hours is not None:
             left = max(given.specialization_hours - prices.tuning, 0.0)
-            stops.append(np.where(share > 0, left / (prices.token * share), np.inf))
+            stops.append(np.where(share > 0, left / share, np.inf))
     if given.generic_hours is None or given.specialization_hours is None:
-        stops.append(prices.tokens(total, given.total_domains, share))
-    return np.min(stops, axis=0)
+        stops.append(prices.once(total, given.total_domains, share))
+    bought: np.ndarray = prices.bought(np.min(stops, axis=0),
+                                       float(MOST_PASSES * given.generic_tokens))
+    return bought
 
 
 def by_law(given: PlanInput, setting: Setting, total: float) -> Split:
@@ -154,10 +176,11 @@ def by_law(given: PlanInput, setting: Setting, total: float) -> Split:
         ground += f", which it extrapolates {reach:.1f} times"
     if not inside.all():
         ground += "; of the splits within its evidence"
-    before = prices.token * float(tokens[best] * (1 - share[best]))
-    each_hours = prices.token * float(tokens[best] * share[best]) + prices.tuning
-    return Split(row.name, float(share[best]), float(tokens[best]), before, each_hours,
-                 float(nll[best]), ground)
+    whole = float(prices.pretraining(tokens[best]))
+    tuning = prices.tuning if given.specialization_hours is None \
+        else min(prices.tuning, given.specialization_hours)
+    return Split(row.name, float(share[best]), float(tokens[best]), whole * float(1 - share[best]),
+                 whole * float(share[best]) + tuning, float(nll[best]), ground)
 
 
 def by_study(given: PlanInput, setting: Setting,
@@ -208,6 +231,10 @@ def frontier(given: PlanInput, setting: Setting,
     params, prices = flops.parameters(setting.small), Prices.of(setting)
 
     def add(n: int, method: str, hours: Any, tokens: Any, nll: Any, share: Any) -> None:
+        # a larger step may cost less than a smaller one of fewer tokens: who pays takes that
+        least = np.minimum.accumulate([*hours[1:], np.inf][::-1])[::-1]
+        kept = (np.asarray(hours) < least) & np.isfinite(nll)
+        hours, tokens, nll, share = (np.asarray(of)[kept] for of in (hours, tokens, nll, share))
         found.extend({"domains": n, "method": method, "hours": float(h), "nll": float(loss),
                       "perplexity": math.exp(loss), "tokens": float(d), "adapt_share": float(a)}
                      for h, d, loss, a in zip(hours, tokens, nll, share, strict=True))
@@ -223,7 +250,7 @@ def frontier(given: PlanInput, setting: Setting,
                     np.full(len(tokens), share))
             hours = np.geomspace(prices.total(n, tokens[0], LEAST_SHARE),
                                  prices.total(n, tokens[-1], LEAST_SHARE), _POINTS)
-            many = prices.tokens(hours[:, None], n, between[None, :])
+            many = prices.bought(prices.once(hours[:, None], n, between[None, :]))
             nll = fitted.nll(params, np.maximum(many, 1).ravel(), given.spec_tokens,
                              1 - np.broadcast_to(between, many.shape).ravel()).reshape(many.shape)
             nll = np.where((many < 0.999 * tokens[0]) | (many > 1.001 * tokens[-1]), np.inf, nll)

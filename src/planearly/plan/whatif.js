@@ -93,7 +93,7 @@
       place(slider.key + "-is").textContent = label;
       place(slider.key).setAttribute("aria-valuetext", label);
     }
-    const [chosen, reason, split, which] = data.plans[entry];
+    const [chosen, reason, split, which, frontier] = data.plans[entry];
     const rows = data.rows[which], domains = data.sliders[1].values[stop(data.sliders[1])];
     place("recommended").textContent = data.methods[chosen];
     place("reason").textContent = data.texts[reason];
@@ -105,7 +105,7 @@
     draw(place("cost"), feasible.map(([[, , before, each], i]) => ({ ...curve(i),
       points: some.map((n) => [n, before + n * each]) })), "domains", "device-hours",
     "device-hours over the number of domains");
-    const lines = data.frontiers[stop(data.sliders[0]) + "," + domains];
+    const lines = data.frontiers[frontier];
     draw(place("frontier"), lines.map(([name, points]) => ({
       ...curve(data.methods.indexOf(name)), points })), "device-hours for all domains",
     "expected perplexity", "expected perplexity over the total cost");

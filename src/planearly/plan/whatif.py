@@ -52,8 +52,8 @@ def stops(given: PlanInput) -> dict[str, list[float | None]]:
         except UserError:  # below the smallest model
             continue
     setting = options.setting_of(given)
-    token = model.generic_token_cost(setting, member(0.0)).device_hours
-    usual = 2 * LEAST_TOKENS * flops.parameters(setting.small) * token
+    tokens = 2.0 * LEAST_TOKENS * flops.parameters(setting.small)
+    usual = model.pretraining(setting, member(0.0), tokens).device_hours
     return {"limit": [*limits, None],
             "domains": [*sorted({*map(float, DOMAINS), float(given.total_domains)})],
             "before": around(given.generic_hours, usual),
@@ -79,6 +79,10 @@ class _Texts:
     def __call__(self, text: str) -> int:
         return self.numbers.setdefault(text, len(self.numbers))
 
+    def read(self) -> list[Any]:
+        """What the texts say, where they are JSON."""
+        return [json.loads(text) for text in self.numbers]
+
 
 def table(given: PlanInput) -> dict[str, Any]:
     """All plans over the stops.
@@ -87,16 +91,15 @@ def table(given: PlanInput) -> dict[str, Any]:
         ``sliders``: for each ``key``, ``values``, ``labels`` and ``start``, the place of what was
         asked; ``methods``, ``colours`` and ``texts``; ``plans``, the last slider fastest, each
         [method, reason, [adapt_share, generic, adapted tokens, perplexity] or null, number of its
-        rows]; ``rows``, each a list over methods of [feasible, why, hours before, hours per
-        domain, perplexity]; ``frontiers`` by place of the limit and number of domains, each of
-        [method, [[hours, perplexity], ...]].
+        rows, number of its frontier]; ``rows``, each a list over methods of [feasible, why, hours
+        before, hours per domain, perplexity]; ``frontiers``, each a list of [method, [[hours,
+        perplexity], ...]].
     """
     values = stops(given)
     known: dict[str, list[Row]] = {}
-    texts, several = _Texts(), _Texts()
-    rows: list[Any] = []
+    texts, several, frontiers = _Texts(), _Texts(), _Texts()
+    drawn: dict[str, int] = {}
     plans: list[Any] = []
-    frontiers: dict[str, Any] = {}
     names = [*methods.TABLE, CHECKPOINT]
 
     def row(of: Row) -> list[Any]:
@@ -113,24 +116,28 @@ def table(given: PlanInput) -> dict[str, Any]:
             alike = str([where[key] for key in values if key != "domains"])
             made = recommend(asked, known.get(alike))
             known.setdefault(alike, made.costed)
-            mine = json.dumps(finite([row(made.row(name)) for name in names]))
-            if several(mine) == len(rows):
-                rows.append(json.loads(mine))
+            # sizes and a network's slices depend on the budgets; every share is on its curve
+            depends = str((replace(made.setting, adapt_share=0.0), asked.domains))
+            if depends not in drawn:
+                drawn[depends] = frontiers(_json(_frontier(made, asked.domains)))
             split = made.split.to_dict() if made.split else None
             plans.append([names.index(made.recommended), texts(made.reason), split and [
                 split[key] for key in ("adapt_share", "generic_tokens", "adapted_tokens",
-                                       "perplexity")], several(mine)])
-            key = f"{where['limit']},{asked.domains}"
-            if key not in frontiers:
-                frontiers[key] = _frontier(made, asked.domains)
+                                       "perplexity")],
+                several(_json([row(made.row(name)) for name in names])), drawn[depends]])
             meter.advance(1)
     start = {"limit": given.limit, "domains": float(given.total_domains),
              "before": given.generic_hours, "each": given.specialization_hours}
     return {
         "sliders": [{"key": key, "values": mine, "labels": [_LABELS[key](v) for v in mine],
                      "start": mine.index(start[key])} for key, mine in values.items()],
-        "methods": names, "texts": list(texts.numbers), "plans": plans, "rows": rows,
-        "frontiers": frontiers, "colours": [drawing.style_of(name, names)[0] for name in names]}
+        "methods": names, "texts": list(texts.numbers), "plans": plans,
+        "rows": several.read(), "frontiers": frontiers.read(),
+        "colours": [drawing.style_of(name, names)[0] for name in names]}
+
+
+def _json(found: Any) -> str:
+    return json.dumps(finite(found))
 
 
 def _frontier(made: Plan, domains: int) -> list[Any]:
