@@ -52,7 +52,7 @@ def test_a_small_model_s_steps_are_predicted_as_they_are_planned() -> None:
     h100 = devices.find("h100")
     setting = model.Setting(shape, shape, h100, keys.Projected(), batch_tokens=16_384)
     for method in ("slm", "slm-pn"):
-        planned = model.generic_token_cost(setting, method) * (100 * setting.batch_tokens)
+        planned = model.pretraining(setting, method, 100 * 16_384)
         entry = ledger.book(f"pretrain/{method}", planned.tokens, planned.flops, 1.0, "h100")
         found = ledger.predicted_hours(entry, {
             "stage": f"pretrain/{method}", "shape": shape.to_dict(), "settings": {
