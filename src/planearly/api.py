@@ -174,7 +174,7 @@ def specialize(bundle: PathLike, documents: PathLike | Sequence[PathLike],
     usage.supported()
     from planearly.stages import bundled, pipeline
 
-    made = bundled.from_bundle(storage.local(str(bundle)), _many(documents), [])
+    made = bundled.from_bundle(bundle, _many(documents), [])
     made = config.variant(made, changes) if changes else made
     return pipeline.run(made, usage.run_folder(out) or Path("runs") / made.name)
 
@@ -187,15 +187,15 @@ def model_folder(model: PathLike) -> Path:
 
 
 def _recipe(recipe: PathLike | Mapping[str, Any] | Recipe, changes: Mapping[str, Any]) -> Recipe:
-    recipe = storage.local(recipe) if storage.is_url(recipe) else recipe
-    if isinstance(recipe, str | Path) and Path(recipe).is_dir():
+    if isinstance(recipe, str | Path):
+        copied = storage.local(recipe) if storage.is_url(recipe) else recipe
+        if not Path(copied).is_dir():
+            return config.load(copied, changes=changes)
         from planearly.stages.bundled import from_bundle
 
         documents = _many(changes.get("domains", []))
         rest = {key: value for key, value in changes.items() if key != "domains"}
-        return config.variant(from_bundle(Path(recipe), documents, []), rest)
-    if isinstance(recipe, str | Path):
-        return config.load(recipe, changes=changes)
+        return config.variant(from_bundle(recipe, documents, []), rest)
     values = recipe if isinstance(recipe, Mapping) else recipe.to_dict()
     return config.override(values, changes=changes)
 

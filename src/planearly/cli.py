@@ -63,8 +63,7 @@ def _of_bundle(folder: str, words: list[str] | None, verb: str) -> Recipe:
         raise UserError(f"name the documents: planearly {verb} BUNDLE DOCS...")
     from planearly.stages.bundled import from_bundle
 
-    return from_bundle(storage.local(folder), documents,
-                       [word for word in words or [] if word not in documents])
+    return from_bundle(folder, documents, [word for word in words or [] if word not in documents])
 
 
 @app.command()

@@ -39,6 +39,11 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}.tmp")
 
 
+def is_utf8(path: Path | str) -> bool:
+    """Whether a name is UTF-8; safetensors writes and reads no file of another."""
+    return not re.search("[\ud800-\udfff]", str(path))
+
+
 def check_place(path: Path, what: str, ours: Callable[[Path], bool], folder: bool = False) -> None:
     """Refuse to write over something else, which would be lost.
 

@@ -11,12 +11,21 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
 
 from planearly.units import duration, short
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 _LOG_SECONDS = 15.0
 _LOOK = 1.0
+
+
+class PlainTable(Table):
+    """A table whose cells are shown as they are: a domain may be called ``[bold]``."""
+
+    def add_row(self, *cells: str, style: str = "") -> None:  # type: ignore[override]
+        super().add_row(*map(Text, cells), style=style)
 
 
 class Meter:
@@ -30,8 +39,8 @@ class Meter:
         self._progress: Progress | None = None
         if sys.stderr.isatty():
             self._progress = Progress(
-                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"),
-                console=console, transient=True,
+                TextColumn("{task.description}", markup=False), BarColumn(),
+                TextColumn("{task.fields[text]}", markup=False), console=console, transient=True,
             )
             self._task = self._progress.add_task(name, total=total, completed=int(done), text="")
             self._progress.start()

@@ -200,5 +200,6 @@ def test_a_perplexity_that_no_float_holds(capsys: pytest.CaptureFixture[str]) ->
     found = perplexity.summary(np.array([9e3, 9e3]), np.array([10, 10]), 60)
     assert found["perplexity"] == np.inf
     assert json.loads(files.line_of_json(found))["perplexity"] is None
-    show({**found, "files": {}})
-    assert "above 1e300" in " ".join(capsys.readouterr().out.split())
+    show({**found, "files": {"[bold].jsonl": found}})
+    told = " ".join(capsys.readouterr().out.split())
+    assert "above 1e300" in told and "[bold].jsonl" in told

@@ -6,16 +6,17 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from planearly import api, config, tensors
+from planearly import api, config, storage, tensors
 from planearly.cli import main
 from planearly.cluster import embed
 from planearly.errors import UserError
 from planearly.export import bundle, hub
-from planearly.files import read_array, read_json, write_json
+from planearly.files import cache_folder, read_array, read_json, write_json
 from planearly.stages import bundled, doctor, exchange, pipeline, trained
 from planearly.train import loop, state
 from small_runs import Words, corpus
 from small_runs import recipe as small
+from small_stores import fill
 
 NETWORK = {"projected": {"experts": 3, "rank": 2, "embedding": 3}, "expert": "blend"}
 
@@ -104,6 +105,25 @@ def test_the_owner_chooses_how_to_adapt_and_not_from_what(early):
                        ("cluster.k", "[3]"), ("methods", "[slm]")):
         with pytest.raises(UserError, match=f"'{key}' is .*settled in the bundle"):
             trained.check(owner_s(root, folder, "importance.k=3", f"{key}={value}"))
+
+
+def test_the_recipe_keeps_the_url_of_a_bundle(early, owners, memory, tmp_path, monkeypatch):
+    root, folder = early
+    law, url, out = str(root / "domains" / "law"), f"{memory}/bundle", tmp_path / "run"
+    fill(url, folder)
+    asked = []
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "run", lambda recipe, *words: asked.append(recipe))
+        api.specialize(url, law)
+        api.run(url, domains=[law])
+        main(["specialize", url, law])
+    assert [recipe.bundle for recipe in asked] == [url] * 3
+    main(["weigh", url, law, f"generic=[{root / 'generic.jsonl'}]", "data.generic_eval_tokens=500",
+          "--out", str(out)])
+    shutil.rmtree(cache_folder())
+    storage.local.cache_clear()
+    main(["doctor", str(out)])
+    assert url in (out / "recipe.yaml").read_text()
 
 
 def cut(file):

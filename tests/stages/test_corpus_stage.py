@@ -40,6 +40,23 @@ def test_a_name_that_no_folder_could_bear_is_told_at_once(made, tmp_path):
             corpus.domain_names(run)
 
 
+def test_a_path_that_no_model_could_be_written_in_is_told_at_once(made, tmp_path):
+    law = made / "domains" / "law"
+    odd = shutil.copyfile(next(law.iterdir()), tmp_path / "l\udce4w.jsonl")
+    run = opened(made, tmp_path / "run", domains_root=None, domains=[str(odd)])
+    with pytest.raises(UserError, match=r"'l\\udce4w' has a name that is not UTF-8, .* by a link"):
+        corpus.domain_names(run)
+    (tmp_path / "b\udce4").mkdir()
+    (tmp_path / "law.jsonl").symlink_to(odd.rename(tmp_path / "b\udce4" / odd.name))
+    named = opened(made, tmp_path / "run", domains_root=None, domains=[str(tmp_path / "law.jsonl")])
+    assert list(corpus.domain_names(named)) == ["law"]
+    out = tmp_path / "r\udce4n"
+    with pytest.raises(UserError, match=r"not UTF-8, .* choose another --out"), opened(
+            made, out).opened():
+        pass
+    assert not out.exists()
+
+
 FEW, KEY = "too few to judge a model by: give ", r"hold more of them out \(recipe key 'data.{}'\)"
 
 

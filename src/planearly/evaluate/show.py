@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+
+from planearly.progress import PlainTable
 
 
 def show(result: dict[str, Any]) -> None:
     """Print what :func:`planearly.evaluate.files.evaluate_files` returned."""
-    table = Table("file", "perplexity", "95% interval", "bits per byte", "tokens")
+    table = PlainTable("file", "perplexity", "95% interval", "bits per byte", "tokens")
     for name, one in [*result["files"].items(), ("all", result)]:
         low, high = one["ci95"]
         table.add_row(name, _perplexity(one["perplexity"]),

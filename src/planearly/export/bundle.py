@@ -442,7 +442,7 @@ def load_bundle(folder: Path, embedder: str | None = None, cache: Path | None = 
                   folder / _TOKENIZER, info["recipe"])
 
 
-def fitting_embedder(folder: Path, made_with: Mapping[str, str], name: str | None = None,
+def fitting_embedder(folder: Path | str, made_with: Mapping[str, str], name: str | None = None,
                      cache: Path | None = None) -> Embedder:
     """The embedder that the clusters of a bundle hold for.
 

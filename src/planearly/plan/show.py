@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from planearly.plan.options import Row, method_of
 from planearly.plan.recommend import Plan
+from planearly.progress import PlainTable
 from planearly.units import prefixed, short
 
 COLUMNS = ("method", "ok", "tokens before", "per domain", "FLOPs in all", "hours before",
@@ -74,7 +74,7 @@ def text(plan: Plan, console: Console) -> None:
     keep = [i for i, name in enumerate(COLUMNS)
             if (name != "money in all" or given.price is not None)
             and (name != "perplexity" or any(row.perplexity for row in plan.rows))]
-    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    table = PlainTable(box=None, pad_edge=False, padding=(0, 1))
     for i in keep:
         table.add_column(COLUMNS[i], justify="left" if i == 0 else "right", no_wrap=i == 0)
     for row in plan.rows:
@@ -105,7 +105,7 @@ def predicted(found: dict[str, Any], console: Console) -> None:
     """Print the stages of :func:`planearly.plan.predict.predict`."""
     params = ", ".join(f"{name} {short(count)}" for name, count in found["params"].items())
     console.print(f"Parameters: {params}", markup=False)
-    table = Table("stage", "tokens", "FLOPs", "device-hours", "money", box=None)
+    table = PlainTable("stage", "tokens", "FLOPs", "device-hours", "money", box=None)
     for entry in [*found["stages"], {"stage": "in all", **found["total"]}]:
         shared = entry.get("begun")  # by a plateau that is another of the stages
         table.add_row(entry["stage"] + (f" ({shared:.0%} shared)" if shared else ""),
@@ -127,7 +127,7 @@ def predicted(found: dict[str, Any], console: Console) -> None:
 
 def ledger(found: dict[str, Any], console: Console) -> None:
     """Print the sums of :func:`planearly.cost.ledger.add_up`."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    table = PlainTable(box=None, pad_edge=False, padding=(0, 1))
     for i, name in enumerate(("method", "domain", "tokens", "FLOPs", "device-hours", "predicted",
                               "money")):
         table.add_column(name, justify="left" if i < 2 else "right", no_wrap=True)

@@ -71,13 +71,16 @@ _OWN = ("projected.tune_vector", "pretrain.branch_tokens", "pretrain.microbatch_
 """Of these, what is the owner's to say: later steps, and how they are computed."""
 
 
-def from_bundle(folder: Path, documents: list[str], overrides: list[str]) -> keys.Recipe:
+def from_bundle(place: Path | str, documents: list[str], overrides: list[str]) -> keys.Recipe:
     """The recipe that specialises a bundle on documents: all of them, unless overridden.
+
+    Args:
+        place: the bundle's folder, or its URL, which the recipe keeps: a copy in the cache may go.
 
     Raises:
         UserError: not a bundle, or not whole; an override of the bundle or of the documents.
     """
-    values = {**_brought(folder).to_dict(), "domains": documents, "name": "specialize"}
+    values = {**_brought(str(place)).to_dict(), "domains": documents, "name": "specialize"}
     recipe = config.override(values, overrides)
     for key in ("bundle", "domains"):
         if getattr(recipe, key) != values[key]:
@@ -86,12 +89,14 @@ def from_bundle(folder: Path, documents: list[str], overrides: list[str]) -> key
     return recipe
 
 
-def _brought(folder: Path) -> keys.Recipe:
+def _brought(place: str) -> keys.Recipe:
     """What a bundle says of a recipe that specialises it."""
+    folder = storage.local(place)
     info = bundles.read_info(folder)
     kind = info["kind"]
     changes: dict[str, Any] = {
-        "bundle": str(folder), "methods": [] if kind == bundles.CLUSTERS else [kind],
+        "bundle": place if storage.is_url(place) else str(folder),
+        "methods": [] if kind == bundles.CLUSTERS else [kind],
         "engine": "local", "processes": None}  # not those of where it was made
     if not bundles.adapts(kind):  # without a generic corpus to read
         changes["finetune.replay_share"] = 0.0
@@ -112,7 +117,7 @@ def check(recipe: keys.Recipe) -> None:
     if not recipe.bundle:
         return
     recipe = sizes.settled(recipe)
-    brought = sizes.settled(_brought(storage.local(recipe.bundle or "")))
+    brought = sizes.settled(_brought(recipe.bundle or ""))
     kind = next(iter(brought.methods), bundles.CLUSTERS)
     for method in recipe.methods:
         if bundles.adapts(method) and method != kind:

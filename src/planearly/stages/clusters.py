@@ -43,7 +43,7 @@ def embedder(run: Run) -> embed.Embedder:
     if not recipe.bundle:
         return embed.load_embedder(recipe.cluster.embedder)
     return bundles.fitting_embedder(
-        Path(recipe.bundle), facts(corpus.bundle(run))["embedder"], recipe.cluster.embedder)
+        recipe.bundle, facts(corpus.bundle(run))["embedder"], recipe.cluster.embedder)
 
 
 @once

@@ -24,7 +24,15 @@ from planearly.data.documents import Unit, keep_from_json, keep_to_json
 from planearly.data.domains import SPLITS
 from planearly.errors import UserError
 from planearly.export import bundle as bundles
-from planearly.files import digest, expanded, read_array, read_json, write_array, write_json
+from planearly.files import (
+    digest,
+    expanded,
+    is_utf8,
+    read_array,
+    read_json,
+    write_array,
+    write_json,
+)
 from planearly.model import starts
 from planearly.progress import say
 from planearly.stages.folder import Missing, Run, once
@@ -97,7 +105,8 @@ def domain_names(run: Run) -> dict[str, str]:
     Empty where the recipe has neither ``domains`` nor ``domains_root``: its domains are to come.
 
     Raises:
-        UserError: ``domains_root`` holds no domains, two are of one name, or a name is too long.
+        UserError: ``domains_root`` holds no domains, two are of one name, or a name is too long
+            or not UTF-8.
     """
     _, root, entries = sources(run)
     if not entries and root:
@@ -107,6 +116,9 @@ def domain_names(run: Run) -> dict[str, str]:
         name = domains.name_of(entry)
         if name in names:
             raise UserError(f"two domains are called '{name}': rename one of their folders")
+        if not is_utf8(name):
+            raise UserError(f"the domain '{name}' has a name that is not UTF-8, which the files of "
+                            "its models could not bear: rename it, or name it by a link")
         if len(os.fsencode(name)) > _LONGEST_NAME:
             raise UserError(f"the domain '{name}' has a name of more than {_LONGEST_NAME} bytes, "
                             "which the folders of its stages could not bear: rename it, or name it "

@@ -11,7 +11,7 @@ import yaml
 from planearly import config
 from planearly.errors import UserError
 from planearly.export import bundle as bundles
-from planearly.files import atomic_write
+from planearly.files import atomic_write, is_utf8
 from planearly.keys import Recipe
 from planearly.progress import say
 
@@ -31,8 +31,12 @@ def check_place(out: Path) -> None:
     """Refuse a folder that holds something else, of which a run would replace files.
 
     Raises:
-        UserError: a model, a bundle, or files of the names that a run gives its own.
+        UserError: a model, a bundle, or files of the names that a run gives its own; or the path
+            is not UTF-8.
     """
+    if not is_utf8(out):
+        raise UserError(f"the path {out} is not UTF-8, and no model could be written in it: choose "
+                        "another --out")
     try:
         there = {path.name for path in out.iterdir()} if out.is_dir() else set()
     except OSError as error:

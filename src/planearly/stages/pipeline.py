@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from planearly import methods, parallel, storage
 from planearly.engine.work import Advance, shard_function
 from planearly.errors import UserError
 from planearly.keys import Recipe
 from planearly.plan import sizes
-from planearly.progress import say
+from planearly.progress import PlainTable, say
 from planearly.report import sentences
 from planearly.stages import adapt, bundled, checkpoint, clusters, corpus, exchange, trained
 from planearly.stages.evaluate import evaluations, write_results
@@ -231,8 +230,8 @@ def finish(this: Run, until: str, results: dict[str, Any] | None = None,
 
 def show(results: dict[str, Any]) -> None:
     """The table of results on standard output."""
-    table = Table("domain", "method", "before", "after fine-tuning", "95% interval", "bits/byte",
-                  "parameters", "tokens", "FLOPs", "device time")
+    table = PlainTable("domain", "method", "before", "after fine-tuning", "95% interval",
+                       "bits/byte", "parameters", "tokens", "FLOPs", "device time")
     for row in results["rows"]:
         low, high = row["ppl_after_ci"]
         cost = row["cost"]

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from planearly import config
 from planearly.cost import devices
 from planearly.errors import UserError
 from planearly.keys import Recipe
 from planearly.plan import predict
-from planearly.progress import progress, say
+from planearly.progress import PlainTable, progress, say
 from planearly.stages import corpus, trained
 from planearly.stages.folder import Run
 from planearly.study import grid, sharing
@@ -122,8 +122,8 @@ def _new(stages: Iterable[dict[str, Any]], cell: Cell, seen: set[str]) -> list[d
 
 def show(found: dict[str, Any]) -> None:
     """The forecast on standard output."""
-    table = Table("method", "cells", "tokens", "FLOPs", "device time", "money",
-                  title=f"{found['name']} on {found['device']}")
+    table = PlainTable("method", "cells", "tokens", "FLOPs", "device time", "money",
+                       title=escape(f"{found['name']} on {found['device']}"))
     for name, sums in [*found["methods"].items(), ("all", found["total"])]:
         table.add_row(
             name, str(sums.get("cells", found["cells"])), short(sums["tokens"]),
