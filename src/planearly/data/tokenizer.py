@@ -25,7 +25,7 @@ from planearly import files, keys, storage
 from planearly.data import excerpts
 from planearly.data.documents import Problems, Unit
 from planearly.engine.work import Executor
-from planearly.errors import UserError, brief
+from planearly.errors import UserError, refused
 from planearly.progress import say
 
 EOT = "<|endoftext|>"
@@ -307,11 +307,10 @@ def take(name: str) -> Taken:
         end, begin = _stated_ends(tokenizer, path.parent)
     else:
         import transformers
-        try:
-            loaded = transformers.AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"no tokenizer could be taken from '{name}' ({brief(error)}); give a "
-                            "tokenizer.json, a model folder or a hub name") from error
+        with refused(f"no tokenizer could be taken from '{name}'",
+                     "; give a tokenizer.json, a model folder or a hub name"):
+            loaded = transformers.AutoTokenizer.from_pretrained(
+                path if path.is_dir() else name, trust_remote_code=False)
         if not isinstance(getattr(loaded, "backend_tokenizer", None), tokenizers.Tokenizer):
             raise UserError(f"the tokenizer of '{name}' has no tokenizer.json form: take a model "
                             "that has a fast tokenizer")
