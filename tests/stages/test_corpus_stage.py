@@ -9,7 +9,7 @@ import pytest
 
 from planearly import config, parallel
 from planearly.cluster.embed import open_embeddings
-from planearly.data import domains
+from planearly.data import domains, tokenizer
 from planearly.data.dataset import TokenDataset
 from planearly.data.pack import Rows
 from planearly.data.sample import Sampler
@@ -20,6 +20,7 @@ from planearly.stages.folder import Run
 from planearly.stages.manifest import facts
 from planearly.train.steps import planned_rows
 from small_documents import domain_splits
+from small_models import tokenizer_folder
 from small_runs import recipe
 from small_stores import fill, put
 
@@ -69,6 +70,30 @@ def test_of_a_small_test_split_that_was_given_no_key_makes_more(made, tmp_path, 
         corpus.domain(run, "law")
     assert (f"the test split of law has 2 documents, {FEW}it more documents"
             in capsys.readouterr().err.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", ["", "tokenizer.json"])
+def test_another_tokenizer_at_a_place_is_noticed(made, tmp_path, name):
+    """One that was noted by its place alone is taken while what is there is the same."""
+    asked = {"tokenizer": {"path": str(tokenizer_folder(tmp_path / "own", entries=300) / name)}}
+
+    def taken():
+        run = opened(made, tmp_path / "run", **asked)
+        with run.opened():
+            return corpus.tokenizer_folder(run)
+
+    run = opened(made, tmp_path / "run", **asked)
+    with run.opened():
+        old = run.stage("tokenizer", dataclasses.asdict(run.recipe.tokenizer), {},
+                        lambda folder: tokenizer.build(run.recipe.tokenizer, run.recipe.data, [],
+                                                       folder))
+    assert taken() == old
+    tokenizer_folder(tmp_path / "own", entries=280)
+    new = taken()
+    assert new != old and facts(new)["vocab_size"] == 280
+    assert taken() == new
+    tokenizer_folder(tmp_path / "own", entries=300)
+    assert taken() == old
 
 
 def test_held_out_text_in_the_generic_corpus_is_told_and_not_trained_on(

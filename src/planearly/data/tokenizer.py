@@ -274,6 +274,10 @@ def check_unknown(unknown: int, n_bytes: int, what: str) -> None:
         say(told)
 
 
+_BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""Files beside a tokenizer.json that :func:`take` reads."""
+
+
 class Taken(NamedTuple):
     """A tokenizer from outside, and the tokens that end and begin documents."""
 
@@ -289,6 +293,15 @@ def located(name: str) -> Path:
     folder, _, file = name.rpartition("/") if name.endswith(".json") else (name, "", "")
     return storage.local(folder, ("tokenizer*.json", "special_tokens_map.json",
                                   "added_tokens.json")) / file
+
+
+def files_of(name: str) -> list[Path]:
+    """What :func:`take` reads of a tokenizer on this machine; empty: it is none of this machine."""
+    path = files.expanded(name)
+    if path.is_dir() and not (path / "tokenizer.json").is_file():  # transformers looks for others
+        return sorted(file for kind in ("*.json", "*.txt", "*.model") for file in path.glob(kind))
+    own = path / "tokenizer.json" if path.is_dir() else path
+    return [file for file in (own, *map(own.with_name, _BESIDE)) if file.is_file()]
 
 
 def take(name: str) -> Taken:

@@ -193,22 +193,32 @@ def tokenizer_folder(run: Run) -> Path:
     with pinned(run) as known:
         units = inputs.resolve(sources(run)[0], known)
     settings: dict[str, Any] = asdict(recipe.tokenizer)
+    by_place: list[dict[str, Any]] = []
     if recipe.tokenizer.path is None:
         settings |= {"generic": run.unit_digests(units), **_reading(run)}
     elif storage.is_url(recipe.tokenizer.path):
         copied = tokenizer.located(recipe.tokenizer.path)
         settings["files"] = run.file_digests(sorted(
             (copied if copied.is_dir() else copied.parent).glob("[a-z]*.json")))
+    elif files := tokenizer.files_of(recipe.tokenizer.path):
+        by_place.append(dict(settings))  # as it once was
+        settings["files"] = run.file_digests(files)
 
     def build(folder: Path) -> dict[str, Any]:
         return tokenizer.build(recipe.tokenizer, recipe.data, units, folder, run.executor)
+
+    def unchanged(folder: Path) -> bool:
+        """Whether a tokenizer noted by its place alone is the one that is there now."""
+        with tempfile.TemporaryDirectory() as now, contextlib.suppress(UserError):
+            return bool(build(Path(now))["digest"] == facts(folder)["digest"])
+        return False
 
     here = sum(unit.text_bytes for unit in units if unit.kind != "hub")
     sampled = recipe.tokenizer.sample_bytes
     other = here > excerpts.READ_AHEAD * sampled  # version 1 read heads of files, and all shards
     other = other or any(subset.head(unit, excerpts.read_share(units, sampled)) is None
                          for unit in units)
-    return run.stage("tokenizer", settings, {}, build,
+    return run.stage("tokenizer", settings, {}, build, same=by_place, fits=unchanged,
                      version=2 if other and recipe.tokenizer.path is None else 1)
 
 
