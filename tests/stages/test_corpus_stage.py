@@ -1,6 +1,7 @@
 """Stages in one process: held-out text stays out of training, weights fit what is drawn."""
 
 import dataclasses
+import json
 import re
 import shutil
 
@@ -94,6 +95,24 @@ def test_another_tokenizer_at_a_place_is_noticed(made, tmp_path, name):
     assert taken() == new
     tokenizer_folder(tmp_path / "own", entries=300)
     assert taken() == old
+
+
+def test_a_corpus_of_one_document_is_told_and_usable_without_a_test(made, tmp_path):
+    texts = [line["text"] for line in map(json.loads, open(made / "generic.jsonl"))]
+    (made / "one.txt").write_text("\n\n".join(texts))
+    (made / "two.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts[:2]))
+    for name, told in (("one.txt", "is 1 document, and all"), ("two.jsonl", "is 2 documents, and")):
+        run = opened(made, tmp_path / name, generic=[str(made / name)])
+        with run.opened(), pytest.raises(UserError, match=f"{told}.* 'data.generic_eval_tokens'"):
+            corpus.kept(run)
+    asked = recipe(made, methods=["slm", "slm-color"], generic=[str(made / "one.txt")],
+                   data={"generic_eval_tokens": 0})
+    results = pipeline.run(asked, tmp_path / "run")
+    assert len(results["rows"]) == 2
+    for row in results["rows"]:
+        assert row["generic_ppl"] is row["generic_ppl_after"] is row["generic_ppl_ci"] is None
+        assert row["ppl_after"] > 1 and not row["generic_ppl_routed"]
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
 def test_held_out_text_in_the_generic_corpus_is_told_and_not_trained_on(

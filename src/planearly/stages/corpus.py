@@ -33,7 +33,7 @@ from planearly.stages.manifest import facts
 _LONGEST_NAME = 160
 """Bytes of a domain's name: with a method's and a fingerprint a folder's name may have 255."""
 _FEW = 5
-"""Test documents under which it is said that they are few."""
+"""Documents under which it is said that they are few."""
 
 
 @once
@@ -390,9 +390,16 @@ def kept(run: Run) -> Path:
                 "domain is the corpus itself, or holds all of it; give 'generic' other text, or "
                 "'domains' documents of your domain alone"
             )
+        left = int((~mask).sum())
         test = limit.documents_up_to(dataset, ~mask, settings["held_out_tokens"],
                                      run.recipe.seed + 1)
         mask[np.unique(dataset.windows["document"][test])] = True
+        if mask.all() and left < _FEW:
+            raise UserError(
+                f"the generic corpus is {left} document{'s' * (left > 1)}"
+                f"{' besides what the domains hold' * (left < len(mask))}, and all were held out "
+                "to report on: give it as several documents, or set 'data.generic_eval_tokens' to 0"
+            )
         if mask.all():
             raise UserError(
                 "nothing of the generic corpus is left to train on after holding out "
@@ -405,7 +412,9 @@ def kept(run: Run) -> Path:
         return {"overlap": report, "also_in_train": duplicates,
                 "excluded": digest(np.flatnonzero(mask)), "generic_test_windows": len(test)}
 
-    return run.stage("kept", settings, {"generic": everything, **folders}, build, version=2)
+    # version 2 held out a window where none is asked for
+    return run.stage("kept", settings, {"generic": everything, **folders}, build,
+                     version=2 if settings["held_out_tokens"] else 3)
 
 
 def tell_overlap(where: str, report: dict[str, Any]) -> None:
@@ -446,6 +455,11 @@ def held_out(run: Run, name: str, split: str) -> tuple[TokenDataset, np.ndarray]
     return dataset, limit.documents_up_to(dataset, allowed, most, run.recipe.seed)
 
 
+def has_generic_test(run: Run) -> bool:
+    """Whether the run holds generic text out to report on."""
+    return run.recipe.reads_generic and run.recipe.data.generic_eval_tokens > 0
+
+
 def generic_test(run: Run) -> tuple[TokenDataset, np.ndarray]:
-    """Held-out windows of the generic corpus."""
+    """Held-out windows of the generic corpus (:func:`has_generic_test`)."""
     return TokenDataset(generic(run)), read_array(kept(run) / "generic-test.npy")
