@@ -98,7 +98,8 @@ def test_another_tokenizer_at_a_place_is_noticed(made, tmp_path, name):
 
 
 def test_a_corpus_of_one_document_is_told_and_usable_without_a_test(made, tmp_path):
-    texts = [line["text"] for line in map(json.loads, open(made / "generic.jsonl"))]
+    texts = [line["text"] for line in map(
+        json.loads, (made / "generic.jsonl").read_text().splitlines())]
     (made / "one.txt").write_text("\n\n".join(texts))
     (made / "two.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts[:2]))
     for name, told in (("one.txt", "is 1 document, and all"), ("two.jsonl", "is 2 documents, and")):
