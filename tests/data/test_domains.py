@@ -245,7 +245,7 @@ def test_documents_that_are_there_twice_are_told_so(tmp_path):
     one, other = ("\n".join(f"{word} line {i}" for i in range(4)) for word in ("a", "b"))
     place = tmp_path / "law.jsonl"
     place.write_bytes(lines({"text": one}, {"text": other}, {"text": one}))
-    with pytest.raises(UserError, match="2 distinct documents: .*, or each of them once, which"):
+    with pytest.raises(UserError, match=r"2 distinct documents: .*, or each of them once, which"):
         domain_splits(None, str(place), DATA, 0)
     place.write_bytes(lines({"text": one}, {"text": other}))
     assert all(split_texts(None, place).values())
