@@ -151,7 +151,8 @@ def test_too_many_bad_records_stop_the_work(tmp_path):
     path.write_bytes(lines(*[{"text": "good"}] * 297, *[b"{"] * 3))
     assert read(path)[1].bad == 3  # exactly 1%
     path.write_bytes(lines(*[{"text": "good"}] * 296, *[b"{"] * 3))
-    with pytest.raises(UserError, match=r"3 of 299 records.*more than 1\.00% \(of a recipe: data\.max_bad_share\).*line 297"):
+    with pytest.raises(UserError, match=(
+            r"3 of 299 records.*more than 1\.00% \(of a recipe: data\.max_bad_share\).*line 297")):
         read(path)
     path.write_bytes(lines({"text": "good"}, b"{", b"["))
     assert read(path)[1].bad == 2  # two slips are always forgiven
