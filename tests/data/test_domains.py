@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from examples import examples
 from planearly import keys, progress
-from planearly.data import documents, domains
+from planearly.data import documents, domains, inputs
 from planearly.data.documents import Problems, Section, split_hash
 from planearly.data.domains import domain_names
 from planearly.data.inputs import resolve
@@ -221,6 +221,34 @@ def test_unknown_domain_and_root(tmp_path):
         domain_names(str(tmp_path / "absent"))
     with pytest.raises(UserError, match="no subfolders"):
         domain_names(str(tmp_path))
+
+
+def test_a_domain_that_matches_something_is_told_what_is_wrong_with_it(tmp_path, monkeypatch):
+    (tmp_path / "page.html").write_text("x")
+    (tmp_path / "lost.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no file there is"):
+        domain_splits(None, f"{tmp_path}/*.html", DATA, 0)
+    with pytest.raises(UserError, match="is a link that leads nowhere"):
+        domain_splits(None, str(tmp_path / "lost.txt"), DATA, 0)
+    with pytest.raises(UserError, match="does not exist as a path"):
+        domain_splits(None, f"{tmp_path}/*.jsonl", DATA, 0)
+
+    def unreachable(entry, pinned):
+        raise UserError("the hub cannot be reached")
+
+    monkeypatch.setattr(inputs.hub, "resolve", unreachable)
+    with pytest.raises(UserError, match="the hub cannot be reached"):
+        domain_splits(None, "c4", DATA, 0)
+
+
+def test_documents_that_are_there_twice_are_told_so(tmp_path):
+    one, other = ("\n".join(f"{word} line {i}" for i in range(4)) for word in ("a", "b"))
+    place = tmp_path / "law.jsonl"
+    place.write_bytes(lines({"text": one}, {"text": other}, {"text": one}))
+    with pytest.raises(UserError, match=r"2 distinct documents: .*, or each of them once, which"):
+        domain_splits(None, str(place), DATA, 0)
+    place.write_bytes(lines({"text": one}, {"text": other}))
+    assert all(split_texts(None, place).values())
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not on this machine")

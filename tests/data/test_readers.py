@@ -102,8 +102,10 @@ def test_nothing_there(tmp_path):
 BAD = [
     (b'{"text": "cut off', "broken JSON at column 10: unterminated string starting"),
     (b'{"text": "caf\xe9"}', "not valid UTF-8"),
-    ({"body": "x", "id": 2}, "no field 'text' (it has body, id); data.text_field names another"),
-    ({}, "no field 'text' (it has no fields); data.text_field names another"),
+    ({"body": "x", "id": 2}, "no field 'text' (it has body, id); "
+     "data.text_field (of evaluate: --text-field) names another"),
+    ({}, "no field 'text' (it has no fields); "
+     "data.text_field (of evaluate: --text-field) names another"),
     ({"planearly": "histogram"}, "a domain's histogram, not documents: a recipe takes the file "
                                  "itself, unpacked and ending in .json"),
     ({"text": 3}, "field 'text' holds a number, not text"),
@@ -149,7 +151,8 @@ def test_too_many_bad_records_stop_the_work(tmp_path):
     path.write_bytes(lines(*[{"text": "good"}] * 297, *[b"{"] * 3))
     assert read(path)[1].bad == 3  # exactly 1%
     path.write_bytes(lines(*[{"text": "good"}] * 296, *[b"{"] * 3))
-    with pytest.raises(UserError, match=r"3 of 299 records.*max_bad_share \(1\.00%\).*line 297"):
+    with pytest.raises(UserError, match=(
+            r"3 of 299 records.*more than 1\.00% \(of a recipe: data\.max_bad_share\).*line 297")):
         read(path)
     path.write_bytes(lines({"text": "good"}, b"{", b"["))
     assert read(path)[1].bad == 2  # two slips are always forgiven
@@ -232,7 +235,8 @@ def test_half_a_utf16_file_is_damaged(tmp_path):
 @pytest.mark.parametrize("record, why", [
     (b'{"text": "a", "text": "b"}', "field 'text' stands in it twice"),
     (b'{"text": NaN}', "field 'text' holds a number, not text"),
-    (b'{"te\\ud83dxt": 1}', "no field 'text' (it has te\\ud83dxt); data.text_field names another"),
+    (b'{"te\\ud83dxt": 1}', "no field 'text' (it has te\\ud83dxt); "
+     "data.text_field (of evaluate: --text-field) names another"),
 ])
 def test_odd_records_are_set_aside(tmp_path, record, why):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "good", "n": Infinity}\n' + record + b"\n")

@@ -217,6 +217,33 @@ def test_not_a_tokenizer(tmp_path):
         tk.load(tmp_path / "absent")
 
 
+@pytest.mark.parametrize(("config", "others"), [
+    ("[]", {}), ('{"tokenizer_class": "GPT2Tokenizer"}', {"vocab.json": "[]", "merges.txt": "x"}),
+    ('{"tokenizer_class": "LlamaTokenizer"}', {"tokenizer.model": "x"}),
+    ('{"auto_map": {"AutoTokenizer": ["x.Y", null]}, "tokenizer_class": "Y"}', {})])
+def test_a_folder_without_tokenizer_json_that_is_damaged_is_one_sentence(tmp_path, config, others):
+    for name, text in {"tokenizer_config.json": config, "config.json": '{"model_type": "gpt2"}',
+                       **others}.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=r"no tokenizer could be taken from '.*give a tokenizer"):
+        tk.take(str(tmp_path))
+
+
+def test_a_tokenizer_s_own_code_is_neither_run_nor_asked_about(tmp_path, monkeypatch):
+    import transformers
+
+    asked = []
+
+    def loaded(place, **how):
+        asked.append(how)
+        raise ValueError("has code of its own")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", loaded)
+    with pytest.raises(UserError, match="has code of its own"):
+        tk.take(str(tmp_path))
+    assert asked == [{"trust_remote_code": False}]
+
+
 def test_long_runs_cost_no_time(monkeypatch):
     texts = [*corpus(), *(f"total{sign * (30_000 + i)}{i}" for i in range(4)
                           for sign in (" ", "=", "x", "\t", "_", "-_"))]

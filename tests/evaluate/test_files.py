@@ -221,12 +221,11 @@ def test_an_end_token_that_the_model_has_no_row_for(tmp_path: Path) -> None:
         evaluate_files(folder, [lines(tmp_path / "a.jsonl", TEXT)])
 
 
-def test_a_result_on_text_that_the_tokenizer_does_not_know_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def word_model(path: Path) -> Path:
+    """A model whose tokenizer knows the words of TEXT alone."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    folder = model_folder(tmp_path)
+    folder = model_folder(path)
     words = sorted({word for text in TEXT for word in text.replace(".", " .").split()})
     tokenizer = Tokenizer(models.WordLevel(
         {word: i for i, word in enumerate(["</s>", "<unk>", *words])}, unk_token="<unk>"))
@@ -235,11 +234,29 @@ def test_a_result_on_text_that_the_tokenizer_does_not_know_is_refused(
     (folder / "special_tokens_map.json").unlink(missing_ok=True)
     (folder / "tokenizer_config.json").write_text(json.dumps({
         "tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "eos_token": "</s>"}))
+    return folder
+
+
+def test_a_result_on_text_that_the_tokenizer_does_not_know_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = word_model(tmp_path)
     with pytest.raises(UserError, match="bytes of the text are unknown to the tokenizer"):
         evaluate_files(folder, [lines(tmp_path / "a.jsonl", ["лодка волна канат гавань"])])
     known = "the quick brown fox jumps over the lazy dog " * 80
     evaluate_files(folder, [lines(tmp_path / "b.jsonl", [known + "лодка"])])
     assert "bytes of the text are unknown to the tokenizer" in capsys.readouterr().err
+
+
+def test_a_text_with_unknown_words_counts_whatever_its_place(tmp_path: Path) -> None:
+    folder = word_model(tmp_path)
+    known = "the quick brown fox jumps over the lazy dog " * 20
+    files = [lines(tmp_path / "a.jsonl", [known + "лодка волна"]),
+             lines(tmp_path / "b.jsonl", [known * 20])]
+    one, other = evaluate_files(folder, files), evaluate_files(folder, files[::-1])
+    assert one["files"].keys() == set(files)
+    assert one["tokens"] == other["tokens"] == 9 * 20 * 21 + 2 + 2
+    assert one["bits_per_byte"] == pytest.approx(other["bits_per_byte"])
 
 
 def test_likelihoods_that_are_no_numbers_name_what_may_be_damaged(folder: Path,

@@ -187,6 +187,12 @@ def test_other_kinds_point_to_llama_quantize(kind: str, tmp_path: Path) -> None:
         gguf.write(tmp_path, tmp_path / "m.gguf", kind)
 
 
+def test_a_kind_may_be_spelt_as_llama_cpp_does(tmp_path: Path) -> None:
+    folder = folder_of(small_model(), tmp_path)
+    one, other = (gguf.write(folder, tmp_path / name / "m.gguf", name) for name in ("Q8_0", "q8_0"))
+    assert one.read_bytes() == other.read_bytes()
+
+
 def test_models_of_others_point_to_llama_cpps_converter(tmp_path: Path) -> None:
     folder = outside_folder(tmp_path / "my m", "qwen3")
     with pytest.raises(UserError,

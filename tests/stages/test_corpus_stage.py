@@ -1,6 +1,7 @@
 """Stages in one process: held-out text stays out of training, weights fit what is drawn."""
 
 import dataclasses
+import json
 import re
 import shutil
 
@@ -9,7 +10,7 @@ import pytest
 
 from planearly import config, parallel
 from planearly.cluster.embed import open_embeddings
-from planearly.data import domains
+from planearly.data import domains, tokenizer
 from planearly.data.dataset import TokenDataset
 from planearly.data.pack import Rows
 from planearly.data.sample import Sampler
@@ -20,6 +21,7 @@ from planearly.stages.folder import Run
 from planearly.stages.manifest import facts
 from planearly.train.steps import planned_rows
 from small_documents import domain_splits
+from small_models import tokenizer_folder
 from small_runs import recipe
 from small_stores import fill, put
 
@@ -86,6 +88,49 @@ def test_of_a_small_test_split_that_was_given_no_key_makes_more(made, tmp_path, 
         corpus.domain(run, "law")
     assert (f"the test split of law has 2 documents, {FEW}it more documents"
             in capsys.readouterr().err.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", ["", "tokenizer.json"])
+def test_another_tokenizer_at_a_place_is_noticed(made, tmp_path, name):
+    """One that was noted by its place alone is taken while what is there is the same."""
+    asked = {"tokenizer": {"path": str(tokenizer_folder(tmp_path / "own", entries=300) / name)}}
+
+    def taken():
+        run = opened(made, tmp_path / "run", **asked)
+        with run.opened():
+            return corpus.tokenizer_folder(run)
+
+    run = opened(made, tmp_path / "run", **asked)
+    with run.opened():
+        old = run.stage("tokenizer", dataclasses.asdict(run.recipe.tokenizer), {},
+                        lambda folder: tokenizer.build(run.recipe.tokenizer, run.recipe.data, [],
+                                                       folder))
+    assert taken() == old
+    tokenizer_folder(tmp_path / "own", entries=280)
+    new = taken()
+    assert new != old and facts(new)["vocab_size"] == 280
+    assert taken() == new
+    tokenizer_folder(tmp_path / "own", entries=300)
+    assert taken() == old
+
+
+def test_a_corpus_of_one_document_is_told_and_usable_without_a_test(made, tmp_path):
+    texts = [line["text"] for line in map(
+        json.loads, (made / "generic.jsonl").read_text().splitlines())]
+    (made / "one.txt").write_text("\n\n".join(texts))
+    (made / "two.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts[:2]))
+    for name, told in (("one.txt", "is 1 document, and all"), ("two.jsonl", "is 2 documents, and")):
+        run = opened(made, tmp_path / name, generic=[str(made / name)])
+        with run.opened(), pytest.raises(UserError, match=f"{told}.* 'data.generic_eval_tokens'"):
+            corpus.kept(run)
+    asked = recipe(made, methods=["slm", "slm-color"], generic=[str(made / "one.txt")],
+                   data={"generic_eval_tokens": 0})
+    results = pipeline.run(asked, tmp_path / "run")
+    assert len(results["rows"]) == 2
+    for row in results["rows"]:
+        assert row["generic_ppl"] is row["generic_ppl_after"] is row["generic_ppl_ci"] is None
+        assert row["ppl_after"] > 1 and not row["generic_ppl_routed"]
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
 def test_held_out_text_in_the_generic_corpus_is_told_and_not_trained_on(

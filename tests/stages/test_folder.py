@@ -248,15 +248,15 @@ RECORDS = '{"text": "a"}\n{"text": "b"}\n'
 
 
 @pytest.mark.parametrize("text", [RECORDS, f"[{RECORDS}]", "\ufeff" + RECORDS])
-@pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_a_text_that_is_renamed_to_records_is_another_input(run, tmp_path, text, pack):
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_a_text_that_is_renamed_to_records_is_another_input(run, tmp_path, text, end):
     run.out.mkdir()
-    end = ".gz" if pack is gzip.compress else ""
+    data = gzip.compress(text.encode(), mtime=0) if end else text.encode()
     found = []
     for name in ("law.txt", "law.jsonl", "law.txt", "law.json"):
         for old in tmp_path.glob("law.*"):
             old.unlink()
-        (tmp_path / f"{name}{end}").write_bytes(pack(text.encode()))
+        (tmp_path / f"{name}{end}").write_bytes(data)
         found.append(run.unit_digests([file_unit(tmp_path / f"{name}{end}")])[0])
     assert found[0] == found[2] != found[1] == found[3]
 

@@ -14,6 +14,8 @@ from planearly.storage import is_url
 
 Kind = Literal["lines", "parquet", "text", "hub"]
 
+ANOTHER_FIELD = "data.text_field (of evaluate: --text-field) names another"
+
 _TOLERATED = 2  # this many bad records never stop the work: one slip in a set of twenty is 5%
 _EXAMPLES = 100
 _PACKED = 3.5  # bytes of text in a byte of .gz, .zst or .parquet, about
@@ -220,8 +222,8 @@ class Problems:
         total = self.good + self.bad
         if self.bad > max(_TOLERATED, self.max_share * total):
             raise UserError(
-                f"{self.bad} of {total} records could not be read, more than data.max_bad_share "
-                f"({self.max_share:.2%}); the first: {self.first()}"
+                f"{self.bad} of {total} records could not be read, more than {self.max_share:.2%} "
+                f"(of a recipe: data.max_bad_share); the first: {self.first()}"
             )
 
     def first(self) -> str:

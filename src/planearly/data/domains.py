@@ -32,7 +32,7 @@ from planearly.data.documents import (
     split_hash,
 )
 from planearly.data.formats import bare_name
-from planearly.data.inputs import children, resolve
+from planearly.data.inputs import children, is_there, resolve
 from planearly.data.readers import read_documents
 from planearly.data.text import sections
 from planearly.engine.local import Local
@@ -88,14 +88,10 @@ def given_splits(root: str | None, entry: str,
         UserError: nothing there, or no train split.
     """
     where, is_folder = _place(root, entry)
-    if where == entry and "://" not in entry and not files.expanded(entry).exists():
-        try:
-            units = resolve([entry], pinned)
-        except UserError as error:
-            place = f"under domains_root ({root}) nor as a path" if root else "as a path"
-            told = f"exists neither {place}" if root else f"does not exist {place}"
-            raise UserError(f"the domain '{entry}' {told}: check its name") from error
-        return {"train": units}
+    if where == entry and not is_there(entry):
+        place = f"under domains_root ({root}) nor as a path" if root else "as a path"
+        told = f"exists neither {place}" if root else f"does not exist {place}"
+        raise UserError(f"the domain '{entry}' {told}: check its name")
     return (is_folder and _as_split(where)) or {"train": resolve([where], pinned)}
 
 
@@ -219,10 +215,12 @@ def hold_out(units: list[Unit], missing: list[str], entry: str, settings: keys.D
     if n <= len(missing):
         if not cuttable or len(hashes) > 2:
             least = len(missing) + 1
+            other = ("or each of them once, which is then cut inside" if cuttable else
+                     f"or {least} paragraphs or lines in one of them")
             raise UserError(
                 f"the domain '{entry}' holds {n} distinct document{'s' * (n > 1)}: to hold out "
-                f"text for {' and '.join(missing)} it needs at least {least} documents, or "
-                f"{least} paragraphs or lines in one of them"
+                f"text for {' and '.join(missing)} it needs at least {least} "
+                f"{'distinct ' * cuttable}documents, {other}"
             )
         parts = ("train", *missing)
         return {split: [dataclasses.replace(unit, keep=Section(split, parts, settings.held_out))

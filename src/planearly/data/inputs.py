@@ -63,6 +63,13 @@ def resolve(paths: list[str], pinned: dict[str, Any] | None = None) -> list[Unit
     return list(units.values())
 
 
+def is_there(entry: str) -> bool:
+    """Whether an entry of :func:`resolve` names or matches anything, of whatever kind."""
+    path = str(expanded(entry))
+    return entry in corpora.TABLE or "://" in entry or os.path.lexists(path) or (
+        glob.has_magic(path) and any(glob.iglob(path, recursive=True)))
+
+
 def file_unit(path: Path) -> Unit:
     kind = kind_of(path)
     assert kind is not None

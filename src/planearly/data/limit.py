@@ -25,14 +25,16 @@ def documents_up_to(
 
     Args:
         allowed: bool [n_documents].
-        limit: tokens; None takes all.
+        limit: tokens; None takes all, 0 nothing.
 
     Returns:
         int64 [n], sorted window numbers.
     """
     if limit is None:
         return dataset.windows_without(~allowed)
-    share = _AHEAD * max(limit, 1) / max(dataset.meta["n_tokens"], 1)
+    if limit == 0:
+        return np.empty(0, np.int64)
+    share = _AHEAD * limit / max(dataset.meta["n_tokens"], 1)
     while True:
         documents, ranks = _of_low_rank(dataset, allowed, seed, share)
         windows = dataset.windows_of(documents[np.argsort(ranks)])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from planearly import keys
-from planearly.data.documents import Problems, Unit
+from planearly.data.documents import ANOTHER_FIELD, Problems, Unit
 from planearly.data.formats import DAMAGE, damaged, open_unit
 from planearly.errors import UserError, brief
 
@@ -54,12 +54,12 @@ def _columns(unit: Unit, schema: Any, settings: keys.Data) -> list[str]:
     text, source = settings.text_field, unit.source_field or settings.source_field
     if text not in names:
         raise UserError(f"{unit.path} has no column '{text}' (it has {', '.join(names[:8])}); "
-                        "data.text_field names another")
+                        f"{ANOTHER_FIELD}")
     if names.count(text) > 1:
         raise UserError(f"{unit.path} has {names.count(text)} columns '{text}': rename all but one")
     if not readable(text):
         raise UserError(f"{unit.path}: column '{text}' holds {schema.field(text).type}, not text; "
-                        "data.text_field names another")
+                        f"{ANOTHER_FIELD}")
     if source not in names:
         source = source.partition(".")[0]
         also = names.count(source) == 1 and pa.types.is_struct(schema.field(source).type)

@@ -16,7 +16,7 @@ from typing import Any
 
 from planearly import keys
 from planearly.data import hub, jsonlines, parquet
-from planearly.data.documents import Document, Problems, Unit
+from planearly.data.documents import ANOTHER_FIELD, Document, Problems, Unit
 from planearly.data.formats import DAMAGE, damaged, open_unit
 from planearly.errors import printable
 
@@ -83,7 +83,7 @@ def _objection(record: Any, text_field: str) -> str:
             return ("a domain's histogram, not documents: a recipe takes the file itself, unpacked "
                     "and ending in .json, as a domain")
         has = ", ".join(itertools.islice(record, 8)) or "no fields"
-        return f"no field '{text_field}' (it has {has}); data.text_field names another"
+        return f"no field '{text_field}' (it has {has}); {ANOTHER_FIELD}"
     if not isinstance(record[text_field], str | bytes):
         return f"field '{text_field}' holds a {_type_name(record[text_field])}, not text"
     return ""

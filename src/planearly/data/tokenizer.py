@@ -25,7 +25,7 @@ from planearly import files, keys, storage
 from planearly.data import excerpts
 from planearly.data.documents import Problems, Unit
 from planearly.engine.work import Executor
-from planearly.errors import UserError, brief
+from planearly.errors import UserError, refused
 from planearly.progress import say
 
 EOT = "<|endoftext|>"
@@ -274,6 +274,10 @@ def check_unknown(unknown: int, n_bytes: int, what: str) -> None:
         say(told)
 
 
+_BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""Files beside a tokenizer.json that :func:`take` reads."""
+
+
 class Taken(NamedTuple):
     """A tokenizer from outside, and the tokens that end and begin documents."""
 
@@ -289,6 +293,15 @@ def located(name: str) -> Path:
     folder, _, file = name.rpartition("/") if name.endswith(".json") else (name, "", "")
     return storage.local(folder, ("tokenizer*.json", "special_tokens_map.json",
                                   "added_tokens.json")) / file
+
+
+def files_of(name: str) -> list[Path]:
+    """What :func:`take` reads of a tokenizer on this machine; empty: it is none of this machine."""
+    path = files.expanded(name)
+    if path.is_dir() and not (path / "tokenizer.json").is_file():  # transformers looks for others
+        return sorted(file for kind in ("*.json", "*.txt", "*.model") for file in path.glob(kind))
+    own = path / "tokenizer.json" if path.is_dir() else path
+    return [file for file in (own, *map(own.with_name, _BESIDE)) if file.is_file()]
 
 
 def take(name: str) -> Taken:
@@ -307,11 +320,10 @@ def take(name: str) -> Taken:
         end, begin = _stated_ends(tokenizer, path.parent)
     else:
         import transformers
-        try:
-            loaded = transformers.AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"no tokenizer could be taken from '{name}' ({brief(error)}); give a "
-                            "tokenizer.json, a model folder or a hub name") from error
+        with refused(f"no tokenizer could be taken from '{name}'",
+                     "; give a tokenizer.json, a model folder or a hub name"):
+            loaded = transformers.AutoTokenizer.from_pretrained(
+                path if path.is_dir() else name, trust_remote_code=False)
         if not isinstance(getattr(loaded, "backend_tokenizer", None), tokenizers.Tokenizer):
             raise UserError(f"the tokenizer of '{name}' has no tokenizer.json form: take a model "
                             "that has a fast tokenizer")

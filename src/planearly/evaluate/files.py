@@ -86,8 +86,6 @@ def evaluate_files(model_folder: Path, files: list[str], context: int | None = N
                 n_bytes[unit.path] = n_bytes.get(unit.path, 0) + size
                 for stream in streams:
                     check_ids(stream, len(embedding), model_folder)
-                if unknown() > tk.MOST_UNKNOWN * sum(n_bytes.values()):  # refused unscored
-                    break
                 scores.setdefault(unit.path, []).append(
                     _score(forward, streams, context, len(embedding), meter,
                            start if start != end else None))

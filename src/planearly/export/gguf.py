@@ -65,7 +65,7 @@ def write(folder: Path, out: Path, kind: str = "f16") -> Path:
     Norms stay in float32, and with ``q8_0`` so does a matrix whose rows 32 does not divide.
 
     Args:
-        kind: of the matrices' numbers, one of :data:`KINDS`.
+        kind: of the matrices' numbers, one of :data:`KINDS` in any case.
 
     Raises:
         UserError: an unknown kind; not a Llama or Arcee folder, or one with an :func:`obstacle`;
@@ -74,6 +74,7 @@ def write(folder: Path, out: Path, kind: str = "f16") -> Path:
     import gguf
 
     files.check_place(out, "a GGUF file", _is_gguf)
+    kind = kind.lower() if kind.lower() in KINDS else kind  # llama-quantize writes Q8_0
     if kind not in KINDS and _MIXED.match(kind.lower()):
         raise UserError(f"planearly writes {', '.join(KINDS)}; for {kind} write f16 and let "
                         f"llama.cpp make it: llama-quantize {shlex.quote(str(out))} "

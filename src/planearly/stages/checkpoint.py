@@ -134,6 +134,8 @@ def tell_beginning(run: Run, name: str) -> None:
     Args:
         name: a domain; empty: of the generic corpus.
     """
+    if not name and not corpus.has_generic_test(run):
+        return
     for large in (False, True):
         if (origin := checkpoint(run, large)) is None:
             continue

@@ -41,7 +41,7 @@ from planearly.stages.manifest import facts
 _LONGEST_NAME = 160
 """Bytes of a domain's name: with a method's and a fingerprint a folder's name may have 255."""
 _FEW = 5
-"""Test documents under which it is said that they are few."""
+"""Documents under which it is said that they are few."""
 
 
 @once
@@ -205,22 +205,32 @@ def tokenizer_folder(run: Run) -> Path:
     with pinned(run) as known:
         units = inputs.resolve(sources(run)[0], known)
     settings: dict[str, Any] = asdict(recipe.tokenizer)
+    by_place: list[dict[str, Any]] = []
     if recipe.tokenizer.path is None:
         settings |= {"generic": run.unit_digests(units), **_reading(run)}
     elif storage.is_url(recipe.tokenizer.path):
         copied = tokenizer.located(recipe.tokenizer.path)
         settings["files"] = run.file_digests(sorted(
             (copied if copied.is_dir() else copied.parent).glob("[a-z]*.json")))
+    elif files := tokenizer.files_of(recipe.tokenizer.path):
+        by_place.append(dict(settings))  # as it once was
+        settings["files"] = run.file_digests(files)
 
     def build(folder: Path) -> dict[str, Any]:
         return tokenizer.build(recipe.tokenizer, recipe.data, units, folder, run.executor)
+
+    def unchanged(folder: Path) -> bool:
+        """Whether a tokenizer noted by its place alone is the one that is there now."""
+        with tempfile.TemporaryDirectory() as now, contextlib.suppress(UserError):
+            return bool(build(Path(now))["digest"] == facts(folder)["digest"])
+        return False
 
     here = sum(unit.text_bytes for unit in units if unit.kind != "hub")
     sampled = recipe.tokenizer.sample_bytes
     other = here > excerpts.READ_AHEAD * sampled  # version 1 read heads of files, and all shards
     other = other or any(subset.head(unit, excerpts.read_share(units, sampled)) is None
                          for unit in units)
-    return run.stage("tokenizer", settings, {}, build,
+    return run.stage("tokenizer", settings, {}, build, same=by_place, fits=unchanged,
                      version=2 if other and recipe.tokenizer.path is None else 1)
 
 
@@ -392,9 +402,16 @@ def kept(run: Run) -> Path:
                 "domain is the corpus itself, or holds all of it; give 'generic' other text, or "
                 "'domains' documents of your domain alone"
             )
+        left = int((~mask).sum())
         test = limit.documents_up_to(dataset, ~mask, settings["held_out_tokens"],
                                      run.recipe.seed + 1)
         mask[np.unique(dataset.windows["document"][test])] = True
+        if mask.all() and left < _FEW:
+            raise UserError(
+                f"the generic corpus is {left} document{'s' * (left > 1)}"
+                f"{' besides what the domains hold' * (left < len(mask))}, and all were held out "
+                "to report on: give it as several documents, or set 'data.generic_eval_tokens' to 0"
+            )
         if mask.all():
             raise UserError(
                 "nothing of the generic corpus is left to train on after holding out "
@@ -407,7 +424,9 @@ def kept(run: Run) -> Path:
         return {"overlap": report, "also_in_train": duplicates,
                 "excluded": digest(np.flatnonzero(mask)), "generic_test_windows": len(test)}
 
-    return run.stage("kept", settings, {"generic": everything, **folders}, build, version=2)
+    # version 2 held out a window where none is asked for
+    return run.stage("kept", settings, {"generic": everything, **folders}, build,
+                     version=2 if settings["held_out_tokens"] else 3)
 
 
 def tell_overlap(where: str, report: dict[str, Any]) -> None:
@@ -448,6 +467,11 @@ def held_out(run: Run, name: str, split: str) -> tuple[TokenDataset, np.ndarray]
     return dataset, limit.documents_up_to(dataset, allowed, most, run.recipe.seed)
 
 
+def has_generic_test(run: Run) -> bool:
+    """Whether the run holds generic text out to report on."""
+    return run.recipe.reads_generic and run.recipe.data.generic_eval_tokens > 0
+
+
 def generic_test(run: Run) -> tuple[TokenDataset, np.ndarray]:
-    """Held-out windows of the generic corpus."""
+    """Held-out windows of the generic corpus (:func:`has_generic_test`)."""
     return TokenDataset(generic(run)), read_array(kept(run) / "generic-test.npy")

@@ -39,7 +39,7 @@ def evaluate(run: Run, stage: str, model_stage: Path, name: str) -> Path:
         model = training.load_model(model_stage).to(parallel.device())
         forward = perplexity.forward_of(model)
         sets = {"test": corpus.held_out(run, name, "test")}
-        if run.recipe.reads_generic:
+        if corpus.has_generic_test(run):
             sets["generic"] = corpus.generic_test(run)
         found = {}
         for label, (dataset, windows) in sets.items():

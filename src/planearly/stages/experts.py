@@ -328,9 +328,9 @@ def routed(run: Run, method: str, name: str = "") -> Path | None:
     """Perplexity before fine-tuning with each window through its own cluster's expert: on held-out
     generic text, as the paper reports it (its table 8), or on a domain's test text.
 
-    None of generic text where only a bundle is at hand.
+    None of generic text where only a bundle is at hand, or nothing of it is held out.
     """
-    if run.recipe.bundle and not name:
+    if not name and (run.recipe.bundle or not corpus.has_generic_test(run)):
         return None
     k, clustered = count(run.recipe, method), clusters.clusters(run)
     held_out = {"domain": corpus.domain(run, name)} if name else {"kept": corpus.kept(run)}
