@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -44,6 +45,26 @@ def test_impossible_cells_are_told_and_the_others_run(made, tmp_path):
     row = found["rows"][0]
     assert len(row["nll_after"]) == len(row["nll_before"]) == len(row["tokens"])
     assert row["finetuning"]["validation"]
+
+
+@pytest.mark.slow
+def test_rows_of_experts_are_routed_too_but_those_that_an_older_version_finished(made, tmp_path):
+    recipe = with_grid(made, {"methods": ["slm", "slm-pn"]},
+                       projected={"experts": 3, "rank": 2, "embedding": 3})
+    out = tmp_path / "study"
+    study(recipe, out)
+    found = read_json(out / RESULTS)
+    rows = {row["method"]: row for row in found["rows"]}
+    assert rows["slm"]["nll_routed"] is None
+    assert len(rows["slm-pn"]["nll_routed"]) == len(rows["slm-pn"]["tokens"])
+    assert {"generic", "law"} <= found["entropies"].keys()
+    assert all(0 < at_k["nearness"] <= 1.001 for by_k in found["entropies"].values()
+               for at_k in by_k.values())
+    (stage,) = out.glob("evaluate/slm-pn.law.routed-*")
+    shutil.rmtree(stage)
+    study(recipe, out, only_report=True)
+    again = read_json(out / RESULTS)
+    assert not again["pending"] and [row["nll_routed"] for row in again["rows"]] == [None, None]
 
 
 def test_a_domain_without_texts_is_told_before_anything_is_made(made, tmp_path):
