@@ -165,15 +165,15 @@ def explain_nearness(domain: float, generic: float) -> str:
     """What it means how near a domain's windows and the generic ones lie to the centres of their
     clusters (:func:`planearly.cluster.kmeans.nearness`), in a sentence.
 
-    In docs/experiments.md domains that are farther by :data:`FAR` gained from resampling and from
-    experts a fifth of what the others did.
+    Measured in docs/experiments.md: beyond :data:`FAR` a projected network gained nothing over a
+    plain model, and where a domain's sources were taken out of the corpus resampling gained half.
     """
     cosines = f"cosine {domain:.2f}, the corpus's own {generic:.2f}"
     if domain > generic - FAR:
         return f"its windows lie as near to their clusters' centres as generic ones do ({cosines})"
     return (f"warning: its windows lie far from their clusters' centres ({cosines}): the corpus "
-            "holds little text of its kind, so resampling and experts gain less from it; add "
-            "generic text of that kind, if there is any")
+            "holds little text of its kind, so experts may gain nothing from it and resampling "
+            "less; add generic text of that kind, if there is any")
 
 
 def facts(weights: Weights) -> dict[str, Any]:
