@@ -103,6 +103,10 @@ def main() -> None:
     parser.add_argument("--characters", type=int, default=1_200_000, help="of a domain, all splits")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
+    if asked.characters < 1:
+        parser.error("--characters is to be above 0")
+    if asked.out.exists() and any(asked.out.iterdir()):
+        parser.error(f"--out {asked.out} is not empty: name a new folder")
     try:
         written = divide(asked.pool, asked.sources, asked.characters, asked.seed, asked.out)
     except UserError as error:
