@@ -170,7 +170,7 @@ def explain_nearness(domain: float, generic: float) -> str:
     """
     cosines = f"cosine {domain:.2f}, the corpus's own {generic:.2f}"
     if domain > generic - FAR:
-        return f"its windows lie as near to their clusters' centres as generic ones do ({cosines})"
+        return f"its windows lie about as near to their clusters' centres as generic ({cosines})"
     return (f"warning: its windows lie far from their clusters' centres ({cosines}): the corpus "
             "holds little text of its kind, so experts may gain nothing from it and resampling "
             "less; add generic text of that kind, if there is any")
