@@ -4,9 +4,9 @@
         --sources medquad imdb_reviews digitalgov bible_kjv stacks_project python_peps
 
 Writes ``domains/SOURCE/{train,valid,test}.jsonl``, a random part of each source; ``inside``, the
-pool without these documents, in which the rest of every source stays; and ``outside``, the pool
-without any document of these sources. recipes/study-inside.yaml and study-outside.yaml train on
-them.
+pool without these documents, in which the rest of every source stays; ``outside``, the pool
+without any document of these sources; and with ``--keep 0.1`` ``kept-0.1``, in which a random tenth
+of the rest stays. recipes/study-inside.yaml, study-outside.yaml and study-tenth.yaml train on them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -69,8 +69,14 @@ def documents(files: list[str]) -> Iterator[tuple[str, str]]:
     problems.check()
 
 
-def divide(files: list[str], sources: list[str], characters: int, seed: int, out: Path) -> Counter:
-    """Write the domains and both pools; characters of each."""
+def divide(files: list[str], sources: list[str], characters: int, seed: int, out: Path,
+           keep: Sequence[float] = ()) -> Counter:
+    """Write the domains and the pools; characters of each.
+
+    Args:
+        keep: shares of the documents that are left of every source, a pool for each; what is in
+            one is in those of larger shares.
+    """
     splits = taken(files, sources, characters, seed)
     written: Counter[str] = Counter()
     with contextlib.ExitStack() as stack:
@@ -90,6 +96,11 @@ def divide(files: list[str], sources: list[str], characters: int, seed: int, out
                 put(f"domains/{source}/{split}", source, text)
                 continue
             put("inside/part-00", source, text)
+            # another hash than that which took the domains: their documents are its least
+            place = split_hash(text, seed + 1) / 2**64 if source in sources else 0.0
+            for share in keep:
+                if place < share:
+                    put(f"kept-{share:g}/part-00", source, text)
             if source not in sources:
                 put("outside/part-00", source, text)
     return written
@@ -102,13 +113,18 @@ def main() -> None:
     parser.add_argument("--sources", nargs="+", required=True, help="that become domains")
     parser.add_argument("--characters", type=int, default=1_200_000, help="of a domain, all splits")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=float, nargs="*", default=[],
+                        help="shares of the rest of a source, of which a pool each is made")
     asked = parser.parse_args()
     if asked.characters < 1:
         parser.error("--characters is to be above 0")
+    if not all(0 < share < 1 for share in asked.keep):
+        parser.error("--keep takes shares between 0 and 1")
     if asked.out.exists() and any(asked.out.iterdir()):
         parser.error(f"--out {asked.out} is not empty: name a new folder")
     try:
-        written = divide(asked.pool, asked.sources, asked.characters, asked.seed, asked.out)
+        written = divide(asked.pool, asked.sources, asked.characters, asked.seed, asked.out,
+                         asked.keep)
     except UserError as error:
         parser.error(str(error))
     for place, size in sorted(written.items()):

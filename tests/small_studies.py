@@ -114,6 +114,8 @@ def row(method: str, domain: str, changes: Change, level: Level) -> dict[str, An
         "finetuning": {"best_step": 40, "steps": 60, "validation": [[1000, 5.0]]},
         "cost": {**both, "device": "a box", "money": None}, "generic_cost": generic,
         "specialization_cost": special,
+        **({"foresight": {"difference": -level(method, settings, domain) / 10,
+                          "ci95": [-1.0, 0.5]}} if of.needs_domain else {}),
     }
 
 
@@ -130,8 +132,7 @@ def study(*blocks: tuple[list[str], list[Change], list[str]], level: Level = pla
     return {
         "name": "generated", "recipe": recipe(), "device": "a box", "seconds": 1.0,
         "domains": DOMAINS, "rows": list(rows.values()), "skipped": [], "pending": [],
-        "entropies": {domain: {str(k): {"entropy": 0.5 + i, "largest_share": 0.9 / (i + 1),
-                                        "nearness": 0.6 + i / 50}
+        "entropies": {domain: {str(k): {"entropy": 0.5 + i, "largest_share": 0.9 / (i + 1)}
                                for k in (16, 64)} for i, domain in enumerate(DOMAINS)},
         "models": {}, "calibration": None,
     }

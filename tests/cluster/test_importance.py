@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from examples import examples
-from planearly.cluster.importance import explain, explain_nearness, facts, weigh
+from planearly.cluster.importance import explain, facts, weigh
 from planearly.data.sample import Sampler
 from planearly.errors import UserError
 
@@ -141,13 +141,6 @@ def test_mass_is_kept_and_the_cap_holds_or_is_refused(k, seed, cap, load, tree, 
         room = p * draws <= np.floor(cap * rows)
         assert (found.weights[room] >= p[room] - 1e-12).all()  # only full clusters lose
     assert found.effective_rows <= rows.sum() + 1e-6
-
-
-def test_a_domain_far_from_its_clusters_is_warned_of():
-    near = explain_nearness(0.62, 0.66)
-    far = explain_nearness(0.62, 0.68)
-    assert "warning" not in near and "cosine 0.62, the corpus's own 0.66" in near
-    assert far.startswith("warning: ") and "cosine 0.62, the corpus's own 0.68" in far
 
 
 def test_the_cap_is_lowered_by_what_the_sampler_drew_too_much():

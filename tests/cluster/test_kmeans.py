@@ -30,14 +30,6 @@ def inertia(points: np.ndarray, centroids: np.ndarray) -> float:
     return float((1 - (points @ centroids.T).max(1)).mean())
 
 
-def test_nearness_is_the_mean_cosine_with_the_best_centroid():
-    points, _ = clustered(500, 16, 5, 0.3)
-    centroids = kmeans.fit(points, 4)
-    assert kmeans.nearness(points.astype(np.float16), centroids) == pytest.approx(
-        1 - inertia(points, centroids), abs=1e-3)
-    assert kmeans.nearness(centroids, centroids) == pytest.approx(1)
-
-
 def test_finds_well_separated_clusters():
     points, label = clustered(6000, 32, 12, 0.03)
     centroids = kmeans.fit(points, 12)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from planearly import config, parallel
-from planearly.cluster.embed import open_embeddings
 from planearly.data import domains, tokenizer
 from planearly.data.dataset import TokenDataset
 from planearly.data.pack import Rows
@@ -159,20 +158,6 @@ def test_the_domain_s_entropy_is_told_before_any_training(made, tmp_path, capsys
     shape, said = told["domain"], capsys.readouterr().err
     assert (f"the domain's entropy over {shape['k']} clusters is {shape['entropy']:.2f} nats"
             in said)
-    near = told["nearness"]
-    assert f"cosine {near['domain']:.2f}, the corpus's own {near['generic']:.2f}" in said
-
-
-def test_nearness_is_that_of_the_domain_s_windows_and_of_the_corpus(made, tmp_path):
-    """The corpus has fewer windows than the sample would take: both are whole."""
-    run = opened(made, tmp_path / "run")
-    with run.opened():
-        told = facts(clusters.importance_weights(run, "law"))
-        centroids = read_array(clusters.clusters(run) / f"centroids-{told['k']}.npy")
-        for name, points in (("domain", clusters.domain_embeddings(run, "law")),
-                             ("generic", open_embeddings(clusters.embeddings(run) / "blocks")[:])):
-            nearest = (np.asarray(points, np.float32) @ centroids.T).max(1).mean()
-            assert told["nearness"][name] == pytest.approx(nearest, rel=1e-5)
 
 
 def test_a_corpus_in_a_store_gives_what_a_local_copy_gives(made, tmp_path, memory):

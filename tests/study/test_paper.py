@@ -55,7 +55,7 @@ def test_a_whole_grid_makes_every_table(whole: dict[str, Any]) -> None:
         "figure-10-importance-k", "figure-11-mix-k", "figure-12-domains-before",
         "figure-13-domains-after", "figure-14-lora", "extra-selectors", "extra-blend",
         "extra-mixed", "extra-replay", "extra-optimizer", "extra-variants", "extra-seeds",
-        "extra-test-sets", "extra-ratios", "extra-routed", "extra-nearness"}
+        "extra-test-sets", "extra-ratios", "extra-routed", "extra-foresight"}
     for each in made:
         keys = {column.key for column in each.columns}
         assert each.rows and all(keys <= set(r) for r in each.rows), each.name
@@ -83,7 +83,7 @@ def test_a_method_of_the_table_is_in_the_tables_and_on_the_pages(
     assert inside["slm-new"] >= {"table-01-parameters", "table-03-costs", "table-04-baselines",
                                  "figure-13-domains-after"}
     assert inside["slm-else"] == {"table-01-parameters", "extra-methods", "extra-routed"}
-    assert inside["slm-pick"] == {"table-01-parameters", "extra-selectors"}
+    assert inside["slm-pick"] == {"table-01-parameters", "extra-selectors", "extra-foresight"}
     assert [one.name for one in seen.methods] == ["slm", "slm-new", "slm-else", "slm-pick"]
     page = view.text(seen, "study_page.html.j2")
     assert "<strong>SLM-new</strong>: a new one." in page and "SLM-new" in " ".join(seen.summary)

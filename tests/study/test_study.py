@@ -58,8 +58,6 @@ def test_rows_of_experts_are_routed_too_but_those_that_an_older_version_finished
     assert rows["slm"]["nll_routed"] is None
     assert len(rows["slm-pn"]["nll_routed"]) == len(rows["slm-pn"]["tokens"])
     assert {"generic", "law"} <= found["entropies"].keys()
-    assert all(0 < at_k["nearness"] <= 1.001 for by_k in found["entropies"].values()
-               for at_k in by_k.values())
     (stage,) = out.glob("evaluate/slm-pn.law.routed-*")
     shutil.rmtree(stage)
     study(recipe, out, only_report=True)

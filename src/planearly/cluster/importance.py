@@ -18,9 +18,6 @@ from planearly.cluster import kmeans
 from planearly.errors import UserError
 from planearly.units import short
 
-FAR = 0.05
-"""By how much less the cosine of a domain's windows to their clusters' centres may be than that of
-generic windows."""
 _FAMILY = 8  # clusters per family, where the clustering brings no tree of its own
 _NEGLIGIBLE = 1e-13  # of probability
 
@@ -159,21 +156,6 @@ def explain(weights: Weights, warn_epochs: float = 4.0) -> list[str]:
             "tokens of pretraining, or fewer clusters"
         )
     return sentences
-
-
-def explain_nearness(domain: float, generic: float) -> str:
-    """What it means how near a domain's windows and the generic ones lie to the centres of their
-    clusters (:func:`planearly.cluster.kmeans.nearness`), in a sentence.
-
-    Measured in docs/experiments.md: beyond :data:`FAR` a projected network gained nothing over a
-    plain model, and where a domain's sources were taken out of the corpus resampling gained half.
-    """
-    cosines = f"cosine {domain:.2f}, the corpus's own {generic:.2f}"
-    if domain > generic - FAR:
-        return f"its windows lie about as near to their clusters' centres as generic ({cosines})"
-    return (f"warning: its windows lie far from their clusters' centres ({cosines}): the corpus "
-            "holds little text of its kind, so experts may gain nothing from it and resampling "
-            "less; add generic text of that kind, if there is any")
 
 
 def facts(weights: Weights) -> dict[str, Any]:

@@ -86,14 +86,6 @@ def assign(points: Array, centroids: np.ndarray, block: int = 65_536) -> np.ndar
     return nearest
 
 
-def nearness(points: Array, centroids: np.ndarray) -> float:
-    """Mean cosine between points ``[n, dim]`` and their nearest centroids; nan of no points."""
-    device = parallel.device()
-    _, cosine = _nearest(torch.from_numpy(np.array(points, np.float32)).to(device),
-                         torch.from_numpy(np.array(centroids, np.float32)).to(device))
-    return float(cosine.double().mean())
-
-
 def nest(centroids: np.ndarray, counts: np.ndarray, k: int, *, seed: int = 0) -> np.ndarray:
     """Merge fine clusters into ``k`` coarser ones; the parent of each, int32 ``[k_fine]``.
 

@@ -18,7 +18,7 @@ from planearly.data.pack import Rows, pack_corpus
 from planearly.data.sample import Sampler
 from planearly.errors import UserError
 from planearly.export import bundle as bundles
-from planearly.files import Array, digest, read_array, write_array, write_chunks, write_json
+from planearly.files import digest, read_array, write_array, write_chunks, write_json
 from planearly.progress import say
 from planearly.stages import corpus
 from planearly.stages.folder import Run, once
@@ -27,7 +27,6 @@ from planearly.train.steps import generic_rows
 
 BLENDS = 4096
 """Random histograms over clusters that a projected network is trained on, over and over."""
-_NEAR = 1 << 12  # generic windows that tell how near such windows lie to their clusters
 _WINDOWS = 1 << 20  # whose coarser cluster is written at once
 
 
@@ -104,7 +103,7 @@ def clusters(run: Run) -> Path:
                 assignment = _coarser(assignment, parent, said)
                 write_array(folder / f"parent-{finer}.npy", parent)
                 write_array(file, centroids)
-            levels[str(k)] = _summary(dataset, assignment, k, points, centroids, recipe.seed)
+            levels[str(k)] = _summary(dataset, assignment, k)
         return {"levels": levels, "embedder": facts(embedded)["embedder"]}
 
     return run.stage("clusters", settings, {"embeddings": embedded}, build)
@@ -118,16 +117,12 @@ def _coarser(assignment: np.ndarray, parent: np.ndarray, out: Path) -> np.ndarra
     return read_array(out)
 
 
-def _summary(dataset: TokenDataset, assignment: np.ndarray, k: int, points: Array,
-             centroids: np.ndarray, seed: int) -> dict[str, Any]:
-    """The generic histogram over k clusters in figures, which are told; and how near a sample of
-    the windows lies to the clusters' centres."""
+def _summary(dataset: TokenDataset, assignment: np.ndarray, k: int) -> dict[str, Any]:
+    """The generic histogram over k clusters in figures, which are told."""
     shape = histogram.summary(histogram.counted(assignment, dataset.windows, dataset.context, k))
     say(f"  entropy {shape['entropy']:.2f} nats ({shape['relative_entropy']:.1%} of ln k), "
         f"largest {shape['largest_share']:.1%}, {shape['empty']} empty")
-    some = np.random.default_rng(seed).choice(len(points), min(len(points), _NEAR), replace=False)
-    sample = np.stack([points[i] for i in np.sort(some)])
-    return {**shape, "nearness": kmeans.nearness(sample, centroids)}
+    return shape
 
 
 def arrays(run: Run) -> tuple[dict[str, np.ndarray], list[int]]:
@@ -168,9 +163,7 @@ def _assigned(run: Run, embedded: Path, folder: Path) -> dict[str, Any]:
     """Assign the generic windows to the centroids in a folder at every k; their histograms in
     figures."""
     dataset = TokenDataset(corpus.generic(run))
-    points = embed.open_embeddings(embedded / "blocks")
-    return {str(k): _summary(dataset, assignment, k, points,
-                             read_array(folder / f"centroids-{k}.npy"), run.recipe.seed)
+    return {str(k): _summary(dataset, assignment, k)
             for k, assignment in _levels(run, embedded, folder, folder)}
 
 
@@ -257,18 +250,6 @@ def domain_embeddings(run: Run, name: str) -> np.ndarray:
     (file, *_) = sorted(stage.glob("assignment-*.npy"))
     embedded = np.flatnonzero(read_array(file) >= 0)
     return points[np.searchsorted(embedded, used)]
-
-
-def nearness(run: Run, name: str, k: int) -> float:
-    """Mean cosine between a domain's specialization windows and the centres of their clusters."""
-    return kmeans.nearness(domain_embeddings(run, name),
-                           read_array(clusters(run) / f"centroids-{k}.npy"))
-
-
-def generic_nearness(run: Run, k: int) -> float | None:
-    """The same of the generic windows, by a sample; None where the clusters were made by an older
-    version or without a corpus."""
-    return facts(clusters(run)).get("levels", {}).get(str(k), {}).get("nearness")
 
 
 @once
@@ -383,10 +364,6 @@ def importance_weights(run: Run, name: str, k: int | None = None,
             f"({shape['relative_entropy']:.1%} of ln k)")
         for sentence in importance.explain(weights, warn_epochs=recipe.importance.warn_epochs):
             say(f"  {sentence}")
-        near, usual = {}, generic_nearness(run, best)
-        if usual is not None and not given:
-            near = {"domain": nearness(run, name, best), "generic": usual}
-            say(f"  {importance.explain_nearness(**near)}")
         write_array(folder / "weights.npy", weights.weights)
         write_array(folder / "domain.npy", scored[best].p)
         details = importance.facts(weights)
@@ -396,7 +373,7 @@ def importance_weights(run: Run, name: str, k: int | None = None,
         return {
             "k": best, "tau": scored[best].tau, "windows": windows,
             "gain": {str(k): s.gain for k, s in scored.items()},
-            "domain": shape, "weights": details, **({"nearness": near} if near else {}),
+            "domain": shape, "weights": details,
         }
 
     inputs = {"clusters": clustered, "histogram" if given else "domain-clusters": mine,

@@ -118,8 +118,8 @@ def _domains(run: Run, all_trained: list[Trained]) -> Iterator[run_page.Domain]:
             "divergence": made["weights"]["divergence"], "entropy": made["domain"]["entropy"],
             "generic_entropy": facts(clusters.clusters(run))["levels"][str(k)]["entropy"],
         }
-        if near := made.get("nearness"):  # which older versions did not note
-            entry["nearness"] = near
+        if told := resampled[0].notes.get("foresight"):
+            entry["foresight"] = told
         if realised:
             drawn = np.asarray(realised[0]["rows_drawn"], np.float64)
             entry["realised_epochs"] = drawn / np.maximum(rows, 1)

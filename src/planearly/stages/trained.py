@@ -31,6 +31,7 @@ from planearly.stages import (
     distill,
     experts,
     finetune,
+    foresight,
     selection,
     training,
 )
@@ -38,6 +39,7 @@ from planearly.stages import pretrain as pretraining
 from planearly.stages.folder import Run, once
 from planearly.stages.manifest import facts
 from planearly.train import track
+from planearly.train.steps import generic_rows
 
 
 @dataclass
@@ -233,15 +235,24 @@ def pretrained(run: Run, method: str, domain: str = "", tokens: int | None = Non
         begins=None if row.per_domain or tokens else _shared_with(run, row, drawn), tokens=tokens)
 
 
-def weigh(run: Run, row: Method, domain: str) -> None:
-    """Make the cluster weights that a method draws by, if it does, and say what they mean; of a
-    bundle without generic text none."""
-    if not run.recipe.reads_generic:
-        return
-    if row.weighs and not row.adapts:
-        clusters.importance_weights(run, domain)
-    elif row.weighs and (rows := adapt.rows_drawn(run.recipe)):
-        clusters.importance_weights(run, domain, drawn=rows)
+def weigh(run: Run, row: Method, domain: str) -> Path | None:
+    """Choose the generic text that a method draws for a domain, if it does, and say what that means
+    before anything is trained; of a bundle without generic text nothing.
+
+    Returns:
+        Stage that tells what the choice is worth (:mod:`planearly.stages.foresight`); None where
+        nothing is chosen, or by trained models, or the domain has no text.
+    """
+    draws, recipe, has_text = row.adapts or row.draws, run.recipe, domain in corpus.texts(run)
+    if draws in (None, methods.GENERIC) or row.scored or not recipe.reads_generic or not (
+            has_text or draws == "importance"):
+        return None
+    if not (rows := adapt.rows_drawn(recipe) if row.adapts else generic_rows(recipe)):
+        return None
+    drawn = DRAWS[draws](run, domain, rows if row.adapts else None)
+    if not has_text:
+        return None
+    return foresight.gain(run, draws, domain, drawn.rows, drawn.weights, rows, drawn.inputs)
 
 
 def _adapted(run: Run, row: Method, domain: str, drawn: Drawn) -> Path | None:
@@ -305,7 +316,7 @@ def specialize(run: Run, method: str, domain: str, tokens: int | None = None) ->
         params=experts.parameters(run, method, expert) if expert else None,
         routed=lambda domain="": experts.routed(run, method, domain)
         if expert and not row.adapts else None,
-        expert=expert, notes=_notes(run, row, base, expert, pretrainings, drawn))
+        expert=expert, notes=_notes(run, row, domain, base, expert, pretrainings, drawn))
 
 
 def _teacher(run: Run, method: str) -> Method | None:
@@ -314,7 +325,7 @@ def _teacher(run: Run, method: str) -> Method | None:
     return methods.teacher() if taught else None
 
 
-def _notes(run: Run, row: Method, base: Path | None, expert: Path | None,
+def _notes(run: Run, row: Method, domain: str, base: Path | None, expert: Path | None,
            pretrainings: list[Path], drawn: Drawn | None) -> dict[str, Any]:
     """Fields of results.json that only some methods have."""
     found: dict[str, Any] = {}
@@ -326,6 +337,8 @@ def _notes(run: Run, row: Method, base: Path | None, expert: Path | None,
         found |= drawn.notes
     if drawn and row != methods.find(row.name):
         found["draws"] = row.adapts
+    if drawn and (told := weigh(run, row, domain)):
+        found["foresight"] = {key: facts(told)[key] for key in ("difference", "ci95")}
     if row.tune == "lora":
         shape = training.shape_made(base) if base else training.shape_of(run, row.large)
         found["adapter_params"] = flops.lora_parameters(shape, run.recipe.lora.rank)

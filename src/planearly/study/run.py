@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -194,8 +193,7 @@ def _check_place(out: Path) -> None:
 
 
 def _entropies(this: Study) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Cluster histograms of the domains and of the generic corpus, by number of clusters; and how
-    near their windows lie to the clusters' centres."""
+    """Cluster histograms of the domains and of the generic corpus, by number of clusters."""
     try:
         clustered = clusters.clusters(this.base)
         everything = TokenDataset(corpus.generic(this.base))
@@ -203,22 +201,19 @@ def _entropies(this: Study) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     ks = sorted(set(this.recipe.cluster.k))
 
-    def of(assignments: Path, dataset: TokenDataset, windows: Any,
-           near: Callable[[int], float | None]) -> dict[str, Any]:
+    def of(assignments: Path, dataset: TokenDataset, windows: Any) -> dict[str, Any]:
         share = dataset.windows["length"][windows].astype(float) / dataset.context
-        return {str(k): {**histogram.summary(_counts(
-            assignments / f"assignment-{k}.npy", windows, share, k)), "nearness": near(k)}
-            for k in ks}
+        return {str(k): histogram.summary(_counts(
+            assignments / f"assignment-{k}.npy", windows, share, k)) for k in ks}
 
-    yield "generic", of(clustered, everything, slice(None),
-                        lambda k: clusters.generic_nearness(this.base, k))
+    yield "generic", of(clustered, everything, slice(None))
     for name in this.domains:
         try:
             mine = clusters.domain_clusters(this.base, name)
             dataset, used = corpus.specialization_windows(this.base, name)
         except Missing:
             continue
-        yield name, of(mine, dataset, used, partial(clusters.nearness, this.base, name))
+        yield name, of(mine, dataset, used)
 
 
 def _counts(assignment: Path, windows: Any, share: np.ndarray, k: int) -> np.ndarray:

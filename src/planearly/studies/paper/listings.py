@@ -200,6 +200,22 @@ def routed(cells: Cells) -> Rows:
     return rows
 
 
+def foreseen(cells: Cells) -> Rows:
+    """What trigrams foresee of every domain, beside each method's difference from slm."""
+    rows = []
+    resampled = cells.rows(Arm("slm-is"))
+    for method in ordered(cells, lambda method: method.needs_domain or method.experts):
+        own = methods.TABLE[method].needs_domain
+        for domain, row in cells.rows(arm := Arm(method)).items():
+            known = (row if own else resampled.get(domain, {})).get("foresight")
+            found = difference(cells, arm, Arm("slm"), [domain])
+            if known and found:
+                rows.append({"method": method, "domain": domain,
+                             "foreseen": known["difference"], "foreseen_ci": known["ci95"],
+                             "difference": found.nats, "difference_ci": found.interval})
+    return rows
+
+
 def over_seeds(cells: Cells) -> Rows:
     """How far a method, and its difference from slm, move with the seed."""
     rows = []

@@ -15,6 +15,7 @@ from planearly.studies.paper.listings import (
     clusters_of,
     every_domain,
     finetuning,
+    foreseen,
     over_seeds,
     parameters,
     ratios,
@@ -334,10 +335,16 @@ TABLES: list[Averages | Listing] = [
                Axis("difference", "blend less single expert, nats per token"), "method",
                "difference_ci")),
     Listing(
-        "extra-nearness", "Nearness of windows to the centres of their clusters, cosine", "",
-        "Mean over the windows of a specialization set, and over a sample of the generic corpus, "
-        "by number of clusters: what lies far from the centres is of a kind that the corpus holds "
-        "little of.", by_clusters("nearness", "number"), clusters_of("nearness")),
+        "extra-foresight", "What trigrams foresee, and what was found", "",
+        "Nats per token of a domain's validation text under a trigram model of what a method draws "
+        "of the corpus, less those under one of the corpus as it is: known before any training. "
+        "Beside it the method's difference from slm after fine-tuning, at the budgets of the "
+        "recipe; a method that draws the corpus as it is has the foresight of slm-is.",
+        [METHOD, DOMAIN, *with_interval("foreseen", "foreseen", "nats"),
+         *with_interval("difference", "method less slm", "nats")], foreseen,
+        Figure("points", Axis("foreseen", "foreseen by trigrams, nats per token"),
+               Axis("difference", "method less slm, nats per token"), "method",
+               "difference_ci")),
     Listing(
         "extra-routed", "A domain's text through the experts of its windows' clusters", "",
         "Before fine-tuning, each window of the test text through the expert of the cluster that "
