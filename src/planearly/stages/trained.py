@@ -8,6 +8,7 @@ share (a clustering, a pretraining) is a stage of one name, so it is made once.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,7 @@ from planearly.stages import (
     training,
 )
 from planearly.stages import pretrain as pretraining
-from planearly.stages.folder import Run, once
+from planearly.stages.folder import Missing, Run, once
 from planearly.stages.manifest import facts
 from planearly.train import track
 from planearly.train.steps import generic_rows
@@ -337,8 +338,9 @@ def _notes(run: Run, row: Method, domain: str, base: Path | None, expert: Path |
         found |= drawn.notes
     if drawn and row != methods.find(row.name):
         found["draws"] = row.adapts
-    if drawn and (told := weigh(run, row, domain)):
-        found["foresight"] = {key: facts(told)[key] for key in ("difference", "ci95")}
+    with contextlib.suppress(Missing):  # an older version finished the rest without it
+        if drawn and (told := weigh(run, row, domain)):
+            found["foresight"] = {key: facts(told)[key] for key in ("difference", "ci95")}
     if row.tune == "lora":
         shape = training.shape_made(base) if base else training.shape_of(run, row.large)
         found["adapter_params"] = flops.lora_parameters(shape, run.recipe.lora.rank)
