@@ -379,6 +379,9 @@ def plan(
         help="of the domain's cluster histogram, in nats, as 'planearly weigh' tells it; with "
              "--clusters")] = None,
     clusters: Annotated[int | None, typer.Option(help="number of clusters of --entropy")] = None,
+    foreseen: Annotated[float | None, typer.Option(
+        help="nats per token by which text drawn for the domain foretells it better than the "
+             "corpus as it is, as 'planearly weigh' tells it")] = None,
     windows: Annotated[int | None, typer.Option(
         help="windows of a domain's documents, which bound the number of clusters")] = None,
     results: Annotated[list[Path] | None, typer.Option(
@@ -414,7 +417,7 @@ def plan(
         generic_hours=generic_hours, specialization_hours=specialization_hours,
         generic_money=generic_money, specialization_money=specialization_money, price=price,
         currency=currency, checkpoint=checkpoint, teacher=teacher, entropy=entropy,
-        clusters=clusters, windows=windows, results=results or (), paper=paper)
+        clusters=clusters, foreseen=foreseen, windows=windows, results=results or (), paper=paper)
     if as_json:
         return print(line_of_json(content))
     show.text(made, Console())

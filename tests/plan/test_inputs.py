@@ -85,6 +85,7 @@ def test_money_is_hours_at_the_price() -> None:
     (["--generic-tokens", "no/such/file"], "does not exist: check the path"),
     (["--generic-tokens", "abc"], "give one such as 8k, 126M or 1.5B"),
     (["--entropy", "3"], "goes with --clusters"),
+    (["--foreseen", "nan"], "give a finite number of nats"),
     (["--entropy", "9", "--clusters", "16"], "at most 2.77 nats"),
     (["--quantization", "q9"], "unknown quantisation"),
     (["--checkpoint", "model"], "NAME:PARAMETERS"),

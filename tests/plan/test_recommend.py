@@ -343,6 +343,31 @@ def test_a_wide_domain_takes_a_blend_or_importance_sampling(entropy: float, clus
     assert large.recommended == "slm-is"
 
 
+@pytest.mark.parametrize(("foreseen", "shared", "own"), [
+    (None, "slm-pn", "slm-is"), (0.5, "slm-pn", "slm-is"), (0.18, "slm-pn", "slm-is"),
+    (0.16, "slm", "slm-is"), (0.14, "slm", "slm"), (-0.2, "slm", "slm")])
+def test_a_corpus_that_holds_nothing_like_the_domain_takes_the_plain_model(
+        foreseen: float | None, shared: str, own: str) -> None:
+    many = planned(foreseen=foreseen)
+    one = planned(foreseen=foreseen, specialization_hours=130, domains=1)
+    assert (many.recommended, one.recommended) == (shared, own)
+    for made, figure in ((many, "slm-pn"), (one, "slm-is")):
+        moved = made.recommended != figure
+        assert (f"foretells it by only {foreseen or 0:.2f} nats per token" in made.reason) == moved
+        assert (f"Figure 1 takes {figure}" in made.reason) == moved
+        assert made.paper[0] == figure
+        assert any("`planearly weigh`" in note and "--foreseen" in note
+                   for note in made.notes) == (foreseen is None)
+    assert planned(foreseen=foreseen, paper=True).recommended == "slm-pn"
+    large = planned(foreseen=foreseen, limit=771 * M)
+    assert large.recommended == "llm" and not any("--foreseen" in note for note in large.notes)
+
+
+def test_without_a_budget_for_a_plain_model_resampling_stays_whatever_is_foreseen() -> None:
+    made = planned(foreseen=0.0, generic_hours=0, specialization_hours=130, domains=1)
+    assert made.recommended == "slm-is"
+
+
 def test_distillation_only_where_a_teacher_exists() -> None:
     short_corpus = {"generic_tokens": 200 * M, "generic_hours": 100, "domains": 1}
     assert not planned(**short_corpus).row("slm-d").feasible

@@ -65,6 +65,9 @@ class PlanInput:
     entropy: float | None = None
     """Of the domain's cluster histogram, in nats, with ``clusters`` clusters."""
     clusters: int | None = None
+    foreseen: float | None = None
+    """Nats per token by which a trigram model of the corpus resampled for the domain foretells it
+    better than one of the corpus as it is (:mod:`planearly.stages.foresight`)."""
     windows: int | None = None
     """Windows of the specialization set; None: its tokens over the context."""
     laws: dict[str, Law] = field(default_factory=dict)
@@ -102,6 +105,8 @@ def check(given: PlanInput) -> None:
              f"{flag}: give a finite number of hours that is not negative")
     need((given.entropy is None) == (given.clusters is None),
          "--entropy goes with --clusters: give both or neither")
+    need(given.foreseen is None or math.isfinite(given.foreseen),
+         "--foreseen: give a finite number of nats per token")
     if given.entropy is not None and given.clusters is not None:
         need(given.clusters >= 2, "--clusters: a histogram needs at least two")
         need(0 <= given.entropy <= math.log(given.clusters) + 1e-6,
@@ -118,7 +123,8 @@ def read(
     generic_money: str | None = None, specialization_money: str | None = None,
     price: str | None = None, currency: str | None = None, checkpoint: str | None = None,
     teacher: str | None = None, entropy: float | None = None, clusters: int | None = None,
-    windows: int | None = None, results: Sequence[Path] = (), paper: bool = False,
+    foreseen: float | None = None, windows: int | None = None, results: Sequence[Path] = (),
+    paper: bool = False,
 ) -> PlanInput:
     """What the options of ``planearly plan`` say, under their names.
 
@@ -142,7 +148,7 @@ def read(
         specialization_hours=hours(specialization_hours, amounts, "specialization"),
         price=amounts.get("price"), currency=currency, quantization=quantization,
         checkpoint=model(checkpoint, "--checkpoint"), teacher=model(teacher, "--teacher"),
-        entropy=entropy, clusters=clusters, windows=windows, laws=laws,
+        entropy=entropy, clusters=clusters, foreseen=foreseen, windows=windows, laws=laws,
         measured=measured, paper=paper,
     )
 

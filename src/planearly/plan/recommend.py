@@ -30,6 +30,9 @@ from planearly.units import prefixed, short
 WIDE = 0.7
 """Entropy of the domain's cluster histogram over ln k from which a domain counts as wide: the
 paper's wikipedia and openwebtext2 lie above from k = 64 up, and gain nothing from one expert."""
+RESAMPLING_PAYS, EXPERTS_PAY = 0.15, 0.18
+"""Nats per token foreseen by trigrams from which importance sampling, with a quarter of the plain
+model's tokens, and a projected network, with as many, were ahead of it (docs/experiments.md)."""
 LEAST_WINDOWS = 0.75
 """Windows of the set per cluster below which k is lowered; the paper's 1M tokens at k = 1,024 are
 0.95, and were its best."""
@@ -102,6 +105,8 @@ def recommend(given: PlanInput, costed: Sequence[Row] | None = None) -> Plan:
     wide = _wide(given)
     paper = _choose(given, setting, by_name, wide)
     (chosen, reason), found, unknown = _split(given, setting, by_name, paper)
+    if (chosen, reason) == paper:
+        chosen, reason = _foreseen(given, by_name, paper)
     if found:
         if method_of(chosen).adapts:
             setting = replace(setting, adapt_share=found.adapt_share)
@@ -219,6 +224,29 @@ def _wide(given: PlanInput) -> bool:
         and given.entropy >= WIDE * math.log(given.clusters)
 
 
+def _foreseen(given: PlanInput, rows: dict[str, Row], paper: tuple[str, str]) -> tuple[str, str]:
+    """The plain model in place of what the paper takes, and why, where trigrams foresee that the
+    corpus holds hardly anything for the domain to choose."""
+    name, of = paper[0], method_of(paper[0])
+    least = RESAMPLING_PAYS if of.draws == "importance" else EXPERTS_PAY if of.bank else -math.inf
+    plain = _plain(rows)
+    if (given.paper or given.foreseen is None or given.foreseen >= least or name == CHECKPOINT
+            or not _can(plain)):
+        return paper
+    what = "importance sampling with a quarter of its tokens was" \
+        if of.draws == "importance" else "experts were"
+    return plain.method, (
+        f"text that is drawn for the domain foretells it by only {given.foreseen:.2f} nats per "
+        f"token better than the corpus as it is, and below {least:g} {what} behind the plain "
+        f"model in our studies; the paper's Figure 1 takes {name}")
+
+
+def _plain(rows: dict[str, Row]) -> Row | None:
+    """Of the small model that is pretrained on the corpus as it is, for all domains."""
+    return _first(rows, lambda m: m.pretrains and not (m.large or m.needs_domain or m.bank
+                                                       or m.taught))
+
+
 def _choose(given: PlanInput, setting: Setting, rows: dict[str, Row],
             wide: bool) -> tuple[str, str]:
     """Figure 1 of the paper, then what it leaves open."""
@@ -241,8 +269,7 @@ def _choose(given: PlanInput, setting: Setting, rows: dict[str, Row],
     network = _first(rows, lambda m: m.bank == "projected")
     mixture = _first(rows, lambda m: m.bank == "mixture")
     taught = _first(rows, lambda m: m.taught)
-    plain = _first(rows, lambda m: m.pretrains and not (m.large or m.needs_domain or m.bank
-                                                        or m.taught))
+    plain = _plain(rows)
     shared = network if _can(network) else mixture
     if importance is not None and importance.feasible:
         against = compared(given, setting, importance, shared) if _can(shared) else None
@@ -395,6 +422,10 @@ def _notes(given: PlanInput, setting: Setting, rows: dict[str, Row], chosen: str
     if given.entropy is None and of.clustered:
         notes.append("whether the domain is wide is not known yet: `planearly weigh` tells its "
                      "entropy over clusters, to be given here as --entropy and --clusters")
+    if given.foreseen is None and (of.clustered or of.needs_domain):
+        notes.append("whether the corpus holds text like the domain's is not known yet: "
+                     "`planearly weigh` tells what drawing it is worth, to be given here as "
+                     "--foreseen")
     return notes
 
 
