@@ -96,5 +96,12 @@ def test_text_is_foretold_best_by_its_like():
 def test_a_vocabulary_that_cannot_be_counted_is_refused():
     nothing = np.zeros((1, 2), np.int64)
     with pytest.raises(ValueError, match="too large"):
-        Trigrams(nothing, nothing, 1 << 20)
-    Trigrams(nothing, nothing, (1 << 20) - 1)
+        Trigrams(nothing, nothing, (1 << 21) - 1)
+
+
+def test_sequences_of_the_last_entries_of_a_large_vocabulary_are_told_apart():
+    most = (1 << 21) - 2
+    rows = np.array([[most - 1, most - 1, most - 1], [most - 1, most - 1, most - 2]])
+    model = Trigrams(rows[:1, :-1], rows[:1, 1:], most)
+    like, unlike = model.nats(rows[:, :-1], rows[:, 1:]).reshape(2, 2)[:, 1]
+    assert like < 2 and unlike > 10

@@ -15,7 +15,7 @@ import numpy as np
 from planearly.data.dataset import IGNORE, TokenDataset
 from planearly.evaluate.perplexity import Scores
 
-_MOST_VOCABULARY = (1 << 20) - 1
+_MOST_VOCABULARY = (1 << 21) - 2
 """Three tokens, or the mark of none, fit in one int64."""
 _WINDOWS = 4096  # scored at once
 

@@ -89,9 +89,8 @@ def run(recipe: Recipe, out: Path | str, until: str = "report",
             for name in names:
                 (clusters.received if name in given else clusters.domain_clusters)(this, name)
         if reach >= VERBS.index("weigh"):
-            for name in names:
-                for row in rows:
-                    trained.weigh(this, row, name)
+            this.divided([partial(trained.weigh, this, row, name)
+                          for name in names for row in rows])
         if reach >= VERBS.index("pretrain"):
             checkpoint.tell_beginning(this, next(iter(texts), ""))
             _spread(this, until)
