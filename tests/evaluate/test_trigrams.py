@@ -58,12 +58,12 @@ text = st.lists(st.lists(st.tuples(st.just(0), st.lists(st.integers(1, V - 1), m
                 min_size=1, max_size=6)
 
 
-@given(text, text)
-def test_probabilities_are_those_of_the_formula(counted, other):
-    model, probability = Trigrams(*rows_of(counted, 12), V), naive(counted)
+@given(text, text, st.integers(1, 3))
+def test_probabilities_are_those_of_the_formula(counted, other, order):
+    model, probability = Trigrams(*rows_of(counted, 12), V), naive(counted, order)
     expected = [-np.log(probability(tokens[i], [None, before, *tokens][:i + 2]))
                 for parts in other for before, tokens in parts for i in range(len(tokens))]
-    np.testing.assert_allclose(model.nats(*rows_of(other, 12)), expected, rtol=1e-12)
+    np.testing.assert_allclose(model.nats(*rows_of(other, 12), order), expected, rtol=1e-12)
 
 
 @given(text, st.integers(0, V - 1), st.integers(1, V - 1))

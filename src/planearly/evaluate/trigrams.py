@@ -48,17 +48,22 @@ class Trigrams:
         self.vocabulary = vocabulary
         self._orders = [_Counts(*both) for both in self._sequences(inputs, targets)]
 
-    def nats(self, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """-ln P of every target but those ignored, float64 [n], row by row."""
+    def nats(self, inputs: np.ndarray, targets: np.ndarray, order: int = 3) -> np.ndarray:
+        """-ln P of every target but those ignored, float64 [n], row by row.
+
+        Args:
+            order: tokens of the longest sequence that counts.
+        """
         likelihood: np.ndarray = np.array(1 / self.vocabulary)
-        for counts, both in zip(self._orders, self._sequences(inputs, targets), strict=True):
+        for counts, both in zip(self._orders[:order], self._sequences(inputs, targets),
+                                strict=False):
             likelihood = counts.interpolated(*both, likelihood)
         return -np.log(likelihood)
 
-    def score(self, dataset: TokenDataset, windows: np.ndarray) -> Scores:
+    def score(self, dataset: TokenDataset, windows: np.ndarray, order: int = 3) -> Scores:
         """As :func:`planearly.evaluate.perplexity.evaluate`, of this model."""
         chosen = dataset.windows[windows]
-        parts = [self.nats(*dataset.rows(list(windows[start:start + _WINDOWS, None])))
+        parts = [self.nats(*dataset.rows(list(windows[start:start + _WINDOWS, None])), order)
                  for start in range(0, len(windows), _WINDOWS)]
         return Scores(np.concatenate([np.empty(0), *parts]).astype(np.float32),
                       chosen["length"].astype(np.int64), chosen["document"].astype(np.int64))

@@ -42,14 +42,9 @@ def gain(run: Run, draws: str, name: str, packed: Path, weights: np.ndarray, row
     recipe = run.recipe
 
     def build(folder: Path) -> dict[str, Any]:
-        n = counted(np.diff(Rows.load(packed).group_offsets), weights,
-                    min(-(-TOKENS // recipe.context), rows))
-        batch = training.generic_stream(run, packed, weights).batch(0, n)
-        inputs, targets = batch.inputs.numpy(), batch.targets.numpy()
-        tokens = int((targets != IGNORE).sum())
+        drawn, whole, tokens = models(run, packed, weights, rows)
         text = corpus.held_out(run, name, "valid")
-        (ours, sizes), (theirs, _) = (model.score(*text).units() for model in (
-            Trigrams(inputs, targets, _vocabulary(run)), of_corpus(run, tokens)))
+        (ours, sizes), (theirs, _) = (model.score(*text).units() for model in (drawn, whole))
         found = perplexity.paired(ours, theirs, sizes)
         say(f"  {explain(found)}")
         return {**found, "drawn": float(ours.sum() / sizes.sum()),
@@ -60,6 +55,18 @@ def gain(run: Run, draws: str, name: str, packed: Path, weights: np.ndarray, row
     return run.stage(f"foresight/{draws}.{name}", settings,
                      {"generic": corpus.generic(run), "domain": corpus.domain(run, name),
                       "rows": packed, **inputs}, build)
+
+
+def models(run: Run, packed: Path, weights: np.ndarray,
+           rows: int) -> tuple[Trigrams, Trigrams, int]:
+    """Trigram models of what is drawn and of the corpus as it is, and the targets of each;
+    arguments as of :func:`gain`."""
+    n = counted(np.diff(Rows.load(packed).group_offsets), weights,
+                min(-(-TOKENS // run.recipe.context), rows))
+    batch = training.generic_stream(run, packed, weights).batch(0, n)
+    inputs, targets = batch.inputs.numpy(), batch.targets.numpy()
+    tokens = int((targets != IGNORE).sum())
+    return Trigrams(inputs, targets, _vocabulary(run)), of_corpus(run, tokens), tokens
 
 
 def counted(has: np.ndarray, weights: np.ndarray, most: int) -> int:
