@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     parser.add_argument("--json", type=Path)
     parser.add_argument("settings", nargs="*", help="key=value")
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     recipe = config.load(asked.recipe, asked.settings)
     kept = read_json(asked.json) if asked.json and asked.json.exists() else []
     with Run(asked.out, recipe).opened() as run:

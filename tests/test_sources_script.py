@@ -1,4 +1,4 @@
-"""benchmarks/sources.py: the pools that recipes/study-inside.yaml and study-outside.yaml read."""
+"""benchmarks/sources.py: the pools that recipes/study-inside, -tenth and -outside.yaml read."""
 
 import importlib.util
 import json
@@ -49,6 +49,16 @@ def test_a_domains_documents_are_in_neither_pool_and_its_source_in_one(sources, 
     assert len(taken) == len(set(taken))
     assert sorted(inside) == sorted(whole - set(taken))
     assert sorted(outside) == sorted(text for text in whole if text.startswith("tea"))
+
+
+def test_a_share_of_a_source_stays_in_a_pool_of_its_own(sources, pool, tmp_path):
+    sources.divide([str(pool)], ["law", "tides"], 700, 0, tmp_path / "out", keep=[0.7, 0.3])
+    inside, most, some, outside = (set(texts(tmp_path / f"out/{arm}/part-00.jsonl"))
+                                   for arm in ("inside", "kept-0.7", "kept-0.3", "outside"))
+    assert outside < some < most < inside
+    rest = len(inside) - len(outside)
+    assert 0.5 < (len(most) - len(outside)) / rest < 0.9
+    assert 0.1 < (len(some) - len(outside)) / rest < 0.5
 
 
 def test_another_seed_takes_others_and_the_same_the_same(sources, pool, tmp_path):
