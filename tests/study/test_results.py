@@ -12,6 +12,7 @@ import pytest
 from planearly.config import look_up
 from planearly.errors import UserError
 from planearly.files import read_json, write_json
+from planearly.plan.recommend import EXPERTS_PAY, RESAMPLING_PAYS
 from planearly.report import table
 from planearly.studies import suite
 from planearly.studies.paper import SUITE
@@ -151,11 +152,6 @@ def _moved_by_a_seed(cells, terms):
 
 # What the domains' own sources are worth ----------------------------------------------------------
 
-NEAR = {"arxiv": -0.079, "europarl": -0.021, "freelaw": -0.038, "gutenberg": -0.064,
-        "opensubtitles": -0.011, "openwebtext2": -0.068, "pubmed_abstracts": -0.059,
-        "stackexchange": -0.010, "wikipedia": -0.091}
-"""Nearness of the domains of study-regime less the corpus's own, at 256 clusters and seed 2: its
-rows do not tell it."""
 EXPERTS = {"projected.experts": 32, "projected.rank": 23, "expert": "lowest-loss"}
 
 
@@ -194,17 +190,95 @@ def test_what_sources_in_the_corpus_are_worth_is_that_of_the_kept_rows(
         over_domains, abs=1e-3)
 
 
-def test_nearness_tells_what_experts_gain_as_the_page_says():
-    pairs = []
-    for name in ("inside", "outside"):
-        entropies = read_json(NANO.parent / name / "study.json")["entropies"]
-        usual = entropies["generic"]["256"]["nearness"]
-        pairs += [(entropies[domain]["256"]["nearness"] - usual, gain)
-                  for domain, gain in gains(name, "slm-pn", range(2)).items()]
-    pairs += [(NEAR[domain], gain) for domain, gain in gains("regime", "slm-pn", range(3)).items()]
-    near, gain = np.array(pairs).T
-    assert len(pairs) == 21 and (near <= -0.05).sum() == 8
-    assert gain[near <= -0.05].mean() == pytest.approx(0.007, abs=1e-3)
-    assert gain[near > -0.05].mean() == pytest.approx(-0.093, abs=1e-3)
-    ranks = [values.argsort().argsort() for values in (near, gain)]
-    assert np.corrcoef(*ranks)[0, 1] == pytest.approx(-0.55, abs=6e-3)
+# What trigrams foresee ----------------------------------------------------------------------------
+
+FORESEEN = read_json(NANO.parent / "foresight.json")
+
+
+def foreseen(study: str, domain: str, by: str = "trigrams", method: str = "slm-is",
+             k: int = 256) -> float:
+    """Nats better than the corpus as it is, the mean of two seeds."""
+    found = [row[by] if by == "histogram" else -row[by]["difference"] for row in FORESEEN
+             if (row["study"], row["domain"], row["method"], row["k"]) == (
+                 f"study-{study}", domain, method, k)]
+    assert len(found) == 2
+    return float(np.mean(found))
+
+
+def found(name: str, tokens: int, **wanted: object) -> dict[tuple, float]:
+    """Nats per token after fine-tuning by method, k, domain and seed, of a kept study's rows."""
+    return {(row["method"], row.get("k"), row["domain"], row["settings"]["seed"]):
+            sum(row["nll_after"]) / sum(row["tokens"])
+            for row in read_json(NANO.parent / name / "study.json")["rows"]
+            if row["settings"] == {**row["settings"], "pretrain_tokens": tokens, **wanted}}
+
+
+def pairs(method: str) -> list[tuple[str, str, float]]:
+    """Study, domain and a method's difference from slm, of 21 pairs of a domain and a corpus."""
+    told = [(name, domain, gain) for name in ("inside", "outside")
+            for domain, gain in gains(name, method, range(2)).items()]
+    if method == "slm-pn":
+        told += [("regime", *each) for each in gains("regime", "slm-pn", range(3)).items()]
+    else:
+        shape = {"spec_tokens": 32_000, "model.d_model": 48}
+        plain = found("regime", 50_000_000, **shape)
+        resampled = found("regime", 12_500_000, **shape, **{"importance.k": 256})
+        told += [("regime", domain, float(np.mean([
+            resampled["slm-is", 256, domain, seed] - plain["slm", None, domain, seed]
+            for seed in range(3)]))) for domain in sorted({of for _, _, of, _ in resampled})]
+    assert len(told) == 21
+    return told
+
+
+def ranked(x: list[float], y: list[float]) -> float:
+    return float(np.corrcoef(*(np.argsort(np.argsort(each)) for each in (x, y)))[0, 1])
+
+
+@pytest.mark.parametrize(("method", "ranks", "line", "left", "level"), [
+    ("slm-is", (0.95, 0.94, 0.88, 0.75), (0.121, -0.814), 0.11, 0.15),
+    ("slm-pn", (0.72, 0.71, 0.62, 0.54), (0.038, -0.212), 0.07, 0.18)])
+def test_trigrams_foresee_what_resampling_gains_as_the_page_says(method, ranks, line, left, level):
+    told = pairs(method)
+    gain = [each for _, _, each in told]
+    for by, rank in zip(("trigrams", "bigrams", "unigrams", "histogram"), ranks, strict=True):
+        x = [foreseen(study, domain, by) for study, domain, _ in told]
+        assert ranked(x, gain) == pytest.approx(-rank, abs=6e-3)
+    x = [foreseen(study, domain) for study, domain, _ in told]
+    slope, start = np.polyfit(x, gain, 1)
+    assert (start, slope) == pytest.approx(line, abs=6e-4)
+    rest = np.array(gain) - start - slope * np.array(x)
+    assert rest.std(ddof=2) == pytest.approx(left, abs=6e-3)
+    assert -start / slope == pytest.approx(level, abs=6e-3)
+    assert (RESAMPLING_PAYS if method == "slm-is" else EXPERTS_PAY) == level
+
+
+def test_at_equal_tokens_resampling_pays_as_the_page_says():
+    kept = read_json(NANO.parent / "split/study.json")["rows"]
+    for when, line in (("nll_after", (-0.040, -0.404)), ("nll_before", (-0.052, -0.795))):
+        nats = {(row["method"], row["domain"], row["settings"]["seed"]):
+                sum(row[when]) / sum(row["tokens"]) for row in kept
+                if row["method"] in ("slm", "slm-is") and row["settings"] == {
+                    **row["settings"], "pretrain_tokens": 4_000_000, "projected.blends": 0,
+                    "pretrain.specialization_share": 0.0}}
+        domains = sorted({domain for _, domain, _ in nats})
+        gain = [np.mean([nats["slm-is", domain, seed] - nats["slm", domain, seed]
+                         for seed in range(3)]) for domain in domains]
+        slope, start = np.polyfit([foreseen("regime", domain) for domain in domains], gain, 1)
+        assert len(domains) == 9 and (start, slope) == pytest.approx(line, abs=6e-4)
+
+
+def test_trigrams_rank_ways_to_draw_as_the_page_says():
+    nats = found("regime", 12_500_000, spec_tokens=32_000, **{"model.d_model": 48})
+    before, after, top = [], [], {}
+    for domain in ("arxiv", "openwebtext2", "pubmed_abstracts", "wikipedia"):
+        for method, k in (("slm-is", 16), ("slm-is", 64), ("slm-is", 1024), ("slm-top", 16),
+                          ("slm-top", 256)):
+            before.append(foreseen("regime", domain)
+                          - foreseen("regime", domain, method=method, k=k))
+            after.append(float(np.mean([nats[method, k, domain, seed]
+                                        - nats["slm-is", 256, domain, seed] for seed in (0, 1)])))
+        top[domain] = before[-1], after[-1]
+    assert len(before) == 20 and ranked(before, after) == pytest.approx(0.93, abs=6e-3)
+    assert [round(find(x for x, _ in top.values()), 1) for find in (min, max)] == [0.2, 0.9]
+    assert round(top.pop("openwebtext2")[1], 1) == 3.5
+    assert [round(find(y for _, y in top.values()), 1) for find in (min, max)] == [0.2, 0.4]
