@@ -58,6 +58,16 @@ def test_it_is_the_paired_difference_of_models_of_what_training_reads(made, tmp_
         assert found[key] == pytest.approx(value)
 
 
+@pytest.mark.parametrize(("difference", "says"), [
+    (-0.3, "by 0.30 nats per token [0.20, 0.40] better than"),
+    (0.3, "by 0.30 nats per token [0.20, 0.40] worse than"),
+    (-0.05, "by 0.05 nats per token [-0.05, 0.15] better than"),
+    (0.05, "by 0.05 nats per token [-0.05, 0.15] worse than")])
+def test_the_sentence_says_which_foretells_better(difference, says):
+    assert says in foresight.explain(
+        {"difference": difference, "ci95": [difference - 0.1, difference + 0.1]})
+
+
 def test_what_comes_again_is_hardly_counted():
     has, weights = np.array([1000, 50, 10]), np.array([60.0, 40.0, 0.0])
     assert foresight.counted(has, weights, 100) == 100  # 40 of the 50

@@ -84,10 +84,12 @@ def counted(has: np.ndarray, weights: np.ndarray, most: int) -> int:
 
 def explain(found: Mapping[str, Any]) -> str:
     """What :func:`gain` found, in a sentence."""
-    low, high = (-bound for bound in reversed(found["ci95"]))
-    return (f"a trigram model of what is drawn foretells its validation text by "
-            f"{-found['difference']:.2f} nats per token [{low:.2f}, {high:.2f}] better than one of "
-            "the corpus as it is")
+    better = found["difference"] <= 0
+    low, high = sorted(-bound if better else bound for bound in found["ci95"])
+    nats = abs(found["difference"])
+    return (f"a trigram model of what is drawn foretells its validation text by {nats:.2f} nats per "
+            f"token [{low:.2f}, {high:.2f}] {'better' if better else 'worse'} than one of the "
+            "corpus as it is")
 
 
 def of_corpus(run: Run, tokens: int) -> Trigrams:
