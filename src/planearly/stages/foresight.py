@@ -87,8 +87,8 @@ def explain(found: Mapping[str, Any]) -> str:
     better = found["difference"] <= 0
     low, high = sorted(-bound if better else bound for bound in found["ci95"])
     nats = abs(found["difference"])
-    return (f"a trigram model of what is drawn foretells its validation text by {nats:.2f} nats per "
-            f"token [{low:.2f}, {high:.2f}] {'better' if better else 'worse'} than one of the "
+    return (f"a trigram model of what is drawn foretells its validation text by {nats:.2f} nats "
+            f"per token [{low:.2f}, {high:.2f}] {'better' if better else 'worse'} than one of the "
             "corpus as it is")
 
 
