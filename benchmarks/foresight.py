@@ -45,8 +45,8 @@ def foreseen(run: Run, study: str) -> Iterator[dict[str, Any]]:
             for name, order in ORDERS.items():
                 (ours, sizes), (theirs, _) = (
                     model.score(*text, order).units() for model in (own, whole))
-                pair = perplexity.paired(ours, theirs, sizes)
-                found[name] = {key: pair[key] for key in ("difference", "ci95")}
+                pair = perplexity.paired(theirs, ours, sizes)
+                found[name] = {"gain": pair["difference"], "ci95": pair["ci95"]}
             if "weights" in drawn.inputs:
                 made = facts(drawn.inputs["weights"])
                 found["histogram"] = made["gain"][str(made["k"])]

@@ -98,7 +98,7 @@ def divide(files: list[str], sources: list[str], characters: int, seed: int, out
             put("inside/part-00", source, text)
             # another hash than that which took the domains: their documents are its least
             place = split_hash(text, seed + 1) / 2**64 if source in sources else 0.0
-            for share in keep:
+            for share in set(keep):
                 if place < share:
                     put(f"kept-{share:g}/part-00", source, text)
             if source not in sources:

@@ -114,8 +114,8 @@ def row(method: str, domain: str, changes: Change, level: Level) -> dict[str, An
         "finetuning": {"best_step": 40, "steps": 60, "validation": [[1000, 5.0]]},
         "cost": {**both, "device": "a box", "money": None}, "generic_cost": generic,
         "specialization_cost": special,
-        **({"foresight": {"difference": -level(method, settings, domain) / 10,
-                          "ci95": [-1.0, 0.5]}} if of.needs_domain else {}),
+        **({"foresight": {"gain": level(method, settings, domain) / 10, "ci95": [-0.5, 1.0],
+                          "tokens": 1_000_000}} if of.needs_domain else {}),
     }
 
 

@@ -31,7 +31,7 @@ def test_its_trigrams_are_those_of_the_run_and_a_row_tells_shorter_ones_too(
                 for name in ("slm-is", "slm-dsir")}
     assert [row["method"] for row in rows] == ["slm-is", "slm-dsir"]
     for row in rows:
-        assert row["trigrams"] == {key: told[row["method"]][key] for key in ("difference", "ci95")}
-        assert row["unigrams"]["difference"] < 0 and row["bigrams"]["difference"] < 0
+        assert row["trigrams"] == {key: told[row["method"]][key] for key in ("gain", "ci95")}
+        assert row["unigrams"]["gain"] > 0 and row["bigrams"]["gain"] > 0
         assert (row["study"], row["domain"], row["seed"]) == ("a study", "law", 0)
     assert rows[0]["histogram"] > 0 and "histogram" not in rows[1]

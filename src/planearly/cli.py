@@ -381,14 +381,15 @@ def plan(
     clusters: Annotated[int | None, typer.Option(help="number of clusters of --entropy")] = None,
     foreseen: Annotated[float | None, typer.Option(
         help="nats per token by which text drawn for the domain foretells it better than the "
-             "corpus as it is, as 'planearly weigh' tells it")] = None,
+             "corpus as it is, below 0 where worse, as 'planearly weigh' tells it")] = None,
     windows: Annotated[int | None, typer.Option(
         help="windows of a domain's documents, which bound the number of clusters")] = None,
     results: Annotated[list[Path] | None, typer.Option(
         help="results.json of your own small runs, or a study.json: perplexity, and how much to "
              "pretrain before the domain is known and for each, are predicted from these")] = None,
     paper: Annotated[bool, typer.Option(
-        "--paper", help="recommend by the paper's Figure 1, whatever --results say")] = False,
+        "--paper", help="recommend by the paper's Figure 1, whatever --results and --foreseen "
+                        "say")] = False,
     out: Annotated[Path | None, typer.Option(
         callback=usage.local, help="folder for plan.json, plan.html and recipes")] = None,
     html: Annotated[Path | None, typer.Option(

@@ -72,7 +72,7 @@ def domain(name: str, seed: int) -> page.Domain:
                                           "prediction. " * 6, 160) for c in heavy},
             "generic_windows": 41_822, "smoothing": 12.5, "effective_size": 5_120.7,
             "divergence": 1.83, "entropy": 2.4, "generic_entropy": 4.02,
-            "foresight": {"difference": -0.314, "ci95": [-0.387, -0.241]}}
+            "foresight": {"gain": 0.314, "ci95": [0.241, 0.387], "tokens": 1_000_000}}
 
 
 def expert(method: str, name: str, rule: str, k: int = 16) -> page.Expert:

@@ -17,7 +17,7 @@ from planearly.evaluate.perplexity import Scores
 
 _MOST_VOCABULARY = (1 << 21) - 2
 """Three tokens, or the mark of none, fit in one int64."""
-_WINDOWS = 4096  # scored at once
+_ROWS = 256  # scored at once
 
 
 class Trigrams:
@@ -29,8 +29,9 @@ class Trigrams:
         P(t | h) = (max(c(h, t) - D, 0) + D n(h) P'(t)) / c(h),    P(t | h) = P'(t) if c(h) = 0,
 
     D = (a + 1) / (a + 2 b + 2) for an order of whose sequences a occur once and b twice: the
-    authors' estimate, kept above 0 where none does, so that no token is impossible. A history ends
-    where its window begins, but for the token before it.
+    authors' estimate, kept above 0 where none does, so that no token is impossible. A window's
+    first token follows its first input alone; where that is also what the window before it in the
+    row ended with, that window's last token but one as well.
     """
 
     def __init__(self, inputs: np.ndarray, targets: np.ndarray, vocabulary: int) -> None:
@@ -62,9 +63,9 @@ class Trigrams:
 
     def score(self, dataset: TokenDataset, windows: np.ndarray, order: int = 3) -> Scores:
         """As :func:`planearly.evaluate.perplexity.evaluate`, of this model."""
-        chosen = dataset.windows[windows]
-        parts = [self.nats(*dataset.rows(list(windows[start:start + _WINDOWS, None])), order)
-                 for start in range(0, len(windows), _WINDOWS)]
+        chosen, rows = dataset.windows[windows], side_by_side(dataset, windows)
+        parts = [self.nats(*dataset.rows(rows[start:start + _ROWS]), order)
+                 for start in range(0, len(rows), _ROWS)]
         return Scores(np.concatenate([np.empty(0), *parts]).astype(np.float32),
                       chosen["length"].astype(np.int64), chosen["document"].astype(np.int64))
 
@@ -81,6 +82,17 @@ class Trigrams:
         last = inputs[told]
         return [(history, history * base + targets[told])
                 for history in (np.zeros_like(last), last, before[told] * base + last)]
+
+
+def side_by_side(dataset: TokenDataset, windows: np.ndarray) -> list[np.ndarray]:
+    """Windows, int [n], in rows of at most a context's targets, in their order."""
+    rows, first, filled = [], 0, 0
+    for at, length in enumerate(dataset.windows["length"][windows].tolist()):
+        if filled + length > dataset.context:
+            rows.append(windows[first:at])
+            first, filled = at, 0
+        filled += length
+    return [*rows, windows[first:]] if len(windows) else []
 
 
 class _Counts:

@@ -75,7 +75,7 @@ class PlanInput:
     measured: list[dict[str, Any]] = field(default_factory=list)
     """What the runs that they are fitted to found (:func:`planearly.plan.law.measured`)."""
     paper: bool = False
-    """Whether the paper's Figure 1 decides, whatever such runs say."""
+    """Whether the paper's Figure 1 decides, whatever such runs and ``foreseen`` say."""
 
     @property
     def total_domains(self) -> int:

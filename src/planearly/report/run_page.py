@@ -57,7 +57,7 @@ class Domain(TypedDict, total=False):
     divergence: float  # KL of the domain's histogram from the generic one, nats
     entropy: float  # of the domain's histogram, nats
     generic_entropy: float
-    foresight: Mapping[str, Any]  # stages.foresight: nats by trigrams of what is drawn, less corpus
+    foresight: Mapping[str, Any]  # gain and ci95 of stages.foresight, nats per token
 
 
 class Expert(TypedDict, total=False):

@@ -12,26 +12,27 @@ from planearly.data.dataset import IGNORE, TokenDataset
 from planearly.data.pack import Rows
 from planearly.data.sample import mix, permute
 from planearly.evaluate import perplexity
-from planearly.evaluate.trigrams import Trigrams
+from planearly.evaluate.trigrams import Trigrams, side_by_side
 from planearly.files import read_array
 from planearly.progress import say
 from planearly.stages import corpus, training
 from planearly.stages.folder import Run
+from planearly.units import short
 
 TOKENS = 1 << 20
 """Targets that a trigram model is counted on, at most."""
 _AGAIN = 0.1  # of what is counted, at most, was counted before
-_SPARE = 1.1  # times as many windows are looked at, some of which are left out
 
 
 def gain(run: Run, draws: str, name: str, packed: Path, weights: np.ndarray, rows: int,
          inputs: Mapping[str, Path]) -> Path:
     """By how much the generic corpus as it would be drawn foretells a domain better than as it is.
 
-    The manifest has ``difference``, nats per token of the domain's validation text under a trigram
-    model of what is drawn less those under one of as many tokens of the whole corpus (below 0: what
-    is drawn is more like the domain), its 95% interval over documents ``ci95``, and both models'
-    ``drawn`` and ``corpus``.
+    The manifest has ``gain``, the nats per token of the domain's validation text under a trigram
+    model of the whole corpus less those under one of what is drawn (above 0: what is drawn is more
+    like the domain), its 95% interval over that text's documents ``ci95``, both models' ``corpus``
+    and ``drawn``, and ``tokens``, about as many as each was counted on. With more of them the gain
+    falls where the corpus is small: what is like the domain in it is then in both.
 
     Args:
         draws: how it is drawn, by the column of the table of methods.
@@ -45,10 +46,12 @@ def gain(run: Run, draws: str, name: str, packed: Path, weights: np.ndarray, row
         drawn, whole, tokens = models(run, packed, weights, rows)
         text = corpus.held_out(run, name, "valid")
         (ours, sizes), (theirs, _) = (model.score(*text).units() for model in (drawn, whole))
-        found = perplexity.paired(ours, theirs, sizes)
+        pair = perplexity.paired(theirs, ours, sizes)
+        found = {"gain": pair["difference"], "ci95": pair["ci95"], "units": pair["units"],
+                 "corpus": float(theirs.sum() / sizes.sum()),
+                 "drawn": float(ours.sum() / sizes.sum()), "tokens": tokens}
         say(f"  {explain(found)}")
-        return {**found, "drawn": float(ours.sum() / sizes.sum()),
-                "corpus": float(theirs.sum() / sizes.sum()), "tokens": tokens}
+        return found
 
     settings = {"tokens": TOKENS, "rows": rows, "valid_tokens": recipe.data.valid_tokens,
                 "excluded": corpus.kept_digest(run), "seed": recipe.seed}
@@ -84,24 +87,28 @@ def counted(has: np.ndarray, weights: np.ndarray, most: int) -> int:
 
 def explain(found: Mapping[str, Any]) -> str:
     """What :func:`gain` found, in a sentence."""
-    better = found["difference"] <= 0
-    low, high = sorted(-bound if better else bound for bound in found["ci95"])
-    nats = abs(found["difference"])
-    return (f"a trigram model of what is drawn foretells its validation text by {nats:.2f} nats "
-            f"per token [{low:.2f}, {high:.2f}] {'better' if better else 'worse'} than one of the "
-            "corpus as it is")
+    better = found["gain"] >= 0
+    low, high = sorted(bound if better else -bound for bound in found["ci95"])
+    return (f"a trigram model of {short(found['tokens'])} tokens of what is drawn foretells its "
+            f"validation text by {abs(found['gain']):.2f} nats per token [{low:.2f}, {high:.2f}] "
+            f"{'better' if better else 'worse'} than one of as many of the corpus as it is")
 
 
 def of_corpus(run: Run, tokens: int) -> Trigrams:
-    """A trigram model of about so many targets of the generic corpus as it is."""
+    """A trigram model of about so many targets of the generic corpus as it is, or of all of it."""
     dataset = TokenDataset(corpus.generic(run))
     excluded = read_array(corpus.kept(run) / "excluded.npy")
-    size, seed = len(dataset), run.recipe.seed
-    some = min(size, int(_SPARE * tokens * size / dataset.meta["n_tokens"]) + 1)
-    windows = permute(np.arange(some), np.full(some, size), np.full(some, mix(seed, 0x3643)))
-    windows = windows[~excluded[dataset.windows["document"][windows].astype(np.int64)]]
-    enough = int(np.searchsorted(np.cumsum(dataset.windows["length"][windows]), tokens)) + 1
-    return Trigrams(*dataset.rows(list(windows[:enough, None])), _vocabulary(run))
+    size, key = len(dataset), mix(run.recipe.seed, 0x3643)
+    some = min(size, 1 + int(tokens * size / dataset.meta["n_tokens"]))
+    while True:
+        windows = permute(np.arange(some), np.full(some, size), np.full(some, key))
+        windows = windows[~excluded[dataset.windows["document"][windows].astype(np.int64)]]
+        filled = np.cumsum(dataset.windows["length"][windows])
+        if some == size or (len(filled) and filled[-1] >= tokens):
+            break
+        some = min(size, 2 * some)
+    windows = windows[:int(np.searchsorted(filled, tokens)) + 1]
+    return Trigrams(*dataset.rows(side_by_side(dataset, windows)), _vocabulary(run))
 
 
 def _vocabulary(run: Run) -> int:

@@ -20,6 +20,7 @@ from planearly.report import sentences
 from planearly.stages import adapt, bundled, checkpoint, clusters, corpus, exchange, trained
 from planearly.stages.evaluate import evaluations, write_results
 from planearly.stages.folder import Missing, Run
+from planearly.stages.manifest import facts
 from planearly.stages.mirror import Mirror
 from planearly.stages.noted import PAGE, RECIPE, RESULTS
 from planearly.stages.workers import can_spread, joined, spread_trainings
@@ -89,8 +90,11 @@ def run(recipe: Recipe, out: Path | str, until: str = "report",
             for name in names:
                 (clusters.received if name in given else clusters.domain_clusters)(this, name)
         if reach >= VERBS.index("weigh"):
-            this.divided([partial(trained.weigh, this, row, name)
-                          for name in names for row in rows])
+            both = [(name, row) for name in names for row in rows]
+            worth = this.divided([partial(trained.weigh, this, row, name) for name, row in both])
+            if until == "weigh":
+                _show_foresight([(name, row.name, facts(stage)) for (name, row), stage
+                                 in zip(both, worth, strict=True) if stage])
         if reach >= VERBS.index("pretrain"):
             checkpoint.tell_beginning(this, next(iter(texts), ""))
             _spread(this, until)
@@ -225,6 +229,24 @@ def finish(this: Run, until: str, results: dict[str, Any] | None = None,
         named = "" if corpus.domain_names(this) else " and 'domains=[FOLDER_OF_YOUR_DOCUMENTS]'"
         say(f"next: the same command with 'run'{named} goes on from here")
     return results
+
+
+def _show_foresight(told: list[tuple[str, str, dict[str, Any]]]) -> None:
+    """What drawing the corpus is worth, by domain and method: a table on standard output."""
+    if not told or parallel.rank() > 0:
+        return
+    table = PlainTable("domain", "method", "foreseen, nats per token", "95% interval",
+                       "tokens counted")
+    for domain, method, found in told:
+        low, high = found["ci95"]
+        table.add_row(domain, method, f"{found['gain']:.2f}", f"{low:.2f} to {high:.2f}",
+                      short(found["tokens"]))
+    Console(width=None if Console().is_terminal else 140).print(table)
+    resampled = [found["gain"] for _, method, found in told
+                 if methods.find(method).draws == "importance"]
+    if resampled:
+        say("for a plan: planearly plan --foreseen "
+            f"{sum(resampled) / len(resampled):.2f} (of importance sampling, the domains' mean)")
 
 
 def show(results: dict[str, Any]) -> None:

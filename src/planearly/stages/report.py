@@ -76,11 +76,18 @@ def _plan(run: Run, all_trained: list[Trained]) -> Markup | None:
             generic_tokens=int(TokenDataset(corpus.generic(run)).meta["n_tokens"]),
             spec_tokens=int(dataset.windows["length"][used].sum()), windows=len(used),
             domains=len({t.domain for t in all_trained}), price=run.recipe.cost.price_per_hour,
-            currency=run.recipe.cost.currency,
+            currency=run.recipe.cost.currency, foreseen=_foreseen(all_trained),
         ))
     except UserError:
         return None
     return plan_page.section(plan)
+
+
+def _foreseen(all_trained: list[Trained]) -> float | None:
+    """What trigrams foresee of importance sampling, the domains' mean; None: it was not asked."""
+    told = [one.notes["foresight"]["gain"] for one in all_trained
+            if methods.find(one.method).draws == "importance" and "foresight" in one.notes]
+    return float(np.mean(told)) if told else None
 
 
 def _curves(all_trained: list[Trained]) -> Iterator[run_page.Curve]:

@@ -291,7 +291,9 @@ def _shared_with(run: Run, row: Method, drawn: Drawn) -> Path | None:
 def specialize(run: Run, method: str, domain: str, tokens: int | None = None) -> Trained:
     """Fine-tune on a domain, after what that needs: pretraining, of so many ``tokens`` (None: the
     recipe's), expert, teacher."""
-    row = methods.of(run.recipe, method)
+    row, worth = methods.of(run.recipe, method), None
+    with contextlib.suppress(Missing):  # an older version finished the rest without it
+        worth = weigh(run, row, domain)
     base, expert = pretrained(run, method, domain, tokens), None
     stages: list[Path] = []
     if row.bank:
@@ -317,7 +319,7 @@ def specialize(run: Run, method: str, domain: str, tokens: int | None = None) ->
         params=experts.parameters(run, method, expert) if expert else None,
         routed=lambda domain="": experts.routed(run, method, domain)
         if expert and not row.adapts else None,
-        expert=expert, notes=_notes(run, row, domain, base, expert, pretrainings, drawn))
+        expert=expert, notes=_notes(run, row, base, expert, pretrainings, drawn, worth))
 
 
 def _teacher(run: Run, method: str) -> Method | None:
@@ -326,8 +328,8 @@ def _teacher(run: Run, method: str) -> Method | None:
     return methods.teacher() if taught else None
 
 
-def _notes(run: Run, row: Method, domain: str, base: Path | None, expert: Path | None,
-           pretrainings: list[Path], drawn: Drawn | None) -> dict[str, Any]:
+def _notes(run: Run, row: Method, base: Path | None, expert: Path | None,
+           pretrainings: list[Path], drawn: Drawn | None, worth: Path | None) -> dict[str, Any]:
     """Fields of results.json that only some methods have."""
     found: dict[str, Any] = {}
     if expert:
@@ -338,9 +340,8 @@ def _notes(run: Run, row: Method, domain: str, base: Path | None, expert: Path |
         found |= drawn.notes
     if drawn and row != methods.find(row.name):
         found["draws"] = row.adapts
-    with contextlib.suppress(Missing):  # an older version finished the rest without it
-        if drawn and (told := weigh(run, row, domain)):
-            found["foresight"] = {key: facts(told)[key] for key in ("difference", "ci95")}
+    if worth:
+        found["foresight"] = {key: facts(worth)[key] for key in ("gain", "ci95", "tokens")}
     if row.tune == "lora":
         shape = training.shape_made(base) if base else training.shape_of(run, row.large)
         found["adapter_params"] = flops.lora_parameters(shape, run.recipe.lora.rank)

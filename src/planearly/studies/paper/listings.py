@@ -211,7 +211,7 @@ def foreseen(cells: Cells) -> Rows:
             found = difference(cells, arm, Arm("slm"), [domain])
             if known and found:
                 rows.append({"method": method, "domain": domain,
-                             "foreseen": known["difference"], "foreseen_ci": known["ci95"],
+                             "foreseen": known["gain"], "foreseen_ci": known["ci95"],
                              "difference": found.nats, "difference_ci": found.interval})
     return rows
 

@@ -336,13 +336,13 @@ TABLES: list[Averages | Listing] = [
                "difference_ci")),
     Listing(
         "extra-foresight", "What trigrams foresee, and what was found", "",
-        "Nats per token of a domain's validation text under a trigram model of what a method draws "
-        "of the corpus, less those under one of the corpus as it is: known before any training. "
-        "Beside it the method's difference from slm after fine-tuning, at the budgets of the "
-        "recipe; a method that draws the corpus as it is has the foresight of slm-is.",
-        [METHOD, DOMAIN, *with_interval("foreseen", "foreseen", "nats"),
+        "By how many nats per token a trigram model of what a method draws of the corpus foretells "
+        "a domain's validation text better than one of the corpus as it is: known before any "
+        "training. Beside it the method's difference from slm after fine-tuning, at the budgets of "
+        "the recipe; a method that draws the corpus as it is has the foresight of slm-is.",
+        [METHOD, DOMAIN, *with_interval("foreseen", "foreseen gain", "nats"),
          *with_interval("difference", "method less slm", "nats")], foreseen,
-        Figure("points", Axis("foreseen", "foreseen by trigrams, nats per token"),
+        Figure("points", Axis("foreseen", "gain foreseen by trigrams, nats per token"),
                Axis("difference", "method less slm, nats per token"), "method",
                "difference_ci")),
     Listing(
