@@ -186,6 +186,10 @@ def test_what_sources_in_the_corpus_are_worth_is_that_of_the_kept_rows(
     more = np.array([outside[domain] - inside[domain] for domain in inside])
     np.testing.assert_allclose(more, of_each, atol=6e-3)
     half = 2.5706 * more.std(ddof=1) / math.sqrt(len(more))  # Student's, five degrees
+    told, share = {"slm-pn": (-0.078, 1 / 3), "slm-is": (-0.429, 2 / 3)}[method]
+    tenth = np.mean([*gains("tenth", method, range(2)).values()])
+    assert tenth == pytest.approx(told, abs=6e-4)
+    assert (both[1] - tenth) / (both[1] - both[0]) == pytest.approx(share, abs=0.04)
     assert (more.mean(), more.mean() - half, more.mean() + half) == pytest.approx(
         over_domains, abs=1e-3)
 
@@ -282,3 +286,27 @@ def test_trigrams_rank_ways_to_draw_as_the_page_says():
     assert [round(find(x for x, _ in top.values()), 1) for find in (min, max)] == [0.2, 0.9]
     assert round(top.pop("openwebtext2")[1], 1) == 3.5
     assert [round(find(y for _, y in top.values()), 1) for find in (min, max)] == [0.2, 0.4]
+
+
+TENTH = {  # foreseen, importance sampling by the line and found, the network by its line and found
+    "bible_kjv": (1.27, -0.91, -0.49, -0.23, -0.06),
+    "digitalgov": (0.32, -0.14, -0.06, -0.03, -0.03),
+    "imdb_reviews": (0.35, -0.16, -0.10, -0.04, -0.04),
+    "medquad": (1.06, -0.74, -0.68, -0.19, -0.12),
+    "python_peps": (0.42, -0.22, -0.23, -0.05, -0.07),
+    "stacks_project": (2.05, -1.55, -1.01, -0.40, -0.15)}
+
+
+def test_what_was_foreseen_of_a_tenth_of_the_sources_is_that_of_the_page():
+    gain = {method: gains("tenth", method, range(2)) for method in ("slm-is", "slm-pn")}
+    x = [foreseen("tenth", domain) for domain in TENTH]
+    for domain, at, told in zip(TENTH, x, TENTH.values(), strict=True):
+        assert (at, 0.121 - 0.814 * at, gain["slm-is"][domain], 0.038 - 0.212 * at,
+                gain["slm-pn"][domain]) == pytest.approx(told, abs=6e-3)
+    ranks = [ranked(x, [gain[method][domain] for domain in TENTH]) for method in gain]
+    assert ranks == pytest.approx([-0.94, -0.83], abs=6e-3)
+    page = (NANO.parents[1] / "experiments.md").read_text("utf-8")
+    for column, row in enumerate(("foreseen by trigrams", "importance sampling less `slm`, by the",
+                                  "found", "network less `slm`, by its line", "found")):
+        said = " | ".join(f"{told[column]:.2f}".replace("-", "−") for told in TENTH.values())
+        assert re.search(re.escape(row) + r"[^|]* \| " + re.escape(said), page), (row, said)
