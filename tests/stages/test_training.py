@@ -66,6 +66,8 @@ def test_a_training_is_booked_for_all_devices_and_with_what_its_objective_spent(
     assert (plain["money"], plain["currency"]) == (pytest.approx(3.96), "EUR")
     goal = NextToken()
     goal.flops_before, goal.seconds_before = 5e6, 40.0  # of all devices together
+    goal.flops_per_token, goal.teacher_width = 1e4, 64
     taught = training.book(run, "s", outcome, 2e4, goal)
-    assert taught["tokens"] == 1_000 and taught["flops"] == 2.5e7
+    assert taught["tokens"] == 1_000 and taught["flops"] == 3.5e7
     assert taught["device_hours"] == pytest.approx(400 / 3600)
+    assert taught["teacher"] == {"flops": 1.5e7, "d_model": 64} and "teacher" not in plain

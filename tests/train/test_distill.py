@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 def live(temperature: float = 1.0, dtype: torch.dtype = torch.float64) -> Live:
     model = Transformer(TEACHER, seed=7).to(dtype).requires_grad_(False)
-    return Live(lambda inputs: 5 * model(inputs), 50, temperature, 123.0)
+    return Live(lambda inputs: 5 * model(inputs), 50, temperature, 123.0, TEACHER)
 
 
 def by_hand(student, teacher, inputs, targets, a, b, heat) -> torch.Tensor:
@@ -137,7 +137,10 @@ def test_stored_answers_cost_the_teacher_once(tmp_path):
     goal = Distillation(Stored(tmp_path), keys.Distill())
     assert goal.flops_per_token == 0
     assert goal.flops_before == 123.0 * inputs.numel()
-    assert Distillation(live(), keys.Distill()).flops_per_token == 123.0
+    beside = Distillation(live(), keys.Distill())
+    assert beside.flops_per_token == 123.0
+    assert goal.teacher_width == beside.teacher_width == TEACHER.d_model
+    assert goal.teacher_shape is None  # it is not run beside the student
     plain = NextToken()
     assert plain.flops_per_token == plain.flops_before == plain.seconds_before == 0
 
