@@ -90,6 +90,22 @@ def test_why_a_stage_would_be_made_again(prepared, made):
     assert told == {"domain/law": "1 of this name are there, and the nearest differs in held_out"}
 
 
+@pytest.mark.parametrize("name", ["la\nw", "[l]aw*"])
+def test_a_domain_may_be_called_anything(made, tmp_path, name):
+    out = tmp_path / "run"
+    (made / "domains" / "law").rename(made / "domains" / name)
+    pipeline.run(recipe(made, methods=["slm-nopt"]), out, "prepare")
+    assert found(out).whole == len(list(out.rglob(MANIFEST)))
+    (stage,) = (out / "domain").iterdir()
+    (stage / "train-excluded.npy").unlink()
+    assert [one.folder for one in found(out).damaged] == [f"domain/{stage.name}"]
+    values = read_json(stage / MANIFEST)
+    write_json(stage / MANIFEST, {**values, "settings": {**values["settings"], "held_out": 0.2}})
+    stage.rename(stage.with_name(f"{name}-01234567"))
+    assert [one.why for one in found(out).again] == [
+        "1 of this name are there, and the nearest differs in held_out"]
+
+
 def test_another_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match="is not a run folder: it has no recipe"):
         doctor.examine(tmp_path)
