@@ -13,6 +13,7 @@ from examples import examples
 from planearly import keys
 from planearly.data.dataset import IGNORE
 from planearly.data.pack import pack_rows
+from planearly.errors import UserError
 from planearly.model import parts
 from planearly.model.transformer import Shape, Transformer
 from planearly.train.distill import Distillation, Live, Stored, Taught, divergence, largest, store
@@ -143,6 +144,14 @@ def test_stored_answers_cost_the_teacher_once(tmp_path):
     assert goal.teacher_shape is None  # it is not run beside the student
     plain = NextToken()
     assert plain.flops_per_token == plain.flops_before == plain.seconds_before == 0
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "7", "{}"])
+def test_a_damaged_note_of_stored_answers_is_one_sentence(tmp_path, text):
+    stored(tmp_path, 4)
+    (tmp_path / "stored.json").write_text(text)
+    with pytest.raises(UserError, match=r"stored\.json is (damaged|not valid JSON)"):
+        Stored(tmp_path)
 
 
 def test_an_unknown_row_is_not_answered_with_another(tmp_path):

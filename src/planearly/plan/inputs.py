@@ -210,8 +210,9 @@ def tokens(given: object, flag: str) -> int:
             raise
     if (path / "dataset.json").is_file():
         dataset = read_json(path / "dataset.json")
-        if isinstance(dataset, dict) and "n_tokens" in dataset:  # else a file of the user's own
-            return int(dataset["n_tokens"])
+        many = dataset.get("n_tokens") if isinstance(dataset, dict) else None
+        if type(many) is int:  # else a file of the user's own
+            return many
     if path.suffix == ".json" and shared.is_shared(path):
         raise UserError(f"{flag}: {text} is a histogram, which does not tell how many tokens its "
                         "documents have: give a number of tokens")

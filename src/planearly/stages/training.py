@@ -20,7 +20,7 @@ from planearly.data.sample import BlendSampler, Sampler
 from planearly.data.streams import BlendStream, RowStream
 from planearly.errors import UserError
 from planearly.evaluate.perplexity import mean_nll
-from planearly.files import read_array, read_json
+from planearly.files import read_array, read_object
 from planearly.model import memory, outside, starts
 from planearly.model.outside import AnyModel, AnyShape
 from planearly.model.transformer import Shape
@@ -183,7 +183,7 @@ def as_precise(train: keys.Train) -> Callable[[Path], bool]:
     def fits(stage: Path) -> bool:
         for file in (*stage.rglob(loop.OUTCOME), *stage.rglob(arithmetic.KEPT)):
             with contextlib.suppress(UserError):  # removed by who is at it, or broken
-                note = read_json(file)
+                note = read_object(file)
                 note = note.get("arithmetic", note)
                 if any(note.get(field, unknown) != wanted for field, wanted, unknown in asked):
                     return False
@@ -222,7 +222,7 @@ def load_model(stage: Path) -> AnyModel:
 
 def outcome_of(stage: Path) -> dict[str, Any]:
     """What the training of a finished stage came to, as the loop noted it."""
-    return read_json(trained_in(stage) / loop.OUTCOME)
+    return loop.outcome_in(trained_in(stage))
 
 
 def metrics_of(stage: Path) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from planearly import keys
 from planearly.data.streams import RowStream
-from planearly.files import atomic_write, read_array, read_json, write_json
+from planearly.files import atomic_write, read_array, read_object, write_json
 from planearly.model import outside, parts
 from planearly.model.outside import AnyModel, AnyShape
 from planearly.progress import progress
@@ -102,7 +102,7 @@ class Stored:
     shape: AnyShape | None = None
 
     def __init__(self, folder: Path) -> None:
-        note = read_json(folder / "stored.json")
+        note = read_object(folder / "stored.json", "flops", "seconds")
         self.flops_before, self.seconds_before = note["flops"], note["seconds"]
         self.width: int | None = note.get("width")  # which older versions did not tell
         keys = read_array(folder / "keys.npy", mapped=False)
