@@ -261,6 +261,10 @@ def line_of_json(value: Any) -> str:
     return json.dumps(finite(value), allow_nan=False)
 
 
+class Damaged(UserError):
+    """A file is not what was written there."""
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file; a missing or broken one is a :class:`UserError` that names it."""
     try:
@@ -270,6 +274,22 @@ def read_json(path: Path) -> Any:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}): copy it again, or make it "
                         "anew") from error
+
+
+def read_object(path: Path, *needed: str) -> dict[str, Any]:
+    """Read a JSON file that this package wrote: an object that has the ``needed`` keys.
+
+    Raises:
+        Damaged: it holds something else.
+        UserError: as :func:`read_json`.
+    """
+    found = read_json(path)
+    lacks = [key for key in needed if key not in found] if isinstance(found, dict) else None
+    if lacks is None or lacks:
+        what = f"it has no '{lacks[0]}'" if lacks else "it is no JSON object"
+        raise Damaged(f"{path} is damaged ({what}): copy it again, or remove it with its folder, "
+                      "which is then made anew")
+    return dict(found)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -286,10 +306,6 @@ def write_chunks(path: Path, dtype: np.dtype, shape: tuple[int, ...],
             "descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
         for chunk in chunks:
             handle.write(chunk.tobytes())
-
-
-class Damaged(UserError):
-    """A file is not what was written there."""
 
 
 def read_array(path: Path, mapped: bool = True) -> np.ndarray:

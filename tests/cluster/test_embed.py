@@ -289,6 +289,17 @@ def test_embeddings_of_the_older_layout_are_read(tmp_path, numbered):
     assert found[:][:, 0].tolist() == list(range(35)) and not list(out.glob("embeddings-*"))
 
 
+@pytest.mark.parametrize("text", ["{", "[1]", "7", "{}"])
+def test_where_nobody_knows_that_embedding_ended_it_is_looked_at_again(tmp_path, numbered, text):
+    out, calls = tmp_path / "out", []
+    found = embed.embed_dataset(*numbered, counting_embedder([]), out)[:]
+    (out / "embeddings.json").write_text(text)
+    with pytest.raises(UserError, match=r"embeddings\.json is (damaged|not valid JSON)"):
+        embed.open_embeddings(out)
+    assert np.array_equal(embed.embed_dataset(*numbered, counting_embedder(calls), out)[:], found)
+    assert np.array_equal(embed.open_embeddings(out)[:], found)
+
+
 def test_another_embedder_where_a_worker_runs_is_one_sentence(tmp_path, monkeypatch, numbered):
     monkeypatch.setattr(embed, "load_embedder", lambda name, cache: counting_embedder([]))
     work, _ = embed._work(*numbered, embed.Embedder("x", "1" * 64, lambda: None), tmp_path,

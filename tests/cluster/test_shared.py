@@ -188,3 +188,28 @@ def test_without_documents_the_prior_is_near_the_one_they_give() -> None:
     assert found.tau == pytest.approx(exact.tau) and found.gain == pytest.approx(exact.gain)
     np.testing.assert_allclose(found.p, exact.p, rtol=1e-5)
     assert smooth_counts(counts, generic, 200, tau=exact.tau).p.tobytes() == exact.p.tobytes()
+
+
+@pytest.mark.parametrize("tau", [None, 0.0, 1.0, 50.0, "owner"])
+def test_what_a_histogram_is_worth_is_of_the_prior_that_it_is_smoothed_by(
+        tau: float | str | None) -> None:
+    """The number of clusters is chosen by it: without a prior, 64 of 60 windows are too many."""
+    random = np.random.default_rng(3)
+    fine, documents = random.dirichlet(np.ones(64)), np.arange(60)
+    groups = random.choice(64, 60, p=random.dirichlet(np.full(64, 0.3)))
+    asked = 7.5 if tau == "owner" else tau
+    levels, texts, generic = {}, {}, {}
+    for k in (4, 64):
+        generic[k], own = fine.reshape(k, -1).sum(1), groups * k // 64
+        found = smooth(own, np.ones(60), generic[k], documents=documents,
+                       tau=7.5 if tau == "owner" else None)
+        counts = np.bincount(own, minlength=k).astype(np.float64)
+        levels[k] = shared.Level("c", counts, found.tau, found.gain)
+        texts[k] = smooth(own, np.ones(60), generic[k], documents=documents, tau=asked)
+    made = shared.Shared(GOOD.embedder, 60, levels)
+    ours = {k: made.smoothed(k, generic[k], asked) for k in levels}
+    for k in levels:
+        assert (ours[k].p == texts[k].p).all() and ours[k].tau == texts[k].tau
+        assert ours[k].gain == pytest.approx(texts[k].gain, rel=1e-6)
+        assert ours[k].gain == texts[k].gain or tau not in (None, "owner")
+    assert max(ours, key=lambda k: ours[k].gain) == (4 if tau == 0 else 64)

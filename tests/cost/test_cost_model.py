@@ -471,6 +471,11 @@ def test_without_bfloat16_the_rate_is_float32s(name: str, rate: float) -> None:
 def test_a_broken_calibration_is_named() -> None:
     file = devices.calibration_file("abacus")
     file.parent.mkdir(parents=True)
-    file.write_text('{"device": "abacus"}')
-    with pytest.raises(UserError, match="is not a calibration"):
-        devices.find("abacus")
+    whole = {"matmul_flops": 1.0, "when": "now", "shapes": {"slm": {
+        "d_model": 1, "flops_per_second": 1.0, "tokens_per_second": 1.0}}}
+    for content in ({"device": "abacus"}, [1], 7, None, {"device": 5, **whole}):
+        file.write_text(json.dumps(content))
+        with pytest.raises(UserError, match="is not a calibration"):
+            devices.find("abacus")
+        with pytest.raises(UserError, match="is not a calibration"):
+            devices.find("a100")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,12 @@ from planearly import keys, methods
 from planearly.cost import devices, ledger, model
 from planearly.errors import UserError
 from planearly.files import write_json
+from planearly.model import flops
 from planearly.model.transformer import Shape
+from planearly.stages import training
 from planearly.stages.evaluate import total_cost
+from planearly.train.loop import Outcome
+from planearly.train.objective import NextToken
 
 
 @pytest.fixture(autouse=True)
@@ -185,6 +190,35 @@ def test_a_projected_pretraining_is_predicted_as_it_is_planned(processes: int) -
             "projected": asdict(bank), "steps": 100,
             "train": {"optimizer": {"preset": "adamw"}}}})
     assert found == pytest.approx(planned.device_hours)
+
+
+@pytest.mark.parametrize("answered", [None, 500_000])
+@pytest.mark.parametrize("device", ["a100", "h100"])
+def test_a_distillation_is_predicted_as_it_is_planned(
+        device: str, answered: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher's operations are at its own width, whether it answers beside or beforehand."""
+    small = Shape(layers=4, d_model=256, heads=4, d_ff=1024, vocab_size=8192, context=256)
+    large = replace(small, layers=7, d_model=2048, heads=16, d_ff=8192)
+    setting = model.Setting(small, large, devices.find(device), keys.Projected(),
+                            finetune_batch_tokens=8192)
+    tokens = 100 * 8192
+    planned = model.distilled(setting, tokens, answered)
+    monkeypatch.setattr(devices, "here", lambda: device)
+    goal = NextToken()
+    goal.teacher_width = large.d_model
+    if answered is None:
+        goal.flops_per_token = flops.forward(large)
+    else:
+        goal.flops_before = answered * flops.forward(large)
+    run: Any = SimpleNamespace(recipe=keys.Recipe())
+    entry = training.book(run, "slm-d.a", Outcome(tokens=tokens, seconds=1.0),
+                          flops.training(small), goal)
+    assert entry["flops"] == pytest.approx(planned.flops)
+    manifest = {"stage": "specialize/slm-d.a", "shape": small.to_dict(), "settings": {
+        "distill": {}, "train": {"batch_tokens": 8192}}}
+    assert ledger.predicted_hours(entry, manifest) == pytest.approx(planned.device_hours)
+    older = {key: value for key, value in entry.items() if key != "teacher"}
+    assert ledger.predicted_hours(older, manifest) is None
 
 
 def test_the_same_folder_twice_counts_once(tmp_path: Path) -> None:

@@ -297,7 +297,8 @@ def test_splits_in_a_sole_subfolder_are_taken(tmp_path):
 
 
 @pytest.mark.parametrize("names", [
-    ("train.txt", "test.txt", "valid.txt", "LICENSE.txt"), ("law_train.jsonl", "law_test.jsonl")])
+    ("train.txt", "test.txt", "valid.txt", "LICENSE.txt"), ("law_train.jsonl", "law_test.jsonl"),
+    ("la\nw_train.jsonl", "la\nw_test.jsonl")])
 def test_names_that_look_like_splits_and_are_not_taken_are_said(tmp_path, capsys, names):
     documents_in(tmp_path, *names)
     split_texts(None, tmp_path)

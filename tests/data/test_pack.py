@@ -17,6 +17,7 @@ from planearly.data import pack
 from planearly.data.dataset import DOCUMENT, WINDOW, TokenDataset
 from planearly.data.pack import Rows, pack_rows
 from planearly.engine.local import Local
+from planearly.errors import UserError
 
 
 @st.composite
@@ -116,6 +117,14 @@ def test_a_corpus_packed_by_shards_is_one_packed_at_once(packing, seed, size, da
         by_shards, at_once = ({path.name: path.read_bytes() for path in (root / of).iterdir()}
                               for of in ("parts-of-it", "at-once"))
     assert by_shards == at_once
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "7", "{}"])
+def test_a_damaged_note_of_rows_is_one_sentence(tmp_path, text):
+    pack_rows(np.array([4]), np.array([0]), 1, 4, 0).save(tmp_path)
+    (tmp_path / "rows.json").write_text(text)
+    with pytest.raises(UserError, match=r"rows\.json is (damaged|not valid JSON)"):
+        Rows.load(tmp_path)
 
 
 def test_nothing_to_pack():

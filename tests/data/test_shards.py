@@ -21,6 +21,17 @@ from small_processes import fork
 from small_work import alive, children, until
 
 
+@pytest.mark.parametrize("text", ["{", "[1]", "7", "{}"])
+def test_a_damaged_note_of_a_dataset_is_written_anew(tmp_path, corpus, tokenizer, text):
+    write(corpus / "a.jsonl", [prose(i) for i in range(5)])
+    made = make(corpus, tokenizer, tmp_path / "out").meta
+    note = tmp_path / "out" / "dataset.json"
+    note.write_text(text)
+    with pytest.raises(UserError, match=r"dataset\.json is (damaged|not valid JSON)"):
+        TokenDataset(note.parent)
+    assert make(corpus, tokenizer, note.parent).meta == made
+
+
 def test_finished_work_is_not_done_again(tmp_path, corpus, tokenizer, monkeypatch):
     monkeypatch.setattr(documents, "_GROUP", 1_200)
     for name in "abc":

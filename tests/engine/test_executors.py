@@ -105,9 +105,11 @@ def test_a_shard_of_another_key_or_without_its_file_is_made_again(executor, tmp_
     (out / "2.txt").unlink()
     (out / "parts" / "5.json").write_text('{"key": "another"}')
     (out / "parts" / "6.json").write_text("{half")
+    for number, text in ((0, "[1]"), (1, "7"), (3, "null"), (4, '"key"')):
+        (out / "parts" / f"{number}.json").write_text(text)
     before = len(log(out))
     executor.map(work(out))
-    assert {number for _, _, number in log(out)[before:]} == {2, 5, 6}
+    assert {number for _, _, number in log(out)[before:]} == {0, 1, 2, 3, 4, 5, 6}
 
 
 def test_who_watches_may_stop_the_work(executor, tmp_path):

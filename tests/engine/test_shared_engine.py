@@ -130,6 +130,14 @@ def test_another_version_is_one_sentence(tmp_path):
         published(tmp_path, planearly="0.0.1").help()
 
 
+@pytest.mark.parametrize("text", ["", "{", "[1]", "7", "null"])
+def test_what_is_published_and_is_no_work_is_one_sentence(tmp_path, text):
+    helper = published(tmp_path)
+    (tmp_path / ".engine" / "a.json").write_text(text)
+    with pytest.raises(UserError, match=r"a\.json does not say what work there is: remove the"):
+        helper.help()
+
+
 @pytest.mark.parametrize("name", ["os:system", "planearly.files:sweep", "planearly.files:none",
                                   "small_work:work", "antigravity:geohash"])
 def test_what_is_published_calls_nothing_but_work_on_shards(tmp_path, name):

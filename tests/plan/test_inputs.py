@@ -117,9 +117,10 @@ def test_files_of_another_kind_are_told_in_a_sentence(tmp_path: Path) -> None:
             inputs.evidence([other])
     other.write_text('{"rows": [{"method": "slm", "domain": "a", "settings": {"seed.x": 1}}]}')
     assert inputs.evidence([other]) == ({}, [])
-    (tmp_path / "dataset.json").write_text('["a file of the user"]')
-    size = sum(path.stat().st_size for path in tmp_path.iterdir())
-    assert inputs.tokens(str(tmp_path), "--generic-tokens") == round(size / 4.2)
+    for text in ('["a file of the user"]', '{"n_tokens": "many"}', '{"n_tokens": [1]}', "7"):
+        (tmp_path / "dataset.json").write_text(text)
+        size = sum(path.stat().st_size for path in tmp_path.iterdir())
+        assert inputs.tokens(str(tmp_path), "--generic-tokens") == round(size / 4.2)
 
 
 @pytest.mark.parametrize(("key", "value"), [

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -89,10 +89,13 @@ def line(limit: int) -> dict[str, law.Law]:
        per_parameter=st.floats(12, 1000), hours=st.tuples(
            *[st.one_of(st.none(), st.floats(0.3, 30))] * 2),
        spec=st.sampled_from([20_000, M, 8 * M]), domains=st.sampled_from([1, 7, 50]),
-       runs=st.booleans())
+       runs=st.booleans(), entropy=st.sampled_from([None, 1.0, 4.0]))
+@example(device="a100", devices_=1, limit=126 * M, per_parameter=160, hours=(None, None), spec=M,
+         domains=50, runs=False, entropy=4.0)  # the projected network is taken, and blended
 def test_every_plan_costs_what_its_recipes_do(
         device: str, devices_: int, limit: int, per_parameter: float,
-        hours: tuple[float | None, float | None], spec: int, domains: int, runs: bool) -> None:
+        hours: tuple[float | None, float | None], spec: int, domains: int, runs: bool,
+        entropy: float | None) -> None:
     """At hours around what a small model's pretraining takes before, and a fine-tuning after."""
     of = devices.find(device)
     fair = 20.0 * limit * flops.training(sizes.shape_for(limit)) / of.rate / 0.3 / 3600
@@ -100,14 +103,31 @@ def test_every_plan_costs_what_its_recipes_do(
                     for times, part in zip(hours, (1.0, 0.1), strict=True))
     made = recommend(PlanInput(
         of, limit, round(per_parameter * limit), spec, domains, devices=devices_,
-        generic_hours=before, specialization_hours=each,
-        laws=line(limit) if runs and spec == M else {}))
+        generic_hours=before, specialization_hours=each, entropy=entropy,
+        clusters=None if entropy is None else 64, laws=line(limit) if runs and spec == M else {}))
     if made.split:
         assert made.row(made.split.method).pretrain_tokens == pytest.approx(made.split.tokens)
     for row in made.rows:
         # a recipe does not say how many devices hold a bank
         if row.feasible and row.method != CHECKPOINT and (devices_ == 1 or "pn" not in row.method):
             assert_costs_what_its_recipe_does(made, row)
+
+
+@pytest.mark.parametrize("entropy", [1.0, 4.0])
+def test_only_what_scores_its_experts_pays_for_it_and_a_mixture_is_never_blended(
+        entropy: float) -> None:
+    made = recommend(PlanInput(devices.find("a100"), 126 * M, 20 * B, M, 50, entropy=entropy,
+                               clusters=64))
+    plain = made.row("slm").cost.specialization.device_hours
+    for method, blended in (("slm-pn", entropy > 3), ("slm-pn-adapt", entropy > 3),
+                            ("slm-mix", False)):
+        row = made.row(method)
+        assert row.feasible
+        assert recipe_of(made, row).expert == ("blend" if blended else "lowest-loss"), method
+        assert_costs_what_its_recipe_does(made, row)
+        if not row.cost.method.endswith("adapt"):
+            more = row.cost.specialization.device_hours - plain
+            assert more == 0 if blended else more > 0.05 * plain, method
 
 
 def test_a_short_pretraining_per_domain_is_priced_at_its_own_step() -> None:

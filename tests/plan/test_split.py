@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from planearly import methods
 from planearly.cli import app
-from planearly.cost import devices
+from planearly.cost import devices, model
 from planearly.errors import UserError
 from planearly.plan import law, recipes, split
 from planearly.plan.inputs import PlanInput
@@ -150,12 +150,13 @@ def test_a_law_does_not_speak_beyond_its_evidence(fitted: law.Law) -> None:
     assert "of the splits within its evidence" in planned(laws={law.LINE: narrow}).reason
 
 
-def test_a_law_of_a_projected_network_is_heard(fitted: law.Law) -> None:
-    def own(floor: float) -> law.Law:
-        return replace(law.fit([{**row, "method": "slm-pn"} for row in rows((1.0,), tokens=(
-            *TOKENS, 2 * B, 8 * B))], "slm-pn", refits=2), floor=floor)
+def of_network(floor: float) -> law.Law:
+    return replace(law.fit([{**row, "method": "slm-pn"} for row in rows((1.0,), tokens=(
+        *TOKENS, 2 * B, 8 * B))], "slm-pn", refits=2), floor=floor)
 
-    better, worse = (planned(laws={law.LINE: fitted, "slm-pn": own(floor)}, domains=50)
+
+def test_a_law_of_a_projected_network_is_heard(fitted: law.Law) -> None:
+    better, worse = (planned(laws={law.LINE: fitted, "slm-pn": of_network(floor)}, domains=50)
                      for floor in (1.0, 3.0))
     assert better.paper[0] == "slm-pn" == better.recommended and better.split is None
     assert "the laws fitted to your own runs agree" in better.reason
@@ -197,6 +198,17 @@ def test_the_frontier_has_the_ends_and_what_lies_between(fitted: law.Law) -> Non
             tokens = prices.bought(prices.once(row["hours"], row["domains"], between))
             others = fitted.nll(SMALL, tokens, M, 1 - between)
             assert row["nll"] <= others[(tokens > 0.999e8) & (tokens < 1.601e11)].min() + 1e-9
+
+
+def test_the_curve_of_a_blended_network_pays_for_no_scoring() -> None:
+    narrow, wide = (planned(laws={"slm-pn": of_network(2.0)}, entropy=entropy, clusters=64)
+                    for entropy in (1.0, 4.0))
+    scoring = model.expert_choice(narrow.setting, "slm-pn").device_hours
+    curves = narrow.frontier([50]), wide.frontier([50])
+    assert len(curves[0]) == len(curves[1]) > 10
+    for scored, blended in zip(*curves, strict=True):
+        assert scored["tokens"] == blended["tokens"]
+        assert scored["hours"] - blended["hours"] == pytest.approx(50 * scoring, rel=1e-6)
 
 
 def test_the_command_reads_a_study_and_the_flag(tmp_path: Path) -> None:

@@ -41,6 +41,15 @@ def test_a_name_that_no_folder_could_bear_is_told_at_once(made, tmp_path):
             corpus.domain_names(run)
 
 
+@pytest.mark.parametrize("pins", [
+    "[1]", "7", '{"hf://a/b": 3}', '{"hf://a/b": {"revision": "x", "size": 3}}'])
+def test_pins_of_another_kind_are_one_sentence(made, tmp_path, pins):
+    (tmp_path / ".hub.json").write_text(pins)
+    with pytest.raises(UserError, match=r"\.hub\.json does not hold the commits of datasets"), \
+            corpus.pinned(opened(made, tmp_path)):
+        pass
+
+
 def test_a_path_that_no_model_could_be_written_in_is_told_at_once(made, tmp_path):
     law = made / "domains" / "law"
     odd = shutil.copyfile(next(law.iterdir()), tmp_path / "l\udce4w.jsonl")

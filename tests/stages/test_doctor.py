@@ -1,6 +1,9 @@
 """What `planearly doctor` finds in a run folder, and that it says what to do."""
 
+import contextlib
+import itertools
 import json
+import re
 import shutil
 
 import pytest
@@ -70,14 +73,19 @@ def test_a_changed_manifest_and_an_older_layout_are_told(prepared):
     assert kinds[tokens.name].kind == "older" and len(kinds) == 3
 
 
-@pytest.mark.parametrize("damage", ["[]", "[1", '{"stage": "kept", "settings": 3}', "null"])
-def test_a_manifest_that_is_none_is_told_by_whoever_reads_it(prepared, damage):
-    (kept,) = prepared.glob("kept-*")
-    (kept / MANIFEST).write_text(damage)
-    assert [one.folder for one in found(prepared).damaged] == [kept.name]
-    if "stage" not in damage:
-        with pytest.raises(UserError, match=r"damaged: remove its folder|is not valid JSON"):
-            facts(kept)
+@pytest.mark.parametrize("damage", [
+    "[]", "[1", "7", '"stage"', '{"stage": "kept", "settings": 3}', "null"])
+def test_a_manifest_that_is_none_is_told_by_whoever_reads_it(prepared, made, damage):
+    told = r"damaged: remove its folder|is not valid JSON"
+    (tokens,) = prepared.glob("tokenizer-*")  # which other stages are made from
+    (tokens / MANIFEST).write_text(damage)
+    seen = found(prepared)
+    assert [one.folder for one in seen.damaged] == [tokens.name]
+    assert re.search(told, seen.not_looked)
+    with pytest.raises(UserError, match=told):
+        facts(tokens)
+    with pytest.raises(UserError, match=told):
+        pipeline.run(recipe(made, methods=["slm-nopt"]), prepared, "prepare")
 
 
 def test_why_a_stage_would_be_made_again(prepared, made):
@@ -90,9 +98,50 @@ def test_why_a_stage_would_be_made_again(prepared, made):
     assert told == {"domain/law": "1 of this name are there, and the nearest differs in held_out"}
 
 
+@pytest.mark.parametrize("name", ["la\nw", "[l]aw*"])
+def test_a_domain_may_be_called_anything(made, tmp_path, name):
+    out = tmp_path / "run"
+    (made / "domains" / "law").rename(made / "domains" / name)
+    pipeline.run(recipe(made, methods=["slm-nopt"]), out, "prepare")
+    assert found(out).whole == len(list(out.rglob(MANIFEST)))
+    (stage,) = (out / "domain").iterdir()
+    (stage / "train-excluded.npy").unlink()
+    assert [one.folder for one in found(out).damaged] == [f"domain/{stage.name}"]
+    values = read_json(stage / MANIFEST)
+    write_json(stage / MANIFEST, {**values, "settings": {**values["settings"], "held_out": 0.2}})
+    stage.rename(stage.with_name(f"{name}-01234567"))
+    assert [one.why for one in found(out).again] == [
+        "1 of this name are there, and the nearest differs in held_out"]
+
+
 def test_another_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match="is not a run folder: it has no recipe"):
         doctor.examine(tmp_path)
+
+
+@pytest.mark.slow
+def test_no_file_of_a_run_is_read_without_a_look(made, tmp_path):
+    """Each JSON file is a list, of a finished stage or of one that was interrupted: it is written
+    anew, or one sentence tells of it."""
+    asked, whole, out = recipe(made, methods=["slm-is", "slm-d"], distill={"top_k": 4},
+                               finetune={"max_epochs": 1}), tmp_path / "whole", tmp_path / "out"
+    pipeline.run(asked, whole, "export")
+    places = [path.relative_to(whole) for path in whole.rglob("*.json")]
+    read = [place for place in places if not {"export", "evaluate", "model"} & {*place.parts}]
+    assert {place.name for place in read} >= {
+        ".digests.json", "dataset.json", "embeddings.json", "outcome.json", "stored.json"}
+    for place, interrupted in itertools.product(read, (False, True)):
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(whole, out)
+        (out / place).write_text("[1]")
+        folder = next((up for up in place.parents if (out / up / MANIFEST).exists()), None)
+        if interrupted and folder and place.name != MANIFEST:
+            (out / folder / MANIFEST).unlink()
+        elif interrupted:
+            continue
+        found(out, deep=False)
+        with contextlib.suppress(UserError):
+            pipeline.run(asked, out, "export")
 
 
 @pytest.mark.slow

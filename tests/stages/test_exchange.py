@@ -81,6 +81,19 @@ def test_the_same_weights_and_models_as_from_the_texts_and_fine_tuned_at_home(ow
     assert all((ours[key] == theirs[key]).all() for key in ours)
 
 
+def test_with_a_prior_of_one_s_own_the_number_of_clusters_is_chosen_by_that(owners, tmp_path):
+    asked = {"methods": ["slm-is"], "importance": {"smoothing": 200.0}}
+    texts, file = by_texts(owners, tmp_path, "weigh", **asked), histogram(owners, tmp_path)
+    pipeline.run(given(owners, file, **asked), tmp_path / "provider", "weigh")
+    ours, theirs = (facts(next(folder.glob("weights/law-*")))
+                    for folder in (texts, tmp_path / "provider"))
+    assert (theirs["k"], theirs["tau"]) == (ours["k"], 200.0)
+    owner = {k: level["gain"] for k, level in read_json(file)["levels"].items()}
+    # what is left out in place of a document is an average one
+    assert all(abs(gain - ours["gain"][k]) < 0.1 * abs(owner[k] - ours["gain"][k])
+               for k, gain in theirs["gain"].items())
+
+
 def test_an_expert_too_is_chosen_by_the_histogram(owners, tmp_path):
     network = {"methods": ["slm-pn-adapt"], "expert": "blend",
                "projected": {"experts": 3, "rank": 2, "embedding": 3}}

@@ -281,6 +281,18 @@ def test_digests_that_are_not_whole_are_worked_out_again(run, tmp_path, left):
     assert Run(run.out, run.recipe).file_digests([one]) == found
 
 
+@pytest.mark.parametrize("left", ["", "{", "[1]", "7", '"a"', "null", "{}", '{"b": 1}'])
+def test_an_object_of_another_kind_is_one_sentence(tmp_path, left):
+    path = tmp_path / "note.json"
+    path.write_text(left)
+    with pytest.raises(UserError, match=r"note\.json is (damaged|not valid JSON) \(.+\): copy it"
+                       ) as told:
+        files.read_object(path, "a")
+    assert "\n" not in str(told.value)
+    path.write_text('{"a": 1, "b": 2}')
+    assert files.read_object(path, "a") == {"a": 1, "b": 2}
+
+
 @pytest.mark.parametrize("left", [b"", b"hello" * 100, b"PK\x03\x04junk", 20, 300, -200])
 def test_a_damaged_array_is_one_sentence(tmp_path, left):
     path = tmp_path / "array.npy"

@@ -142,6 +142,19 @@ def test_what_another_machine_wrote_is_not_replaced_by_older(
     assert on("b") == b"[5]" and on("a") == b"[5]"
 
 
+@pytest.mark.parametrize("left", ["", "{", "[1]", "7", '"text"', "null"])
+def test_where_nobody_knows_what_was_agreed_the_store_s_are_taken(memory, machine, hasty, left):
+    copy = mirror.Mirror(f"{memory}/run")
+    copy.open()
+    (copy.folder / "results.json").write_text("[1]")
+    copy.close()
+    (copy.folder / "results.json").write_text("[2]")
+    (copy.folder / ".store.json").write_text(left)
+    copy.open()
+    assert (copy.folder / "results.json").read_text() == "[1]"
+    assert read_json(copy.folder / ".store.json").keys() == {"results.json"}
+
+
 def unreachable(*words, **more):
     raise UserError("cannot reach the store")
 

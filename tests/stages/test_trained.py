@@ -89,6 +89,8 @@ def test_every_method_writes_its_row(made, tmp_path):
     manifest = read_json(next(out.glob("specialize/slm-d.law-*/manifest.json")))
     assert tuned == manifest["cost"]["tokens"] * (
         flops.training(small) + flops.forward(large))
+    assert manifest["cost"]["teacher"] == {
+        "flops": manifest["cost"]["tokens"] * flops.forward(large), "d_model": large.d_model}
     lora = read_json(next(out.glob("specialize/llm-lora.law-*/manifest.json")))
     assert lora["cost"]["flops"] == lora["cost"]["tokens"] * flops.lora_training(large, 4)
     # what the selectors took is about the domain

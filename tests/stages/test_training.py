@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from planearly import keys, parallel
+from planearly.errors import UserError
 from planearly.stages import corpus, training
 from planearly.train import loop
 from planearly.train.objective import NextToken
@@ -53,6 +55,17 @@ def test_an_epoch_of_a_domain_is_each_of_its_own_windows_once(
     assert len(orders) > 2
 
 
+@pytest.mark.parametrize("text", ["{", "[1]", "7", "null"])
+def test_of_a_note_that_is_none_nothing_is_known(tmp_path: Path, text: str) -> None:
+    asked = keys.Recipe(pretrain=keys.Pretrain(precision="fp32")).pretrain
+    (tmp_path / loop.OUTCOME).write_text('{"arithmetic": {"bf16": true}}')
+    assert not training.as_precise(asked)(tmp_path)
+    (tmp_path / loop.OUTCOME).write_text(text)
+    assert training.as_precise(asked)(tmp_path)
+    with pytest.raises(UserError, match=r"outcome\.json is (damaged|not valid JSON)"):
+        loop.outcome_in(tmp_path)
+
+
 def test_a_training_is_booked_for_all_devices_and_with_what_its_objective_spent(
         monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "world", lambda: 4)
@@ -66,6 +79,8 @@ def test_a_training_is_booked_for_all_devices_and_with_what_its_objective_spent(
     assert (plain["money"], plain["currency"]) == (pytest.approx(3.96), "EUR")
     goal = NextToken()
     goal.flops_before, goal.seconds_before = 5e6, 40.0  # of all devices together
+    goal.flops_per_token, goal.teacher_width = 1e4, 64
     taught = training.book(run, "s", outcome, 2e4, goal)
-    assert taught["tokens"] == 1_000 and taught["flops"] == 2.5e7
+    assert taught["tokens"] == 1_000 and taught["flops"] == 3.5e7
     assert taught["device_hours"] == pytest.approx(400 / 3600)
+    assert taught["teacher"] == {"flops": 1.5e7, "d_model": 64} and "teacher" not in plain

@@ -11,12 +11,13 @@ import pytest
 
 from planearly.cluster import shared
 from planearly.errors import UserError
-from planearly.files import read_json
+from planearly.files import read_json, write_json
 from planearly.stages.folder import Run
 from planearly.stages.manifest import MANIFEST
 from planearly.studies.paper import SUITE
 from planearly.study import view
-from planearly.study.run import again
+from planearly.study.cells import Study, reason_in
+from planearly.study.run import again, conclude
 from planearly.study.run import study as whole_study
 from planearly.study.view import RESULTS
 from planearly.train import loop
@@ -180,6 +181,20 @@ def test_a_failure_is_noted_and_tried_again(made, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "train", real)
     study(recipe, out)
     assert not read_json(out / RESULTS)["skipped"] and not log.exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "7", "null", "{}"])
+def test_a_damaged_note_of_a_failure_is_none(made, tmp_path, text):
+    out = tmp_path / "study"
+    this = Study(with_grid(made, {"methods": ["slm-nopt"]}), out, build=False)
+    note = this.failed(this.cells[0])
+    write_json(note, {"reason": "it was late"})
+    note.with_name("other.json").write_text(text)
+    assert reason_in(note) == "it was late" and reason_in(note.with_name("other.json")) is None
+    assert [one["reason"] for one in conclude(this, SUITE)[1]] == ["it was late"]
+    note.write_text(text)
+    with pytest.raises(UserError, match="none of the study's 1 cells is finished"):
+        conclude(this, SUITE)
 
 
 @pytest.mark.slow

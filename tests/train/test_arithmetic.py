@@ -198,6 +198,16 @@ def test_what_was_halved_survives_a_kill(tmp_path):
     assert arithmetic.settle(settings(), Words.context, CPU, tmp_path, None).rows == 2
 
 
+@pytest.mark.parametrize("text", ["{", "[1]", "7", "null", "{}"])
+def test_a_damaged_note_of_how_it_computed_is_none(tmp_path, text):
+    asked = settings(), Words.context, CPU, tmp_path
+    fresh = arithmetic.settle(*asked, None)
+    (tmp_path / arithmetic.KEPT).write_text(text)
+    assert arithmetic.settle(*asked, None) == fresh
+    kept = Arithmetic(True, 2)
+    assert arithmetic.settle(*asked, kept.to_dict()).bf16
+
+
 def test_fewer_rows_can_be_asked_of_a_training_that_was_killed(tmp_path):
     arithmetic.keep(Arithmetic(False, 8), tmp_path)
     for tokens, rows in ((4 * 16, 4), (16 * 16, 4), (2 * 16, 2)):

@@ -13,6 +13,7 @@ from examples import examples
 from planearly import keys
 from planearly.data.dataset import IGNORE
 from planearly.data.pack import pack_rows
+from planearly.errors import UserError
 from planearly.model import parts
 from planearly.model.transformer import Shape, Transformer
 from planearly.train.distill import Distillation, Live, Stored, Taught, divergence, largest, store
@@ -26,7 +27,7 @@ CPU = torch.device("cpu")
 
 def live(temperature: float = 1.0, dtype: torch.dtype = torch.float64) -> Live:
     model = Transformer(TEACHER, seed=7).to(dtype).requires_grad_(False)
-    return Live(lambda inputs: 5 * model(inputs), 50, temperature, 123.0)
+    return Live(lambda inputs: 5 * model(inputs), 50, temperature, 123.0, TEACHER)
 
 
 def by_hand(student, teacher, inputs, targets, a, b, heat) -> torch.Tensor:
@@ -137,9 +138,20 @@ def test_stored_answers_cost_the_teacher_once(tmp_path):
     goal = Distillation(Stored(tmp_path), keys.Distill())
     assert goal.flops_per_token == 0
     assert goal.flops_before == 123.0 * inputs.numel()
-    assert Distillation(live(), keys.Distill()).flops_per_token == 123.0
+    beside = Distillation(live(), keys.Distill())
+    assert beside.flops_per_token == 123.0
+    assert goal.teacher_width == beside.teacher_width == TEACHER.d_model
+    assert goal.teacher_shape is None  # it is not run beside the student
     plain = NextToken()
     assert plain.flops_per_token == plain.flops_before == plain.seconds_before == 0
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "7", "{}"])
+def test_a_damaged_note_of_stored_answers_is_one_sentence(tmp_path, text):
+    stored(tmp_path, 4)
+    (tmp_path / "stored.json").write_text(text)
+    with pytest.raises(UserError, match=r"stored\.json is (damaged|not valid JSON)"):
+        Stored(tmp_path)
 
 
 def test_an_unknown_row_is_not_answered_with_another(tmp_path):

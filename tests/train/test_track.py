@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from planearly.errors import UserError
+from planearly.files import read_json
 from planearly.stages import doctor, pipeline
 from planearly.train import loop, metrics, track
 from small_runs import recipe
@@ -102,6 +103,18 @@ def test_a_service_gets_every_line_of_metrics_once(tmp_path, monkeypatch, servic
     assert len(service.runs) == 3 and len({each[:2] for each in service.runs}) == 1
     assert service.runs[0][2] == {"seed": 1} and "pretrain/t" in service.runs[0][1]
     assert service.open == 0
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "7", "{}", '{"id": "x"}', '{"id": "x", "last": 1}'])
+def test_where_nobody_knows_what_was_sent_all_is_sent_again(tmp_path, service, text):
+    note = tmp_path / service.__name__ / "a" / "sent.json"
+    note.parent.mkdir(parents=True)
+    note.write_text(text)
+    with track.following(service.__name__, tmp_path, {}):
+        run(tmp_path / "a", train=settings(log_steps=1))
+    steps = [point["step"] for point in service.points if "loss" in point]
+    assert steps == sorted(set(steps)) and len(steps) > 3
+    assert read_json(note)["last"]["loss"] == steps[-1]
 
 
 @pytest.mark.parametrize("breaks", ["init", "log"])

@@ -42,7 +42,7 @@ from planearly.files import (
     file_digest,
     known_digest,
     read_array,
-    read_json,
+    read_object,
     write_array,
     write_chunks,
     write_json,
@@ -228,13 +228,16 @@ def _part(out: Path, number: int) -> Path:
 
 def _finished(out: Path) -> bool:
     """Whether a folder's embeddings are all there."""
-    note = out / "embeddings.json"
-    return note.exists() and ("rows" in read_json(note) or (out / "embeddings.npy").exists())
+    try:
+        note = read_object(out / "embeddings.json", "windows")
+    except UserError:
+        return False
+    return "rows" in note or (out / "embeddings.npy").exists()
 
 
 def open_embeddings(folder: Path) -> Array:
     """The finished embeddings in a folder: float16 ``[n, dim]``, read-only, memory-mapped."""
-    note = read_json(folder / "embeddings.json")
+    note = read_object(folder / "embeddings.json", "windows")
     if "rows" not in note:  # as they once were: joined in one file
         return read_array(folder / "embeddings.npy")
     n, rows = note["windows"], note["rows"]

@@ -81,12 +81,15 @@ class Shared:
 
         Args:
             generic: the generic histogram ``[k]``, in any unit.
-            tau: prior in windows; None takes the owner's, or chooses it.
+            tau: prior in windows; None takes the owner's, or chooses it. What the owner found the
+                histogram to be worth is of the owner's prior alone.
         """
         level = self.levels[k]
         tau = level.tau if tau is None else tau
         found = smooth_counts(level.counts, generic, self.documents, tau=tau, noise=self.noise)
-        return found if level.gain is None else Smoothed(found.p, found.tau, level.gain)
+        if level.gain is None or tau is None or tau != level.tau:
+            return found
+        return Smoothed(found.p, found.tau, level.gain)
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""

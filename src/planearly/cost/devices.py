@@ -381,7 +381,8 @@ def find_calibration(device: str) -> dict[str, Any] | None:
 def _checked(file: Path) -> dict[str, Any]:
     measured = files.read_json(file)
     try:
-        ok = measured["device"] and measured["matmul_flops"] > 0 and measured["when"] and all(
+        named = isinstance(measured["device"], str) and measured["device"] and measured["when"]
+        ok = named and measured["matmul_flops"] > 0 and all(
             s["d_model"] > 0 and s["flops_per_second"] > 0 and s["tokens_per_second"] > 0
             for s in measured["shapes"].values()) and "slm" in measured["shapes"]
     except (KeyError, TypeError, AttributeError):

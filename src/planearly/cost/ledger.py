@@ -24,7 +24,7 @@ UNKNOWN = "unknown"
 def book(
     stage: str, tokens: float, flops: float, seconds: float, device: str | None = None, *,
     price_per_hour: float | None = None, currency: str = "USD", saving_seconds: float = 0.0,
-    processes: int = 1,
+    processes: int = 1, teacher: tuple[float, int] | None = None,
 ) -> dict[str, Any]:
     """A ledger entry.
 
@@ -37,12 +37,15 @@ def book(
         saving_seconds: device-seconds that checkpoints took, not in ``seconds``: they depend on
             the disk and on the interval, not on the method.
         processes: that trained together, each on a device.
+        teacher: how many of the operations are another model's, that taught this one, and its
+            width, on which the time that they take depends.
 
     Returns:
         ``stage``, ``tokens``, ``flops``, ``device_hours``, ``device``, ``utilisation`` of one
         device (against the data sheet and against the measured matrix rate, each a share or
-        "unknown"), ``saving_hours`` if there were any, ``processes`` if there were several, and
-        ``money`` with its ``currency`` if a price is given, for both kinds of hours.
+        "unknown"), ``saving_hours`` if there were any, ``processes`` if there were several,
+        ``teacher`` (``flops`` and ``d_model``) if there was one, and ``money`` with its
+        ``currency`` if a price is given, for both kinds of hours.
     """
     name = device or devices.here()
     entry: dict[str, Any] = {
@@ -54,6 +57,8 @@ def book(
         entry["saving_hours"] = saving_seconds / 3600
     if processes > 1:
         entry["processes"] = processes
+    if teacher:
+        entry["teacher"] = {"flops": float(teacher[0]), "d_model": teacher[1]}
     if price_per_hour is not None:
         entry["money"] = (seconds + saving_seconds) / 3600 * price_per_hour
         entry["currency"] = currency
@@ -75,7 +80,8 @@ def utilisation(device: str, flops: float, seconds: float) -> dict[str, float | 
 def predicted_hours(entry: Mapping[str, Any], manifest: Mapping[str, Any]) -> float | None:
     """Device-hours that the cost model gives for a training stage on the same device.
 
-    None if the device is unknown or the stage trains no model.
+    None if the device is unknown, the stage trains no model, or it was taught and does not tell by
+    what, as older ones do not.
     """
     width = manifest.get("shape", {}).get("d_model")
     if not width or not entry.get("flops"):
@@ -84,12 +90,16 @@ def predicted_hours(entry: Mapping[str, Any], manifest: Mapping[str, Any]) -> fl
         device = devices.find(entry["device"])
     except UserError:
         return None
+    if "teacher" not in entry and "distill" in manifest.get("settings", {}):
+        return None
     kind, method, _ = place({"stage": "", **manifest})
     row = methods.TABLE.get(method.removesuffix(methods.PLATEAU))
     if (kind == "pretrain" and row is not None and row.bank == "projected"
             and not row.adapts):  # which goes on as a dense model
         return _projected_seconds(device, entry, manifest) / 3600
-    return _dense_seconds(device, entry, manifest, entry["flops"]) / 3600
+    taught = entry.get("teacher", {"flops": 0.0, "d_model": width})
+    own = _dense_seconds(device, entry, manifest, entry["flops"] - taught["flops"])
+    return (own + device.seconds(taught["flops"], taught["d_model"])) / 3600
 
 
 def _dense_seconds(device: devices.Device, entry: Mapping[str, Any], manifest: Mapping[str, Any],

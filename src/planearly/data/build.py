@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,8 +59,8 @@ def tokenize_corpus(units: list[Unit], tokenizer: Path, context: int, settings: 
     units = [unit for unit in units if part is None or part.most(unit) is not None]
     work = jobs(list(enumerate(units)), tokenizer, settings, out, part)
     key = files.digest([[job.key for job in work], context, max_tokens])
-    if (out / "dataset.json").is_file():
-        meta: dict[str, Any] = files.read_json(out / "dataset.json")
+    with contextlib.suppress(UserError):  # it is not finished, or that note is damaged
+        meta = files.read_object(out / "dataset.json", "key")
         if meta["key"] == key:
             return meta
     (out / "dataset.json").unlink(missing_ok=True)

@@ -62,7 +62,7 @@ class TokenDataset:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self.meta: dict[str, Any] = files.read_json(self.path / "dataset.json")
+        self.meta: dict[str, Any] = files.read_object(self.path / "dataset.json", "context")
         self.context: int = self.meta["context"]
         self.windows = files.read_array(self.path / "windows.npy")
         self.documents = files.read_array(self.path / "documents.npy")

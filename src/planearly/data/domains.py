@@ -45,7 +45,8 @@ _SMALL = 100.0  # megabytes: up to this, starting processes costs more than they
 SPLITS = ("train", "valid", "test")
 _NAMES = {"train": "train", "training": "train", "valid": "valid", "validation": "valid",
           "val": "valid", "dev": "valid", "test": "test"}
-_SPLIT_END = re.compile(rf".*[-_. ]({'|'.join(_NAMES)})")  # law_train: said, not taken
+_SPLIT_END = re.compile(  # law_train: said, not taken
+    rf".*[-_. ]({'|'.join(_NAMES)})", re.DOTALL)
 _SPLIT_NAME = re.compile(  # train, test_set, valid.v2, train-00000-of-00001, train_part_3
     rf"({'|'.join(_NAMES)})([-_. ]?(set|data|split))?"
     r"([-_. ]?(part|shard|v)?[-_. ]?\d+([-_. ]of[-_. ]\d+)?)?")

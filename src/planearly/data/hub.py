@@ -74,6 +74,12 @@ def _facts(entry: str, revision: str) -> dict[str, Any]:
             "shards": max(1, dataset.num_shards)}
 
 
+def is_pinned(facts: Any) -> bool:
+    """Whether this is what :func:`resolve` finds out about a dataset."""
+    return isinstance(facts, dict) and isinstance(facts.get("revision"), str) and all(
+        type(facts.get(key)) is int for key in ("size", "shards")) and facts["shards"] > 0
+
+
 def _size(path: str, files: list[str], revision: str) -> float:
     """Bytes of text in a dataset's files, about, from a hundred of them, evenly spaced; 0 where
     nobody knows."""

@@ -70,7 +70,7 @@ class Rows:
     @classmethod
     def load(cls, folder: Path) -> Rows:
         """Read what :meth:`save` wrote; the arrays are memory-mapped."""
-        meta = files.read_json(folder / "rows.json")
+        meta = files.read_object(folder / "rows.json", "fill")
         group_offsets, row_offsets, windows = (
             files.read_array(folder / f"{name}.npy")
             for name in ("group_offsets", "row_offsets", "windows"))

@@ -248,7 +248,7 @@ def other_vocabulary(ours: Tokenizer, model: Path) -> str | None:
 def digest(folder: Path) -> str:
     """Hex SHA-256 that two folders share if they encode alike."""
     folder = Path(folder)
-    config = files.read_json(folder / "tokenizer_config.json")
+    config = files.read_object(folder / "tokenizer_config.json", "eos_token", "bos_token")
     ends = dict.fromkeys([config["eos_token"], config["bos_token"]])  # one, of most tokenizers
     return files.digest([files.file_digest(folder / "tokenizer.json"), *ends])
 

@@ -53,7 +53,7 @@ class Shared(Local):
                 since = (published.stem, published.stat().st_mtime_ns)
                 if since in self._helped:
                     continue
-                work = _from_json(json.loads(published.read_text("utf-8")), published)
+                work = _from_json(published.read_bytes(), published)
                 self._helped.add(since)
                 self.carry_out(work, _FileClaims(published.with_suffix("")), lambda counts: None)
                 return True
@@ -89,12 +89,18 @@ def _to_json(work: Work) -> dict[str, Any]:
             "shards": [asdict(shard) for shard in work.shards]}
 
 
-def _from_json(values: dict[str, Any], published: Path) -> Work:
+def _from_json(text: bytes, published: Path) -> Work:
     """A work as it was published.
 
     Raises:
         UserError: by another version of planearly, or not by planearly at all.
     """
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise UserError(f"{published} does not say what work there is: remove the file")
     if values.pop("planearly", None) != planearly.__version__:
         raise UserError(f"{published.parent.parent} is worked in by another version of planearly "
                         f"than this one, {planearly.__version__}: install the same everywhere")

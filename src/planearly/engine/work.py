@@ -66,10 +66,10 @@ class Shard:
     def done(self) -> dict[str, Any] | None:
         """The counts, if the shard is done."""
         try:
-            found: dict[str, Any] = files.read_json(self.marker)
+            found = files.read_object(self.marker, "key")
         except UserError:
             return None
-        whole = found.get("key") == self.key and all(path.is_file() for path in self.made)
+        whole = found["key"] == self.key and all(path.is_file() for path in self.made)
         return found if whole else None
 
 

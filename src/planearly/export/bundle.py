@@ -137,7 +137,7 @@ def _whole(path: Path) -> Iterator[None]:
     try:
         yield
     except Damaged as error:
-        raise _damaged(path, repr(error.__cause__)) from error
+        raise _damaged(path, repr(error.__cause__ or error)) from error
     except (ArithmeticError, AttributeError, EOFError, LookupError, TypeError, ValueError,
             yaml.YAMLError) as error:
         raise _damaged(path, repr(error)) from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from planearly import files
 from planearly.data import tokenizer
@@ -99,13 +98,13 @@ def complete(folder: Path, context: int | None) -> None:
     Args:
         context: most tokens that the model reads; None: as the tokenizer says.
     """
-    config = files.read_json(folder / CONFIG)
+    config = files.read_object(folder / CONFIG)
     config["padding_side"] = "left"
     if context is not None:
         config["model_max_length"] = context
     files.write_json(folder / CONFIG, config)
     place = folder / "special_tokens_map.json"
-    named: dict[str, Any] = files.read_json(place) if place.is_file() else {}
+    named = files.read_object(place) if place.is_file() else {}
     if config.get("pad_token") or named.get("pad_token"):
         return
     pad = named.get("eos_token") or config.get("eos_token")

@@ -22,8 +22,12 @@ from planearly.progress import say
 
 if TYPE_CHECKING:
     from planearly.cost.devices import Device
+    from planearly.methods import Method
     from planearly.plan.law import Law
 
+WIDE = 0.7
+"""Entropy of the domain's cluster histogram over ln k from which a domain counts as wide: the
+paper's wikipedia and openwebtext2 lie above from k = 64 up, and gain nothing from one expert."""
 _BYTES_PER_TOKEN = 4.2
 """Of English text and a vocabulary of 32k; for sizing a corpus given by path."""
 _PACKED = {".zst": 3.0, ".gz": 2.8, ".parquet": 2.0}
@@ -80,6 +84,20 @@ class PlanInput:
     @property
     def total_domains(self) -> int:
         return self.domains + self.domains_later
+
+    @property
+    def wide(self) -> bool:
+        """Whether the domain is known to spread over many clusters."""
+        return self.entropy is not None and self.clusters is not None \
+            and self.entropy >= WIDE * math.log(self.clusters)
+
+    def expert(self, method: Method) -> str:
+        """How a method with experts should choose the domain's, by a rule of the recipe's key.
+
+        A mixture's are never blended: the average of models that were never close is worse than one
+        of them.
+        """
+        return "blend" if self.wide and method.bank == "projected" else "lowest-loss"
 
 
 def check(given: PlanInput) -> None:
@@ -192,8 +210,9 @@ def tokens(given: object, flag: str) -> int:
             raise
     if (path / "dataset.json").is_file():
         dataset = read_json(path / "dataset.json")
-        if isinstance(dataset, dict) and "n_tokens" in dataset:  # else a file of the user's own
-            return int(dataset["n_tokens"])
+        many = dataset.get("n_tokens") if isinstance(dataset, dict) else None
+        if type(many) is int:  # else a file of the user's own
+            return many
     if path.suffix == ".json" and shared.is_shared(path):
         raise UserError(f"{flag}: {text} is a histogram, which does not tell how many tokens its "
                         "documents have: give a number of tokens")

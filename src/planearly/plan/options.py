@@ -127,7 +127,7 @@ def network(given: PlanInput, setting: Setting) -> tuple[keys.Projected, str]:
                                    tokens_per_parameter) or setting.projected
 
     row = next(row for row in methods.TABLE.values() if row.bank == "projected")
-    largest = replace(setting, projected=fitting(math.inf))
+    largest = replace(setting, projected=fitting(math.inf), expert=given.expert(row))
     afforded = _afforded(given, largest, row, model.finetuning(largest, row))
     each = afforded.tokens / flops.parameters(setting.small)
     made = fitting(each)
@@ -171,6 +171,7 @@ def row_of(given: PlanInput, setting: Setting, method: Method,
         reference: the row whose quality it is to match, if it pretrains per domain.
         most: tokens of pretraining, whatever more is afforded, if they are worth it.
     """
+    setting = replace(setting, expert=given.expert(method))
     if method is ADAPTED:
         setting = replace(setting, small=_checkpoint_shape(given, setting))
     elif method.taught and given.teacher is not None:

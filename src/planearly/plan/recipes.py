@@ -49,7 +49,7 @@ def recipe(plan: Plan, row: Row, generic: list[str], domains: list[str]) -> str:
         "projected": {"experts": setting.projected.experts, "rank": setting.projected.slices,
                       "matrices": setting.projected.matrices},
         "mixture": {"experts": setting.experts},
-        "expert": plan.expert,
+        "expert": plan.given.expert(of),
         "pretrain": {"batch_tokens": setting.step(row.pretrain_tokens),
                      "optimizer": _optimizer(base.pretrain)},
         "finetune": {**_limits(setting, of, row.finetune_tokens),

@@ -27,9 +27,6 @@ from planearly.plan.options import CHECKPOINT, CLUSTERS, MOST_PASSES, Row, metho
 from planearly.plan.split import Split
 from planearly.units import prefixed, short
 
-WIDE = 0.7
-"""Entropy of the domain's cluster histogram over ln k from which a domain counts as wide: the
-paper's wikipedia and openwebtext2 lie above from k = 64 up, and gain nothing from one expert."""
 RESAMPLING_PAYS, FEWER = 0.15, 3.0
 """Nats per token foreseen by trigrams from which importance sampling with a quarter of the plain
 model's tokens was ahead of it (docs/experiments.md); and how many times its tokens the plain model
@@ -46,7 +43,7 @@ class Plan:
     recommended: str
     reason: str
     expert: str
-    """How a method with experts should choose the domain's."""
+    """How the one that is recommended should choose the domain's, if it has experts."""
     clusters: int
     """k for importance sampling."""
     notes: list[str]
@@ -103,8 +100,7 @@ def recommend(given: PlanInput, costed: Sequence[Row] | None = None) -> Plan:
         replace(row, total=row.cost.total(given.total_domains)) for row in costed]
     costed = rows
     by_name = {row.method: row for row in rows}
-    wide = _wide(given)
-    paper = _choose(given, setting, by_name, wide)
+    paper = _choose(given, setting, by_name)
     (chosen, reason), found, unknown = _split(given, setting, by_name, paper)
     if (chosen, reason) == paper:
         chosen, reason = _foreseen(given, by_name, paper)
@@ -125,8 +121,7 @@ def recommend(given: PlanInput, costed: Sequence[Row] | None = None) -> Plan:
                 first = one if one.generic.device_hours < other.generic.device_hours else other
                 evens.append({"methods": [a.method, b.method], "domains": meeting,
                               "cheaper_below": first.method, "at": at})
-    blend = wide and method_of(chosen).bank == "projected"
-    return Plan(chosen, reason, "blend" if blend else "lowest-loss", clusters,
+    return Plan(chosen, reason, given.expert(method_of(chosen)), clusters,
                 cluster_notes + unknown + _notes(given, setting, by_name, chosen), rows, evens,
                 setting, given, found, paper, costed)
 
@@ -220,11 +215,6 @@ def compared(given: PlanInput, setting: Setting, a: Row,
                   f"tokens, {short(tokens)}; {equal['ground']}")
 
 
-def _wide(given: PlanInput) -> bool:
-    return given.entropy is not None and given.clusters is not None \
-        and given.entropy >= WIDE * math.log(given.clusters)
-
-
 def _foreseen(given: PlanInput, rows: dict[str, Row], paper: tuple[str, str]) -> tuple[str, str]:
     """The plain model in place of importance sampling with far fewer tokens, and why, where
     trigrams foresee that the corpus holds hardly anything for the domain to choose."""
@@ -247,8 +237,7 @@ def _plain(rows: dict[str, Row]) -> Row | None:
                                                        or m.taught))
 
 
-def _choose(given: PlanInput, setting: Setting, rows: dict[str, Row],
-            wide: bool) -> tuple[str, str]:
+def _choose(given: PlanInput, setting: Setting, rows: dict[str, Row]) -> tuple[str, str]:
     """Figure 1 of the paper, then what it leaves open."""
     limit = "no limit on inference" if given.limit is None \
         else f"the inference limit of {short(given.limit)} parameters"
@@ -285,14 +274,14 @@ def _choose(given: PlanInput, setting: Setting, rows: dict[str, Row],
                 "the inference limit asks for a small model and the specialization "
                 "budget affords pretraining one per domain on generic text that "
                 f"looks like it, the best of the paper's small models{many}"
-                + ("; it also suits a domain as wide as this one" if wide else ""))
+                + ("; it also suits a domain as wide as this one" if given.wide else ""))
         extra = (f"importance sampling would pretrain once per domain, "
                  f"{own.total(n).device_hours:.3g} device-hours for {_domains(given)} against "
                  f"{other.total(n).device_hours:.3g}" + (f" ({cross})" if cross else ""))
     else:
         extra = f"importance sampling is out: {importance.why}" if importance else \
             "there is no importance sampling"
-    if network is not None and network.feasible and wide:
+    if network is not None and network.feasible and given.wide:
         return network.method, (
             "the inference limit asks for a small model and the domains share one "
             f"pretraining; {extra}. The domain is wide (entropy "

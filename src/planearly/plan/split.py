@@ -261,8 +261,9 @@ def frontier(given: PlanInput, setting: Setting,
         if row is None or not row.bank or row.adapts or not _covers(own, params, given.spec_tokens):
             continue
         tokens = _span(own)
+        chosen = replace(setting, expert=given.expert(row))
         for n in domains:
-            costs = [model.cost(setting, row, float(many)).total(n) for many in tokens]
+            costs = [model.cost(chosen, row, float(many)).total(n) for many in tokens]
             add(n, name, [cost.device_hours for cost in costs], tokens,
                 own.nll(params, tokens, given.spec_tokens), np.zeros(len(tokens)))
     return found

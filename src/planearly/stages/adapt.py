@@ -23,15 +23,14 @@ from torch import Tensor
 from planearly import keys, methods, parallel, tensors
 from planearly.data.streams import Later, MixedStream, Stream
 from planearly.errors import UserError
-from planearly.files import read_json
 from planearly.methods import Method
 from planearly.model import flops
 from planearly.stages import checkpoint, corpus, training
 from planearly.stages.folder import Run
 from planearly.stages.pretrain import (
-    BEGUN,
     Network,
     begin_at,
+    begun_in,
     dense,
     epochs,
     per_token,
@@ -191,7 +190,7 @@ def adapt(run: Run, row: Method, domain: str, base: Path | None,
     def build(folder: Path) -> dict[str, Any]:
         if base:
             begin_at(base, before, folder, _materialised(expert) if expert else None)
-        begun = read_json(folder / BEGUN) if base else dict.fromkeys(
+        begun = begun_in(folder) if base else dict.fromkeys(
             ("tokens", "device_hours", "saving_hours"), 0)
         own = training.generic_stream(run, drawn.rows, drawn.weights)
         streams: list[Stream] = [Later(own, -seen)]

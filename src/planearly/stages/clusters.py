@@ -378,7 +378,9 @@ def importance_weights(run: Run, name: str, k: int | None = None,
 
     inputs = {"clusters": clustered, "histogram" if given else "domain-clusters": mine,
               **{f"rows-{k}": path for k, path in packed.items()}}
-    return run.stage(f"weights/{name}", settings, inputs, build)
+    # version 1 chose among the numbers of clusters by what they are worth with the owner's prior
+    version = 2 if given and recipe.importance.smoothing is not None else 1
+    return run.stage(f"weights/{name}", settings, inputs, build, version=version)
 
 
 def smoothed(run: Run, name: str, k: int,

@@ -22,6 +22,7 @@ from planearly.data.build import tokenize_corpus
 from planearly.data.dataset import TokenDataset
 from planearly.data.documents import Unit, keep_from_json, keep_to_json
 from planearly.data.domains import SPLITS
+from planearly.data.hub import is_pinned
 from planearly.errors import UserError
 from planearly.export import bundle as bundles
 from planearly.files import (
@@ -89,7 +90,7 @@ def pinned(run: Run) -> Iterator[dict[str, Any]]:
     place = run.out / ".hub.json"
     with run.alone_among_others(place.name):
         known = read_json(place) if place.is_file() else {}
-        if not isinstance(known, dict):
+        if not isinstance(known, dict) or not all(map(is_pinned, known.values())):
             raise UserError(f"{place} does not hold the commits of datasets by name: remove it, "
                             "and those of now are taken")
         before = len(known)

@@ -7,6 +7,7 @@ what they found.
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 import shlex
@@ -24,7 +25,7 @@ from planearly.stages.folder import Missing, Run
 from planearly.stages.manifest import MANIFEST, fingerprint_of, identity_of
 from planearly.stages.noted import RECIPE, RESULTS, differences, recipe_of
 
-_STAGE = re.compile(r".+-[0-9a-f]{8}")
+_STAGE = re.compile(r".+-[0-9a-f]{8}", re.DOTALL)  # a domain may be called anything
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ class _Looking(Run):
 def _why(out: Path, name: str, needed: Mapping[str, Any]) -> str:
     """Why no finished stage of the folder is the one that is needed."""
     others: list[list[str]] = []
-    for path in sorted(out.glob(f"{name}-{'?' * 8}/{MANIFEST}")):
+    for path in sorted(out.glob(f"{glob.escape(name)}-{'?' * 8}/{MANIFEST}")):
         try:
             made = read_json(path)
         except UserError:

@@ -216,8 +216,7 @@ def specialize(
             f"at step {outcome.best_step}")
         return {
             "method": method, "domain": name, "shape": shape.to_dict(), "spec_tokens": plan.tokens,
-            "cost": training.book(run, stage, outcome, flops_per_token + goal.flops_per_token,
-                                  goal),
+            "cost": training.book(run, stage, outcome, flops_per_token, goal),
         }
 
     return run.stage(f"specialize/{stage}", values, folders, build, every_rank=True,

@@ -24,8 +24,7 @@ def identity_of(name: str, settings: Mapping[str, Any], inputs: Mapping[str, Pat
     identity: dict[str, Any] = {
         "stage": name,
         "settings": dict(settings),
-        "inputs": {key: read_json(path / MANIFEST)["fingerprint"]
-                   for key, path in sorted(inputs.items())},
+        "inputs": {key: facts(path)["fingerprint"] for key, path in sorted(inputs.items())},
     }
     return identity if version == 1 else {**identity, "version": version}
 
@@ -55,7 +54,7 @@ def facts(stage: Path) -> dict[str, Any]:
         UserError: it is damaged.
     """
     found = read_json(stage / MANIFEST)
-    if not isinstance(found, dict) or "stage" not in found:
+    if not isinstance(found, dict) or not found.keys() >= {"stage", "fingerprint"}:
         raise UserError(f"{stage / MANIFEST} is damaged: remove its folder (rm -r "
                         f"{shlex.quote(str(stage))}), and the same command makes it again")
     return found

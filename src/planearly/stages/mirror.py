@@ -14,11 +14,11 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 from planearly import storage
 from planearly.errors import UserError
-from planearly.files import atomic_write, cache_folder, digest, read_json, write_json
+from planearly.files import atomic_write, cache_folder, digest, read_object, write_json
 from planearly.progress import say
 from planearly.stages.manifest import MANIFEST
 from planearly.stages.noted import PAGE, RECIPE, RESULTS
@@ -55,7 +55,9 @@ class Mirror:
             UserError: the store cannot be read.
         """
         place = self.folder / _AGREED
-        agreed = read_json(place) if place.is_file() else {}
+        agreed: dict[str, Any] = {}
+        with contextlib.suppress(UserError):  # without it, or where it is damaged, all is taken
+            agreed = read_object(place)
         self._there = storage.tree(self.url)
         say(f"works in {self.folder}, a copy of what it needs of {self.url}")
         for name in _OF_RUN:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from planearly import parallel, tensors
 from planearly.data.streams import Followed, Later, MixedStream, RowStream, Stream
-from planearly.files import atomic_write, read_json, write_json
+from planearly.files import atomic_write, read_object, write_json
 from planearly.model import flops, outside
 from planearly.model.outside import AnyShape
 from planearly.stages import checkpoint, corpus, training
@@ -106,7 +106,7 @@ def pretrain(
                     begin_at(sibling, at, folder)
         if begins:
             begin_at(begins, adapted_steps(recipe)[0], folder)
-        begun = read_json(folder / BEGUN) if (folder / BEGUN).exists() else None
+        begun = begun_in(folder) if (folder / BEGUN).exists() else None
         branches = {branching_step(recipe.pretrain.optimizer, steps, n) for n in others}
         model = network.make() if network else dense(run, shape, origin)
         generic = stream_of(run, packed, weights, network)
@@ -179,6 +179,16 @@ def begin_at(other: Path, step: int, folder: Path,
             handle.write((other / "metrics.jsonl").read_bytes())
         tensors.save_tensors(folder / loop.CHECKPOINT, become(state) if become else state, note)
     parallel.barrier()
+
+
+def begun_in(folder: Path) -> dict[str, Any]:
+    """What :func:`begin_at` noted in the folder of a training that begins as another one.
+
+    Raises:
+        Damaged: the note holds something else.
+    """
+    return {"saving_hours": 0.0,  # which older ones do not tell
+            **read_object(folder / BEGUN, "from", "tokens", "device_hours")}
 
 
 def epochs(drawn: np.ndarray, available: np.ndarray) -> dict[str, Any]:

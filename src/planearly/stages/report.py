@@ -17,7 +17,7 @@ from planearly.cost import devices, ledger
 from planearly.data.dataset import TokenDataset
 from planearly.data.pack import Rows
 from planearly.errors import UserError
-from planearly.files import read_array, read_json
+from planearly.files import read_array, read_object
 from planearly.generate import generate
 from planearly.model import flops
 from planearly.plan import inputs, recommend
@@ -108,8 +108,9 @@ def _domains(run: Run, all_trained: list[Trained]) -> Iterator[run_page.Domain]:
         if not resampled:
             continue
         weighed = clusters.importance_weights(run, name)
-        made, by_cluster = facts(weighed), read_json(weighed / "clusters.json")
+        made = facts(weighed)
         k = made["k"]
+        by_cluster = read_object(weighed / "clusters.json", "target", "rows")
         target = np.asarray(by_cluster["target"])
         rows = np.asarray(by_cluster["rows"], np.float64)
         heaviest = [int(c) for c in np.argsort(-target)[: run_page.HEAVIEST]]
@@ -193,7 +194,7 @@ def _samples(run: Run, all_trained: list[Trained]) -> Iterator[run_page.Sample]:
     """The first words of a test document of each domain, continued by each method's model."""
     reader = corpus.tokenizer_of(run).tokenizer
     results = {(row["method"], row["domain"]): row
-               for row in read_json(run.out / RESULTS)["rows"]}
+               for row in read_object(run.out / RESULTS, "rows")["rows"]}
     for name in dict.fromkeys(t.domain for t in all_trained):
         dataset, windows = corpus.held_out(run, name, "test")
         prompt = beginning(dataset.text(int(windows[0]), reader), reader,

@@ -20,7 +20,7 @@ from planearly.data.sample import BlendSampler, Sampler
 from planearly.data.streams import BlendStream, RowStream
 from planearly.errors import UserError
 from planearly.evaluate.perplexity import mean_nll
-from planearly.files import read_array, read_json
+from planearly.files import read_array, read_object
 from planearly.model import memory, outside, starts
 from planearly.model.outside import AnyModel, AnyShape
 from planearly.model.transformer import Shape
@@ -30,7 +30,7 @@ from planearly.stages import clusters, corpus
 from planearly.stages.folder import Run
 from planearly.stages.manifest import facts
 from planearly.train import arithmetic, loop, metrics, optim
-from planearly.train.objective import Objective
+from planearly.train.objective import NextToken, Objective
 from planearly.train.steps import rows_per_step
 
 ADAPTERS = "adapters"
@@ -183,7 +183,7 @@ def as_precise(train: keys.Train) -> Callable[[Path], bool]:
     def fits(stage: Path) -> bool:
         for file in (*stage.rglob(loop.OUTCOME), *stage.rglob(arithmetic.KEPT)):
             with contextlib.suppress(UserError):  # removed by who is at it, or broken
-                note = read_json(file)
+                note = read_object(file)
                 note = note.get("arithmetic", note)
                 if any(note.get(field, unknown) != wanted for field, wanted, unknown in asked):
                     return False
@@ -199,13 +199,19 @@ def _without(train: keys.Train, left_out: tuple[str, ...]) -> dict[str, Any]:
 
 def book(run: Run, name: str, outcome: loop.Outcome, flops_per_token: float,
          objective: Objective | None = None) -> dict[str, Any]:
-    """The ledger entry of a training, and of what its objective spent before it."""
-    flops_before = objective.flops_before if objective else 0.0
-    seconds = outcome.seconds * parallel.world() + (objective.seconds_before if objective else 0.0)
+    """The ledger entry of a training, and of what its objective spent beside and before it.
+
+    Args:
+        flops_per_token: of the model itself.
+    """
+    goal = objective or NextToken()
+    beside = outcome.tokens * goal.flops_per_token + goal.flops_before
     return ledger.book(
-        name, outcome.tokens, outcome.tokens * flops_per_token + flops_before, seconds,
+        name, outcome.tokens, outcome.tokens * flops_per_token + beside,
+        outcome.seconds * parallel.world() + goal.seconds_before,
         price_per_hour=run.recipe.cost.price_per_hour, currency=run.recipe.cost.currency,
         saving_seconds=outcome.saving_seconds * parallel.world(), processes=parallel.world(),
+        teacher=(beside, goal.teacher_width) if goal.teacher_width else None,
     )
 
 
@@ -216,7 +222,7 @@ def load_model(stage: Path) -> AnyModel:
 
 def outcome_of(stage: Path) -> dict[str, Any]:
     """What the training of a finished stage came to, as the loop noted it."""
-    return read_json(trained_in(stage) / loop.OUTCOME)
+    return loop.outcome_in(trained_in(stage))
 
 
 def metrics_of(stage: Path) -> list[dict[str, Any]]:

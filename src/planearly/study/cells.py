@@ -6,6 +6,7 @@ made once, what is finished is never made again, and an interrupted stage goes o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import traceback
@@ -16,7 +17,7 @@ from typing import Any
 
 from planearly.engine.work import PAUSE, TRIES, passes
 from planearly.errors import UserError
-from planearly.files import atomic_write, read_json, write_json
+from planearly.files import atomic_write, read_object, write_json
 from planearly.keys import Recipe
 from planearly.progress import say
 from planearly.stages import clusters, corpus, trained, training
@@ -48,8 +49,8 @@ class StudyRun(Run):
         """
         folder = self.folder(name, settings, inputs, more.get("version", 1))
         note = self.out / FAILED / _STAGES / f"{name.replace('/', '--')}-{folder.name[-8:]}.json"
-        if self.build and note.exists():
-            raise UserError(read_json(note)["reason"])
+        if self.build and (reason := reason_in(note)) is not None:
+            raise UserError(reason)
         tries = 1
         while True:
             try:
@@ -64,6 +65,13 @@ class StudyRun(Run):
             say(f"{name} failed, as {reason}: it is tried again")
             time.sleep(PAUSE)
             tries += 1
+
+
+def reason_in(note: Path) -> str | None:
+    """Why something failed, as it was noted; None: it did not, or the note is damaged."""
+    with contextlib.suppress(UserError):
+        return str(read_object(note, "reason")["reason"])
+    return None
 
 
 def told(error: Exception, out: Path, name: str) -> str:

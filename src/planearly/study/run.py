@@ -28,7 +28,7 @@ from planearly.stages.folder import Missing, Run
 from planearly.stages.workers import can_spread
 from planearly.study import grid
 from planearly.study import view as views
-from planearly.study.cells import FAILED, SETTLED, Study
+from planearly.study.cells import FAILED, SETTLED, Study, reason_in
 from planearly.study.spec import Suite
 from planearly.study.workers import spread, spread_on_cluster, work
 
@@ -116,9 +116,8 @@ def conclude(this: Study, suite: Suite) -> tuple[Path, list[dict[str, Any]]]:
         except UserError as error:
             impossible.append({**entry, "reason": str(error)})
         except Missing:
-            note = this.failed(cell)
-            if note.exists():
-                failed.append({**entry, **read_json(note)})
+            if (reason := reason_in(this.failed(cell))) is not None:
+                failed.append({**entry, "reason": reason})
             else:
                 pending.append(entry)
     if not (rows or impossible or failed):

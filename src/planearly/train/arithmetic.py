@@ -22,7 +22,7 @@ from torch import nn
 
 from planearly import keys, parallel
 from planearly.errors import UserError
-from planearly.files import cache_folder, digest, read_json, write_json
+from planearly.files import cache_folder, digest, read_json, read_object, write_json
 from planearly.model import loss, memory, parts
 from planearly.model.outside import AnyModel, AnyShape, alike
 from planearly.model.projected import Projected
@@ -90,9 +90,10 @@ def settle(settings: keys.Train, context: int, device: torch.device, folder: Pat
         job: for the memory that a step needs; None: unknown, and taken as small.
         narrow: as of :func:`planearly.train.loop.train`.
     """
-    file = folder / KEPT
-    if kept is None and file.exists():
-        kept = read_json(file)
+    noted = None
+    with contextlib.suppress(UserError):  # there is none, or it is damaged
+        noted = read_object(folder / KEPT, "bf16", "rows")
+    kept = noted if kept is None else kept
     made = Arithmetic(**kept) if kept else Arithmetic(
         use_bf16(settings.precision, device), microbatch_rows(settings, context, device, job))
     if kept:
@@ -100,8 +101,8 @@ def settle(settings: keys.Train, context: int, device: torch.device, folder: Pat
         made.rows = min(made.rows, microbatch_rows(settings, context, device))
         if made.compiled_from is not None and not can_compile():
             made.compiled_from = None
-    if kept and file.exists():  # noted by a process that ran out of memory while others waited
-        made.rows = min(made.rows, read_json(file)["rows"])
+    if noted:  # by a process that ran out of memory while others waited
+        made.rows = min(made.rows, noted["rows"])
     if kept is None and settings.compile != "auto":
         made.decided = True
         made.compiled_from = 0 if settings.compile == "yes" and can_compile() else None

@@ -31,8 +31,8 @@ from torch import Tensor
 
 from planearly import keys
 from planearly.data.streams import RowStream
-from planearly.files import atomic_write, read_array, read_json, write_json
-from planearly.model import parts
+from planearly.files import atomic_write, read_array, read_object, write_json
+from planearly.model import outside, parts
 from planearly.model.outside import AnyModel, AnyShape
 from planearly.progress import progress
 
@@ -63,6 +63,8 @@ class Teacher(Protocol):
     seconds_before: float
     shape: AnyShape | None
     """Of a model that is run beside the student, if it is known."""
+    width: int | None
+    """Of the model that answers, or did; None: it is not known."""
 
     def __call__(self, inputs: Tensor) -> Taught: ...
 
@@ -81,6 +83,7 @@ class Live:
         """
         self.forward, self.vocab_size, self.temperature = forward, vocab_size, temperature
         self.flops_per_token, self.shape = flops_per_token, shape
+        self.width = None if shape is None else outside.width_of(shape)
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Taught:
@@ -99,8 +102,9 @@ class Stored:
     shape: AnyShape | None = None
 
     def __init__(self, folder: Path) -> None:
-        note = read_json(folder / "stored.json")
+        note = read_object(folder / "stored.json", "flops", "seconds")
         self.flops_before, self.seconds_before = note["flops"], note["seconds"]
+        self.width: int | None = note.get("width")  # which older versions did not tell
         keys = read_array(folder / "keys.npy", mapped=False)
         self._order = np.argsort(keys, kind="stable")
         self._keys = keys[self._order]
@@ -178,7 +182,7 @@ def store(teacher: Live, stream: RowStream, k: int, folder: Path,
     tokens = rows * stream.context
     write_json(folder / "stored.json", {
         "k": k, "rows": rows, "tokens": tokens, "flops": tokens * teacher.flops_per_token,
-        "seconds": time.monotonic() - began})
+        "seconds": time.monotonic() - began, "width": teacher.width})
 
 
 def divergence(taught: Taught, logits: Tensor) -> Tensor:
@@ -217,7 +221,7 @@ class Distillation:
         self.flops_per_token = teacher.flops_per_token
         self.flops_before = teacher.flops_before
         self.seconds_before = teacher.seconds_before
-        self.teacher_shape = teacher.shape
+        self.teacher_shape, self.teacher_width = teacher.shape, teacher.width
 
     def __call__(self, model: AnyModel, inputs: Tensor, targets: Tensor) -> Tensor:
         def part(logits: Tensor, wanted: Tensor, place: parts.Place) -> Tensor:

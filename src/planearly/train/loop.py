@@ -24,7 +24,7 @@ from torch import nn
 from planearly import keys, parallel, sharding, tensors
 from planearly.data.streams import Stream, prefetch
 from planearly.errors import UserError
-from planearly.files import read_json, write_json
+from planearly.files import read_object, write_json
 from planearly.model import memory
 from planearly.model.outside import AnyModel
 from planearly.progress import progress, say
@@ -70,6 +70,15 @@ class Since:
     loss: float = 0.0
     tokens: float = 0.0
     seconds: float = 0.0
+
+
+def outcome_in(folder: Path) -> dict[str, Any]:
+    """The fields of the :class:`Outcome` of the training that is done in a folder.
+
+    Raises:
+        Damaged: its file holds something else.
+    """
+    return read_object(folder / OUTCOME, "steps", "tokens", "seconds", "best_step")
 
 
 def branch_file(folder: Path, step: int) -> Path:
@@ -129,7 +138,7 @@ def train(
         tensors.set_weights(model.module.to(device), tensors.load_tensors(final)[0], final)
         if parallel.rank() == 0:
             _remove(lefts)  # by a run that was killed when it was done
-        return Outcome(**read_json(outcome_path))
+        return Outcome(**outcome_in(folder))
     if device.type == "cpu":
         arithmetic.tune_allocator()
     rate = optimizer or optim.resolve(settings.optimizer, steps)

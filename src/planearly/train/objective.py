@@ -26,6 +26,8 @@ class Objective(Protocol):
     seconds_before: float
     teacher_shape: AnyShape | None
     """Of a model that answers at every step, where its FLOPs are counted; None: the model's own."""
+    teacher_width: int | None
+    """Of the model whose FLOPs these are, whenever it answers; None: unknown, or there is none."""
 
     def __call__(self, model: AnyModel, inputs: Tensor, targets: Tensor) -> Tensor: ...
 
@@ -35,6 +37,7 @@ class NextToken:
 
     flops_per_token = flops_before = seconds_before = 0.0
     teacher_shape: AnyShape | None = None
+    teacher_width: int | None = None
 
     def __call__(self, model: AnyModel, inputs: Tensor, targets: Tensor) -> Tensor:
         return model.loss(inputs, targets)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from planearly.errors import UserError, brief
-from planearly.files import read_json, write_json
+from planearly.files import read_object, write_json
 from planearly.progress import say
 
 
@@ -95,8 +95,9 @@ class Tracker:
             if self.kind == "tensorboard":
                 self._sink = TensorBoard(self._note.parent)
                 return
-            if self._note.is_file():
-                self._sent = read_json(self._note)
+            with contextlib.suppress(UserError):  # nothing is sent yet, or the note is damaged
+                sent = read_object(self._note, "id", "last")
+                self._sent = sent if isinstance(sent["last"], dict) else self._sent
             made = Wandb if self.kind == "wandb" else Trackio
             self._sink = made(here, place.as_posix(), self._sent["id"])
 
