@@ -28,6 +28,7 @@ def test_summary_of_known_histograms():
     assert skew["entropy"] == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
     assert (skew["largest"], skew["largest_share"], skew["empty"]) == (1, 0.75, 2)
     assert summary(np.zeros(3))["entropy"] == 0 and summary(np.ones(1))["relative_entropy"] == 1
+    assert f"{summary(np.array([0.0, 2.0]))['entropy']:.2f}" == "0.00"  # and not -0.00
 
 
 def brute_force_gain(groups, size, g, tau, documents):

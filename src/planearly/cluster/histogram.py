@@ -58,7 +58,7 @@ def summary(counts: np.ndarray) -> dict[str, Any]:
     k, total = len(counts), float(counts.sum())
     share = counts / total if total > 0 else np.zeros(k)
     used = share[share > 0]
-    entropy = max(float(-(used * np.log(used)).sum()), 0.0)
+    entropy = max(0.0, float(-(used * np.log(used)).sum()))  # not -0.0
     return {
         "k": k,
         "windows": total,
