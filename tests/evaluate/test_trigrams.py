@@ -1,6 +1,7 @@
 """Trigram models against the formula by dictionaries, and their probabilities."""
 
 from collections import Counter, defaultdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planearly.data.dataset import IGNORE
-from planearly.evaluate.trigrams import Trigrams
+from planearly.evaluate.trigrams import Trigrams, side_by_side
 
 V = 5
 
@@ -91,6 +92,14 @@ def test_text_is_foretold_best_by_its_like():
 
     up, down = (Trigrams(*both(some(step)), 100) for step in (1, -1))
     assert up.nats(*both(some(1))).mean() < down.nats(*both(some(1))).mean() - 3
+
+
+def test_rows_are_filled_in_order_as_far_as_they_hold():
+    lengths = np.array([(4,), (6,), (10,), (3,), (6,), (1,), (1,), (10,)], [("length", "<u4")])
+    dataset = SimpleNamespace(context=10, windows=lengths)
+    rows = [row.tolist() for row in side_by_side(dataset, np.arange(8))]
+    assert rows == [[0, 1], [2], [3, 4, 5], [6], [7]]
+    assert [row.tolist() for row in side_by_side(dataset, np.array([2, 0]))] == [[2], [0]]
 
 
 def test_a_vocabulary_that_cannot_be_counted_is_refused():

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from planearly import methods
+from planearly.cost.devices import SHEETS, from_sheet
 from planearly.data.dataset import IGNORE, TokenDataset
+from planearly.errors import UserError
 from planearly.evaluate import perplexity
 from planearly.evaluate.trigrams import Trigrams, side_by_side
 from planearly.files import write_array
-from planearly.stages import corpus, foresight, pipeline, trained
+from planearly.stages import corpus, foresight, pipeline, report, trained
 from planearly.stages.folder import Run
 from planearly.stages.manifest import facts
 from small_runs import recipe
@@ -134,13 +136,22 @@ def test_it_is_told_before_the_training(made, tmp_path, capsys):
     assert said.index("foretells its validation text") < said.index("── pretrain/slm-is")
 
 
-def test_a_run_notes_it_in_its_results(made, tmp_path):
+def test_a_run_notes_it_in_its_results_and_its_plan_takes_it(made, tmp_path, monkeypatch):
+    asked = []
+
+    def planned(given):
+        asked.append(given.foreseen)
+        raise UserError("no plan is of interest here")
+
+    monkeypatch.setattr(report.recommend, "recommend", planned)
+    monkeypatch.setattr(report.devices, "find", lambda name: from_sheet(SHEETS[0]))
     run = recipe(made, methods=["slm", "slm-is"])
     results = pipeline.run(run, tmp_path / "run")
     rows = {row["method"]: row for row in results["rows"]}
     assert "foresight" not in rows["slm"]
     assert rows["slm-is"]["foresight"].keys() == {"gain", "ci95", "tokens"}
     assert rows["slm-is"]["foresight"]["gain"] > 0
+    assert asked == [rows["slm-is"]["foresight"]["gain"]]
     page = (tmp_path / "run" / "report.html").read_text("utf-8")
     assert "Foreseen by trigrams" in page
     assert json.loads((tmp_path / "run" / "results.json").read_text())["rows"][1][
