@@ -145,7 +145,7 @@ def weigh(
     epsilon: Annotated[float | None, typer.Option(help=(
         "add noise to that file: differential privacy by document"))] = None,
 ) -> None:
-    """Importance weights of the clusters, and what they mean, before any training."""
+    """What is drawn of the corpus for a domain, and what that is worth, before any training."""
     more: dict[str, Any] = {"share": share, "epsilon": epsilon}
     if usage.is_folder(recipe):
         made = _of_bundle(recipe, settings, "weigh")
