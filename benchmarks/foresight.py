@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from planearly import config, methods
+from planearly.errors import UserError
 from planearly.evaluate import perplexity
 from planearly.files import read_json, write_json
 from planearly.stages import corpus, foresight, trained
@@ -60,12 +61,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("settings", nargs="*", help="key=value")
     asked = parser.parse_intermixed_args()
-    recipe = config.load(asked.recipe, asked.settings)
-    kept = read_json(asked.json) if asked.json and asked.json.exists() else []
-    with Run(asked.out, recipe).opened() as run:
-        for row in foreseen(run, recipe.name):
-            print(json.dumps(row))
-            kept.append(row)
+    try:
+        recipe = config.load(asked.recipe, asked.settings)
+        trained.check(recipe)
+        kept = read_json(asked.json) if asked.json and asked.json.exists() else []
+        if not isinstance(kept, list):
+            raise UserError(f"{asked.json} holds no list of rows: name another file")
+        with Run(asked.out, recipe).opened() as run:
+            for row in foreseen(run, recipe.name):
+                print(json.dumps(row))
+                kept.append(row)
+    except UserError as error:
+        parser.error(str(error))
     if asked.json:
         write_json(asked.json, kept)
 

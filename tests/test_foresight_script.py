@@ -35,3 +35,15 @@ def test_its_trigrams_are_those_of_the_run_and_a_row_tells_shorter_ones_too(
         assert row["unigrams"]["gain"] > 0 and row["bigrams"]["gain"] > 0
         assert (row["study"], row["domain"], row["seed"]) == ("a study", "law", 0)
     assert rows[0]["histogram"] > 0 and "histogram" not in rows[1]
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (["nosuch"], "there is no recipe 'nosuch'"), (["demo", "methods=[x]"], "names 'x'"),
+    (["demo", "--json", "here"], "holds no list")])
+def test_a_wrong_use_is_one_sentence(script, tmp_path, monkeypatch, capsys, words, says):
+    (tmp_path / "here").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["foresight.py", *words, "--out", "run"])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert says in capsys.readouterr().err.splitlines()[-1]

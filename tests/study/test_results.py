@@ -253,7 +253,10 @@ def test_trigrams_foresee_what_resampling_gains_as_the_page_says(method, ranks, 
     rest = np.array(gain) - start - slope * np.array(x)
     assert rest.std(ddof=2) == pytest.approx(left, abs=6e-3)
     assert -start / slope == pytest.approx(level, abs=6e-3)
-    assert method != "slm-is" or level == RESAMPLING_PAYS
+    if method == "slm-is":
+        told += [("tenth", *each) for each in gains("tenth", method, range(2)).items()]
+        assert level == RESAMPLING_PAYS and len(told) == 27
+        assert all((foreseen(study, domain) >= level) == (each < 0) for study, domain, each in told)
 
 
 def test_at_equal_tokens_resampling_pays_as_the_page_says():

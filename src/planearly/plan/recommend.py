@@ -226,8 +226,8 @@ def _foreseen(given: PlanInput, rows: dict[str, Row], paper: tuple[str, str]) ->
     return plain.method, (
         f"what would be drawn for the domain foretells it by only {given.foreseen:.2f} nats per "
         f"token better than the corpus as it is: below {RESAMPLING_PAYS:g} importance sampling "
-        "with a quarter of the tokens was behind the plain model in our studies, and here that "
-        f"has {plain.pretrain_tokens / rows[name].pretrain_tokens:.1f} times its tokens; the "
+        "with a quarter of the tokens was not ahead of the plain model in our studies, and here "
+        f"that has {plain.pretrain_tokens / rows[name].pretrain_tokens:.1f} times its tokens; the "
         f"paper's Figure 1 takes {name}")
 
 
