@@ -115,7 +115,8 @@ def predict(recipe: Recipe, device: str | None = None) -> dict[str, Any]:
     from planearly.cost import devices
     from planearly.plan.predict import predict as stages
 
-    return stages(recipe, devices.find_or_nearest(device))
+    wanted = devices.in_bf16(recipe.pretrain.precision)
+    return stages(recipe, devices.find_or_nearest(device, wanted))
 
 
 def evaluate(model: PathLike, documents: PathLike | Sequence[PathLike], *,

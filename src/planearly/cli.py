@@ -104,7 +104,7 @@ def study(
     if dry_run:
         from planearly.study import forecast
 
-        return forecast.show(forecast.forecast(loaded, device))
+        return forecast.show(forecast.forecast(loaded, device, workers))
     if worker:
         from planearly.study.workers import serve
 
@@ -452,8 +452,13 @@ def cost(
 @app.command()
 def calibrate(
     recipe: Annotated[str | None, typer.Argument(
-        help="a recipe whose shapes are measured", show_default="nano, on a GPU slm-126m")] = None,
+        help="a recipe whose shapes and precision are measured",
+        show_default="nano, on a GPU slm-126m", autocompletion=usage.recipes)] = None,
+    settings: Settings = None,
     seconds: Annotated[float, typer.Option(help="of training steps, in all")] = 60.0,
+    workers: Annotated[int, typer.Option(
+        min=1, max=64, help="trainings side by side on the device, as a study's --workers has "
+                            "them: its --dry-run then knows their hours")] = 1,
 ) -> None:
     """Measure this device on real training steps; plans and ledgers then use what it did."""
     import torch
@@ -464,7 +469,7 @@ def calibrate(
     if not 0 < seconds <= 3600:
         raise UserError("--seconds: give a number above 0 and at most 3600")
     name = recipe or ("slm-126m" if torch.cuda.is_available() else "nano")
-    print(measure(config.load(name), seconds))
+    print(measure(config.load(name, settings or []), seconds, workers))
 
 
 def main(arguments: list[str] | None = None) -> None:

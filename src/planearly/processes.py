@@ -1,4 +1,5 @@
-"""How processes end: in order when a signal says so, and with the one that started them."""
+"""How processes end, in order when a signal says so and with the one that started them; and what
+they share a device with."""
 
 from __future__ import annotations
 
@@ -11,6 +12,9 @@ import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
+SHARING = "PLANEARLY_SHARING"
+"""Environment variable: how many processes share this one's GPU, or the machine's processor and
+memory."""
 _LOOK = 1.0
 """Seconds between two looks at whether the parent is still there."""
 _GRACE = 8.0
@@ -67,6 +71,17 @@ def ending_in_order() -> Iterator[None]:
         for number in taken:
             if signal.getsignal(number) is interrupt:
                 signal.signal(number, signal.SIG_DFL)
+
+
+def sharing() -> int:
+    """How many processes have this one's device, itself among them (:data:`SHARING`)."""
+    return int(os.environ.get(SHARING, "1"))
+
+
+def device_seconds(since: float) -> float:
+    """Device-seconds of this process since a time of ``time.monotonic``: those on the clock, in
+    equal parts for all that share the device."""
+    return (time.monotonic() - since) / sharing()
 
 
 def serve(parent: int) -> None:

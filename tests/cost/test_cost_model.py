@@ -438,6 +438,43 @@ def test_a_calibrated_projection_is_scaled_to_what_is_asked() -> None:
             plain * (1 / 0.95 - 1))
 
 
+def test_a_calibration_in_the_precision_and_company_that_is_asked_for_is_taken() -> None:
+    name, each = "Some Processor x16", {
+        ("bfloat16", False, 1): 4e12, ("float32", True, 1): 3e12, ("bfloat16", False, 2): 8e12,
+        ("float32", True, 2): 6e12, ("bfloat16", False, 7): 20e12}
+    for (kind, named, sharing), rate in each.items():
+        file = devices.calibration_file(name, kind if named else "", sharing)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({**measured(name), "matmul_flops": rate, "matmul_kind": kind,
+                                    "named_precision": named, "sharing": sharing}))
+    assert len(list(devices.calibration_folder().iterdir())) == len(each)
+
+    def found(bf16: bool | None = None, sharing: int = 1) -> tuple[float, bool, int]:
+        device = devices.find(name, bf16, sharing)
+        return device.rate, device.bf16, device.sharing
+
+    assert found() == found(True) == (4e12, True, 1)
+    assert found(False) == (3e12, False, 1)
+    assert found(None, 2) == found(True, 2) == (8e12, True, 2)
+    assert found(False, 2) == (6e12, False, 2)
+    assert found(None, 3) == (4e12, True, 1) and found(False, 3) == (3e12, False, 1)
+    assert found(False, 7) == (3e12, False, 1)  # the precision before the company
+    for sharing in (1, 2):
+        devices.calibration_file(name, "float32", sharing).unlink()
+    assert found(False) == (4e12, True, 1)
+    devices.calibration_file(name).unlink()
+    with pytest.raises(UserError, match="nothing is known"):
+        devices.find(name)  # what several do together says nothing of one
+
+
+def test_devices_of_one_kind_are_told_apart_by_their_names() -> None:
+    for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H100 NVL"):
+        write({**measured(name), "matmul_flops": 1e12 * len(name)})
+        (devices.calibration_folder() / "broken.json").write_text("{}")
+    for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H100 NVL"):
+        assert devices.find(name).rate == 1e12 * len(name)
+
+
 def test_a_calibration_that_tells_less_is_read_by_its_name() -> None:
     older = {key: value for key, value in measured("NVIDIA H200").items()
              if key not in ("memory", "bandwidth")}

@@ -11,6 +11,8 @@ import torch
 
 from planearly import keys
 from planearly.cost import devices
+from planearly.errors import UserError
+from planearly.files import read_json
 from planearly.model import flops
 from planearly.model.transformer import Shape, Transformer
 from planearly.plan import calibrate
@@ -53,6 +55,40 @@ def test_a_calibration_is_what_plans_then_use(tmp_path: Path,
         shape.to_dict(), asdict(tiny().projected), "modern")
 
 
+@pytest.mark.slow
+def test_trainings_side_by_side_are_measured_together_and_kept_beside(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANEARLY_CACHE", str(tmp_path))
+    monkeypatch.setattr(calibrate, "matmul_rate", lambda device, bf16: (1e12, "float32"))
+    monkeypatch.setattr(calibrate, "copy_rate", lambda device: 1e10)
+    path = calibrate.calibrate(tiny(), seconds=0.1, workers=2)
+    assert path == devices.calibration_file(devices.here(), sharing=2)
+    with pytest.raises(UserError, match="nothing is known"):
+        devices.find()  # of one training alone
+    found = devices.find(sharing=2)
+    assert found.sharing == 2 and found.calibrated
+    shapes = read_json(path)["shapes"]
+    assert set(shapes) == {"slm", "pn", "llm"}
+    for shape in shapes.values():
+        assert shape["flops_per_second"] == pytest.approx(
+            shape["tokens_per_second"] * shape["flops_per_token"])
+
+
+def test_a_training_that_ends_while_it_is_measured_is_one_sentence(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PLANEARLY_CACHE", str(tmp_path))
+    monkeypatch.setattr(calibrate, "matmul_rate", lambda device, bf16: (1e12, "float32"))
+    monkeypatch.setattr(calibrate, "copy_rate", lambda device: 1e10)
+    monkeypatch.setattr(calibrate, "_alongside", ends)
+    with pytest.raises(UserError, match="calibrate with fewer --workers"):
+        calibrate.calibrate(tiny(), seconds=0.1, workers=2)
+    assert not list(devices.calibration_folder().iterdir())
+
+
+def ends(*_: object) -> None:
+    """In place of measuring."""
+
+
 def test_a_place_that_takes_no_file_is_refused_before_anything_is_measured(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("no folder")
@@ -73,6 +109,7 @@ def test_a_step_trains() -> None:
 
 
 def test_rates_are_those_of_the_fastest_repetition() -> None:
-    rate, kind = calibrate.matmul_rate(torch.device("cpu"), seconds=0.01)
-    assert rate > 1e9 and kind in ("bfloat16", "float32")
+    for bf16, name in ((False, "float32"), (True, "bfloat16")):
+        rate, kind = calibrate.matmul_rate(torch.device("cpu"), seconds=0.01, bf16=bf16)
+        assert rate > 1e9 and kind == name
     assert calibrate.copy_rate(torch.device("cpu"), seconds=0.01) > 1e8

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from examples import examples
-from planearly import config, keys
+from planearly import api, config, keys
 from planearly.cli import app
 from planearly.cost import devices
 from planearly.data import corpora
@@ -335,6 +335,19 @@ def test_a_bank_costs_what_its_recipe_s_optimiser_does_with_it() -> None:
         hours = {entry["stage"]: entry["device_hours"] for entry in found["stages"]}
         over[preset] = hours["pretrain/slm-pn"] / hours["pretrain/slm"]
     assert 1.1 < over["adamw"] < 1.2 and 1.35 < over["modern"] < 1.55
+
+
+@pytest.mark.parametrize(("precision", "device", "said"), [
+    ("auto", "a100", ""), ("bf16", "a100", ""), ("fp32", "t4", ""),
+    ("fp32", "a100", "hours are at the rate of bfloat16, and the recipe names float32: "
+                     "`planearly calibrate` with this recipe measures that"),
+    ("bf16", "t4", "hours are at the rate of float32, and the recipe names bfloat16: "
+                   "`planearly calibrate` with this recipe measures that"),
+    ("auto", "t4", "T4 has no fast bfloat16: float32 there")])
+def test_hours_at_another_precisions_rate_are_told(precision: str, device: str, said: str) -> None:
+    found = api.plan("slm-126m", device=device, spec_tokens="1M", domains=["a"],
+                     pretrain={"precision": precision})
+    assert found["note"] == said
 
 
 def test_the_selector_of_adaptation_is_costed_and_what_it_shares_counted_once() -> None:

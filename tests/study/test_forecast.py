@@ -5,10 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from planearly import config, methods
 from planearly.cluster import shared
+from planearly.cost import devices
 from planearly.errors import UserError
+from planearly.files import write_json
 from planearly.study import forecast, grid, sharing
 from small_runs import with_grid
 
@@ -23,6 +26,40 @@ def test_a_forecast_counts_shared_trainings_once(made):
     # pretraining: slm and llm once, slm-is per set; fine-tuning: slm (2), llm, slm-d, slm-is (2)
     assert found["stages"] == 2 + 2 + 6
     assert found["total"]["flops"] == sum(m["flops"] for m in found["methods"].values())
+
+
+def test_hours_of_workers_side_by_side_are_theirs_where_these_were_measured(
+        made, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("PLANEARLY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    recipe = with_grid(made, {"methods": ["slm", "slm-is"]}, spec_tokens=200)
+
+    def calibrated(sharing, rate):
+        write_json(devices.calibration_file(devices.here(), sharing=sharing), {
+            "device": devices.here(), "kind": "cpu", "matmul_flops": 1e12, "when": "2026-01-01",
+            "sharing": sharing, "matmul_kind": "bfloat16", "shapes": {"slm": {
+                "d_model": 32, "flops_per_second": rate, "tokens_per_second": 1e3}}})
+
+    def found(workers):
+        made = forecast.forecast(recipe, workers=workers)
+        assert made["hours"] == made["total"]["device_hours"]
+        forecast.show(made)
+        return made["hours"], capsys.readouterr().err
+
+    calibrated(1, 1e9)
+    (alone, said), (both, told) = found(None), found(2)
+    assert alone == both and "worker" not in said
+    assert "2 workers here: about" in told and "--workers 2 measures 2 side by side" in told
+    calibrated(2, 3e9)
+    assert found(1)[0] == alone
+    hours, told = found(2)
+    assert hours == pytest.approx(alone / 3)
+    assert "2 workers here: about" in told and "measures" not in told
+    assert forecast.forecast(recipe, "a100", 2)["hours"] is None
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)  # three of them have one to itself
+    many = forecast.forecast(recipe, workers=3)
+    assert many["hours"] == pytest.approx(many["total"]["device_hours"] / 3)
+    assert many["total"]["device_hours"] == pytest.approx(alone)
 
 
 def test_teachers_of_other_budgets_begin_as_one(made):

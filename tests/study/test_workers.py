@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from planearly import parallel
+from planearly import parallel, processes
 from planearly.errors import UserError
 from planearly.files import read_json
 from planearly.stages import corpus as texts
@@ -25,7 +25,6 @@ from planearly.study.cells import Study
 from planearly.study.run import study
 from planearly.study.view import RESULTS
 from planearly.study.workers import share_of_machine, work
-from planearly.train import arithmetic
 from small_runs import call, corpus, forked, with_grid
 from small_runs import recipe as small
 from small_work import alive, children, until
@@ -65,7 +64,7 @@ def test_workers_divide_what_this_process_may_use(monkeypatch):
         return [share["CUDA_VISIBLE_DEVICES"] for share in found]
 
     def sharing(found):
-        return [int(share.pop(arithmetic.SHARING)) for share in found]
+        return [int(share.pop(processes.SHARING)) for share in found]
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     assert masks(shares(2, 3)) == ["0", "1", "0"]

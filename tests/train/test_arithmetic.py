@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from planearly import keys, parallel, tensors
+from planearly import keys, parallel, processes, tensors
 from planearly.errors import UserError
 from planearly.model import memory
 from planearly.model.projected import Projected
@@ -292,16 +292,6 @@ def test_saving_takes_a_fiftieth_of_the_time_at_most(monkeypatch):
     assert loop._time_to_save(1000.0, 0.0, 3.0)
 
 
-def test_saving_is_booked_apart(tmp_path, monkeypatch):
-    monkeypatch.setenv("PLANEARLY_CHECKPOINT_EVERY_STEP", "1")
-    save = loop.state.save_training
-    monkeypatch.setattr(loop.state, "save_training",
-                        lambda *args: (loop.time.sleep(0.05), save(*args)))
-    outcome, _ = run(tmp_path, 6)
-    assert outcome.saving_seconds >= 0.25
-    assert outcome.seconds < outcome.saving_seconds
-
-
 def test_the_microbatch_on_a_gpu_is_what_its_free_memory_holds(monkeypatch):
     """The formula itself is held against torch in tests/model/test_memory.py."""
     cuda, model = torch.device("cuda"), Transformer(SHAPE)
@@ -325,9 +315,9 @@ def test_the_microbatch_on_a_gpu_is_what_its_free_memory_holds(monkeypatch):
 ])
 def test_processes_that_share_a_gpu_plan_with_their_parts(monkeypatch, sharing, free, reserved,
                                                           expected):
-    monkeypatch.delenv(arithmetic.SHARING, raising=False)
+    monkeypatch.delenv(processes.SHARING, raising=False)
     if sharing:
-        monkeypatch.setenv(arithmetic.SHARING, str(sharing))
+        monkeypatch.setenv(processes.SHARING, str(sharing))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80))
     assert arithmetic._available(torch.device("cuda")) == expected
@@ -335,9 +325,9 @@ def test_processes_that_share_a_gpu_plan_with_their_parts(monkeypatch, sharing, 
 
 def test_processes_that_share_a_machine_plan_with_their_parts(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    monkeypatch.delenv(arithmetic.SHARING, raising=False)
+    monkeypatch.delenv(processes.SHARING, raising=False)
     whole = arithmetic._available(torch.device("cpu"))
-    monkeypatch.setenv(arithmetic.SHARING, "4")
+    monkeypatch.setenv(processes.SHARING, "4")
     assert arithmetic._available(torch.device("cpu")) == whole / 4
 
 

@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 import pytest
 import torch
 
-from planearly import keys, tensors
+from planearly import keys, processes, tensors
 from planearly.data.dataset import IGNORE
 from planearly.model.transformer import Transformer
 from planearly.train import arithmetic, loop, metrics, muon, update
@@ -176,7 +176,8 @@ def test_seconds_of_a_resumed_run_add_up(tmp_path, monkeypatch):
 
     lasting(100.0, update, "accumulate")
     lasting(1000.0, loop.state, "save_training")
-    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    for module in (loop, processes):
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
     killed_after_steps(3, lambda: run(tmp_path, 6))
     now[0] += 77_000.0  # until somebody starts it again
     outcome, _ = run(tmp_path, 6)

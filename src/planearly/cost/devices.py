@@ -20,6 +20,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -80,6 +81,8 @@ class Device:
     """Bytes/s that a device sends to others of its machine, and as many that it receives."""
     launch: float = 0.0
     """Least seconds of a training step: for each layer, and once beside."""
+    sharing: int = 1
+    """Trainings side by side whose rates together these are."""
     stands_in_for: str | None = None
     """What the user named, where nothing is known about that: hours are this device's instead."""
 
@@ -168,18 +171,28 @@ SHEETS = [
 ]
 
 
-def find(name: str | None = None) -> Device:
+def in_bf16(precision: str | None) -> bool | None:
+    """Whether a recipe's ``precision`` names bfloat16; None: it leaves that to the device."""
+    return {"bf16": True, "fp32": False}.get(precision or "auto")
+
+
+def find(name: str | None = None, bf16: bool | None = None, sharing: int = 1) -> Device:
     """The device of this name: calibrated if it is, else from the data sheets.
 
     Args:
         name: a key of the table (``a100``), what the driver calls a device, or None or ``here``
             for this machine's own.
+        bf16: whether training computes in bfloat16; None: as suits the device.
+        sharing: trainings that have it together.
+
+    What it was calibrated with may be another precision, and one training alone: the device says
+    so (``bf16``, ``sharing``).
 
     Raises:
         UserError: neither calibrated nor in the table.
     """
     asked = _asked(name)
-    if (found := _known(asked)) is not None:
+    if (found := _known(asked, bf16, sharing)) is not None:
         return found
     hint = f"{hint}? If not, run" if (hint := did_you_mean(asked)) else "run"
     raise UserError(
@@ -188,7 +201,8 @@ def find(name: str | None = None) -> Device:
     )
 
 
-def find_or_nearest(name: str | None = None) -> Device:
+def find_or_nearest(name: str | None = None, bf16: bool | None = None,
+                    sharing: int = 1) -> Device:
     """:func:`find`, or the nearest device that is known, marked as standing in.
 
     Nearest to a name is the name most like it, else the paper's A100; to this machine's own GPU
@@ -197,7 +211,7 @@ def find_or_nearest(name: str | None = None) -> Device:
     for: what fits is then true, and hours alone are another's.
     """
     asked = _asked(name)
-    if (found := _known(asked)) is not None:
+    if (found := _known(asked, bf16, sharing)) is not None:
         return found
     if asked != here():
         near = _alike(asked)
@@ -213,7 +227,7 @@ def find_or_nearest(name: str | None = None) -> Device:
         sheet = min(SHEETS, key=lambda s: abs(s.gigabytes * 1e9 - (memory or 0)))
         found = from_sheet(sheet)
     else:
-        found = next((d for d in _calibrated() if d.kind == "cpu"),
+        found = next((d for d in _calibrated() if d.kind == "cpu" and d.sharing == 1),
                      from_sheet(min(SHEETS, key=lambda s: s.teraflops)))
     return replace(found, stands_in_for=asked, memory=memory, calibrated=False,
                    kind="cuda" if device.type == "cuda" else "cpu",
@@ -235,8 +249,8 @@ def _alike(asked: str) -> list[str]:
     return difflib.get_close_matches(asked.lower(), known, 1, 0.6)
 
 
-def _known(asked: str) -> Device | None:
-    calibration = find_calibration(asked)
+def _known(asked: str, bf16: bool | None, sharing: int) -> Device | None:
+    calibration = find_calibration(asked, bf16, sharing)
     sheet = find_sheet(asked)
     if calibration is not None:
         return from_calibration(calibration, sheet)
@@ -299,7 +313,7 @@ def from_calibration(measured: dict[str, Any], sheet: Sheet | None) -> Device:
         # older calibrations do not tell: processors are named with the number of their cores
         kind=measured.get("kind")
         or ("cpu" if re.search(r" x\d+$", measured["device"]) else "cuda"),
-        bf16=measured.get("matmul_kind", "bfloat16") == "bfloat16",
+        bf16=_bf16(measured), sharing=measured.get("sharing", 1),
         links=sheet.links * 1e9 if sheet else None,
     )
 
@@ -358,24 +372,48 @@ def calibration_folder() -> Path:
     return files.cache_folder() / "calibration"
 
 
-def calibration_file(device: str) -> Path:
-    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+def calibration_file(device: str, named: str = "", sharing: int = 1) -> Path:
+    """Where what was measured on a device is kept.
+
+    Args:
+        named: the precision, where the recipe named one that the device would not have chosen.
+        sharing: trainings side by side.
+    """
+    words = " ".join([device, named, f"shared by {sharing}" if sharing > 1 else ""])
+    slug = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
     return calibration_folder() / f"{slug}.json"
 
 
-def find_calibration(device: str) -> dict[str, Any] | None:
-    """What was measured on the device of this name (or of this table key), or None."""
-    exact = calibration_file(device)
-    if exact.is_file():
-        return _checked(exact)
-    sheet = find_sheet(device)
-    if sheet is None or not calibration_folder().is_dir():
-        return None
-    for file in sorted(calibration_folder().glob("*.json")):
-        measured = _checked(file)
-        if find_sheet(measured["device"]) is sheet:
-            return measured
-    return None
+def find_calibration(device: str, bf16: bool | None = None,
+                     sharing: int = 1) -> dict[str, Any] | None:
+    """What was measured on the device of this name (or of this table key), or None.
+
+    The same device may have been measured in several ways. What trainings side by side did stands
+    for nothing else; one alone, and another precision, stand in for what was not measured.
+
+    Args:
+        bf16, sharing: as of :func:`find`.
+    """
+    def among(pattern: str, same: Callable[[str], bool]) -> list[dict[str, Any]]:
+        measured = map(_checked, sorted(calibration_folder().glob(pattern)))
+        return [each for each in measured
+                if same(each["device"]) and each.get("sharing", 1) in (1, sharing)]
+
+    file, sheet = calibration_file(device), find_sheet(device)
+    found = among(f"{file.stem}*.json", lambda name: calibration_file(name) == file)
+    if not found and sheet is not None:
+        found = among("*.json", lambda name: find_sheet(name) is sheet)
+
+    def fits(each: dict[str, Any]) -> tuple[bool, bool, bool]:
+        own = not each.get("named_precision")
+        return (own if bf16 is None else _bf16(each) == bf16,
+                each.get("sharing", 1) == sharing, own)
+
+    return max(found, key=fits, default=None)
+
+
+def _bf16(measured: dict[str, Any]) -> bool:
+    return bool(measured.get("matmul_kind", "bfloat16") == "bfloat16")
 
 
 def _checked(file: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from planearly import keys, methods
 from planearly.cost import devices
 from planearly.errors import UserError
 from planearly.files import read_json
+from planearly.processes import sharing
 
 UNKNOWN = "unknown"
 
@@ -32,7 +33,8 @@ def book(
         stage: its name, for the record.
         tokens: tokens trained on, or read.
         flops: floating-point operations, by :mod:`planearly.model.flops`.
-        seconds: device-seconds: time on the clock times the number of devices.
+        seconds: device-seconds: time on the clock times the number of devices; of a device that
+            several processes share, a part each.
         device: what the driver calls it; None is this machine's.
         saving_seconds: device-seconds that checkpoints took, not in ``seconds``: they depend on
             the disk and on the interval, not on the method.
@@ -44,8 +46,9 @@ def book(
         ``stage``, ``tokens``, ``flops``, ``device_hours``, ``device``, ``utilisation`` of one
         device (against the data sheet and against the measured matrix rate, each a share or
         "unknown"), ``saving_hours`` if there were any, ``processes`` if there were several,
-        ``teacher`` (``flops`` and ``d_model``) if there was one, and ``money`` with its
-        ``currency`` if a price is given, for both kinds of hours.
+        ``sharing`` if it had the device together with others (how many in all), ``teacher``
+        (``flops`` and ``d_model``) if there was one, and ``money`` with its ``currency`` if a price
+        is given, for both kinds of hours.
     """
     name = device or devices.here()
     entry: dict[str, Any] = {
@@ -53,6 +56,8 @@ def book(
         "device_hours": seconds / 3600, "device": name,
         "utilisation": utilisation(name, flops, seconds),
     }
+    if (others := sharing()) > 1:
+        entry["sharing"] = others
     if saving_seconds:
         entry["saving_hours"] = saving_seconds / 3600
     if processes > 1:
@@ -87,7 +92,9 @@ def predicted_hours(entry: Mapping[str, Any], manifest: Mapping[str, Any]) -> fl
     if not width or not entry.get("flops"):
         return None
     try:
-        device = devices.find(entry["device"])
+        precision = manifest.get("settings", {}).get("train", {}).get("precision")
+        device = devices.find(entry["device"], devices.in_bf16(precision),
+                              entry.get("sharing", 1))
     except UserError:
         return None
     if "teacher" not in entry and "distill" in manifest.get("settings", {}):

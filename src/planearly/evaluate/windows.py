@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from planearly import parallel
+from planearly import parallel, processes
 from planearly.data.dataset import TokenDataset
 from planearly.engine import local
 from planearly.engine.work import Advance, Executor, Work, shard_function, window_shards
@@ -68,8 +68,9 @@ def score_shard(item: dict[str, Any], advance: Advance) -> dict[str, Any]:
                     batch_tokens(dataset.meta["vocab_size"]), advance)
     sums = np.add.reduceat(nll, np.cumsum(lengths) - lengths, dtype=np.float64)
     write_array(Path(item["to"][0]), sums / lengths)
-    share = 1.0 if parallel.device().type == "cuda" else 1 / local.cores()
-    return {"windows": len(windows), "seconds": (time.monotonic() - began) * share}
+    spent = (processes.device_seconds(began) if parallel.device().type == "cuda"
+             else (time.monotonic() - began) / local.cores())
+    return {"windows": len(windows), "seconds": spent}
 
 
 @functools.lru_cache(maxsize=1)

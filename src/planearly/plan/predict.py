@@ -85,7 +85,7 @@ def predict(recipe: keys.Recipe, device: Device) -> dict[str, Any]:
     total = sum((work * (1 - begun.get(name, 0.0)) for name, work in stages.items()),
                 model.work(setting, 0.0, 0.0, setting.small))
     return {
-        "device": device.label, "note": _note(device), "slices": why,
+        "device": device.label, "note": note(recipe, device), "slices": why,
         "params": {"small": flops.parameters(setting.small),
                    "large": flops.parameters(setting.large),
                    "projected": flops.projected_parameters(setting.small, recipe.projected)},
@@ -207,10 +207,17 @@ def _teacher(recipe: keys.Recipe) -> Shape | None:
     return outside.alike(outside.shape_in(folder, recipe.context))
 
 
-def _note(device: Device) -> str:
-    """What to know of a device's hours."""
+def note(recipe: keys.Recipe, device: Device) -> str:
+    """What to know of a device's hours; "" if nothing."""
     if device.stands_in_for is not None:
         near = devices.did_you_mean(device.stands_in_for)
         return (f"nothing is known about '{device.stands_in_for}'{f' ({near}?)' if near else ''}: "
                 f"FLOPs are exact, hours are those of {device.name}")
-    return "" if device.bf16 else f"{device.name} has no fast bfloat16: float32 there"
+    wanted = devices.in_bf16(recipe.pretrain.precision)
+    if wanted is not None and wanted != device.bf16:
+        rate, other = ("float32", "bfloat16") if wanted else ("bfloat16", "float32")
+        return (f"hours are at the rate of {rate}, and the recipe names {other}: "
+                "`planearly calibrate` with this recipe measures that")
+    if device.bf16 or wanted is False:
+        return ""
+    return f"{device.name} has no fast bfloat16: float32 there"

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from planearly import keys, methods, parallel, tensors
+from planearly import keys, methods, parallel, processes, tensors
 from planearly.cost import ledger
 from planearly.cost.model import EXPERT_CHOICE_TOKENS
 from planearly.data import limit
@@ -266,7 +266,7 @@ def chosen(run: Run, method: str, name: str) -> Path:
         if recipe.expert == "lowest-loss":
             dataset, _ = corpus.specialization_windows(run, name)
             tokens = k * float(dataset.windows["length"][sample].sum())
-            spent.add(tokens, flops.forward(model.shape), time.monotonic() - began)
+            spent.add(tokens, flops.forward(model.shape), processes.device_seconds(began))
         which: int | Tensor = picked.which
         say(f"  {picked.reason}")
         if settings["tune_vector"]:

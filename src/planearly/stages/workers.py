@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 
-from planearly import config, parallel
+from planearly import config, parallel, processes
 from planearly.engine.work import Function
 from planearly.keys import Recipe
 from planearly.progress import told_in
 from planearly.stages.folder import Run
-from planearly.train import arithmetic
 
 
 def can_spread(run: Run) -> bool:
@@ -47,7 +46,7 @@ def spread_trainings(run: Run, name: str, function: Function, most: int,
 def joined(item: Mapping[str, Any]) -> Iterator[tuple[Recipe, Path]]:
     """The recipe and the run folder that a worker works in, together with others, by the item that
     it was given (:func:`spread_trainings`)."""
-    os.environ[arithmetic.SHARING] = str(item["sharing"])
+    os.environ[processes.SHARING] = str(item["sharing"])
     torch.set_num_threads(max(item["cores"], 1))
     with told_in(Path(item["log"])):
         yield config.variant(config.build(Recipe, item["recipe"], ""), {

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 
@@ -24,24 +25,34 @@ from planearly.study.grid import Cell
 from planearly.units import duration, prefixed, short
 
 
-def forecast(recipe: Recipe, device: str = "here") -> dict[str, Any]:
+def forecast(recipe: Recipe, device: str = "here", workers: int | None = None) -> dict[str, Any]:
     """The cells of a study, and the work of every training that they need, each counted once.
 
     Of a pretraining that branches off a longer one the steps of its own are counted, as in the
     ledger's total.
+
+    Args:
+        device: what it runs on; of this machine (``here``) all GPUs are used.
+        workers: as of ``planearly study``.
 
     Returns:
         ``cells`` (their number), ``impossible`` (list of ``cell`` and ``reason``), ``stages``
         (number of trainings), ``params`` (sizes of each kind of model, ascending), ``slices`` (why
         projected networks have so many, where the recipe leaves them open), and ``methods``: name
         to ``cells``, ``tokens``, ``flops``, ``device_hours`` and ``money``; ``total``, their sum;
-        ``device``, and a ``note`` on its hours ("": none).
+        ``device``, a ``note`` on its hours ("": none), ``workers``, and the ``hours`` that they
+        take on this machine (None: on another).
 
     Raises:
         UserError: no grid, no generic corpus, a domain without texts, or unknown sizes of the
             domains.
     """
-    known, note = devices.find_or_nearest(device), ""
+    gpus = max(torch.cuda.device_count(), 1)
+    many = workers or gpus
+    here = device.lower() == "here"
+    each = -(-many // gpus) if here else 1
+    known = devices.find_or_nearest(device, devices.in_bf16(recipe.pretrain.precision), each)
+    note = ""
     cells = grid.cells(recipe, predict.domain_names(recipe))
     corpus.check_named(recipe)
     # where the domains are does not hang on the corpus, which may be still to make
@@ -86,7 +97,13 @@ def forecast(recipe: Recipe, device: str = "here") -> dict[str, Any]:
             for key in ("tokens", "flops", "device_hours", "money"):
                 if work[key] is not None:
                     sums[key] = (sums[key] or 0.0) + own * work[key]
+    if each > 1 and known.sharing == 1:
+        side = (f"hours are of one worker at a time: `planearly calibrate` with this recipe and "
+                f"--workers {each} measures {each} side by side")
+        note = f"{note}; {side}" if note else side
     return {"name": recipe.name, "device": known.label, "note": note, "cells": len(cells),
+            "workers": many,
+            "hours": total["device_hours"] / min(many, gpus) if here else None,
             "impossible": impossible, "stages": len(stages),
             "params": {name: sorted(sizes) for name, sizes in params.items()},
             "slices": list(slices),
@@ -135,6 +152,8 @@ def show(found: dict[str, Any]) -> None:
     say(f"{found['cells']} cells, {found['stages']} trainings; parameters: {sizes}")
     for why in found["slices"]:
         say(f"projected network: {why}")
+    if found["hours"] is not None and found["workers"] > 1:
+        say(f"{found['workers']} workers here: about {duration(found['hours'] * 3600)}")
     if found["note"]:
         say(found["note"])
     for one in found["impossible"]:

@@ -33,7 +33,6 @@ from planearly.stages.workers import joined, spread_trainings
 from planearly.study import forecast
 from planearly.study.cells import Study, told
 from planearly.study.grid import Cell
-from planearly.train import arithmetic
 from planearly.units import duration
 
 _TELLS = 0.01
@@ -145,7 +144,7 @@ def share_of_machine(number: int, workers: int) -> dict[str, str]:
     """
     gpus = torch.cuda.device_count()
     sharing = workers if not gpus else len(range(number % gpus, workers, gpus))
-    share = {arithmetic.SHARING: str(sharing)}
+    share = {processes.SHARING: str(sharing)}
     if gpus:
         mask = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = mask.split(",") if mask else [str(gpu) for gpu in range(gpus)]

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from planearly import keys, parallel
+from planearly import keys, parallel, processes
 from planearly.errors import UserError
 from planearly.files import cache_folder, digest, read_json, read_object, write_json
 from planearly.model import loss, memory, parts
@@ -33,8 +33,6 @@ from planearly.units import duration
 
 F = TypeVar("F")
 KEPT = "arithmetic.json"
-SHARING = "PLANEARLY_SHARING"
-"""Environment variable: how many processes share this one's GPU, or the machine's memory."""
 EAGER_STEPS = 2
 """Steps before it is decided whether to compile; the last of them is the measured one."""
 _COLD = {"cpu": 20.0, "cuda": 10.0}
@@ -201,10 +199,10 @@ def divides(settings: keys.Train, job: memory.Job, device: torch.device, undivid
 
 
 def _available(device: torch.device) -> float:
-    """Bytes that this process has or can have: as much as each of those that :data:`SHARING`
-    counts, of a GPU no more than other programs have left; of a machine's memory also as much as
-    every other process of ``torchrun`` there."""
-    sharing = int(os.environ.get(SHARING, "1"))
+    """Bytes that this process has or can have: as much as each of those that share the device
+    (:func:`planearly.processes.sharing`), of a GPU no more than other programs have left; of a
+    machine's memory also as much as every other process of ``torchrun`` there."""
+    sharing = processes.sharing()
     if device.type == "cpu":
         pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return pages / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) / sharing

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from planearly import keys
+from planearly import keys, processes
 from planearly.data.streams import RowStream
 from planearly.files import atomic_write, read_array, read_object, write_json
 from planearly.model import outside, parts
@@ -182,7 +182,7 @@ def store(teacher: Live, stream: RowStream, k: int, folder: Path,
     tokens = rows * stream.context
     write_json(folder / "stored.json", {
         "k": k, "rows": rows, "tokens": tokens, "flops": tokens * teacher.flops_per_token,
-        "seconds": time.monotonic() - began, "width": teacher.width})
+        "seconds": processes.device_seconds(began), "width": teacher.width})
 
 
 def divergence(taught: Taught, logits: Tensor) -> Tensor:

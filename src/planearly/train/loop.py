@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from planearly import keys, parallel, sharding, tensors
+from planearly import keys, parallel, processes, sharding, tensors
 from planearly.data.streams import Stream, prefetch
 from planearly.errors import UserError
 from planearly.files import read_object, write_json
@@ -50,7 +50,8 @@ class Outcome:
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    """Without those of writing checkpoints."""
+    """Of the device (:func:`planearly.processes.device_seconds`), without those of writing
+    checkpoints."""
     saving_seconds: float = 0.0
     loss: float | None = None
     """Mean over the steps since the last line of metrics but one, nats per token."""
@@ -210,7 +211,7 @@ def train(
             state.save_training(path, model.module, optimizers, note, averages)
         parallel.barrier()
         saving = time.monotonic() - began
-        outcome.saving_seconds += saving
+        outcome.saving_seconds += processes.device_seconds(began)
 
     def finite(value: float) -> float:
         if not math.isfinite(value):
@@ -257,7 +258,8 @@ def train(
         return finite(summed / since.tokens)
 
     def elapsed() -> float:
-        return spent + time.monotonic() - clock - outcome.saving_seconds + saved_before
+        saved = outcome.saving_seconds - saved_before
+        return spent + processes.device_seconds(clock) - saved
 
     clock = time.monotonic()
     last_save = clock
@@ -303,7 +305,8 @@ def train(
                 outcome.loss = mean_loss()
                 record(loss=outcome.loss, norm=finite(float(norm)), lr_factor=factor,
                        seconds=outcome.seconds,
-                       tokens_per_second=since.tokens / (outcome.seconds - since.seconds))
+                       tokens_per_second=since.tokens / processes.sharing()
+                       / (outcome.seconds - since.seconds))
                 since = Since(seconds=outcome.seconds)
             meter.advance(rows * stream.context,
                           "" if outcome.loss is None else f"loss {outcome.loss:.3f}")
