@@ -22,6 +22,7 @@ from planearly.plan import page, recipes, sizes
 from planearly.plan.inputs import OpenModel, PlanInput
 from planearly.plan.law import Law
 from planearly.plan.options import CHECKPOINT
+from planearly.plan.predict import note as noted
 from planearly.plan.predict import predict
 from planearly.plan.recommend import Plan, recommend
 from planearly.stages import trained
@@ -284,6 +285,8 @@ def test_a_device_that_nobody_measured_is_planned_by_another_and_marked(
     made = planned(device=found)
     note = next(n for n in made.notes if "nothing is known" in n)
     assert "FLOPs are exact" in note and ("did you mean 'a100'" in note) == (asked == "a1000")
+    assert "`planearly calibrate` there" in note
+    assert noted(config.load("slm-126m"), found) == note
     assert "in place of" in str(page.section(made)) and made.to_dict()["device"] == found.label
     if asked is None:
         assert found.memory == devices.memory_here()

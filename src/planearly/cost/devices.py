@@ -93,6 +93,16 @@ class Device:
             return self.name
         return f"{self.name}, in place of '{self.stands_in_for}', which was not measured"
 
+    def told_of_standing_in(self) -> str:
+        """That hours are this device's in place of another's, and what to do about it."""
+        assert self.stands_in_for is not None
+        near = did_you_mean(self.stands_in_for)
+        return (f"nothing is known about '{self.stands_in_for}'{f' ({near}?)' if near else ''}: "
+                f"FLOPs are exact, hours are those of {self.name}"
+                + (", and a processor takes longer" if self.kind == "cpu" else "")
+                + "; `planearly calibrate` there, a minute of real steps, replaces them by "
+                  "measured ones")
+
     def utilisation(self, d_model: int) -> float:
         """Share of ``rate`` that a step of a model of this width reaches."""
         return 1.0 / (self.a + self.b / d_model)

@@ -210,9 +210,7 @@ def _teacher(recipe: keys.Recipe) -> Shape | None:
 def note(recipe: keys.Recipe, device: Device) -> str:
     """What to know of a device's hours; "" if nothing."""
     if device.stands_in_for is not None:
-        near = devices.did_you_mean(device.stands_in_for)
-        return (f"nothing is known about '{device.stands_in_for}'{f' ({near}?)' if near else ''}: "
-                f"FLOPs are exact, hours are those of {device.name}")
+        return device.told_of_standing_in()
     wanted = devices.in_bf16(recipe.pretrain.precision)
     if wanted is not None and wanted != device.bf16:
         rate, other = ("float32", "bfloat16") if wanted else ("bfloat16", "float32")

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeGuard
 
 from planearly import methods
-from planearly.cost import devices, model
+from planearly.cost import model
 from planearly.cost.model import MethodCost, Setting, Work
 from planearly.errors import UserError
 from planearly.methods import Method
@@ -353,13 +353,7 @@ def _notes(given: PlanInput, setting: Setting, rows: dict[str, Row], chosen: str
     notes, of = [], method_of(chosen)
     device = given.device
     if device.stands_in_for is not None:
-        near = devices.did_you_mean(device.stands_in_for)
-        notes.append(
-            f"nothing is known about '{device.stands_in_for}'{f' ({near}?)' if near else ''}: "
-            f"FLOPs are exact, hours are those of {device.name}"
-            + (", and a processor takes longer" if device.kind == "cpu" else "")
-            + "; `planearly calibrate` there, a minute of real steps, replaces them by measured "
-              "ones")
+        notes.append(device.told_of_standing_in())
     elif not device.calibrated:
         notes.append(f"hours are estimates for {device.name} ({device.source}); "
                      "`planearly calibrate` on the device replaces them by measured ones")
