@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import functools
+import os
+import signal
+from collections.abc import Callable
 from dataclasses import asdict
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -55,6 +60,17 @@ def test_a_calibration_is_what_plans_then_use(tmp_path: Path,
         shape.to_dict(), asdict(tiny().projected), "modern")
 
 
+def ends(*_: object) -> None:
+    """In place of measuring."""
+
+
+def killed(link: Connection, ready: Barrier, *_: object) -> None:
+    """One of them while the others wait for it."""
+    if ready.wait() == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    ready.wait()
+
+
 @pytest.mark.slow
 def test_trainings_side_by_side_are_measured_together_and_kept_beside(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,8 +90,10 @@ def test_trainings_side_by_side_are_measured_together_and_kept_beside(
             shape["tokens_per_second"] * shape["flops_per_token"])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("ends", [ends, killed])
 def test_a_training_that_ends_while_it_is_measured_is_one_sentence(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Callable[..., None]) -> None:
     monkeypatch.setenv("PLANEARLY_CACHE", str(tmp_path))
     monkeypatch.setattr(calibrate, "matmul_rate", lambda device, bf16: (1e12, "float32"))
     monkeypatch.setattr(calibrate, "copy_rate", lambda device: 1e10)
@@ -83,10 +101,6 @@ def test_a_training_that_ends_while_it_is_measured_is_one_sentence(
     with pytest.raises(UserError, match="calibrate with fewer --workers"):
         calibrate.calibrate(tiny(), seconds=0.1, workers=2)
     assert not list(devices.calibration_folder().iterdir())
-
-
-def ends(*_: object) -> None:
-    """In place of measuring."""
 
 
 def test_a_place_that_takes_no_file_is_refused_before_anything_is_measured(

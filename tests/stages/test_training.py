@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from planearly import keys, parallel
 from planearly.errors import UserError
@@ -64,6 +65,18 @@ def test_of_a_note_that_is_none_nothing_is_known(tmp_path: Path, text: str) -> N
     assert training.as_precise(asked)(tmp_path)
     with pytest.raises(UserError, match=r"outcome\.json is (damaged|not valid JSON)"):
         loop.outcome_in(tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "devices"), [("cpu", 2), ("cuda", 8)])
+def test_processes_of_one_machine_have_a_gpu_each_and_its_processor_together(
+        monkeypatch: pytest.MonkeyPatch, kind: str, devices: int) -> None:
+    monkeypatch.setattr(parallel, "world", lambda: 8)
+    monkeypatch.setattr(parallel, "device", lambda: torch.device(kind))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    run: Any = SimpleNamespace(recipe=keys.Recipe(cost=keys.Cost(price_per_hour=1.0)))
+    found = training.book(run, "s", loop.Outcome(tokens=1, seconds=3600.0, saving_seconds=360.0), 1)
+    assert (found["device_hours"], found["processes"]) == (devices, 8)
+    assert found["money"] == pytest.approx(1.1 * devices)
 
 
 def test_a_training_is_booked_for_all_devices_and_with_what_its_objective_spent(

@@ -38,7 +38,7 @@ def book(
         device: what the driver calls it; None is this machine's.
         saving_seconds: device-seconds that checkpoints took, not in ``seconds``: they depend on
             the disk and on the interval, not on the method.
-        processes: that trained together, each on a device.
+        processes: that trained together.
         teacher: how many of the operations are another model's, that taught this one, and its
             width, on which the time that they take depends.
 

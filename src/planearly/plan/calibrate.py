@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from multiprocessing.synchronize import Barrier
 
 _WARM_STEPS, _LEAST_STEPS = 2, 3
+_LOOK = 0.5
+"""Seconds between two looks at whether a training still goes on."""
 
 
 def calibrate(recipe: keys.Recipe, seconds: float = 60.0, workers: int = 1) -> Path:
@@ -122,7 +124,7 @@ def _side_by_side(recipe: keys.Recipe, seconds: float,
     spawn = multiprocessing.get_context("spawn")
     ready, threads = spawn.Barrier(workers), max(torch.get_num_threads() // workers, 1)
     with ExitStack() as stack:
-        links = []
+        links, started = [], []
         for _ in range(workers):
             link, there = spawn.Pipe(duplex=False)
             process = spawn.Process(target=_alongside, args=(
@@ -130,10 +132,18 @@ def _side_by_side(recipe: keys.Recipe, seconds: float,
             process.start()
             there.close()  # so that its end closes the link
             links.append(stack.enter_context(closing(link)))
+            started.append(process)
             stack.callback(process.join)
             stack.callback(process.terminate)
+
+        def told_by(link: Connection) -> Any:
+            while not link.poll(_LOOK):
+                if any(process.exitcode for process in started):  # others wait for it
+                    raise EOFError
+            return link.recv()
+
         try:
-            while (told := [link.recv() for link in links])[0] is not None:
+            while (told := [told_by(link) for link in links])[0] is not None:
                 key, facts = told[0]
                 yield key, facts | {rate: sum(each[1][rate] for each in told)
                                     for rate in ("tokens_per_second", "flops_per_second")}
@@ -150,12 +160,9 @@ def _alongside(link: Connection, ready: Barrier, parent: int, workers: int, thre
     torch.set_num_threads(threads)
     if parallel.device().type == "cpu":
         arithmetic.tune_allocator()
-    try:
-        for found in _shapes(config.build(keys.Recipe, recipe, ""), seconds, ready.wait):
-            link.send(found)
-        link.send(None)
-    finally:
-        ready.abort()  # the others need not wait for one that failed
+    for found in _shapes(config.build(keys.Recipe, recipe, ""), seconds, ready.wait):
+        link.send(found)
+    link.send(None)
 
 
 def steps(model: Trainable, shape: Shape, settings: keys.Train, groups: int,

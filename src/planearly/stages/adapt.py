@@ -209,9 +209,9 @@ def adapt(run: Run, row: Method, domain: str, base: Path | None,
                              narrow=training.narrow)
         paid = replace(
             outcome, tokens=outcome.tokens - int(begun["tokens"]),
-            seconds=outcome.seconds - begun["device_hours"] * 3600 / parallel.world(),
+            seconds=outcome.seconds - begun["device_hours"] * 3600 / parallel.devices(),
             saving_seconds=outcome.saving_seconds
-            - begun["saving_hours"] * 3600 / parallel.world())
+            - begun["saving_hours"] * 3600 / parallel.devices())
         counts = own.sampler.counts(seen + own_rows) - own.sampler.counts(seen)
         return {"method": row.name, "domain": domain, "shape": shape.to_dict(), "large": row.large,
                 "cost": training.book(run, stage, paid, flops.training(shape)),

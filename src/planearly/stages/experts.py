@@ -315,7 +315,7 @@ class Spent:
     def add(self, tokens: float, flops_per_token: float, seconds: float) -> None:
         self.tokens += tokens
         self.flops += tokens * flops_per_token
-        self.seconds += seconds * parallel.world()  # every process is held meanwhile
+        self.seconds += seconds * parallel.devices()  # every process is held meanwhile
 
     def booked(self, run: Run, stage: str) -> dict[str, Any]:
         return ledger.book(stage, self.tokens, self.flops, self.seconds,
