@@ -129,11 +129,6 @@ def hosts() -> int:
     return max(world() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
 
 
-def devices() -> int:
-    """Devices that the processes compute on: a GPU each, or the processors of their machines."""
-    return world() if device().type == "cuda" else hosts()
-
-
 def check_rows(rows: int) -> None:
     """Refuse a batch of fewer rows than processes."""
     if rows < world():

@@ -1,5 +1,5 @@
-"""How processes end, in order when a signal says so and with the one that started them; and what
-they share a device with."""
+"""How processes end, in order when a signal says so and with the one that started them; and how
+many share a device."""
 
 from __future__ import annotations
 
@@ -74,14 +74,9 @@ def ending_in_order() -> Iterator[None]:
 
 
 def sharing() -> int:
-    """How many processes have this one's device, itself among them (:data:`SHARING`)."""
+    """How many processes may have this one's device at a time, itself among them, as who started
+    them says (:data:`SHARING`); how many do just now: :func:`planearly.company.size`."""
     return int(os.environ.get(SHARING, "1"))
-
-
-def device_seconds(since: float) -> float:
-    """Device-seconds of this process since a time of ``time.monotonic``: those on the clock, in
-    equal parts for all that share the device."""
-    return (time.monotonic() - since) / sharing()
 
 
 def serve(parent: int) -> None:

@@ -459,20 +459,40 @@ def test_a_calibration_in_the_precision_and_company_that_is_asked_for_is_taken()
     assert found(False, 2) == (6e12, False, 2)
     assert found(None, 3) == (4e12, True, 1) and found(False, 3) == (3e12, False, 1)
     assert found(False, 7) == (3e12, False, 1)  # the precision before the company
+    devices.calibration_file(name).unlink()  # on a device of no data sheet, for want of others
+    assert found() == (3e12, False, 1)
+    assert "which the recipe of the calibration named" in devices.find(name).told_of_precision(None)
     for sharing in (1, 2):
         devices.calibration_file(name, "float32", sharing).unlink()
-    assert found(False) == (4e12, True, 1)
-    devices.calibration_file(name).unlink()
     with pytest.raises(UserError, match="nothing is known"):
         devices.find(name)  # what several do together says nothing of one
 
 
 def test_devices_of_one_kind_are_told_apart_by_their_names() -> None:
-    for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H100 NVL"):
+    for name in ("NVIDIA H100", "NVIDIA H100 NVL"):
         write({**measured(name), "matmul_flops": 1e12 * len(name)})
-        (devices.calibration_folder() / "broken.json").write_text("{}")
-    for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H100 NVL"):
+    for name in ("NVIDIA H100", "NVIDIA H100 NVL"):
         assert devices.find(name).rate == 1e12 * len(name)
+    devices.calibration_file("NVIDIA H100 NVL").write_text("{}")  # another's is not opened
+    assert devices.find("NVIDIA H100").rate == 11e12
+
+
+def test_a_precision_that_a_recipe_named_is_not_what_suits_a_device_of_the_data_sheets() -> None:
+    name = "NVIDIA H100"
+    file = devices.calibration_file(name, "float32")
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({**measured(name), "matmul_flops": 5e13, "matmul_kind": "float32",
+                                "named_precision": True}))
+    found = devices.find(name)
+    assert found.bf16 and not found.calibrated and found.told_of_precision(None) == ""
+    assert devices.find("h100", False).rate == 5e13
+
+
+def test_an_older_calibration_tells_what_its_recipe_named_beside_the_products() -> None:
+    told = measured("Some Processor x16")
+    told["shapes"]["slm"]["settings"] = {"precision": "fp32"}  # type: ignore[index]
+    write({**told, "matmul_kind": "bfloat16"})
+    assert not devices.find("Some Processor x16").bf16
 
 
 def test_a_calibration_that_tells_less_is_read_by_its_name() -> None:

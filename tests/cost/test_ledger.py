@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from planearly import keys, methods, processes
+from planearly import keys, methods
 from planearly.cost import devices, ledger, model
 from planearly.errors import UserError
 from planearly.files import write_json
@@ -134,8 +134,8 @@ def test_saving_is_booked_beside_the_hours_and_paid_for() -> None:
     assert (both["device_hours"], both["saving_hours"], both["money"]) == (2, 0.5, 3)
 
 
-def test_an_entry_of_a_shared_device_is_predicted_as_it_was_shared(
-        cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["train", "finetune"])
+def test_an_entry_of_a_shared_device_is_predicted_as_it_was_shared(cache: Path, where: str) -> None:
     for sharing, precision, rate in ((1, "", 1e12), (2, "", 3e12), (2, "float32", 2e12)):
         write_json(devices.calibration_file("abacus", precision, sharing), {
             "device": "abacus", "matmul_flops": 4e12, "when": "2026-01-01", "sharing": sharing,
@@ -143,17 +143,15 @@ def test_an_entry_of_a_shared_device_is_predicted_as_it_was_shared(
             "shapes": {"slm": {"d_model": 1024, "flops_per_second": rate,
                                "tokens_per_second": 100}}})
 
-    def predicted(precision: str) -> float | None:
-        entry = ledger.book("pretrain/slm", 10, 3.6e15, 1800, "abacus")
+    def predicted(precision: str, sharing: float = 1.0) -> float | None:
+        entry = ledger.book("pretrain/slm", 10, 3.6e15, 1800, "abacus", sharing=sharing)
         return ledger.predicted_hours(entry, {
             "stage": "pretrain/slm", "shape": {"d_model": 1024},
-            "settings": {"train": {"precision": precision}}})
+            "settings": {where: {"precision": precision}}})
 
     assert predicted("auto") == predicted("fp32") == pytest.approx(1.0)  # nobody was alone in it
-    monkeypatch.setenv(processes.SHARING, "2")
-    assert ledger.book("x", 1, 1.0, 1800, "abacus")["sharing"] == 2
-    assert predicted("auto") == predicted("bf16") == pytest.approx(1 / 3)
-    assert predicted("fp32") == pytest.approx(1 / 2)
+    assert predicted("auto", 1.9) == predicted("bf16", 1.9) == pytest.approx(1 / 3)
+    assert predicted("fp32", 1.9) == pytest.approx(1 / 2)
 
 
 def test_utilisation_is_of_the_measured_rate_too(cache: Path) -> None:

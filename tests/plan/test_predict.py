@@ -339,11 +339,12 @@ def test_a_bank_costs_what_its_recipe_s_optimiser_does_with_it() -> None:
 
 @pytest.mark.parametrize(("precision", "device", "said"), [
     ("auto", "a100", ""), ("bf16", "a100", ""), ("fp32", "t4", ""),
-    ("fp32", "a100", "hours are at the rate of bfloat16, and the recipe names float32: "
+    ("fp32", "a100", "hours are at the rate of bfloat16, and the recipe names another precision: "
                      "`planearly calibrate` with this recipe measures that"),
-    ("bf16", "t4", "hours are at the rate of float32, and the recipe names bfloat16: "
+    ("bf16", "t4", "hours are at the rate of float32, and the recipe names another precision: "
                    "`planearly calibrate` with this recipe measures that"),
-    ("auto", "t4", "T4 has no fast bfloat16: float32 there")])
+    ("auto", "t4", "T4 has no fast bfloat16: training computes in float32 there, and hours are at "
+                   "that rate (8.1 TFLOP/s)")])
 def test_hours_at_another_precisions_rate_are_told(precision: str, device: str, said: str) -> None:
     found = api.plan("slm-126m", device=device, spec_tokens="1M", domains=["a"],
                      pretrain={"precision": precision})

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from planearly import keys, parallel
 from planearly.errors import UserError
@@ -67,28 +66,16 @@ def test_of_a_note_that_is_none_nothing_is_known(tmp_path: Path, text: str) -> N
         loop.outcome_in(tmp_path)
 
 
-@pytest.mark.parametrize(("kind", "devices"), [("cpu", 2), ("cuda", 8)])
-def test_processes_of_one_machine_have_a_gpu_each_and_its_processor_together(
-        monkeypatch: pytest.MonkeyPatch, kind: str, devices: int) -> None:
-    monkeypatch.setattr(parallel, "world", lambda: 8)
-    monkeypatch.setattr(parallel, "device", lambda: torch.device(kind))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    run: Any = SimpleNamespace(recipe=keys.Recipe(cost=keys.Cost(price_per_hour=1.0)))
-    found = training.book(run, "s", loop.Outcome(tokens=1, seconds=3600.0, saving_seconds=360.0), 1)
-    assert (found["device_hours"], found["processes"]) == (devices, 8)
-    assert found["money"] == pytest.approx(1.1 * devices)
-
-
 def test_a_training_is_booked_for_all_devices_and_with_what_its_objective_spent(
         monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "world", lambda: 4)
     run: Any = SimpleNamespace(recipe=keys.Recipe(
         cost=keys.Cost(price_per_hour=36.0, currency="EUR")))
-    outcome = loop.Outcome(tokens=1_000, seconds=90.0, saving_seconds=9.0)
+    outcome = loop.Outcome(tokens=1_000, seconds=90.0, clock_seconds=180.0, saving_seconds=9.0)
     plain = training.book(run, "pretrain/slm", outcome, 2e4)
     assert (plain["stage"], plain["tokens"], plain["flops"]) == ("pretrain/slm", 1_000, 2e7)
     assert plain["device_hours"] == pytest.approx(360 / 3600)
-    assert plain["saving_hours"] == pytest.approx(36 / 3600)
+    assert plain["saving_hours"] == pytest.approx(36 / 3600) and plain["sharing"] == 2.0
     assert (plain["money"], plain["currency"]) == (pytest.approx(3.96), "EUR")
     goal = NextToken()
     goal.flops_before, goal.seconds_before = 5e6, 40.0  # of all devices together

@@ -56,6 +56,11 @@ def test_hours_of_workers_side_by_side_are_theirs_where_these_were_measured(
     assert hours == pytest.approx(alone / 3)
     assert "2 workers here: about" in told and "measures" not in told
     assert forecast.forecast(recipe, "a100", 2)["hours"] is None
+    elsewhere = forecast.forecast(replace(recipe, engine="ray"), workers=2)
+    assert elsewhere["hours"] is None and not elsewhere["note"]
+    over = with_grid(made, {"methods": ["slm"], "over": {"pretrain.precision": ["bf16", "fp32"]}},
+                     spec_tokens=200)
+    assert "the recipe names another precision" in forecast.forecast(over)["note"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)  # three of them have one to itself
     many = forecast.forecast(recipe, workers=3)
     assert many["hours"] == pytest.approx(many["total"]["device_hours"] / 3)

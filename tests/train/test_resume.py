@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 import pytest
 import torch
 
-from planearly import keys, processes, tensors
+from planearly import company, keys, tensors
 from planearly.data.dataset import IGNORE
 from planearly.model.transformer import Transformer
 from planearly.train import arithmetic, loop, metrics, muon, update
@@ -176,7 +176,7 @@ def test_seconds_of_a_resumed_run_add_up(tmp_path, monkeypatch):
 
     lasting(100.0, update, "accumulate")
     lasting(1000.0, loop.state, "save_training")
-    for module in (loop, processes):
+    for module in (loop, company):
         monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
     killed_after_steps(3, lambda: run(tmp_path, 6))
     now[0] += 77_000.0  # until somebody starts it again

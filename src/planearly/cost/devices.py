@@ -20,7 +20,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -76,11 +76,13 @@ class Device:
     calibrated: bool = False
     kind: Literal["cuda", "cpu"] = "cuda"
     bf16: bool = True
-    """Whether training computes its matrix products in bfloat16 there; else in float32."""
+    """Whether the rates are of training with its matrix products in bfloat16; else in float32."""
     links: float | None = None
     """Bytes/s that a device sends to others of its machine, and as many that it receives."""
     launch: float = 0.0
     """Least seconds of a training step: for each layer, and once beside."""
+    named_precision: bool = False
+    """Whether a recipe named the precision in which it was measured."""
     sharing: int = 1
     """Trainings side by side whose rates together these are."""
     stands_in_for: str | None = None
@@ -102,6 +104,21 @@ class Device:
                 + (", and a processor takes longer" if self.kind == "cpu" else "")
                 + "; `planearly calibrate` there, a minute of real steps, replaces them by "
                   "measured ones")
+
+    def told_of_precision(self, wanted: bool | None) -> str:
+        """What to know of hours where training computes in bfloat16 or not as ``wanted`` says, or
+        as suits the device (None); "" if nothing."""
+        rate = "bfloat16" if self.bf16 else "float32"
+        if wanted is not None and wanted != self.bf16:
+            return (f"hours are at the rate of {rate}, and the recipe names another precision: "
+                    "`planearly calibrate` with this recipe measures that")
+        if wanted is None and self.named_precision:
+            return (f"hours are at the rate of {rate}, which the recipe of the calibration named: "
+                    "`planearly calibrate` with this recipe measures what suits the device")
+        if wanted is None and not self.bf16:
+            return (f"{self.name} has no fast bfloat16: training computes in float32 there, and "
+                    f"hours are at that rate ({self.rate / 1e12:.3g} TFLOP/s)")
+        return ""
 
     def utilisation(self, d_model: int) -> float:
         """Share of ``rate`` that a step of a model of this width reaches."""
@@ -323,7 +340,8 @@ def from_calibration(measured: dict[str, Any], sheet: Sheet | None) -> Device:
         # older calibrations do not tell: processors are named with the number of their cores
         kind=measured.get("kind")
         or ("cpu" if re.search(r" x\d+$", measured["device"]) else "cuda"),
-        bf16=_bf16(measured), sharing=measured.get("sharing", 1),
+        bf16=_bf16(measured), named_precision=measured.get("named_precision", False),
+        sharing=measured.get("sharing", 1),
         links=sheet.links * 1e9 if sheet else None,
     )
 
@@ -399,30 +417,42 @@ def find_calibration(device: str, bf16: bool | None = None,
     """What was measured on the device of this name (or of this table key), or None.
 
     The same device may have been measured in several ways. What trainings side by side did stands
-    for nothing else; one alone, and another precision, stand in for what was not measured.
+    for no other number of them, and a precision that a recipe named not for what suits a device of
+    the data sheets; one training alone, and another precision, stand in for what was not measured.
 
     Args:
         bf16, sharing: as of :func:`find`.
     """
-    def among(pattern: str, same: Callable[[str], bool]) -> list[dict[str, Any]]:
-        measured = map(_checked, sorted(calibration_folder().glob(pattern)))
-        return [each for each in measured
-                if same(each["device"]) and each.get("sharing", 1) in (1, sharing)]
-
     file, sheet = calibration_file(device), find_sheet(device)
-    found = among(f"{file.stem}*.json", lambda name: calibration_file(name) == file)
+
+    def usable(path: Path, same: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
+        measured = _checked(path)
+        if (same(measured["device"]) and measured.get("sharing", 1) in (1, sharing)
+                and not (sheet and bf16 is None and measured.get("named_precision"))):
+            yield measured
+
+    def fits(measured: dict[str, Any]) -> tuple[bool, bool, bool]:
+        own = not measured.get("named_precision")
+        return (own if bf16 is None else _bf16(measured) == bf16,
+                measured.get("sharing", 1) == sharing, own)
+
+    every = sorted(calibration_folder().glob("*.json"))
+    named = re.compile(re.escape(file.stem) + r"(-bfloat16|-float32)?(-shared-by-\d+)?")
+    found = [each for path in every if named.fullmatch(path.stem)
+             for each in usable(path, lambda name: calibration_file(name) == file)]
     if not found and sheet is not None:
-        found = among("*.json", lambda name: find_sheet(name) is sheet)
-
-    def fits(each: dict[str, Any]) -> tuple[bool, bool, bool]:
-        own = not each.get("named_precision")
-        return (own if bf16 is None else _bf16(each) == bf16,
-                each.get("sharing", 1) == sharing, own)
-
+        found = [each for path in every
+                 for each in usable(path, lambda name: find_sheet(name) is sheet)]
     return max(found, key=fits, default=None)
 
 
 def _bf16(measured: dict[str, Any]) -> bool:
+    """Whether the steps of a calibration were in bfloat16; older ones tell what their recipe named
+    there alone."""
+    if "named_precision" not in measured:
+        named = in_bf16(measured["shapes"]["slm"].get("settings", {}).get("precision"))
+        if named is not None:
+            return named
     return bool(measured.get("matmul_kind", "bfloat16") == "bfloat16")
 
 

@@ -17,7 +17,6 @@ from planearly import keys, methods
 from planearly.cost import devices
 from planearly.errors import UserError
 from planearly.files import read_json
-from planearly.processes import sharing
 
 UNKNOWN = "unknown"
 
@@ -25,7 +24,7 @@ UNKNOWN = "unknown"
 def book(
     stage: str, tokens: float, flops: float, seconds: float, device: str | None = None, *,
     price_per_hour: float | None = None, currency: str = "USD", saving_seconds: float = 0.0,
-    processes: int = 1, teacher: tuple[float, int] | None = None,
+    processes: int = 1, sharing: float = 1.0, teacher: tuple[float, int] | None = None,
 ) -> dict[str, Any]:
     """A ledger entry.
 
@@ -33,12 +32,13 @@ def book(
         stage: its name, for the record.
         tokens: tokens trained on, or read.
         flops: floating-point operations, by :mod:`planearly.model.flops`.
-        seconds: device-seconds: time on the clock times the number of devices; of a device that
-            several processes share, a part each.
+        seconds: device-seconds: time on the clock times the number of devices; where others had the
+            device too, a part of it.
         device: what the driver calls it; None is this machine's.
         saving_seconds: device-seconds that checkpoints took, not in ``seconds``: they depend on
             the disk and on the interval, not on the method.
-        processes: that trained together.
+        processes: that trained together, each on a device.
+        sharing: how many had the device meanwhile, on average.
         teacher: how many of the operations are another model's, that taught this one, and its
             width, on which the time that they take depends.
 
@@ -46,9 +46,9 @@ def book(
         ``stage``, ``tokens``, ``flops``, ``device_hours``, ``device``, ``utilisation`` of one
         device (against the data sheet and against the measured matrix rate, each a share or
         "unknown"), ``saving_hours`` if there were any, ``processes`` if there were several,
-        ``sharing`` if it had the device together with others (how many in all), ``teacher``
-        (``flops`` and ``d_model``) if there was one, and ``money`` with its ``currency`` if a price
-        is given, for both kinds of hours.
+        ``sharing`` if others had the device too (how many had it), ``teacher`` (``flops`` and
+        ``d_model``) if there was one, and ``money`` with its ``currency`` if a price is given, for
+        both kinds of hours.
     """
     name = device or devices.here()
     entry: dict[str, Any] = {
@@ -56,8 +56,8 @@ def book(
         "device_hours": seconds / 3600, "device": name,
         "utilisation": utilisation(name, flops, seconds),
     }
-    if (others := sharing()) > 1:
-        entry["sharing"] = others
+    if sharing > 1.01:
+        entry["sharing"] = sharing
     if saving_seconds:
         entry["saving_hours"] = saving_seconds / 3600
     if processes > 1:
@@ -92,9 +92,8 @@ def predicted_hours(entry: Mapping[str, Any], manifest: Mapping[str, Any]) -> fl
     if not width or not entry.get("flops"):
         return None
     try:
-        precision = manifest.get("settings", {}).get("train", {}).get("precision")
-        device = devices.find(entry["device"], devices.in_bf16(precision),
-                              entry.get("sharing", 1))
+        device = devices.find(entry["device"], devices.in_bf16(_precision(manifest)),
+                              round(entry.get("sharing", 1)))
     except UserError:
         return None
     if "teacher" not in entry and "distill" in manifest.get("settings", {}):
@@ -107,6 +106,13 @@ def predicted_hours(entry: Mapping[str, Any], manifest: Mapping[str, Any]) -> fl
     taught = entry.get("teacher", {"flops": 0.0, "d_model": width})
     own = _dense_seconds(device, entry, manifest, entry["flops"] - taught["flops"])
     return (own + device.seconds(taught["flops"], taught["d_model"])) / 3600
+
+
+def _precision(manifest: Mapping[str, Any]) -> str | None:
+    """What the recipe of a training stage, of choosing an expert or of scoring text named."""
+    settings = manifest.get("settings", {})
+    return settings.get("precision") or next(
+        (settings[key].get("precision") for key in ("train", "finetune") if key in settings), None)
 
 
 def _dense_seconds(device: devices.Device, entry: Mapping[str, Any], manifest: Mapping[str, Any],
@@ -210,10 +216,15 @@ def _entry(manifest: Mapping[str, Any], folder: str) -> dict[str, Any]:
     """A stage's entry; a stage that trains nothing has its time only."""
     booked = manifest.get("cost") or {
         "stage": manifest["stage"], "tokens": 0, "flops": 0.0,
-        "device_hours": manifest.get("seconds", 0.0) / 3600, "device": UNKNOWN,
+        "device_hours": seconds_of(manifest) / 3600, "device": UNKNOWN,
     }
     return {**booked, "stage": manifest["stage"], "folder": folder,
             "predicted_hours": predicted_hours(booked, manifest)}
+
+
+def seconds_of(manifest: Mapping[str, Any]) -> float:
+    """Device-seconds of a stage without a cost of its own; older ones tell those on the clock."""
+    return float(manifest.get("device_seconds", manifest.get("seconds", 0.0)))
 
 
 def place(manifest: Mapping[str, Any]) -> tuple[str, str, str | None]:

@@ -23,7 +23,8 @@ class Local(Executor):
     def workers(self, work: Work, shards: Sequence[Shard],
                 advance: Callable[[int, float], None]) -> Workers:
         gpus = _gpus() if work.gpu else []
-        many = min(self.processes or len(gpus) or cores(), len(gpus) or len(shards), len(shards))
+        mine = max(cores() // processes.sharing(), 1)  # others have the rest
+        many = min(self.processes or len(gpus) or mine, len(gpus) or len(shards), len(shards))
         if many <= 1 or sum(shard.size for shard in shards) <= work.small:
             return Inline(work, advance)
         return Processes(work, [

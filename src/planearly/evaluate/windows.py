@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from planearly import parallel, processes
+from planearly import company, parallel
 from planearly.data.dataset import TokenDataset
 from planearly.engine import local
 from planearly.engine.work import Advance, Executor, Work, shard_function, window_shards
@@ -51,7 +51,8 @@ def window_losses(dataset: TokenDataset, windows: np.ndarray, weights: Path, sha
     found = np.concatenate([np.empty(0), *(read_array(shard.made[0]) for shard in shards)])
     _model.cache_clear()
     shutil.rmtree(folder, ignore_errors=True)
-    return found, sum(each["seconds"] for each in counts)
+    on_gpus = parallel.device().type == "cuda"
+    return found, sum(each["seconds"] for each in counts) / (company.size() if on_gpus else 1)
 
 
 @shard_function
@@ -68,9 +69,8 @@ def score_shard(item: dict[str, Any], advance: Advance) -> dict[str, Any]:
                     batch_tokens(dataset.meta["vocab_size"]), advance)
     sums = np.add.reduceat(nll, np.cumsum(lengths) - lengths, dtype=np.float64)
     write_array(Path(item["to"][0]), sums / lengths)
-    spent = (processes.device_seconds(began) if parallel.device().type == "cuda"
-             else (time.monotonic() - began) / local.cores())
-    return {"windows": len(windows), "seconds": spent}
+    share = 1.0 if parallel.device().type == "cuda" else 1 / local.cores()
+    return {"windows": len(windows), "seconds": (time.monotonic() - began) * share}
 
 
 @functools.lru_cache(maxsize=1)

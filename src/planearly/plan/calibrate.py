@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +45,8 @@ if TYPE_CHECKING:
     from multiprocessing.synchronize import Barrier
 
 _WARM_STEPS, _LEAST_STEPS = 2, 3
-_LOOK = 0.5
-"""Seconds between two looks at whether a training still goes on."""
+_LOOK, _GRACE = 0.5, 5.0
+"""Seconds between two looks at whether a training still goes on, and that it has to end."""
 
 
 def calibrate(recipe: keys.Recipe, seconds: float = 60.0, workers: int = 1) -> Path:
@@ -122,25 +123,32 @@ def _side_by_side(recipe: keys.Recipe, seconds: float,
                   workers: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """The same by several processes at once, their rates added up."""
     spawn = multiprocessing.get_context("spawn")
-    ready, threads = spawn.Barrier(workers), max(torch.get_num_threads() // workers, 1)
+    ready = spawn.Barrier(workers)
+    threads = torch.get_num_threads()  # as a study's workers have them
+    if "OMP_NUM_THREADS" not in os.environ:
+        threads = max(threads // workers, 1)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # of what was measured before
     with ExitStack() as stack:
         links, started = [], []
         for _ in range(workers):
             link, there = spawn.Pipe(duplex=False)
-            process = spawn.Process(target=_alongside, args=(
+            process = spawn.Process(target=_alongside, daemon=True, args=(
                 there, ready, os.getpid(), workers, threads, recipe.to_dict(), seconds))
+            links.append(stack.enter_context(closing(link)))
+            stack.callback(_end, process)
             process.start()
             there.close()  # so that its end closes the link
-            links.append(stack.enter_context(closing(link)))
             started.append(process)
-            stack.callback(process.join)
-            stack.callback(process.terminate)
 
         def told_by(link: Connection) -> Any:
             while not link.poll(_LOOK):
                 if any(process.exitcode for process in started):  # others wait for it
                     raise EOFError
-            return link.recv()
+            found = link.recv()
+            if isinstance(found, str):
+                raise UserError(found)
+            return found
 
         try:
             while (told := [told_by(link) for link in links])[0] is not None:
@@ -152,17 +160,29 @@ def _side_by_side(recipe: keys.Recipe, seconds: float,
                             "memory short?): calibrate with fewer --workers") from None
 
 
+def _end(process: BaseProcess) -> None:
+    if process.pid is not None:
+        process.terminate()
+        process.join(_GRACE)
+        process.kill()
+        process.join()
+
+
 def _alongside(link: Connection, ready: Barrier, parent: int, workers: int, threads: int,
                recipe: dict[str, Any], seconds: float) -> None:
-    """Measure as one of several that begin each shape together; None is the end."""
+    """Measure as one of several that begin each shape together; None is the end, and a sentence
+    what is wrong."""
     processes.serve(parent)
     os.environ[processes.SHARING] = str(workers)
     torch.set_num_threads(threads)
     if parallel.device().type == "cpu":
         arithmetic.tune_allocator()
-    for found in _shapes(config.build(keys.Recipe, recipe, ""), seconds, ready.wait):
-        link.send(found)
-    link.send(None)
+    try:
+        for found in _shapes(config.build(keys.Recipe, recipe, ""), seconds, ready.wait):
+            link.send(found)
+        link.send(None)
+    except UserError as error:
+        link.send(str(error))
 
 
 def steps(model: Trainable, shape: Shape, settings: keys.Train, groups: int,
@@ -181,8 +201,9 @@ def steps(model: Trainable, shape: Shape, settings: keys.Train, groups: int,
     optimizers = optim.build(model.module, rate)
     rows = rows_per_step(settings.step_tokens, shape.context)
     random = np.random.default_rng(0)
+    job = arithmetic.job_of(model.module, model.body, rate.preset, None, device)
     how = arithmetic.Arithmetic(arithmetic.use_bf16(settings.precision, device),
-                                arithmetic.microbatch_rows(settings, shape.context, device))
+                                arithmetic.microbatch_rows(settings, shape.context, device, job))
     if settings.compile != "no" and arithmetic.can_compile():
         arithmetic.compile_kernels(model.body, type(model).__name__)
     times: list[float] = []

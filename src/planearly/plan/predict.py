@@ -211,11 +211,4 @@ def note(recipe: keys.Recipe, device: Device) -> str:
     """What to know of a device's hours; "" if nothing."""
     if device.stands_in_for is not None:
         return device.told_of_standing_in()
-    wanted = devices.in_bf16(recipe.pretrain.precision)
-    if wanted is not None and wanted != device.bf16:
-        rate, other = ("float32", "bfloat16") if wanted else ("bfloat16", "float32")
-        return (f"hours are at the rate of {rate}, and the recipe names {other}: "
-                "`planearly calibrate` with this recipe measures that")
-    if device.bf16 or wanted is False:
-        return ""
-    return f"{device.name} has no fast bfloat16: float32 there"
+    return device.told_of_precision(devices.in_bf16(recipe.pretrain.precision))

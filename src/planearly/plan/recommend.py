@@ -357,9 +357,8 @@ def _notes(given: PlanInput, setting: Setting, rows: dict[str, Row], chosen: str
     elif not device.calibrated:
         notes.append(f"hours are estimates for {device.name} ({device.source}); "
                      "`planearly calibrate` on the device replaces them by measured ones")
-    if not device.bf16:
-        notes.append(f"{device.name} has no fast bfloat16: training computes in float32 there, and "
-                     f"hours are at that rate ({device.rate / 1e12:.3g} TFLOP/s)")
+    if told := device.told_of_precision(None):
+        notes.append(told)
     row = rows[chosen]
     if row.equal_quality is not None:
         notes.append(f"no hours per domain were given, so {chosen} takes "

@@ -207,11 +207,12 @@ def adapt(run: Run, row: Method, domain: str, base: Path | None,
         outcome = loop.train(model, Later(stream, before * rows), steps, recipe.pretrain, folder,
                              name=stage, optimizer=training.rates(recipe, steps, shape, origin),
                              narrow=training.narrow)
+        seconds = outcome.seconds - begun["device_hours"] * 3600 / parallel.world()
         paid = replace(
-            outcome, tokens=outcome.tokens - int(begun["tokens"]),
-            seconds=outcome.seconds - begun["device_hours"] * 3600 / parallel.devices(),
+            outcome, tokens=outcome.tokens - int(begun["tokens"]), seconds=seconds,
+            clock_seconds=outcome.clock_seconds * seconds / outcome.seconds,
             saving_seconds=outcome.saving_seconds
-            - begun["saving_hours"] * 3600 / parallel.devices())
+            - begun["saving_hours"] * 3600 / parallel.world())
         counts = own.sampler.counts(seen + own_rows) - own.sampler.counts(seen)
         return {"method": row.name, "domain": domain, "shape": shape.to_dict(), "large": row.large,
                 "cost": training.book(run, stage, paid, flops.training(shape)),

@@ -4,7 +4,6 @@ section 3)."""
 from __future__ import annotations
 
 import functools
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from planearly import keys, methods, parallel, processes, tensors
+from planearly import company, keys, methods, parallel, tensors
 from planearly.cost import ledger
 from planearly.cost.model import EXPERT_CHOICE_TOKENS
 from planearly.data import limit
@@ -261,12 +260,12 @@ def chosen(run: Run, method: str, name: str) -> Path:
             assert outcome.best_validation is not None
             return outcome.best_validation
 
-        began = time.monotonic()
+        began = company.device_time()
         picked = choice.choose(model, recipe.expert, share, loss=loss, tune=tune, of=part)
         if recipe.expert == "lowest-loss":
             dataset, _ = corpus.specialization_windows(run, name)
             tokens = k * float(dataset.windows["length"][sample].sum())
-            spent.add(tokens, flops.forward(model.shape), processes.device_seconds(began))
+            spent.add(tokens, flops.forward(model.shape), company.device_time() - began)
         which: int | Tensor = picked.which
         say(f"  {picked.reason}")
         if settings["tune_vector"]:
@@ -315,7 +314,7 @@ class Spent:
     def add(self, tokens: float, flops_per_token: float, seconds: float) -> None:
         self.tokens += tokens
         self.flops += tokens * flops_per_token
-        self.seconds += seconds * parallel.devices()  # every process is held meanwhile
+        self.seconds += seconds * parallel.world()  # every process is held meanwhile
 
     def booked(self, run: Run, stage: str) -> dict[str, Any]:
         return ledger.book(stage, self.tokens, self.flops, self.seconds,

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar
 
-from planearly import parallel
+from planearly import company, parallel
 from planearly.data import formats
 from planearly.data.documents import Unit
 from planearly.engine import executors
@@ -199,7 +199,7 @@ class Run:
             if waited:
                 self._there(folder)  # made by another process while this one waited
             elif parallel.rank() == 0 or every_rank:
-                began = time.monotonic()
+                began, had = time.monotonic(), company.device_time()
                 started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
                 if parallel.rank() == 0:
                     self._announce(name, settings, inputs, version)
@@ -212,7 +212,8 @@ class Run:
                     parallel.barrier()
                 sending = self.mirror.following(folder) if (
                     self.mirror and parallel.rank() == 0) else contextlib.nullcontext()
-                with (contextlib.nullcontext() if every_rank else self.by_first_alone(), sending,
+                with (company.joined(self.out), sending,
+                      contextlib.nullcontext() if every_rank else self.by_first_alone(),
                       track.following(self.recipe.track, self.out, self.recipe.to_dict())):
                     facts = build(folder) or {}
                 if every_rank:
@@ -224,7 +225,8 @@ class Run:
                         **identity, "fingerprint": fingerprint,
                         "folders": {key: os.path.relpath(path, self.out)
                                     for key, path in sorted(inputs.items())},
-                        "versions": versions(), "started": started, "seconds": seconds, **facts,
+                        "versions": versions(), "started": started, "seconds": seconds,
+                        "device_seconds": round(company.device_time() - had, 3), **facts,
                         "files": contents(folder),
                     })
                     self.made.append(folder)

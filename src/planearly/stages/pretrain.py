@@ -172,9 +172,9 @@ def begin_at(other: Path, step: int, folder: Path,
         before = note["outcome"]
         write_json(folder / BEGUN, {"at_step": step, "from": other.name,
                                     "tokens": before["tokens"],
-                                    "device_hours": before["seconds"] * parallel.devices() / 3600,
+                                    "device_hours": before["seconds"] * parallel.world() / 3600,
                                     "saving_hours": before.get("saving_seconds", 0.0)
-                                    * parallel.devices() / 3600})
+                                    * parallel.world() / 3600})
         with atomic_write(folder / "metrics.jsonl") as handle:
             handle.write((other / "metrics.jsonl").read_bytes())
         tensors.save_tensors(folder / loop.CHECKPOINT, become(state) if become else state, note)

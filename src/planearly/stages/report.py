@@ -178,7 +178,7 @@ def _costs(run: Run) -> Iterator[run_page.Cost]:
         if (folder / MANIFEST).exists():
             made = facts(folder)
             _, method, domain = ledger.place(made)
-            booked = made.get("cost", {"device_hours": made["seconds"] / 3600})
+            booked = made.get("cost", {"device_hours": ledger.seconds_of(made) / 3600})
             entry: run_page.Cost = {"stage": made["stage"], "device_hours": booked["device_hours"]}
             if "cost" in made:
                 entry |= {"tokens": booked["tokens"], "flops": booked["flops"],

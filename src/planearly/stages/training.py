@@ -208,9 +208,10 @@ def book(run: Run, name: str, outcome: loop.Outcome, flops_per_token: float,
     beside = outcome.tokens * goal.flops_per_token + goal.flops_before
     return ledger.book(
         name, outcome.tokens, outcome.tokens * flops_per_token + beside,
-        outcome.seconds * parallel.devices() + goal.seconds_before,
+        outcome.seconds * parallel.world() + goal.seconds_before,
         price_per_hour=run.recipe.cost.price_per_hour, currency=run.recipe.cost.currency,
-        saving_seconds=outcome.saving_seconds * parallel.devices(), processes=parallel.world(),
+        saving_seconds=outcome.saving_seconds * parallel.world(), processes=parallel.world(),
+        sharing=outcome.clock_seconds / outcome.seconds if outcome.seconds else 1.0,
         teacher=(beside, goal.teacher_width) if goal.teacher_width else None,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,8 @@ def forecast(recipe: Recipe, device: str = "here", workers: int | None = None) -
 
     Args:
         device: what it runs on; of this machine (``here``) all GPUs are used.
-        workers: as of ``planearly study``.
+        workers: as of ``planearly study``; of other machines' they divide the work, and each is
+            taken to have a device to itself.
 
     Returns:
         ``cells`` (their number), ``impossible`` (list of ``cell`` and ``reason``), ``stages``
@@ -49,10 +51,14 @@ def forecast(recipe: Recipe, device: str = "here", workers: int | None = None) -
     """
     gpus = max(torch.cuda.device_count(), 1)
     many = workers or gpus
-    here = device.lower() == "here"
+    here = device.lower() == "here" and recipe.engine != "ray"
     each = -(-many // gpus) if here else 1
-    known = devices.find_or_nearest(device, devices.in_bf16(recipe.pretrain.precision), each)
-    note = ""
+
+    @functools.cache
+    def on(precision: str) -> devices.Device:
+        return devices.find_or_nearest(device, devices.in_bf16(precision), each)
+
+    known, notes = on(recipe.pretrain.precision), dict[str, None]()
     cells = grid.cells(recipe, predict.domain_names(recipe))
     corpus.check_named(recipe)
     # where the domains are does not hang on the corpus, which may be still to make
@@ -80,8 +86,8 @@ def forecast(recipe: Recipe, device: str = "here", workers: int | None = None) -
             counts[cell.method] = counts.get(cell.method, 0) + 1
             if recipe.projected.rank is None and "projected.rank" not in dict(cell.variant.changes):
                 made = config.variant(made, {"projected.rank": None})  # for the reason
-            found = predict.predict(made, known)
-            note = found["note"]
+            found = predict.predict(made, on(made.pretrain.precision))
+            notes |= {found["note"]: None} if found["note"] else {}
             slices |= {found["slices"]: None} if found["slices"] else {}
             for name, size in found["params"].items():
                 params.setdefault(name, set()).add(size)
@@ -98,10 +104,10 @@ def forecast(recipe: Recipe, device: str = "here", workers: int | None = None) -
                 if work[key] is not None:
                     sums[key] = (sums[key] or 0.0) + own * work[key]
     if each > 1 and known.sharing == 1:
-        side = (f"hours are of one worker at a time: `planearly calibrate` with this recipe and "
-                f"--workers {each} measures {each} side by side")
-        note = f"{note}; {side}" if note else side
-    return {"name": recipe.name, "device": known.label, "note": note, "cells": len(cells),
+        notes[f"hours are of one worker at a time: `planearly calibrate` with this recipe and "
+              f"--workers {each} measures {each} side by side"] = None
+    return {"name": recipe.name, "device": known.label, "note": "; ".join(notes),
+            "cells": len(cells),
             "workers": many,
             "hours": total["device_hours"] / min(many, gpus) if here else None,
             "impossible": impossible, "stages": len(stages),

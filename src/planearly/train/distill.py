@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -29,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from planearly import keys, processes
+from planearly import company, keys
 from planearly.data.streams import RowStream
 from planearly.files import atomic_write, read_array, read_object, write_json
 from planearly.model import outside, parts
@@ -149,7 +148,7 @@ def store(teacher: Live, stream: RowStream, k: int, folder: Path,
     """
     if (folder / "stored.json").exists():
         return
-    began = time.monotonic()
+    began = company.device_time()
     rows, k = len(stream.rows), min(k, teacher.vocab_size)
     wide_ids = np.dtype(np.uint16 if teacher.vocab_size <= 1 << 16 else np.uint32)
     shapes: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
@@ -182,7 +181,7 @@ def store(teacher: Live, stream: RowStream, k: int, folder: Path,
     tokens = rows * stream.context
     write_json(folder / "stored.json", {
         "k": k, "rows": rows, "tokens": tokens, "flops": tokens * teacher.flops_per_token,
-        "seconds": processes.device_seconds(began), "width": teacher.width})
+        "seconds": company.device_time() - began, "width": teacher.width})
 
 
 def divergence(taught: Taught, logits: Tensor) -> Tensor:

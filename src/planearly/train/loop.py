@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from planearly import keys, parallel, processes, sharding, tensors
+from planearly import company, keys, parallel, sharding, tensors
 from planearly.data.streams import Stream, prefetch
 from planearly.errors import UserError
 from planearly.files import read_object, write_json
@@ -50,9 +50,12 @@ class Outcome:
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    """Of the device (:func:`planearly.processes.device_seconds`), without those of writing
+    """Of the device (:func:`planearly.company.device_time`), without those of writing
     checkpoints."""
+    clock_seconds: float = 0.0
+    """The same on the clock: more where others had the device too."""
     saving_seconds: float = 0.0
+    """Of the device."""
     loss: float | None = None
     """Mean over the steps since the last line of metrics but one, nats per token."""
     best_step: int = 0
@@ -71,6 +74,7 @@ class Since:
     loss: float = 0.0
     tokens: float = 0.0
     seconds: float = 0.0
+    """Those of the training on the clock, at that line."""
 
 
 def outcome_in(folder: Path) -> dict[str, Any]:
@@ -169,7 +173,9 @@ def train(
     bad = 0
     if resumed:
         state.load_training(saved, model.module, optimizers, averages)
-        outcome, bad = Outcome(**note["outcome"]), note["bad"]
+        told = note["outcome"]
+        # older ones do not tell those on the clock
+        outcome, bad = Outcome(**{"clock_seconds": told["seconds"], **told}), note["bad"]
         since = Since(**note["since"])  # tokens are all processes', so is the loss that was kept
         if parallel.rank() > 0:
             since.loss = 0.0
@@ -197,12 +203,12 @@ def train(
         for step in range(outcome.steps, steps):
             yield parallel.share(step * rows, (step + 1) * rows)
 
-    saving = 0.0
+    saving = saved_on_clock = 0.0
     writes = divided or parallel.rank() == 0  # what is divided comes from all of them
 
     def save(path: Path) -> None:
-        nonlocal saving
-        began = time.monotonic()
+        nonlocal saving, saved_on_clock
+        began, had = time.monotonic(), company.device_time()
         (loss,) = parallel.sum_scalars(since.loss)
         finite(loss)  # a state that has diverged is not kept
         if writes:
@@ -211,7 +217,8 @@ def train(
             state.save_training(path, model.module, optimizers, note, averages)
         parallel.barrier()
         saving = time.monotonic() - began
-        outcome.saving_seconds += processes.device_seconds(began)
+        saved_on_clock += saving
+        outcome.saving_seconds += company.device_time() - had
 
     def finite(value: float) -> float:
         if not math.isfinite(value):
@@ -257,13 +264,13 @@ def train(
         (summed,) = parallel.sum_scalars(since.loss)
         return finite(summed / since.tokens)
 
-    def elapsed() -> float:
-        saved = outcome.saving_seconds - saved_before
-        return spent + processes.device_seconds(clock) - saved
+    def look_at_clock() -> None:
+        outcome.seconds = before.seconds + company.device_time() - had - (
+            outcome.saving_seconds - before.saving_seconds)
+        outcome.clock_seconds = before.clock_seconds + time.monotonic() - clock - saved_on_clock
 
-    clock = time.monotonic()
+    before, had, clock = replace(outcome), company.device_time(), time.monotonic()
     last_save = clock
-    spent, saved_before = outcome.seconds, outcome.saving_seconds
     pending = torch.zeros((), device=device, dtype=torch.float64)
     total = steps * rows * stream.context
     if validate is not None and patience is not None and outcome.steps == 0:
@@ -300,14 +307,13 @@ def train(
             branches_off = outcome.steps in branches
             if log or due or branches_off:  # else nothing is read back: the host runs ahead
                 take_loss()
-                outcome.seconds = elapsed()
+                look_at_clock()
             if log:
                 outcome.loss = mean_loss()
                 record(loss=outcome.loss, norm=finite(float(norm)), lr_factor=factor,
                        seconds=outcome.seconds,
-                       tokens_per_second=since.tokens / processes.sharing()
-                       / (outcome.seconds - since.seconds))
-                since = Since(seconds=outcome.seconds)
+                       tokens_per_second=since.tokens / (outcome.clock_seconds - since.seconds))
+                since = Since(seconds=outcome.clock_seconds)
             meter.advance(rows * stream.context,
                           "" if outcome.loss is None else f"loss {outcome.loss:.3f}")
             if validate is not None and (outcome.steps % every == 0 or last):
@@ -318,7 +324,8 @@ def train(
                 save(saved)
                 last_save = time.monotonic()
 
-    outcome.seconds, outcome.arithmetic = elapsed(), how.to_dict()
+    look_at_clock()
+    outcome.arithmetic = how.to_dict()
     outcome.stopped = "early" if impatient() else "end"
     if since.tokens:  # stopped between two lines of metrics
         take_loss()
