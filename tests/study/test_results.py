@@ -122,6 +122,37 @@ def test_what_distillation_gains_over_the_very_pretraining_of_its_student():
     assert ("{} with 16.2M, {} with 10.8M, {} with 5.4M, {} with 2.7M".format(*least)) in told
 
 
+def test_the_study_in_bfloat16_has_the_numbers_of_the_one_in_float32():
+    cells = {name: Cells(read_json(NANO.parent / name / "study.json"))
+             for name in ("bf16", "regime")}
+    told = (NANO.parents[1] / "experiments.md").read_text("utf-8").replace("\n", " ")
+    budgets = {"slm": 50_000_000, "slm-is": 12_500_000, "slm-pn": 34_700_000}
+
+    def nats(name, method, seed):
+        """Of each domain, after fine-tuning."""
+        arm = Arm(method, {compare.BUDGET: budgets[method]}).at(seed=seed)
+        rows = cells[name].rows(arm)
+        assert len(rows) == 9
+        return np.array([sum(rows[domain]["nll_after"]) / sum(rows[domain]["tokens"])
+                         for domain in sorted(rows)])
+
+    moved = {method: [nats("bf16", method, seed) - nats("regime", method, seed)
+                      for seed in (0, 1)] for method in budgets}
+    said = {method: " and ".join(f"{each.mean():+.3f}".replace("-", "−") for each in both)
+            for method, both in moved.items()}
+    assert f"`slm` differs from these by {said['slm']} nats per token" in told
+    assert (f"importance sampling by {said['slm-is']}, the network by {said['slm-pn']}, within "
+            f"{max(np.abs(both).max() for both in moved.values()):.3f} on single domains") in told
+
+    def less(name, method):
+        found = np.mean([nats(name, method, seed) - nats(name, "slm", seed) for seed in (0, 1)])
+        return f"{found:+.3f}".replace("-", "−")
+
+    sampling, network = ([less(name, method) for name in cells] for method in ("slm-is", "slm-pn"))
+    assert "importance sampling less `slm` {} ({} in float32".format(*sampling) in told
+    assert "the network less `slm` {} ({})".format(*network) in told
+
+
 def test_a_seed_does_alike_to_a_pair_at_several_budgets():
     """The correlation by which budgets are counted is that of the kept studies (seeds.ALIKE)."""
     found = []
