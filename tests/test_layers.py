@@ -10,8 +10,8 @@ import pytest
 import planearly
 
 ROOT = Path(planearly.__file__).parent
-LAYERS = ["errors", "units", "files processes progress yamltext", "storage", "parallel", "sharding",
-          "tensors engine", "keys", "checks", "config", "methods", "data", "cluster", "model",
+LAYERS = ["errors", "units", "files processes progress yamltext", "company", "storage", "parallel",
+          "sharding", "tensors engine", "keys", "checks", "config", "methods", "data", "cluster", "model",
           "train", "evaluate", "generate", "cost", "report", "export", "plan", "stages", "study",
           "studies", "usage", "api", "cli"]
 """From the ground up; modules of one line do not import each other."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from planearly import processes
 from planearly.cluster import assign, embed, neighbours, ngrams, select
 from planearly.data import documents, duplicates, overlap, pack
 from planearly.engine import local
@@ -121,12 +122,17 @@ def test_who_watches_may_stop_the_work(executor, tmp_path):
         executor.map(work(tmp_path / "out"), seen)
 
 
-def test_little_work_needs_no_processes(tmp_path):
+def test_little_work_needs_no_processes(tmp_path, monkeypatch):
     little, much = (work(tmp_path / name, small=small) for name, small in (("a", 8), ("b", 7)))
     assert isinstance(Local(2).workers(little, little.shards, print), Inline)
     pool = Local(2).workers(much, much.shards, print)
     assert isinstance(pool, Processes) and len(pool.rested) == 2
     assert isinstance(Local(1).workers(much, much.shards, print), Inline)
+    monkeypatch.setattr(local, "cores", lambda: 4)
+    for sharing, many in ((1, 4), (2, 2), (3, 1), (9, 1)):
+        monkeypatch.setenv(processes.SHARING, str(sharing))  # others have the rest
+        workers = Local().workers(much, much.shards, print)
+        assert (1 if isinstance(workers, Inline) else len(workers.rested)) == many
     few = work(tmp_path / "c").shards[:3]
     assert len(Local(20).workers(much, few * 3, print).rested) == 9
     assert len(Local(20).workers(work(tmp_path / "d"), few, print).rested) == 3
