@@ -11,9 +11,9 @@ import planearly
 
 ROOT = Path(planearly.__file__).parent
 LAYERS = ["errors", "units", "files processes progress yamltext", "company", "storage", "parallel",
-          "sharding", "tensors engine", "keys", "checks", "config", "methods", "data", "cluster", "model",
-          "train", "evaluate", "generate", "cost", "report", "export", "plan", "stages", "study",
-          "studies", "usage", "api", "cli"]
+          "sharding", "tensors engine", "keys", "checks", "config", "methods", "data", "cluster",
+          "model", "train", "evaluate", "generate", "cost", "report", "export", "plan", "stages",
+          "study", "studies", "usage", "api", "cli"]
 """From the ground up; modules of one line do not import each other."""
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 STRANGERS = {"model": {"data", "cluster"}}
