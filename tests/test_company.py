@@ -1,9 +1,10 @@
 """Who has a device at the same time is booked a part of it each."""
 
 import contextlib
-import os
+import shutil
 import subprocess
 import sys
+import threading
 import time
 import types
 
@@ -23,18 +24,27 @@ def clock(monkeypatch, tmp_path):
     return now
 
 
+HOLDS = """
+import fcntl, os, sys
+lock = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+fcntl.flock(lock, fcntl.LOCK_EX)
+print(flush=True)
+input()
+"""
+
+
 @contextlib.contextmanager
 def another(device="cpu"):
-    """A process that lives, beside this one in its company."""
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    file = company._own.parent / f"{device}.{process.pid}"
-    file.touch()
+    """A process that lives, beside this one in its company; then it is killed."""
+    file = company._own[1].parent / f"{device}.another"
+    process = subprocess.Popen([sys.executable, "-c", HOLDS, file], stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE)
+    process.stdout.readline()
     try:
-        yield process, file
+        yield file
     finally:
         process.kill()
-        process.wait()
-        process.stdin.close()
+        process.communicate()
 
 
 def test_time_is_divided_while_others_have_the_device(clock, tmp_path):
@@ -42,45 +52,83 @@ def test_time_is_divided_while_others_have_the_device(clock, tmp_path):
     with company.joined(tmp_path / "run"):
         clock[0] = 10.0
         assert company.size() == 1 and company.device_time() - began == 10.0
-        with another(), another("gpu-0"):
+        with another() as left, another("gpu-0"):
             assert company.size() == 2
             clock[0] = 20.0
             assert company.device_time() - began == 15.0
         clock[0] = 30.0  # it was killed, and has left its file
-        assert company.size() == 1 and company.device_time() - began == 25.0
+        assert left.exists() and company.size() == 1 and not left.exists()
+        assert company.device_time() - began == 25.0
     clock[0] = 40.0
     assert company.device_time() - began == 35.0
 
 
 def test_a_stage_within_a_stage_is_one(clock, tmp_path):
     with company.joined(tmp_path / "run"):
-        file = company._own
+        own = company._own
         with company.joined(tmp_path / "run"):
-            assert company._own == file
-        assert file.exists() and company._own == file
-    assert not file.exists() and not file.parent.exists() and company._own is None
+            assert company._own == own
+        assert own[1].exists() and company._own == own
+    assert not own[1].exists() and company._own is None
 
 
 def test_another_folders_company_is_another(clock, tmp_path):
     with company.joined(tmp_path / "a"):
-        first = company._own.parent
+        first = company._own[1].parent
     with company.joined(tmp_path / "b"):
-        assert company._own.parent != first
+        assert company._own[1].parent != first
     (tmp_path / "link").symlink_to(tmp_path / "a")
     with company.joined(tmp_path / "link"):
-        assert company._own.parent == first
+        assert company._own[1].parent == first
 
 
 def test_what_is_raised_leaves_the_company(clock, tmp_path):
     with pytest.raises(KeyError), company.joined(tmp_path):
         raise KeyError
-    assert company._own is None and not os.listdir(company.tempfile.gettempdir())
+    assert company._own is None and company.size() == 1
 
 
-def test_without_a_place_for_temporary_files_everybody_is_alone(clock, monkeypatch, tmp_path):
-    monkeypatch.setattr(company.tempfile, "gettempdir", lambda: str(tmp_path / "none" / "at all"))
+def no_folder():
+    raise FileNotFoundError("no usable temporary directory")
+
+
+@pytest.mark.parametrize("place", ["none", "a file", "somebody else's", "gone meanwhile"])
+def test_who_cannot_tell_is_alone(clock, monkeypatch, tmp_path, place):
+    if place == "none":
+        monkeypatch.setattr(company.tempfile, "gettempdir", no_folder)
+    if place == "a file":
+        monkeypatch.setattr(company.tempfile, "gettempdir", lambda: __file__)
+    if place == "somebody else's":
+        (tmp_path / "linked").mkdir()
+        with company.joined(tmp_path):
+            folder = company._own[1].parent
+        folder.rmdir()
+        folder.symlink_to(tmp_path / "linked")
     with company.joined(tmp_path):
+        if place == "gone meanwhile":
+            shutil.rmtree(company._own[1].parent)
         assert company.size() == 1
+    assert company._own is None
+
+
+def test_who_comes_and_goes_in_the_middle_of_a_stage_is_seen(clock, monkeypatch, tmp_path):
+    """Though the stage itself does not look."""
+    sizes, looked = iter([1, 2, 3]), threading.Event()
+
+    def size():
+        if (many := next(sizes, None)) is None:
+            looked.set()
+            return 1
+        clock[0] += 6.0
+        return many
+
+    monkeypatch.setattr(company, "_LOOK", 0.001)
+    monkeypatch.setattr(company, "size", size)
+    began = company._spent
+    with company.joined(tmp_path):
+        assert looked.wait(60)
+    # each count is of what passed before it was taken
+    assert company._spent - began == pytest.approx(0 / 1 + 6 / 2 + 6 / 3 + 6)
 
 
 def test_a_gpu_has_one_name_for_all_who_may_use_it(monkeypatch):

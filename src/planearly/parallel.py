@@ -129,6 +129,12 @@ def hosts() -> int:
     return max(world() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
 
 
+def on_device() -> int:
+    """How many of the processes compute on this one's device: one on a GPU, all of a machine on its
+    processor."""
+    return 1 if device().type == "cuda" else world() // hosts()
+
+
 def check_rows(rows: int) -> None:
     """Refuse a batch of fewer rows than processes."""
     if rows < world():

@@ -486,13 +486,17 @@ def test_a_precision_that_a_recipe_named_is_not_what_suits_a_device_of_the_data_
     found = devices.find(name)
     assert found.bf16 and not found.calibrated and found.told_of_precision(None) == ""
     assert devices.find("h100", False).rate == 5e13
+    assert not devices.find("h100", True).calibrated
 
 
 def test_an_older_calibration_tells_what_its_recipe_named_beside_the_products() -> None:
     told = measured("Some Processor x16")
     told["shapes"]["slm"]["settings"] = {"precision": "fp32"}  # type: ignore[index]
     write({**told, "matmul_kind": "bfloat16"})
-    assert not devices.find("Some Processor x16").bf16
+    found = devices.find("Some Processor x16")
+    assert not found.bf16 and found.named_precision
+    write({**told, "device": "NVIDIA H100", "matmul_kind": "bfloat16"})
+    assert devices.find("h100").bf16 and not devices.find("h100", False).bf16
 
 
 def test_a_calibration_that_tells_less_is_read_by_its_name() -> None:

@@ -154,6 +154,14 @@ def test_an_entry_of_a_shared_device_is_predicted_as_it_was_shared(cache: Path, 
     assert predicted("fp32", 1.9) == pytest.approx(1 / 2)
 
 
+def test_a_stage_without_a_cost_has_the_devices_time(tmp_path: Path) -> None:
+    for number, told in enumerate(({"seconds": 36.0}, {"seconds": 36.0, "device_seconds": 9.0})):
+        write_json(tmp_path / f"evaluate/{number}-f" / "manifest.json", {
+            "stage": f"evaluate/{number}", "inputs": {}, "fingerprint": str(number), **told})
+    hours = [entry["device_hours"] for entry in ledger.add_up([tmp_path])["stages"]]
+    assert sorted(hours) == pytest.approx([9 / 3600, 36 / 3600])
+
+
 def test_utilisation_is_of_the_measured_rate_too(cache: Path) -> None:
     write_json(devices.calibration_file("abacus"), {
         "device": "abacus", "matmul_flops": 2e12, "when": "2026-01-01", "shapes": {

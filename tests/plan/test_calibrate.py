@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -90,16 +91,27 @@ def test_trainings_side_by_side_are_measured_together_and_kept_beside(
             shape["tokens_per_second"] * shape["flops_per_token"])
 
 
+def tells(link: Connection, ready: Barrier, *_: object) -> None:
+    """What is wrong with one of them while the others wait for it."""
+    if multiprocessing.current_process().name.endswith("1"):
+        ready.wait()
+    else:
+        link.send("it is too large")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("ends", [ends, killed])
+@pytest.mark.parametrize(("ends", "said"), [
+    (ends, "calibrate with fewer --workers"), (killed, "calibrate with fewer --workers"),
+    (tells, "it is too large")])
 def test_a_training_that_ends_while_it_is_measured_is_one_sentence(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Callable[..., None]) -> None:
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Callable[..., None],
+        said: str) -> None:
     monkeypatch.setenv("PLANEARLY_CACHE", str(tmp_path))
     monkeypatch.setattr(calibrate, "matmul_rate", lambda device, bf16: (1e12, "float32"))
     monkeypatch.setattr(calibrate, "copy_rate", lambda device: 1e10)
     monkeypatch.setattr(calibrate, "_alongside", ends)
-    with pytest.raises(UserError, match="calibrate with fewer --workers"):
-        calibrate.calibrate(tiny(), seconds=0.1, workers=2)
+    with pytest.raises(UserError, match=said):
+        calibrate.calibrate(tiny(), seconds=0.1, workers=3)
     assert not list(devices.calibration_folder().iterdir())
 
 

@@ -64,6 +64,8 @@ def test_hours_of_workers_side_by_side_are_theirs_where_these_were_measured(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)  # three of them have one to itself
     many = forecast.forecast(recipe, workers=3)
     assert many["hours"] == pytest.approx(many["total"]["device_hours"] / 3)
+    five = forecast.forecast(recipe, workers=5)  # one GPU has two of them
+    assert five["hours"] == pytest.approx(alone / 3 * 2 / 5)
     assert many["total"]["device_hours"] == pytest.approx(alone)
 
 

@@ -254,7 +254,8 @@ def find_or_nearest(name: str | None = None, bf16: bool | None = None,
         sheet = min(SHEETS, key=lambda s: abs(s.gigabytes * 1e9 - (memory or 0)))
         found = from_sheet(sheet)
     else:
-        found = next((d for d in _calibrated() if d.kind == "cpu" and d.sharing == 1),
+        found = next((d for d in _calibrated() if d.kind == "cpu" and d.sharing == 1
+                      and not d.named_precision),
                      from_sheet(min(SHEETS, key=lambda s: s.teraflops)))
     return replace(found, stands_in_for=asked, memory=memory, calibrated=False,
                    kind="cuda" if device.type == "cuda" else "cpu",
@@ -340,7 +341,7 @@ def from_calibration(measured: dict[str, Any], sheet: Sheet | None) -> Device:
         # older calibrations do not tell: processors are named with the number of their cores
         kind=measured.get("kind")
         or ("cpu" if re.search(r" x\d+$", measured["device"]) else "cuda"),
-        bf16=_bf16(measured), named_precision=measured.get("named_precision", False),
+        bf16=_bf16(measured), named_precision=_named(measured),
         sharing=measured.get("sharing", 1),
         links=sheet.links * 1e9 if sheet else None,
     )
@@ -427,12 +428,13 @@ def find_calibration(device: str, bf16: bool | None = None,
 
     def usable(path: Path, same: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
         measured = _checked(path)
+        other = _named(measured) and _bf16(measured) != bf16
         if (same(measured["device"]) and measured.get("sharing", 1) in (1, sharing)
-                and not (sheet and bf16 is None and measured.get("named_precision"))):
+                and not (sheet and other)):
             yield measured
 
     def fits(measured: dict[str, Any]) -> tuple[bool, bool, bool]:
-        own = not measured.get("named_precision")
+        own = not _named(measured)
         return (own if bf16 is None else _bf16(measured) == bf16,
                 measured.get("sharing", 1) == sharing, own)
 
@@ -449,11 +451,18 @@ def find_calibration(device: str, bf16: bool | None = None,
 def _bf16(measured: dict[str, Any]) -> bool:
     """Whether the steps of a calibration were in bfloat16; older ones tell what their recipe named
     there alone."""
-    if "named_precision" not in measured:
-        named = in_bf16(measured["shapes"]["slm"].get("settings", {}).get("precision"))
-        if named is not None:
-            return named
-    return bool(measured.get("matmul_kind", "bfloat16") == "bfloat16")
+    kind = bool(measured.get("matmul_kind", "bfloat16") == "bfloat16")
+    if "named_precision" in measured:
+        return kind
+    named = in_bf16(measured["shapes"]["slm"].get("settings", {}).get("precision"))
+    return kind if named is None else named
+
+
+def _named(measured: dict[str, Any]) -> bool:
+    """Whether a calibration is of a precision that its recipe named and the device would not have
+    chosen; older ones measured the products in what the device chooses."""
+    kind = bool(measured.get("matmul_kind", "bfloat16") == "bfloat16")
+    return bool(measured.get("named_precision", _bf16(measured) != kind))
 
 
 def _checked(file: Path) -> dict[str, Any]:

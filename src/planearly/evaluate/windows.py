@@ -46,13 +46,16 @@ def window_losses(dataset: TokenDataset, windows: np.ndarray, weights: Path, sha
     shards = window_shards(
         n, rows, item, made, folder, lambda number: [folder / f"{number:05d}.npy"],
         lambda start, stop: float(lengths[windows[start:stop]].sum()))
+    began, had = time.monotonic(), company.device_time()
     counts = executor.map(Work("scoring windows", "tokens", score_shard, shards, small=_FEW,
                                gpu=True))
     found = np.concatenate([np.empty(0), *(read_array(shard.made[0]) for shard in shards)])
     _model.cache_clear()
     shutil.rmtree(folder, ignore_errors=True)
-    on_gpus = parallel.device().type == "cuda"
-    return found, sum(each["seconds"] for each in counts) / (company.size() if on_gpus else 1)
+    # of cores a process counts its own; of GPUs what others had is taken off here
+    part = ((company.device_time() - had) / (time.monotonic() - began)
+            if parallel.device().type == "cuda" else 1.0)
+    return found, sum(each["seconds"] for each in counts) * part
 
 
 @shard_function

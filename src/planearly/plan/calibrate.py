@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from multiprocessing.synchronize import Barrier
 
 _WARM_STEPS, _LEAST_STEPS = 2, 3
-_LOOK, _GRACE = 0.5, 5.0
-"""Seconds between two looks at whether a training still goes on, and that it has to end."""
+_GRACE = 5.0
+"""Seconds that a training side by side has to end."""
 
 
 def calibrate(recipe: keys.Recipe, seconds: float = 60.0, workers: int = 1) -> Path:
@@ -130,7 +130,7 @@ def _side_by_side(recipe: keys.Recipe, seconds: float,
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # of what was measured before
     with ExitStack() as stack:
-        links, started = [], []
+        links = []
         for _ in range(workers):
             link, there = spawn.Pipe(duplex=False)
             process = spawn.Process(target=_alongside, daemon=True, args=(
@@ -139,19 +139,20 @@ def _side_by_side(recipe: keys.Recipe, seconds: float,
             stack.callback(_end, process)
             process.start()
             there.close()  # so that its end closes the link
-            started.append(process)
 
-        def told_by(link: Connection) -> Any:
-            while not link.poll(_LOOK):
-                if any(process.exitcode for process in started):  # others wait for it
-                    raise EOFError
-            found = link.recv()
-            if isinstance(found, str):
-                raise UserError(found)
-            return found
+        def heard() -> list[Any]:
+            """What each of them tells next; one that failed keeps the others waiting."""
+            told: dict[Connection, Any] = {}
+            while len(told) < workers:
+                for link in wait([link for link in links if link not in told]):
+                    assert isinstance(link, Connection)
+                    told[link] = link.recv()
+                    if isinstance(told[link], str):
+                        raise UserError(told[link])
+            return list(told.values())
 
         try:
-            while (told := [told_by(link) for link in links])[0] is not None:
+            while (told := heard())[0] is not None:
                 key, facts = told[0]
                 yield key, facts | {rate: sum(each[1][rate] for each in told)
                                     for rate in ("tokens_per_second", "flops_per_second")}

@@ -191,7 +191,7 @@ def adapt(run: Run, row: Method, domain: str, base: Path | None,
         if base:
             begin_at(base, before, folder, _materialised(expert) if expert else None)
         begun = begun_in(folder) if base else dict.fromkeys(
-            ("tokens", "device_hours", "saving_hours"), 0)
+            ("tokens", "device_hours", "clock_hours", "saving_hours"), 0)
         own = training.generic_stream(run, drawn.rows, drawn.weights)
         streams: list[Stream] = [Later(own, -seen)]
         if shares[1]:
@@ -207,10 +207,10 @@ def adapt(run: Run, row: Method, domain: str, base: Path | None,
         outcome = loop.train(model, Later(stream, before * rows), steps, recipe.pretrain, folder,
                              name=stage, optimizer=training.rates(recipe, steps, shape, origin),
                              narrow=training.narrow)
-        seconds = outcome.seconds - begun["device_hours"] * 3600 / parallel.world()
         paid = replace(
-            outcome, tokens=outcome.tokens - int(begun["tokens"]), seconds=seconds,
-            clock_seconds=outcome.clock_seconds * seconds / outcome.seconds,
+            outcome, tokens=outcome.tokens - int(begun["tokens"]),
+            seconds=outcome.seconds - begun["device_hours"] * 3600 / parallel.world(),
+            clock_seconds=outcome.clock_seconds - begun["clock_hours"] * 3600,
             saving_seconds=outcome.saving_seconds
             - begun["saving_hours"] * 3600 / parallel.world())
         counts = own.sampler.counts(seen + own_rows) - own.sampler.counts(seen)

@@ -249,7 +249,7 @@ def chosen(run: Run, method: str, name: str) -> Path:
             bf16 = bf16_is_fast(dense.embed.weight.device)
             return mean_nll(dense, corpus.specialization_windows(run, name)[0], sample, bf16=bf16)
 
-        spent = Spent()
+        spent = Spent("finetune" in settings)
 
         def tune(expert: int, state: dict[str, Tensor]) -> float:
             dense = Transformer(model.shape)
@@ -308,13 +308,15 @@ def choice_windows(run: Run, name: str) -> tuple[np.ndarray, str]:
 class Spent:
     """Tokens, FLOPs and seconds of all devices that choosing an expert took."""
 
-    def __init__(self) -> None:
+    def __init__(self, every_rank: bool) -> None:
         self.tokens = self.flops = self.seconds = 0.0
+        # every process is held meanwhile; on a processor one that only waits has no part in it
+        self.held = parallel.world() if every_rank else parallel.world() // parallel.on_device()
 
     def add(self, tokens: float, flops_per_token: float, seconds: float) -> None:
         self.tokens += tokens
         self.flops += tokens * flops_per_token
-        self.seconds += seconds * parallel.world()  # every process is held meanwhile
+        self.seconds += seconds * self.held
 
     def booked(self, run: Run, stage: str) -> dict[str, Any]:
         return ledger.book(stage, self.tokens, self.flops, self.seconds,

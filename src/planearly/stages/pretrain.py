@@ -174,7 +174,9 @@ def begin_at(other: Path, step: int, folder: Path,
                                     "tokens": before["tokens"],
                                     "device_hours": before["seconds"] * parallel.world() / 3600,
                                     "saving_hours": before.get("saving_seconds", 0.0)
-                                    * parallel.world() / 3600})
+                                    * parallel.world() / 3600,
+                                    "clock_hours": before.get("clock_seconds", before["seconds"])
+                                    / 3600})
         with atomic_write(folder / "metrics.jsonl") as handle:
             handle.write((other / "metrics.jsonl").read_bytes())
         tensors.save_tensors(folder / loop.CHECKPOINT, become(state) if become else state, note)
@@ -187,8 +189,9 @@ def begun_in(folder: Path) -> dict[str, Any]:
     Raises:
         Damaged: the note holds something else.
     """
+    found = read_object(folder / BEGUN, "from", "tokens", "device_hours")
     return {"saving_hours": 0.0,  # which older ones do not tell
-            **read_object(folder / BEGUN, "from", "tokens", "device_hours")}
+            "clock_hours": found["device_hours"] / parallel.world(), **found}
 
 
 def epochs(drawn: np.ndarray, available: np.ndarray) -> dict[str, Any]:

@@ -211,7 +211,8 @@ def book(run: Run, name: str, outcome: loop.Outcome, flops_per_token: float,
         outcome.seconds * parallel.world() + goal.seconds_before,
         price_per_hour=run.recipe.cost.price_per_hour, currency=run.recipe.cost.currency,
         saving_seconds=outcome.saving_seconds * parallel.world(), processes=parallel.world(),
-        sharing=outcome.clock_seconds / outcome.seconds if outcome.seconds else 1.0,
+        sharing=outcome.clock_seconds / outcome.seconds / parallel.on_device()
+        if outcome.seconds else 1.0,
         teacher=(beside, goal.teacher_width) if goal.teacher_width else None,
     )
 

@@ -34,8 +34,7 @@ def forecast(recipe: Recipe, device: str = "here", workers: int | None = None) -
 
     Args:
         device: what it runs on; of this machine (``here``) all GPUs are used.
-        workers: as of ``planearly study``; of other machines' they divide the work, and each is
-            taken to have a device to itself.
+        workers: as of ``planearly study`` on this machine.
 
     Returns:
         ``cells`` (their number), ``impossible`` (list of ``cell`` and ``reason``), ``stages``
@@ -58,7 +57,7 @@ def forecast(recipe: Recipe, device: str = "here", workers: int | None = None) -
     def on(precision: str) -> devices.Device:
         return devices.find_or_nearest(device, devices.in_bf16(precision), each)
 
-    known, notes = on(recipe.pretrain.precision), dict[str, None]()
+    known, notes, precisions = on(recipe.pretrain.precision), dict[str, None](), set[str]()
     cells = grid.cells(recipe, predict.domain_names(recipe))
     corpus.check_named(recipe)
     # where the domains are does not hang on the corpus, which may be still to make
@@ -86,6 +85,7 @@ def forecast(recipe: Recipe, device: str = "here", workers: int | None = None) -
             counts[cell.method] = counts.get(cell.method, 0) + 1
             if recipe.projected.rank is None and "projected.rank" not in dict(cell.variant.changes):
                 made = config.variant(made, {"projected.rank": None})  # for the reason
+            precisions.add(made.pretrain.precision)
             found = predict.predict(made, on(made.pretrain.precision))
             notes |= {found["note"]: None} if found["note"] else {}
             slices |= {found["slices"]: None} if found["slices"] else {}
@@ -103,13 +103,15 @@ def forecast(recipe: Recipe, device: str = "here", workers: int | None = None) -
             for key in ("tokens", "flops", "device_hours", "money"):
                 if work[key] is not None:
                     sums[key] = (sums[key] or 0.0) + own * work[key]
-    if each > 1 and known.sharing == 1:
+    used = [on(precision) for precision in precisions]
+    if each > 1 and any(one.sharing == 1 for one in used):
         notes[f"hours are of one worker at a time: `planearly calibrate` with this recipe and "
               f"--workers {each} measures {each} side by side"] = None
     return {"name": recipe.name, "device": known.label, "note": "; ".join(notes),
             "cells": len(cells),
             "workers": many,
-            "hours": total["device_hours"] / min(many, gpus) if here else None,
+            "hours": total["device_hours"] * (
+                each / many if known.sharing == each else 1 / min(many, gpus)) if here else None,
             "impossible": impossible, "stages": len(stages),
             "params": {name: sorted(sizes) for name, sizes in params.items()},
             "slices": list(slices),

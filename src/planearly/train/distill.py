@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from planearly import company, keys
+from planearly import company, keys, parallel
 from planearly.data.streams import RowStream
 from planearly.files import atomic_write, read_array, read_object, write_json
 from planearly.model import outside, parts
@@ -181,7 +181,7 @@ def store(teacher: Live, stream: RowStream, k: int, folder: Path,
     tokens = rows * stream.context
     write_json(folder / "stored.json", {
         "k": k, "rows": rows, "tokens": tokens, "flops": tokens * teacher.flops_per_token,
-        "seconds": company.device_time() - began, "width": teacher.width})
+        "seconds": (company.device_time() - began) * parallel.on_device(), "width": teacher.width})
 
 
 def divergence(taught: Taught, logits: Tensor) -> Tensor:
