@@ -340,9 +340,9 @@ def test_a_bank_costs_what_its_recipe_s_optimiser_does_with_it() -> None:
 @pytest.mark.parametrize(("precision", "device", "said"), [
     ("auto", "a100", ""), ("bf16", "a100", ""), ("fp32", "t4", ""),
     ("fp32", "a100", "hours are at the rate of bfloat16, and the recipe names another precision: "
-                     "`planearly calibrate` with this recipe measures that"),
+                     "`planearly calibrate` there with this recipe measures that"),
     ("bf16", "t4", "hours are at the rate of float32, and the recipe names another precision: "
-                   "`planearly calibrate` with this recipe measures that"),
+                   "`planearly calibrate` there with this recipe measures that"),
     ("auto", "t4", "T4 has no fast bfloat16: training computes in float32 there, and hours are at "
                    "that rate (8.1 TFLOP/s)")])
 def test_hours_at_another_precisions_rate_are_told(precision: str, device: str, said: str) -> None:

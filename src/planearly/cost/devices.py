@@ -111,10 +111,10 @@ class Device:
         rate = "bfloat16" if self.bf16 else "float32"
         if wanted is not None and wanted != self.bf16:
             return (f"hours are at the rate of {rate}, and the recipe names another precision: "
-                    "`planearly calibrate` with this recipe measures that")
+                    "`planearly calibrate` there with this recipe measures that")
         if wanted is None and self.named_precision:
             return (f"hours are at the rate of {rate}, which the recipe of the calibration named: "
-                    "`planearly calibrate` with this recipe measures what suits the device")
+                    "`planearly calibrate` with a recipe that names none measures what suits it")
         if wanted is None and not self.bf16:
             return (f"{self.name} has no fast bfloat16: training computes in float32 there, and "
                     f"hours are at that rate ({self.rate / 1e12:.3g} TFLOP/s)")
