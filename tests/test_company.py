@@ -69,7 +69,7 @@ def test_a_stage_within_a_stage_is_one(clock, tmp_path):
         with company.joined(tmp_path / "run"):
             assert company._own == own
         assert own[1].exists() and company._own == own
-    assert not own[1].exists() and company._own is None
+    assert not own[1].parent.exists() and company._own is None
 
 
 def test_another_folders_company_is_another(clock, tmp_path):
@@ -102,13 +102,26 @@ def test_who_cannot_tell_is_alone(clock, monkeypatch, tmp_path, place):
         (tmp_path / "linked").mkdir()
         with company.joined(tmp_path):
             folder = company._own[1].parent
-        folder.rmdir()
         folder.symlink_to(tmp_path / "linked")
     with company.joined(tmp_path):
         if place == "gone meanwhile":
             shutil.rmtree(company._own[1].parent)
         assert company.size() == 1
     assert company._own is None
+
+
+def test_a_folder_that_is_removed_while_it_is_entered_is_made_again(clock, monkeypatch, tmp_path):
+    left, opened = [3], company.os.open
+
+    def late(path, *more):
+        if left[0]:
+            left[0] -= 1
+            path.parent.rmdir()
+        return opened(path, *more)
+
+    monkeypatch.setattr(company.os, "open", late)
+    with company.joined(tmp_path):
+        assert company._own[1].exists() and not left[0]
 
 
 def test_who_comes_and_goes_in_the_middle_of_a_stage_is_seen(clock, monkeypatch, tmp_path):

@@ -59,6 +59,8 @@ def joined(out: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 left[1].unlink(missing_ok=True)
             os.close(left[2])
+            with contextlib.suppress(OSError):  # others are in it
+                left[1].parent.rmdir()
 
 
 def size() -> int:
@@ -93,13 +95,16 @@ def _entered(out: Path) -> tuple[str, Path, int]:
     """The device, this process's file among those of its company, and the lock on it."""
     name = f"planearly-{os.getuid()}-{digest(str(out.resolve()))[:16]}"
     place = Path(tempfile.gettempdir()) / name
-    place.mkdir(mode=0o700, exist_ok=True)
-    if place.is_symlink() or place.stat().st_uid != os.getuid():
-        raise OSError(f"{place} is somebody else's")
     device = _device()
     file = place / f"{device}.{secrets.token_hex(8)}"
     while True:
-        lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+        place.mkdir(mode=0o700, exist_ok=True)
+        if place.is_symlink() or place.stat().st_uid != os.getuid():
+            raise OSError(f"{place} is somebody else's")
+        try:
+            lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+        except FileNotFoundError:  # the last of them has left meanwhile, and removed the folder
+            continue
         fcntl.flock(lock, fcntl.LOCK_EX)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock), os.stat(file)):

@@ -174,6 +174,8 @@ def _alongside(link: Connection, ready: Barrier, parent: int, workers: int, thre
     """Measure as one of several that begin each shape together; None is the end, and a sentence
     what is wrong."""
     processes.serve(parent)
+    # a lock that a library makes here (tqdm does) is then not left over by one that is ended
+    multiprocessing.set_start_method("fork", force=True)
     os.environ[processes.SHARING] = str(workers)
     torch.set_num_threads(threads)
     if parallel.device().type == "cpu":
