@@ -10,7 +10,10 @@ import types
 
 import pytest
 
-from planearly import company
+from planearly import company, keys
+from planearly.stages import folder as folder_module
+from planearly.stages.folder import Run
+from planearly.stages.manifest import facts
 from small_processes import together
 
 
@@ -70,6 +73,18 @@ def test_a_stage_within_a_stage_is_one(clock, tmp_path):
             assert company._own == own
         assert own[1].exists() and company._own == own
     assert not own[1].parent.exists() and company._own is None
+
+
+def test_a_stage_of_a_run_has_the_device_while_it_is_made(clock, monkeypatch, tmp_path):
+    monkeypatch.setattr(folder_module, "time", company.time)
+    monkeypatch.setattr(company, "size", lambda: 1 if company._own is None else 4)
+
+    def build(folder):
+        assert company._own is not None
+        clock[0] += 40.0
+
+    made = facts(Run(tmp_path / "run", keys.Recipe()).stage("a", {}, {}, build))
+    assert (made["seconds"], made["device_seconds"]) == (40.0, 10.0) and company._own is None
 
 
 def test_another_folders_company_is_another(clock, tmp_path):

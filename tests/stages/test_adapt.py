@@ -308,6 +308,7 @@ def test_the_plateau_s_checkpoints_are_paid_once(made, tmp_path, monkeypatch):
     assert costs["slm-plateau"]["saving_hours"] > 0
     assert costs["slm-adapt.law"]["device_hours"] == pytest.approx(
         whole["seconds"] / 3600 - begun["device_hours"])
+    assert "sharing" not in costs["slm-adapt.law"]  # nobody else had the device
     assert 0 < begun["device_hours"] <= costs["slm-plateau"]["device_hours"]
     assert costs["slm-plateau"]["saving_hours"] + costs["slm-adapt.law"]["saving_hours"] == (
         pytest.approx(whole["saving_seconds"] / 3600, rel=0.2))

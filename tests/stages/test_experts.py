@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from planearly import config, keys, methods
+from planearly import config, keys, methods, parallel
 from planearly.data.dataset import TokenDataset
 from planearly.errors import UserError
 from planearly.export import bundle as bundle_module
@@ -298,3 +298,15 @@ def test_a_network_trained_on_blends_resumes_and_gives_the_domain_its_blend(
     with run.opened():
         experts.chosen(run, "slm-pn", "law")
     assert "the network was trained on blends of its experts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "every_rank", "seconds"), [
+    ("cpu", False, 16.0), ("cpu", True, 64.0), ("cuda", False, 64.0), ("cuda", True, 64.0)])
+def test_choosing_an_expert_costs_what_the_processes_hold(monkeypatch, kind, every_rank, seconds):
+    """Of 8 on two machines; on a processor each of those in the stage counts a part of it."""
+    monkeypatch.setattr(parallel, "world", lambda: 8)
+    monkeypatch.setattr(parallel, "device", lambda: torch.device(kind))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    spent = experts.Spent(every_rank)
+    spent.add(1, 1, 8.0)
+    assert spent.seconds == seconds
